@@ -1,0 +1,53 @@
+"""The one record type: a prompt with K completions, whatever the method and whatever the schema it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from prefopt.plugin import Data
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]  # plain text, or chat turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One example as text.
+
+    Attributes:
+        id: stable name, derived from the content, so that order and encoding of a file do not change it.
+        kind: the shape of the record.
+        prompt: plain text or chat turns (a system turn, if any, first).
+        completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2.
+        desirable: the label of an UNPAIRED record.
+        scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
+        weight: factor of this record's loss.
+        source: where it came from, `file:row`, for messages.
+    """
+
+    id: str
+    kind: Data
+    prompt: Text
+    completions: tuple[Text, ...]
+    desirable: bool | None = None
+    scores: tuple[float, ...] | None = None
+    weight: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A row that was not taken, and why: nothing is dropped silently."""
+
+    source: str
+    reason: str  # a short stable key, such as "empty_completion"
+    detail: str  # one sentence for a person, naming the remedy
+    id: str = ""

@@ -1,0 +1,25 @@
+"""Errors that a user can mend, and the exit codes that the command line turns them into."""
+
+from __future__ import annotations
+
+
+class PrefoptError(Exception):
+    """Base of every error that prefopt raises on purpose; the message names the remedy."""
+
+    exit_code = 1
+
+
+class UserError(PrefoptError, ValueError):
+    """Something the user gave is wrong: an option, a file, a model, a plugin. Exit code 2."""
+
+    exit_code = 2
+
+
+class ThresholdError(PrefoptError):
+    """A check ran to its end and a threshold failed. Exit code 3."""
+
+    exit_code = 3
+
+
+class TrainingError(PrefoptError):
+    """A run that had to stop: a loss that is not finite, or a first batch that is provably wrong."""

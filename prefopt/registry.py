@@ -1,0 +1,89 @@
+"""Losses by name: the built-in menu, and the entry points (group `prefopt.losses`) of installed packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from prefopt.errors import UserError
+from prefopt.losses import MENU, load_class
+from prefopt.plugin import Loss, Needs
+
+ENTRY_POINT_GROUP = "prefopt.losses"
+
+
+def names() -> list[str]:
+    """Every loss that can be named here, built-in first, each group in alphabetical order."""
+    return sorted(MENU) + sorted(_outside())
+
+
+def loss_class(name: str) -> type[Any]:
+    """The plugin class of a name.
+
+    Raises:
+        UserError: an unknown name (with the nearest ones), or an outside package whose plugin cannot be used.
+    """
+    if name in MENU:
+        return load_class(name)  # type: ignore[no-any-return]
+    outside = _outside()
+    if name not in outside:
+        raise UserError(f"unknown loss {name!r}{nearest(name, names())}; `prefopt losses` prints the menu")
+    return _load_outside(outside[name])
+
+
+def load(name: str, /, **hyperparameters: Any) -> Loss:
+    """An instance of the loss `name`: `load("simpo", beta=2.5)`.
+
+    Raises:
+        UserError: an unknown name or hyper-parameter, or a value that the plugin refuses.
+    """
+    cls = loss_class(name)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in hyperparameters:
+        if key not in known:
+            raise UserError(f"loss {name!r} has no hyper-parameter {key!r}{nearest(key, known)}; it has: {known}")
+    try:
+        return cls(**hyperparameters)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss {name!r}: {error}") from error
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """`; did you mean 'x'?` for the closest choice, or nothing."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@cache
+def _outside() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in MENU:
+            raise UserError(f"package {package(point)} registers a loss {point.name!r}, which prefopt already has; "
+                            "it must choose another name, or be uninstalled")
+        if point.name in found:
+            raise UserError(f"packages {package(found[point.name])} and {package(point)} both register a loss "
+                            f"{point.name!r}; uninstall one of them")
+        found[point.name] = point
+    return found
+
+
+def _load_outside(point: EntryPoint) -> type[Any]:
+    where = f"loss {point.name!r} of package {package(point)}"
+    try:
+        cls = point.load()
+    except Exception as error:
+        raise UserError(f"{where} failed to import: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"{where} must be a dataclass, got {cls!r}")
+    if not isinstance(getattr(cls, "needs", None), Needs | property):
+        raise UserError(f"{where} does not declare `needs: ClassVar[Needs]`")
+    return cls
+
+
+def package(point: EntryPoint) -> str:
+    """The name of the distribution that an entry point comes from."""
+    return point.dist.name if point.dist is not None else point.value
