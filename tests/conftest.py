@@ -1,0 +1,27 @@
+"""Shared fixtures: one thread, offline hub, the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real preference data: `$PREFOPT_SHARED_DATA`, or `shared/data` beside the project."""
+    candidates = [Path(__file__).resolve().parents[2] / "shared" / "data"]
+    if "PREFOPT_SHARED_DATA" in os.environ:
+        candidates.insert(0, Path(os.environ["PREFOPT_SHARED_DATA"]))
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    pytest.skip("no folder of real data: set PREFOPT_SHARED_DATA")
