@@ -1,0 +1,307 @@
+"""The planner: which records go into which micro-batch of which process, as a function of (seed, epoch, lengths) alone.
+
+A step takes the next `records` records of the epoch's order (the global batch). Their trees are dealt to the processes
+so that the work is equal, then, in each process, to micro-batches of at most `max_tokens` tokens; every process gets
+the same number of micro-batches, because FSDP hangs otherwise. Steps are planned one at a time, when asked for: an
+epoch of any length needs memory for its order and one number or two per record, and nothing per step.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.errors import UserError
+
+if TYPE_CHECKING:
+    from prefopt.data.tokens import Ids, TokenRecord
+
+Indices = NDArray[np.int64]
+Layout = Literal["tree", "padded"]
+Step = list[list[Indices]]  # [process][micro-batch] -> record indices; an empty array is a micro-batch without records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What tokens cost relative to one token's way through the linear layers of the whole model.
+
+    Of a decoder layer of width h: projections of the attention 4 h^2 weights, of the MLP 8 h^2, two FLOPs each and
+    token: 24 h^2. A query-key pair costs 2 h for the score and 2 h for the sum of values: 4 h, that is 1 / (6 h) of a
+    token. The output layer costs 2 h V for each completion token and nothing for a prompt's: V / (12 h L) of a token
+    in a model of L layers. The backward doubles each alike and leaves the ratios.
+
+    Attributes:
+        attention: cost of one query-key pair; the default is that of a width of 2,048.
+        head: cost of one completion token in the output layer; the default is that of 24 such layers and 50,000 words.
+    """
+
+    attention: float = 1 / (6 * 2048)
+    head: float = 50_000 / (12 * 2048 * 24)
+
+    @classmethod
+    def of(cls, *, hidden_size: int, num_layers: int, vocab_size: int) -> Cost:
+        """The costs of a dense decoder of these sizes."""
+        return cls(attention=1 / (6 * hidden_size), head=vocab_size / (12 * hidden_size * num_layers))
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """Lengths in tokens of N records; all that the planner knows of them.
+
+    Attributes:
+        prompt: (N,) tokens of the shared prompt, >= 1.
+        completions: tokens of every completion, >= 1, flat over the records; record i's are
+            `completions[offsets[i] : offsets[i + 1]]`, at least one. A mismatched completion is one more of them.
+        offsets: (N + 1,).
+        prompt_key: (N,) integers, equal where prompts are equal token for token (`prompt_keys`): such records of a
+            global batch then share one tree and its tokens are counted once. None: every record is its own tree.
+        ids: names of the records, for messages.
+
+    Raises:
+        ValueError: the arrays do not fit together, or a length is below 1.
+    """
+
+    prompt: NDArray[np.integer]
+    completions: NDArray[np.integer]
+    offsets: NDArray[np.integer]
+    prompt_key: NDArray[np.integer] | None = None
+    ids: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.prompt)
+        if self.offsets.shape != (n + 1,) or self.offsets[0] != 0 or self.offsets[-1] != len(self.completions):
+            raise ValueError(f"offsets must be ({n + 1},), from 0 to the number of completions")
+        if n and (np.diff(self.offsets).min() < 1 or self.prompt.min() < 1 or self.completions.min() < 1):
+            raise ValueError("every record needs a prompt of at least one token and a completion of at least one")
+        for name, value in (("prompt_key", self.prompt_key), ("ids", self.ids)):
+            if value is not None and len(value) != n:
+                raise ValueError(f"{name} must have one entry for each of the {n} records, got {len(value)}")
+
+    @classmethod
+    def of(cls, records: Sequence[TokenRecord], *, share_prompts: bool = False) -> Lengths:
+        """The lengths of tokenized records; `share_prompts` lets records with the same prompt share a tree."""
+        return cls(
+            prompt=np.array([len(r.prompt) for r in records], dtype=np.int32),
+            completions=np.array([len(c) for r in records for c in r.completions], dtype=np.int32),
+            offsets=np.cumsum([0, *(len(r.completions) for r in records)], dtype=np.int64),
+            prompt_key=prompt_keys(r.prompt for r in records) if share_prompts else None,
+            ids=[r.id for r in records],
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def with_completion(self, extra: NDArray[np.integer]) -> Lengths:
+        """The same records with one more completion each, last, of (N,) `extra` tokens: KTO's mismatched one."""
+        completions = np.insert(self.completions, self.offsets[1:], extra)
+        return replace(self, completions=completions, offsets=self.offsets + np.arange(len(self) + 1))
+
+    def tokens(self, layout: Layout = "tree") -> NDArray[np.int64]:
+        """(N,) tokens fed to the model; a completion's last token is not: nothing is predicted from it."""
+        tokens: Indices = self._copies(layout) * self.prompt + self._sum(self.completions - 1)
+        return tokens
+
+    def work(self, cost: Cost, layout: Layout = "tree") -> NDArray[np.float64]:
+        """(N,) cost in units of one token's linear cost: tokens, query-key pairs, completion tokens in the head."""
+        prompt, fed = self.prompt.astype(np.float64), (self.completions - 1).astype(np.float64)
+        pairs = self._copies(layout) * prompt**2 / 2 + prompt * self._sum(fed) + self._sum(fed**2) / 2
+        work: NDArray[np.float64] = (
+            self.tokens(layout) + cost.attention * pairs + cost.head * self._sum(self.completions)
+        )
+        return work
+
+    def _copies(self, layout: Layout) -> NDArray[np.int64]:
+        """(N,) how often the prompt is fed: once in a tree, with every completion in padded rows."""
+        return np.diff(self.offsets).astype(np.int64) if layout == "padded" else np.ones(len(self), dtype=np.int64)
+
+    def _sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(N,) sums of a flat array over the completions of each record, in 64 bits."""
+        wide = np.float64 if values.dtype.kind == "f" else np.int64
+        return np.add.reduceat(values, self.offsets[:-1], dtype=wide)
+
+
+def prompt_keys(prompts: Iterable[Ids]) -> Indices:
+    """(N,) the number of the first prompt that equals this one, token for token."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(np.asarray(p).tobytes(), i) for i, p in enumerate(prompts)], dtype=np.int64)
+
+
+def same_prompt(prompts: Sequence[Ids]) -> list[list[int]]:
+    """Positions of a micro-batch's records grouped by equal prompt, in order of first appearance: one tree each."""
+    groups: dict[int, list[int]] = {}
+    for position, key in enumerate(prompt_keys(prompts).tolist()):
+        groups.setdefault(key, []).append(position)
+    return list(groups.values())
+
+
+class EpochPlan:
+    """The steps of one epoch. `len(plan)` steps; `plan.step(i)` gives the micro-batches of every process.
+
+    No record is lost or repeated; the last global batch may be smaller than the rest. Inside a micro-batch the heavier
+    trees come first and records that share a tree stand together. For evaluation `shuffle=False` keeps the order of
+    the records from one global batch to the next.
+
+    Args:
+        lengths: of the records.
+        seed, epoch: key of the order, both >= 0. The order is the same on every machine and numpy release.
+        records: records of a global batch, on all processes together.
+        max_tokens: most tokens of a micro-batch.
+        processes: among which each global batch is divided.
+        shuffle: draw the order, or keep that of the records.
+        cost: what is balanced.
+        layout: `tree` feeds a prompt once for each tree, `padded` once for each completion (and shares no prompts).
+
+    Raises:
+        UserError: no record, a size below 1, or a record of more than `max_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        *,
+        seed: int,
+        epoch: int,
+        records: int,
+        max_tokens: int,
+        processes: int = 1,
+        shuffle: bool = True,
+        cost: Cost = Cost(),
+        layout: Layout = "tree",
+    ) -> None:
+        for name, value in (("batch.records", records), ("batch.max_tokens", max_tokens), ("processes", processes)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if len(lengths) == 0:
+            raise UserError("there are no records to plan: see which rows were rejected, and why")
+        self.lengths, self.records, self.max_tokens, self.processes = lengths, records, max_tokens, processes
+        self.cost, self.layout = cost, layout
+        self._tokens = lengths.tokens(layout)
+        self._work = lengths.work(cost, layout)
+        self._share = lengths.prompt_key is not None and layout == "tree"
+        self._refuse_longer()
+        self.order = _shuffled(len(lengths), seed, epoch) if shuffle else np.arange(len(lengths), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.records)
+
+    def global_batch(self, index: int) -> Indices:
+        """The records of step `index`, in the order of the epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"step {index} of an epoch of {len(self)}")
+        return self.order[index * self.records : (index + 1) * self.records]
+
+    def step(self, index: int) -> Step:
+        """The micro-batches of step `index`: as many for each process, a micro-batch without records where it must."""
+        trees, tokens, work = self._trees(self.global_batch(index))
+        heaviest_first = np.argsort(-work, kind="stable")
+        trees = [trees[i] for i in heaviest_first]
+        tokens, work = tokens[heaviest_first].tolist(), work[heaviest_first].tolist()
+        shares = _deal(work, self.processes)
+        count = max(-(-sum(tokens[i] for i in share) // self.max_tokens) for share in shares)
+        while True:  # ends: with as many micro-batches as trees each tree has its own
+            packed = []
+            for share in shares:
+                bins = _pack(share, tokens, work, count, self.max_tokens)
+                if bins is None:
+                    break
+                packed.append(bins)
+            else:
+                return [[_join([trees[i] for i in one]) for one in bins] for bins in packed]
+            count += 1
+
+    def work(self, micro_batch: Indices) -> float:
+        """Work of a micro-batch in tokens' linear cost, shared prompts counted once."""
+        return float(self._trees(micro_batch, whole=True)[2].sum())
+
+    def tokens(self, micro_batch: Indices) -> int:
+        """Tokens of a micro-batch, shared prompts counted once."""
+        return int(self._trees(micro_batch, whole=True)[1].sum())
+
+    def _refuse_longer(self) -> None:
+        over = np.flatnonzero(self._tokens > self.max_tokens)
+        if len(over):
+            worst = int(over[np.argmax(self._tokens[over])])
+            name = f"record {worst}" if self.lengths.ids is None else f"record {self.lengths.ids[worst]!r}"
+            more = f" ({len(over)} records are over the limit)" if len(over) > 1 else ""
+            raise UserError(
+                f"{name} has {self._tokens[worst]} tokens, more than batch.max_tokens={self.max_tokens}{more}: "
+                f"raise batch.max_tokens to {self._tokens[worst]}, or lower data.max_length"
+            )
+
+    def _trees(self, batch: Indices, *, whole: bool = False) -> tuple[list[Indices], Indices, NDArray[np.float64]]:
+        """Trees of a global batch: their records, tokens and work.
+
+        A tree of several records is cut where it would pass `max_tokens`, or a process's fair share of the work
+        (`whole`: never).
+        """
+        tokens, work = self._tokens[batch], self._work[batch]
+        if not self._share:
+            return np.split(batch, len(batch))[: len(batch)], tokens, work
+        assert self.lengths.prompt_key is not None
+        prompt = self.lengths.prompt[batch].astype(np.int64)
+        saved = prompt + self.cost.attention * prompt.astype(np.float64) ** 2 / 2  # by each record but a tree's first
+        fair = work.sum() / self.processes
+        open_tree: dict[int, int] = {}
+        members: list[list[int]] = []
+        tree_tokens: list[int] = []
+        tree_work: list[float] = []
+        rows = zip(batch, self.lengths.prompt_key[batch], tokens, work, prompt, saved, strict=True)
+        for record, key, own_tokens, own_work, own_prompt, own_saved in rows:
+            tree = open_tree.get(int(key))
+            if tree is not None:
+                grown = tree_tokens[tree] + int(own_tokens - own_prompt)
+                heavier = tree_work[tree] + float(own_work - own_saved)
+                if whole or (grown <= self.max_tokens and heavier <= fair):
+                    members[tree].append(int(record))
+                    tree_tokens[tree], tree_work[tree] = grown, heavier
+                    continue
+            open_tree[int(key)] = len(members)
+            members.append([int(record)])
+            tree_tokens.append(int(own_tokens))
+            tree_work.append(float(own_work))
+        return [np.array(m, dtype=np.int64) for m in members], np.array(tree_tokens), np.array(tree_work)
+
+
+def _shuffled(n: int, seed: int, epoch: int) -> Indices:
+    """A permutation keyed by (seed, epoch): the ranks of raw Philox draws, whose stream numpy promises to keep."""
+    if seed < 0 or epoch < 0:
+        raise UserError(f"seed and epoch must not be negative, got {seed} and {epoch}")
+    draws = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
+
+
+def _deal(work: list[float], processes: int) -> list[list[int]]:
+    """Longest processing time first (Graham, 1969): each tree, heaviest first, to the process with the least work."""
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    heap = [(0.0, process) for process in range(processes)]
+    for tree, own in enumerate(work):
+        load, process = heap[0]
+        shares[process].append(tree)
+        heapq.heapreplace(heap, (load + own, process))
+    return shares
+
+
+def _pack(share: list[int], tokens: list[int], work: list[float], count: int, most: int) -> list[list[int]] | None:
+    """The trees of one process in `count` micro-batches: each to the one with the least work that has room, or None."""
+    if count == 1:
+        return [share]  # the caller's lower bound: they fit
+    bins: list[list[int]] = [[] for _ in range(count)]
+    load, room = [0.0] * count, [most] * count
+    for tree in share:
+        open_bins = [b for b in range(count) if room[b] >= tokens[tree]]
+        if not open_bins:
+            return None
+        best = min(open_bins, key=load.__getitem__)
+        bins[best].append(tree)
+        load[best] += work[tree]
+        room[best] -= tokens[tree]
+    return bins
+
+
+def _join(trees: list[Indices]) -> Indices:
+    return np.concatenate(trees) if trees else np.empty(0, dtype=np.int64)
