@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
 from prefopt.plugin import Data, LossOutput, Needs
 
 
@@ -27,6 +28,9 @@ class DPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1, smaller lets the policy go further
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio

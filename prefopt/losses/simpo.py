@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
 from prefopt.plugin import Data, LossOutput, Needs
 
 
@@ -29,6 +31,9 @@ class SimPO:
 
     beta: float = 2.0  # reward per (nat/token); useful range 2 to 10, far above DPO's 0.1
     gamma_beta_ratio: float = 0.5  # target margin in nats/token; 0.1 to 0.8
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, gamma_beta_ratio=-math.inf < self.gamma_beta_ratio < math.inf)
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         margin = logps.chosen.mean - logps.rejected.mean
