@@ -236,12 +236,12 @@ class EpochPlan:
     def _trees(self, batch: Indices, *, whole: bool = False) -> tuple[list[Indices], Indices, NDArray[np.float64]]:
         """Trees of a global batch: their records, tokens and work.
 
-        A tree of several records is cut where it would pass `max_tokens`, or a process's fair share of the work
-        (`whole`: never).
+        A tree of several records is cut where it would pass `max_tokens`, or what each process would bear if nothing
+        were shared (`whole`: never).
         """
         tokens, work = self._tokens[batch], self._work[batch]
         if not self._share:
-            return np.split(batch, len(batch))[: len(batch)], tokens, work
+            return [batch[i : i + 1] for i in range(len(batch))], tokens, work
         assert self.lengths.prompt_key is not None
         prompt = self.lengths.prompt[batch].astype(np.int64)
         saved = prompt + self.cost.attention * prompt.astype(np.float64) ** 2 / 2  # by each record but a tree's first
