@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from prefopt.engine.generate import generate
+from prefopt.engine.generation import generate
 from prefopt.errors import UserError
 
 VOCAB, EOS = 40, 7

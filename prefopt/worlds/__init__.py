@@ -1,0 +1,1 @@
+"""Worlds: tasks whose reward is known exactly, the ground of comparisons."""
