@@ -1,0 +1,139 @@
+"""Attention over trees, registered with transformers under the name `prefopt`.
+
+The plan travels as the forward keyword argument `prefopt_tree`, never as a global, so that activation checkpointing
+recomputes with the right one. Without a plan the function is transformers' own (sdpa, or eager where the model has a
+softcap that sdpa cannot do), so that padded batches and `generate` work as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from prefopt.engine.layout import Group, Piece, TreePlan
+
+NAME = "prefopt"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    prefopt_tree: TreePlan | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention in the signature of transformers: q, k, v (B, heads, L, d) to (B, L, heads, d)."""
+    if prefopt_tree is None:
+        if softcap is None:
+            out, weights = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
+            )
+            return cast(Tensor, out), weights
+        if attention_mask is None and query.shape[2] > 1:
+            order = torch.arange(key.shape[2], device=key.device)
+            attention_mask = (order[-query.shape[2] :, None] >= order)[None, None]
+        return _attend(query, key, value, attention_mask, dropout, scaling, softcap).transpose(1, 2).contiguous(), None
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise NotImplementedError("attention sinks and position biases are not supported in the tree layout")
+    if query.device.type == "cuda":
+        from prefopt.engine.flex import flex_tree_attention
+
+        return flex_tree_attention(query, key, value, prefopt_tree, dropout, scaling, softcap, sliding_window), None
+    sizes = [part.length for part in prefopt_tree.parts]
+    pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    outs = []
+    for i, (part, (q, k, v)) in enumerate(zip(prefopt_tree.parts, pieces, strict=True)):
+        if isinstance(part, Group):
+            mask = prefopt_tree.mask(i, sliding_window)
+            outs.append(_group(part, q, k, v, mask, dropout, scaling, softcap))
+        else:
+            outs.append(_piece(part, q, k, v, sliding_window, dropout, scaling, softcap))
+    return torch.cat(outs, 1) if len(outs) > 1 else outs[0], None
+
+
+def _group(
+    part: Group, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scaling: float | None, cap: float | None
+) -> Tensor:
+    """(1, heads, length, d) to (1, length, heads, d), all trees of the group in one call."""
+    if part.index.shape[0] == 1:
+        return _attend(q, k, v, mask, dropout, scaling, cap).transpose(1, 2)
+    size, longest = part.index.shape
+    gather = part.index.clamp(min=0).flatten()
+
+    def spread(x: Tensor) -> Tensor:
+        rows = x[0].transpose(0, 1).index_select(0, gather)  # (G*T, heads, d)
+        return rows.view(size, longest, *rows.shape[1:]).transpose(1, 2)
+
+    out = _attend(spread(q), spread(k), spread(v), mask, dropout, scaling, cap).transpose(1, 2)
+    kept = (part.index.flatten() >= 0).nonzero().squeeze(1)
+    return out.reshape(size * longest, *out.shape[2:]).index_select(0, kept).unsqueeze(0)
+
+
+def _piece(
+    part: Piece,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    dropout: float,
+    scaling: float | None,
+    cap: float | None,
+) -> Tensor:
+    """The same for one long tree: the prompt causally, then each branch on the prompt and itself."""
+    sizes = [part.prompt, *part.branches]
+    qs, ks, vs = q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2)
+    outs = [_attend(qs[0], ks[0], vs[0], _window(part.prompt, part.prompt, window, cap, q), dropout, scaling, cap)]
+    for qb, kb, vb in zip(qs[1:], ks[1:], vs[1:], strict=True):
+        n = qb.shape[2]
+        mask = _causal(n, part.prompt + n, window, q.device)
+        outs.append(_attend(qb, torch.cat((ks[0], kb), 2), torch.cat((vs[0], vb), 2), mask, dropout, scaling, cap))
+    return torch.cat([o.transpose(1, 2) for o in outs], 1)
+
+
+def _window(n: int, keys: int, window: int | None, cap: float | None, like: Tensor) -> Tensor | None:
+    """No mask where plain causality will do, and sdpa can skip the upper half."""
+    if cap is None and (window is None or window >= keys):
+        return None
+    return _causal(n, keys, window, like.device)
+
+
+def _causal(n: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(1, 1, n, keys) bool for the last n of `keys` consecutive positions."""
+    at = torch.arange(keys - n, keys, device=device)[:, None]
+    to = torch.arange(keys, device=device)[None, :]
+    seen = to <= at
+    if window is not None:
+        seen &= at - to < window
+    return seen[None, None]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scaling: float | None, cap: float | None
+) -> Tensor:
+    """Softmax attention with a bool mask (None: causal), grouped heads and an optional softcap of the scores."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if cap is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+    scores = torch.matmul(q, k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = cap * torch.tanh(scores / cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(F.dropout(F.softmax(scores, -1, torch.float32).to(q.dtype), dropout), v)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

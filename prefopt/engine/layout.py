@@ -1,0 +1,261 @@
+"""From records in tokens to rows of the model: trees packed end to end, or padded sequences where trees do not work.
+
+A tree is `[shared prompt | completion 1 | completion 2 | ...]`. Positions restart at the end of the prompt for every
+completion, and a completion sees the prompt and itself. The last token of a completion is never fed to the model:
+nothing is predicted from it.
+
+Legend: R rows, L positions of a row, N scored tokens, C completions, G trees of a group, T tokens of its longest tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.data.tokens import Ids
+
+Layout = Literal["tree", "padded"]
+
+# Trees up to this length are attended with one dense mask, several at a time; longer ones piece by piece, which skips
+# the half of the prompt's square that causality rules out.
+DENSE_TOKENS = 320
+# A tree joins a group of longer ones while it fills this share of the group's longest.
+FILL = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """One prompt and its branches, in tokens. `keys` names each branch for the caller, in order."""
+
+    prompt: Ids
+    branches: tuple[Ids, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the tree takes in a row."""
+        return len(self.prompt) + sum(len(b) - 1 for b in self.branches)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Trees of similar length, attended in one call: `index` (G, T) local positions, -1 where a tree is shorter."""
+
+    length: int  # positions of the row that the group covers
+    index: Tensor
+    scope: Tensor  # (G, T) branch of each token, 0 for the prompt, -1 for filling
+    position: Tensor  # (G, T)
+
+    def mask(self, window: int | None) -> Tensor:
+        """(G, 1, T, T) bool: which key each query sees. Filling sees itself, so that no softmax is empty."""
+        q, k = self.scope[:, :, None], self.scope[:, None, :]
+        order = torch.arange(self.scope.shape[1], device=self.scope.device)
+        seen = (order[:, None] >= order[None, :]) & ((k == q) | (k == 0)) & (k >= 0) & (q >= 0)
+        if window is not None:
+            seen &= self.position[:, :, None] - self.position[:, None, :] < window
+        return (seen | (order[:, None] == order[None, :])).unsqueeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A long tree, attended piece by piece: the prompt, then every branch on prompt and itself."""
+
+    prompt: int
+    branches: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.branches)
+
+
+@dataclass(frozen=True, eq=False)
+class TreePlan:
+    """How the positions of one row attend to each other: groups and long trees, in the order of the row."""
+
+    parts: tuple[Group | Piece, ...]
+    tree: Tensor  # (L,) tree of each position
+    scope: Tensor  # (L,) branch of each position within its tree, 0 for the prompt
+    position: Tensor  # (L,)
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    def mask(self, part: int, window: int | None) -> Tensor:
+        """The mask of a group, made once for all layers."""
+        key = (part, window)
+        if key not in self.masks:
+            group = self.parts[part]
+            assert isinstance(group, Group)
+            self.masks[key] = group.mask(window)
+        return self.masks[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One forward of the model, with what is to be scored in it.
+
+    Attributes:
+        input_ids, position_ids: (R, L).
+        tree: how positions attend (tree layout, R = 1), or None (padded layout).
+        attention_mask: (R, L) in the padded layout, else None.
+        source: (N,) flat position in (R, L) whose hidden state predicts the token.
+        target: (N,) token id.
+        owner: (N,) completion, 0 to C-1, ascending.
+        num_tokens: (C,).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    tree: TreePlan | None
+    attention_mask: Tensor | None
+    source: Tensor
+    target: Tensor
+    owner: Tensor
+    num_tokens: Tensor
+
+    def to(self, device: torch.device | str) -> Row:
+        """The same row on another device."""
+        if self.input_ids.device == torch.device(device):
+            return self
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, Group):
+                return Group(value.length, *(getattr(value, n).to(device) for n in ("index", "scope", "position")))
+            if isinstance(value, TreePlan):
+                parts = tuple(move(p) for p in value.parts)
+                return TreePlan(parts, *(getattr(value, n).to(device) for n in ("tree", "scope", "position")))  # type: ignore[arg-type]
+            return value
+
+        return Row(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+
+    @property
+    def tokens_fed(self) -> int:
+        """Positions computed, filling included."""
+        return self.input_ids.numel()
+
+
+def lay_out(trees: Sequence[Tree], layout: Layout) -> Row:
+    """Lay trees out as one forward of the model.
+
+    Completions keep the order of `trees` and, within a tree, of its branches: completion c of the result is the c-th
+    branch overall.
+    """
+    return _tree_row(trees) if layout == "tree" else _padded_row(trees)
+
+
+def _tree_row(trees: Sequence[Tree]) -> Row:
+    first_branch = np.cumsum([0, *(len(t.branches) for t in trees)])
+    # Longest first: neighbours in the row are then alike, and can be attended together.
+    order = sorted(range(len(trees)), key=lambda i: (-trees[i].num_tokens, i))
+    ids, position, scope, tree_of = [], [], [], []
+    source: list[np.ndarray] = [np.empty(0, np.int64)] * int(first_branch[-1])
+    start = 0
+    for i in order:
+        tree = trees[i]
+        prompt = len(tree.prompt)
+        ids.append(tree.prompt)
+        position.append(np.arange(prompt))
+        scope.append(np.zeros(prompt, np.int64))
+        at = start + prompt
+        for b, branch in enumerate(tree.branches):
+            fed = len(branch) - 1
+            ids.append(branch[:-1])
+            position.append(np.arange(prompt, prompt + fed))
+            scope.append(np.full(fed, b + 1))
+            source[first_branch[i] + b] = np.concatenate(([start + prompt - 1], np.arange(at, at + fed)))
+            at += fed
+        tree_of.append(np.full(tree.num_tokens, i))
+        start = at
+    plan = TreePlan(
+        _parts([trees[i] for i in order]),
+        _long(np.concatenate(tree_of)),
+        _long(np.concatenate(scope)),
+        _long(np.concatenate(position)),
+    )
+    return Row(
+        input_ids=_long(np.concatenate(ids))[None],
+        position_ids=plan.position[None],
+        tree=plan,
+        attention_mask=None,
+        source=_long(np.concatenate(source)),
+        **_targets(trees),
+    )
+
+
+def _parts(trees: Sequence[Tree]) -> tuple[Group | Piece, ...]:
+    """Cut trees, longest first, into long ones and groups of similar length."""
+    parts: list[Group | Piece] = []
+    group: list[Tree] = []
+    for tree in trees:
+        if tree.num_tokens > DENSE_TOKENS:
+            parts.append(Piece(len(tree.prompt), tuple(len(b) - 1 for b in tree.branches if len(b) > 1)))
+            continue
+        if group and tree.num_tokens < FILL * group[0].num_tokens:
+            parts.append(_group(group))
+            group = []
+        group.append(tree)
+    if group:
+        parts.append(_group(group))
+    return tuple(parts)
+
+
+def _group(trees: Sequence[Tree]) -> Group:
+    size, longest = len(trees), trees[0].num_tokens
+    index = np.full((size, longest), -1)
+    scope = np.full((size, longest), -1)
+    position = np.zeros((size, longest), np.int64)
+    start = 0
+    for g, tree in enumerate(trees):
+        n, prompt = tree.num_tokens, len(tree.prompt)
+        index[g, :n] = np.arange(start, start + n)
+        scope[g, :prompt] = 0
+        position[g, :prompt] = np.arange(prompt)
+        at = prompt
+        for b, branch in enumerate(tree.branches):
+            fed = len(branch) - 1
+            scope[g, at : at + fed] = b + 1
+            position[g, at : at + fed] = np.arange(prompt, prompt + fed)
+            at += fed
+        start += n
+    return Group(start, _long(index), _long(scope), _long(position))
+
+
+def _padded_row(trees: Sequence[Tree]) -> Row:
+    sequences = [np.concatenate((t.prompt, b[:-1])) for t in trees for b in t.branches]
+    prompts = [len(t.prompt) for t in trees for _ in t.branches]
+    longest = max(len(s) for s in sequences)
+    ids = np.zeros((len(sequences), longest), np.int64)
+    mask = np.zeros((len(sequences), longest), np.int64)
+    for r, sequence in enumerate(sequences):
+        ids[r, : len(sequence)] = sequence
+        mask[r, : len(sequence)] = 1
+    source = [
+        np.arange(r * longest + prompt - 1, r * longest + len(sequence))
+        for r, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True))
+    ]
+    return Row(
+        input_ids=_long(ids),
+        position_ids=_long(np.broadcast_to(np.arange(longest), ids.shape).copy()),
+        tree=None,
+        attention_mask=_long(mask),
+        source=_long(np.concatenate(source)),
+        **_targets(trees),
+    )
+
+
+def _targets(trees: Sequence[Tree]) -> dict[str, Tensor]:
+    branches = [b for t in trees for b in t.branches]
+    lengths = np.array([len(b) for b in branches])
+    return {
+        "target": _long(np.concatenate(branches)),
+        "owner": _long(np.repeat(np.arange(len(branches)), lengths)),
+        "num_tokens": _long(lengths),
+    }
+
+
+def _long(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))

@@ -1,0 +1,188 @@
+"""Scoring records: micro-batches of trees, one forward each, and what comes back per completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prefopt.data.tokens import Ids, TokenRecord
+from prefopt.engine.forward import Ask, install
+from prefopt.engine.head import TokenStats
+from prefopt.engine.layout import Layout, Row, Tree, lay_out
+from prefopt.errors import UserError
+from prefopt.plugin import Vocab
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One completion to be scored behind one prompt."""
+
+    prompt: Ids
+    completion: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """One forward: `row` scores `branches` branches, and `slots[c]` is the place of the caller's branch c in it."""
+
+    row: Row
+    slots: Tensor  # (C,) int64
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch], layout: Layout) -> MicroBatch:
+        """Branches with the same prompt, whoever they belong to, share one tree."""
+        trees: dict[bytes, list[int]] = {}
+        for c, branch in enumerate(branches):
+            trees.setdefault(branch.prompt.tobytes(), []).append(c)
+        members = list(trees.values())
+        row = lay_out([Tree(branches[m[0]].prompt, tuple(branches[c].completion for c in m)) for m in members], layout)
+        slots = torch.empty(len(branches), dtype=torch.long)
+        slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))
+        return cls(row, slots)
+
+    def forward(self, model: Any, ask: Ask = Ask()) -> Completions:  # noqa: B008 - an immutable tuple
+        """Score the branches with `model`, in the order they were given."""
+        device = next(model.parameters()).device
+        row = self.row.to(device)
+        stats: TokenStats = model(prefopt_row=row, prefopt_ask=ask)
+        return Completions.gather(stats, row, self.slots.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Completions:
+    """Per completion, (C,): `sum` in nats and `num_tokens`; per token, (N,) flat: `stats`, with `offsets` (C + 1)."""
+
+    sum: Tensor
+    num_tokens: Tensor
+    stats: TokenStats
+    offsets: Tensor
+
+    @classmethod
+    def gather(cls, stats: TokenStats, row: Row, slots: Tensor) -> Completions:
+        """Sum tokens per completion (in float64: the sum must not cost accuracy), and undo the row's order."""
+        wide = stats.logp if stats.logp.device.type == "mps" else stats.logp.double()
+        sums = torch.zeros(len(row.num_tokens), dtype=wide.dtype, device=wide.device).index_add(0, row.owner, wide)
+        num_tokens = row.num_tokens[slots]
+        starts = torch.cumsum(row.num_tokens, 0) - row.num_tokens
+        offsets = torch.cat((num_tokens.new_zeros(1), num_tokens.cumsum(0)))
+        # token j of the caller's completion c stands at starts[slots[c]] + j
+        shift = torch.repeat_interleave(starts[slots] - offsets[:-1], num_tokens)
+        order = torch.arange(len(shift), device=shift.device) + shift
+        flat = TokenStats(*(None if s is None else s[order] for s in stats))
+        return cls(sums[slots].to(stats.logp.dtype), num_tokens, flat, offsets)
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """(C, T) from a flat (N,) per-token tensor, 0 past the end."""
+        return pad_tokens(flat, self.num_tokens)
+
+
+def pad_tokens(flat: Tensor, num_tokens: Tensor) -> Tensor:
+    """(C, T) from per-token values laid end to end, 0 past the end of each completion."""
+    mask = torch.arange(int(num_tokens.max()), device=flat.device) < num_tokens[:, None]
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Log-probs of one record's K completions: `sum` (K,) nats, `num_tokens` (K,), per-token arrays on request."""
+
+    sum: Float32
+    num_tokens: NDArray[np.int64]
+    token: tuple[Float32, ...] | None = None
+    entropy: tuple[Float32, ...] | None = None
+    log_sum_sq: tuple[Float32, ...] | None = None
+
+
+def score(
+    model: Any,
+    records: Sequence[TokenRecord],
+    *,
+    max_tokens: int = 4096,
+    layout: Layout | None = None,
+    tokens: bool = False,
+    entropy: bool = False,
+    vocab: frozenset[Vocab] = frozenset(),
+    progress: Callable[[int], None] = lambda n: None,
+) -> list[Scored]:
+    """Log-probs of every completion of `records` under a causal language model, without gradient.
+
+    Args:
+        model: a transformers causal language model.
+        records: tokenized records of any kind.
+        max_tokens: tokens of one forward.
+        layout: "tree" or "padded"; None asks the gates (`prefopt.engine.gates.choose_layout`).
+        tokens, entropy, vocab: also return per-token log-probs, entropies, statistics.
+        progress: called with the number of records done since the last call.
+
+    Raises:
+        UserError: a record that alone exceeds `max_tokens`.
+    """
+    if layout is None:
+        from prefopt.engine.gates import choose_layout
+
+        layout = choose_layout(model).layout
+    install(model, layout)
+    was_training = model.training
+    model.eval()
+    results: list[Scored | None] = [None] * len(records)
+    ask = Ask(vocab=vocab, entropy=entropy)
+    try:
+        with torch.inference_mode():
+            for chunk in _chunks(records, max_tokens, layout):
+                owners = [i for i in chunk for _ in records[i].completions]
+                branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
+                out = MicroBatch.of(branches, layout).forward(model, ask)
+                for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
+                    results[i] = scored
+                progress(len(chunk))
+    finally:
+        model.train(was_training)
+    return [r for r in results if r is not None]
+
+
+def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored]:
+    sums, lengths = out.sum.float().cpu().numpy(), out.num_tokens.cpu().numpy()
+    ends = np.cumsum(lengths)
+    flats = {"token": out.stats.logp if tokens else None, "entropy": out.stats.entropy, "log_sum_sq": out.stats.log_sum_sq}
+    per_token = {
+        name: np.split(flat.float().cpu().numpy(), ends[:-1]) for name, flat in flats.items() if flat is not None
+    }
+    cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
+    return [
+        Scored(sums[a:b], lengths[a:b], **{name: tuple(parts[a:b]) for name, parts in per_token.items()})
+        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+    ]
+
+
+def fed_tokens(record: TokenRecord, layout: Layout) -> int:
+    """Positions that a record takes in a forward."""
+    branches = sum(len(c) - 1 for c in record.completions)
+    copies = 1 if layout == "tree" else len(record.completions)
+    return copies * len(record.prompt) + branches
+
+
+def _chunks(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
+    """Records of similar length together, each chunk within the budget."""
+    sizes = [fed_tokens(r, layout) for r in records]
+    chunks: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(records)), key=lambda i: (-sizes[i], i)):
+        if sizes[i] > max_tokens:
+            raise UserError(
+                f"record {records[i].id} has {sizes[i]} tokens, more than max_tokens={max_tokens}: raise max_tokens, "
+                "or drop long records with data.max_length"
+            )
+        if not chunks or sizes[i] > room:
+            chunks.append([])
+            room = max_tokens
+        chunks[-1].append(i)
+        room -= sizes[i]
+    return chunks
