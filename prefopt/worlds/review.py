@@ -15,6 +15,7 @@ A text of any other form has reward -3. The prompt's own clause earns nothing: t
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ VALENCE: Mapping[str, float] = {
     "fresh": 1.0, "good": 1.0, "kind": 1.0, "nice": 1.0, "cold": -1.0, "dull": -1.0, "poor": -1.0, "stale": -1.0,
     "decent": 0.5, "fine": 0.5, "okay": 0.5, "bland": -0.5, "dated": -0.5, "plain": -0.5,
 }  # fmt: skip
+_GOOD = tuple(word for word, valence in VALENCE.items() if valence > 0)
+_BAD = tuple(word for word, valence in VALENCE.items() if valence < 0)
 WORDS = ("the", "not", ".", *CONNECTIVES, *VERBS, *INTENSITY, *NOUNS, *VALENCE)
 
 NEGATION = -0.75  # "not awful" is good, but less good than "awful" is bad
@@ -56,6 +59,8 @@ _SPLITS: Mapping[Split, slice] = {
     "validation": slice(8192, 8960),
     "test": slice(8960, 9984),
 }
+
+MAX_PAIRS = 15_360  # two a prompt, less a sixteenth in reserve for pairs that cannot be used
 
 _CLASS = {"the": "T", "not": "X", ".": "P"}
 _CLASS |= dict.fromkeys(CONNECTIVES, "C") | dict.fromkeys(VERBS, "V") | dict.fromkeys(INTENSITY, "I")
@@ -127,16 +132,15 @@ class ReviewWorld:
     and then turned round with probability `label_flips`.
     """
 
-    pairs: int = 7936  # training pairs, two a prompt; at most 16,384
+    pairs: int = 7936  # training pairs, two a prompt; at most 15,360
     label_temperature: float = 0.5  # in units of reward; towards 0 the better text is always chosen
     label_flips: float = 0.0  # share of labels turned round, 0 to 0.5
     length_bias: float = 0.0  # reward per token that the labels see and the true reward does not
     seed: int = 0  # of the model's weights, its training and the preferences
 
     def __post_init__(self) -> None:
-        most = 2 * _size("train")
-        if not 1 <= self.pairs <= most:
-            raise UserError(f"the review world has 1 to {most} training pairs, not {self.pairs}; set `pairs`")
+        if not 1 <= self.pairs <= MAX_PAIRS:
+            raise UserError(f"the review world has 1 to {MAX_PAIRS} training pairs, not {self.pairs}; set `pairs`")
         if not self.label_temperature > 0:
             raise UserError(f"label_temperature must be above 0, got {self.label_temperature}; 1e-6 is 'no noise'")
         if not 0 <= self.label_flips <= 0.5:
@@ -159,9 +163,9 @@ class ReviewWorld:
 
     def demonstrations(self, n: int, seed: int) -> list[tuple[str, str]]:
         """`n` (prompt, completion) of well-formed reviews, praise and blame in equal parts, for supervised tuning."""
-        rng = np.random.default_rng(seed)
+        rng = random.Random(seed)
         prompts = _all_prompts()[_SPLITS["train"]]
-        return [(prompt := prompts[rng.integers(len(prompts))], _demonstration(prompt, rng)) for _ in range(n)]
+        return [(prompt := rng.choice(prompts), _demonstration(prompt, rng)) for _ in range(n)]
 
     def preference(self, reward_gap: NDArray[np.float64], token_gap: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) probability that the first text is chosen, from first minus second reward and number of tokens."""
@@ -182,22 +186,24 @@ def _all_prompts() -> tuple[str, ...]:
     return tuple(every[i] for i in order)
 
 
-def _demonstration(prompt: str, rng: np.random.Generator) -> str:
+def _demonstration(prompt: str, rng: random.Random) -> str:
     """Mixed sentiment: three times in four a clause agrees with the one before, or opposes it by "but"."""
     *_, adjective, connective = prompt.split()
     good = VALENCE[adjective] > 0
     clauses = []
-    for number in range(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3])):
-        connective = connective if number == 0 else str(rng.choice(CONNECTIVES))
+    for number in range(rng.choices([1, 2, 3], weights=[3, 4, 3])[0]):
+        connective = rng.choice(CONNECTIVES) if number else connective
         agrees = (rng.random() < 0.75) != (connective == "but")
         good = good if agrees else not good
-        negated = bool(rng.random() < 0.2)
-        fitting = [word for word, valence in VALENCE.items() if (valence > 0) == (good != negated)]
-        intensifier = str(rng.choice(list(INTENSITY))) if rng.random() < 0.4 else None
+        negated = rng.random() < 0.2
         clauses.append(
             Clause(
-                connective if number else None, str(rng.choice(NOUNS)), str(rng.choice(VERBS)),
-                str(rng.choice(fitting)), intensifier, negated,
+                connective=connective if number else None,
+                noun=rng.choice(NOUNS),
+                verb=rng.choice(VERBS),
+                adjective=rng.choice(_BAD if good == negated else _GOOD),
+                intensifier=rng.choice(tuple(INTENSITY)) if rng.random() < 0.4 else None,
+                negated=negated,
             )
-        )  # fmt: skip
+        )
     return " ".join(clause.words() for clause in clauses) + " ."

@@ -135,7 +135,7 @@ def test_label_probabilities() -> None:
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"pairs": 0}, {"pairs": 16385}, {"label_temperature": 0.0}, {"label_flips": 0.6}, {"label_flips": -0.1}],
+    [{"pairs": 0}, {"pairs": 15361}, {"label_temperature": 0.0}, {"label_flips": 0.6}, {"label_flips": -0.1}],
 )
 def test_impossible_worlds_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(knobs))):

@@ -1,0 +1,93 @@
+"""How far a policy has gone from its reference, on the policy's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prefopt.engine.forward import Ask, install
+from prefopt.engine.gates import choose_layout
+from prefopt.engine.head import Head, Reference
+from prefopt.engine.layout import Layout
+from prefopt.engine.scoring import Branch, MicroBatch
+from prefopt.plugin import Vocab
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """Two unbiased estimates of KL(policy || reference) in nats, one value per text, (n,) each.
+
+    `exact_vocabulary` sums over the text's positions the KL between the two next-token distributions, computed over
+    the whole vocabulary (Rao-Blackwellised: at each position the sampled token is replaced by its expectation).
+    `monte_carlo` is log policy(text) - log reference(text). Both have the same mean when the texts are samples of the
+    policy at temperature 1, cut off or not, and are scored on exactly the tokens that were drawn: a position after
+    the end token, or none for the end token itself, biases the first.
+    """
+
+    exact_vocabulary: NDArray[np.float64]
+    monte_carlo: NDArray[np.float64]
+
+
+def divergence(
+    policy: Any,
+    reference: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 8192,
+) -> Divergence:
+    """KL(policy || reference) estimated on texts that the policy wrote at temperature 1.
+
+    Args:
+        policy, reference: causal language models with one vocabulary.
+        prompts: (n) token ids of each text's prompt.
+        completions: (n) tokens that `generate` returned, the closing end token included.
+        max_tokens: tokens of one forward.
+    """
+    layout: Layout = choose_layout(policy).layout
+    if layout != choose_layout(reference).layout:
+        layout = "padded"
+    modes = [(model, model.training) for model in (policy, reference)]
+    for model, _ in modes:
+        install(model, layout).eval()
+    exact, sampled = np.zeros(len(prompts)), np.zeros(len(prompts))
+    try:
+        with torch.inference_mode():
+            for chunk in _chunks(prompts, completions, max_tokens):
+                branches = [
+                    Branch(np.array(prompts[i], dtype=np.int32), np.array(completions[i], dtype=np.int32))
+                    for i in chunk
+                ]
+                batch = MicroBatch.of(branches, layout)
+                own = batch.forward(policy, Ask())
+                hidden = policy(prefopt_row=batch.row.to(policy.device), prefopt_ask=Ask(hidden_only=True))
+                # The engine's statistic is KL(its reference || the model it runs): here the policy stands first.
+                ask = Ask(vocab=frozenset({Vocab.KL}), reference=Reference(hidden, Head.of(policy)))
+                other = batch.forward(reference, ask)
+                assert other.stats.kl is not None
+                exact[chunk] = other.padded(other.stats.kl).double().sum(1).cpu().numpy()
+                sampled[chunk] = (own.sum - other.sum).double().cpu().numpy()
+    finally:
+        for model, training in modes:
+            model.train(training)
+    return Divergence(exact, sampled)
+
+
+def _chunks(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], max_tokens: int
+) -> list[NDArray[np.int64]]:
+    """Texts of similar length together, at most `max_tokens` a chunk counted as if padded, but at least one text."""
+    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    chunks = []
+    start = 0
+    while start < len(order):
+        size = max(1, int(max_tokens // lengths[order[start]]))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks

@@ -1,0 +1,216 @@
+"""A review world on disk: tokenizer, base model, SFT model, and preferences sampled from it; made once, then cached."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prefopt.cache import cache_dir, cached_folder
+from prefopt.engine import generate
+from prefopt.errors import PrefoptError
+from prefopt.worlds import review
+from prefopt.worlds.review import MAX_COMPLETION_TOKENS, WORDS, ReviewWorld
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS, UNK = range(len(SPECIALS))
+VOCABULARY = (*SPECIALS, *WORDS)
+MAX_NEW_TOKENS = MAX_COMPLETION_TOKENS + 2  # a longer text is no review, so nothing is lost by cutting it off
+HELD_OUT_PAIRS = 256
+
+BATCH = 128  # demonstrations a step
+BASE_STEPS, BASE_LEARNING_RATE = 100, 3e-3
+SFT_STEPS, SFT_LEARNING_RATE = 250, 3e-3
+BASE_NOISE = 0.15  # share of words that the base model's corpus has at random
+
+_WORD_IDS = {word: i for i, word in enumerate(VOCABULARY)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldFiles:
+    """Where a built world lies. `base` and `model` are folders that plain transformers loads, tokenizer included."""
+
+    base: Path  # trained on corrupted reviews only: knows the words, hardly the grammar
+    model: Path  # SFT on well-formed reviews: where every method starts, and the reference
+    train: Path  # .jsonl of prompt, chosen, rejected, score_chosen, score_rejected (exact rewards)
+    validation: Path  # the same, 256 pairs on prompts that `train` does not have
+
+
+def build(world: ReviewWorld, root: Path | None = None) -> WorldFiles:
+    """The files of a world, made now (about half a minute) unless they are in the cache.
+
+    Args:
+        world: the knobs. The models depend on `seed` alone, so worlds with other labels share them.
+        root: instead of the `worlds` folder of prefopt's cache.
+    """
+    root = cache_dir() / "worlds" if root is None else root
+    models_folder = root / f"review-models-{_key(seed=world.seed)}"
+    pairs_folder = root / f"review-pairs-{_key(**dataclasses.asdict(world))}"
+    cached_folder(models_folder, lambda folder: _make_models(world, folder))
+    cached_folder(pairs_folder, lambda folder: _make_pairs(world, models_folder / "sft", folder))
+    return WorldFiles(
+        base=models_folder / "base",
+        model=models_folder / "sft",
+        train=pairs_folder / "train.jsonl",
+        validation=pairs_folder / "validation.jsonl",
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; encoding puts the beginning of text in front."""
+    words = Tokenizer(models.WordLevel(_WORD_IDS, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    """A two-layer Llama of 105 thousand random weights."""
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def prompt_ids(prompt: str) -> list[int]:
+    """The tokens of a prompt, beginning of text included."""
+    return [BOS, *(_WORD_IDS.get(word, UNK) for word in prompt.split())]
+
+
+def words(ids: Sequence[int]) -> str:
+    """The text of completion tokens, without the end of text that closes it."""
+    ids = ids[:-1] if len(ids) > 0 and ids[-1] == EOS else ids
+    return " ".join(VOCABULARY[i] for i in ids)
+
+
+def _key(**content: Any) -> str:
+    """A name for what depends on `content`, on the code of this module and the grammar, and on the libraries."""
+    source = "".join(Path(file).read_text(encoding="utf-8") for file in (__file__, review.__file__))
+    versions = [torch.__version__, transformers.__version__]
+    text = json.dumps([content, source, versions], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _make_models(world: ReviewWorld, folder: Path) -> None:
+    model = new_model(world.seed)
+    corpus = world.demonstrations(BATCH * (BASE_STEPS + SFT_STEPS), seed=world.seed)
+    encoded = [(prompt_ids(prompt), [*prompt_ids(completion)[1:], EOS]) for prompt, completion in corpus]
+    rng = np.random.default_rng(world.seed)
+    cut = BATCH * BASE_STEPS
+    noisy = [(prompt, _corrupted(completion, rng)) for prompt, completion in encoded[:cut]]
+    for name, pairs, lr in (("base", noisy, BASE_LEARNING_RATE), ("sft", encoded[cut:], SFT_LEARNING_RATE)):
+        _fit(model, pairs, lr)
+        model.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+
+
+def _corrupted(completion: list[int], rng: np.random.Generator) -> list[int]:
+    """The completion with a share of its words drawn at random; its end stays."""
+    ids = np.array(completion)
+    hit = rng.random(len(ids) - 1) < BASE_NOISE
+    ids[:-1][hit] = rng.integers(len(SPECIALS), len(VOCABULARY), int(hit.sum()))
+    return [int(i) for i in ids]
+
+
+def _fit(model: LlamaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]], lr: float) -> None:
+    steps = len(pairs) // BATCH
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for start in range(0, steps * BATCH, BATCH):
+        batch = [(torch.tensor(p + c), len(p)) for p, c in pairs[start : start + BATCH]]
+        ids = torch.nn.utils.rnn.pad_sequence([i for i, _ in batch], batch_first=True, padding_value=PAD)
+        labels = torch.nn.utils.rnn.pad_sequence([i for i, _ in batch], batch_first=True, padding_value=-100)
+        for row, (_, prompt) in enumerate(batch):
+            labels[row, :prompt] = -100
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def _make_pairs(world: ReviewWorld, model_folder: Path, folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    train = world.prompts(-(-world.pairs * 8 // 15), world.seed, "train")
+    validation = world.prompts(HELD_OUT_PAIRS * 8 // 15 + 1, world.seed, "validation")
+    rng = np.random.default_rng([world.seed, 1])
+    for name, prompts, count in (("train", train, world.pairs), ("validation", validation, HELD_OUT_PAIRS)):
+        rows = _label(world, prompts, _four_samples(model, prompts, seed=int(rng.integers(2**31))), rng)[:count]
+        if len(rows) < count:
+            raise PrefoptError(f"the samples gave {len(rows)} usable {name} pairs of {count}: another `seed` may do")
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _four_samples(model: LlamaForCausalLM, prompts: Sequence[str], seed: int) -> list[list[list[int]]]:
+    repeated = [prompt_ids(prompt) for prompt in prompts for _ in range(4)]
+    texts = generate(
+        model, repeated, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, temperature=1.0, seed=seed, batch_size=1024
+    )
+    return [texts[i : i + 4] for i in range(0, len(texts), 4)]
+
+
+def _label(
+    world: ReviewWorld, prompts: Sequence[str], samples: Sequence[Sequence[list[int]]], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Two pairs a prompt, first with second and third with fourth sample, labelled by the world.
+
+    Left out are pairs of equal texts, which say nothing, and texts that a file would not give back token by token:
+    empty ones, cut-off ones and ones with a special word inside.
+    """
+    pairs = [
+        (prompt, a, b)
+        for prompt, four in zip(prompts, samples, strict=True)
+        for a, b in (four[:2], four[2:])
+        if a != b and _usable(a) and _usable(b)
+    ]
+    rewards = [world.reward([f"{p} {words(pair[side])}" for p, *pair in pairs]) for side in (0, 1)]
+    tokens: NDArray[np.int64] = np.array([len(a) - len(b) for _, a, b in pairs], dtype=np.int64)
+    first = rng.random(len(pairs)) < world.preference(rewards[0] - rewards[1], tokens)
+    rows = []
+    for i, (prompt, *pair) in enumerate(pairs):
+        chosen, rejected = (0, 1) if first[i] else (1, 0)
+        rows.append(
+            {
+                "prompt": prompt,
+                "chosen": " " + words(pair[chosen]),
+                "rejected": " " + words(pair[rejected]),
+                "score_chosen": float(rewards[chosen][i]),
+                "score_rejected": float(rewards[rejected][i]),
+            }
+        )
+    return rows
+
+
+def _usable(text: Sequence[int]) -> bool:
+    return len(text) > 1 and text[-1] == EOS and min(text[:-1]) >= len(SPECIALS)
