@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from prefopt.errors import UserError
 
 if TYPE_CHECKING:
     from prefopt.data.tokens import Ids, TokenRecord
+    from prefopt.engine.layout import Layout
 
 Indices = NDArray[np.int64]
-Layout = Literal["tree", "padded"]
 Step = list[list[Indices]]  # [process][micro-batch] -> record indices; an empty array is a micro-batch without records
 
 
