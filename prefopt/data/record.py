@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from prefopt.plugin import Data
 
 
 class Message(TypedDict):
-    """One chat turn."""
+    """One chat turn; `tool_calls` and `name` are there where the data has them, for templates that print them."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[Any]]
+    name: NotRequired[str]
 
 
 Text = str | tuple[Message, ...]  # plain text, or chat turns
@@ -30,7 +32,7 @@ class Record:
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
         weight: factor of this record's loss.
-        source: where it came from, `file:row`, for messages.
+        source: where it came from, `file:row` with rows counted from 0, for messages.
     """
 
     id: str
@@ -51,3 +53,11 @@ class Rejection:
     reason: str  # a short stable key, such as "empty_completion"
     detail: str  # one sentence for a person, naming the remedy
     id: str = ""
+
+
+class RowError(Exception):
+    """A row that cannot become a record; the reader turns it into a `Rejection`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail

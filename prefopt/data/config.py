@@ -1,0 +1,94 @@
+"""The settings of the Hydra group `data`, and the only home of their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from prefopt.errors import UserError
+
+CHOICES = {
+    "truncation": ("drop", "keep_end", "keep_start"),
+    "pairs_from": (None, "best_worst", "all", "adjacent"),
+    "ties": ("drop", "keep", "split"),
+}
+
+
+@dataclass(kw_only=True)
+class Source:
+    """One set of a mixture; what is not said here is taken from the mixture's own settings."""
+
+    path: str = MISSING  # file, folder or hub name
+    weight: float = 1.0  # how often an epoch goes over it: 1 once, 0.5 half of it, 2 twice
+    schema: str = "auto"
+    fields: dict[str, str] = field(default_factory=dict)
+    split: str | None = None
+    subset: str | None = None
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Which data, in which shape, in how many tokens.
+
+    `path` is a file (.json, .jsonl, .parquet, .csv, .arrow, each also .gz or .zst), a folder of such files or one that
+    `datasets` saved, or a name on the hub. Instead of it, `mixture` gives several weighted sources.
+    """
+
+    path: str | None = None
+    mixture: list[Source] = field(default_factory=list)
+    schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or recognised from the columns
+    fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
+    split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
+    subset: str | None = None  # hub sets with several configurations
+    streaming: bool = False  # hub sets: read over the network row by row, for what does not fit on the disk
+    max_records: int | None = None  # the first so many records
+
+    eval_path: str | None = None  # held-out records from another file
+    eval_split: str | None = None  # held-out records from another split of the same set
+    eval_records: int = 0  # or held out from `path`, whole prompts at a time
+    eval_fraction: float = 0.0  # or this share of the records
+
+    pairs_from: str | None = None  # best_worst | all | adjacent: how a pairs loss reads ranked lists
+    ties: str = "drop"  # drop | keep (file order) | split (both orders, half the weight each)
+    desirable_above: float | None = None  # the score above which a completion of a list counts as desirable
+
+    template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
+    max_length: int = 1024  # tokens of the prompt plus the longest completion
+    truncation: str = "drop"  # drop the record | keep_end | keep_start of the prompt; completions are never cut
+
+    num_proc: int | None = None  # processes for tokenization; None chooses by the number of records
+    cache_dir: str | None = None  # None: $PREFOPT_CACHE/data, or ~/.cache/prefopt/data
+
+    def check(self) -> None:
+        """Raise UserError where settings are out of range or exclude each other."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"data.{name}={getattr(self, name)} is not one of {[a for a in allowed if a]}")
+        if bool(self.path) == bool(self.mixture):
+            raise UserError("give data.path=FILE_FOLDER_OR_HUB_NAME (or data.mixture, but not both)")
+        held_out = {"eval_path": self.eval_path, "eval_split": self.eval_split,
+                    "eval_records": self.eval_records, "eval_fraction": self.eval_fraction}  # fmt: skip
+        if len(given := [f"data.{name}" for name, value in held_out.items() if value]) > 1:
+            raise UserError(f"{' and '.join(given)} exclude each other: choose one way to hold out records")
+        if not 0 <= self.eval_fraction < 1:
+            raise UserError(f"data.eval_fraction={self.eval_fraction} must be at least 0 and below 1")
+        for name in ("eval_records", "max_length"):
+            if getattr(self, name) < (least := 2 if name == "max_length" else 0):
+                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
+        if self.max_records is not None and self.max_records < 1:
+            raise UserError(f"data.max_records={self.max_records} must be at least 1, or null for all")
+
+    def sources(self) -> list[Source]:
+        """The sets to read: the mixture's, or the one of `path`."""
+        if not self.mixture:
+            return [Source(path=str(self.path), schema=self.schema, fields=dict(self.fields),
+                           split=self.split, subset=self.subset)]  # fmt: skip
+        return [source if isinstance(source, Source) else _source(source) for source in self.mixture]
+
+
+def _source(settings: Any) -> Source:
+    merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Source), settings))
+    assert isinstance(merged, Source)
+    return merged

@@ -1,0 +1,74 @@
+"""The four ways to make a valid record. Every schema ends here, so that every rule about records has one home."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from prefopt.data.messages import blank
+from prefopt.data.record import Record, RowError, Text
+from prefopt.plugin import Data
+
+
+def pair(prompt: Text, chosen: Text, rejected: Text, *, scores: tuple[float, float] | None = None,
+         weight: float = 1.0) -> Record:  # fmt: skip
+    """A PAIRS record. Equal scores mark a tie, which `data.ties` decides about."""
+    return _record(Data.PAIRS, prompt, (chosen, rejected), scores=scores, weight=weight)
+
+
+def unpaired(prompt: Text, completion: Text, desirable: bool, *, weight: float = 1.0) -> Record:
+    """An UNPAIRED record."""
+    return _record(Data.UNPAIRED, prompt, (completion,), desirable=desirable, weight=weight)
+
+
+def ranked(prompt: Text, completions: Sequence[Text], scores: Sequence[float], *, weight: float = 1.0) -> Record:
+    """A LISTS record of at least two completions; a higher score is better."""
+    if len(completions) != len(scores):
+        raise RowError("score_count", f"{len(completions)} completions but {len(scores)} scores")
+    if len(completions) < 2:
+        raise RowError("too_few_completions", f"a list needs two completions or more, this row has {len(completions)}")
+    return _record(Data.LISTS, prompt, tuple(completions), scores=tuple(scores), weight=weight)
+
+
+def demonstration(prompt: Text, completion: Text, *, weight: float = 1.0) -> Record:
+    """A DEMONSTRATIONS record."""
+    return _record(Data.DEMONSTRATIONS, prompt, (completion,), weight=weight)
+
+
+def content_hash(value: Any) -> str:
+    """16 hex digits of a JSON-like value, the same under every encoding, Unicode composition and line ending."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = unicodedata.normalize("NFC", text.replace("\\r\\n", "\\n"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirable: bool | None = None,
+            scores: tuple[float, ...] | None = None, weight: float = 1.0) -> Record:  # fmt: skip
+    if not prompt or (blank(prompt) if isinstance(prompt, str) else all(blank(turn["content"]) for turn in prompt)):
+        raise RowError("empty_prompt", "the prompt is empty or blank; a completion needs something that it answers")
+    for side, completion in zip(_sides(kind, len(completions)), completions, strict=True):
+        if _nothing_said(completion):
+            raise RowError("empty_completion", f"the {side} completion is empty or blank")
+        if not isinstance(completion, str) and completion[0]["role"] != "assistant":
+            raise RowError("not_an_answer", f"the {side} completion must begin with an assistant turn, "
+                                            f"not {completion[0]['role']!r}")  # fmt: skip
+    if kind is Data.PAIRS and completions[0] == completions[1]:
+        raise RowError("identical_sides", "chosen and rejected are the same text: there is no preference to learn")
+    content = [kind.value, prompt, completions, desirable, scores, weight]
+    return Record(id=content_hash(content), kind=kind, prompt=prompt, completions=completions,
+                  desirable=desirable, scores=scores, weight=weight)  # fmt: skip
+
+
+def _nothing_said(text: Text) -> bool:
+    if isinstance(text, str):
+        return blank(text)
+    return all(blank(turn["content"]) and not turn.get("tool_calls") for turn in text)
+
+
+def _sides(kind: Data, count: int) -> tuple[str, ...]:
+    if kind is Data.PAIRS:
+        return ("chosen", "rejected")
+    return ("only",) if count == 1 else tuple(f"{i}." for i in range(count))

@@ -1,0 +1,156 @@
+"""Chat turns in the spellings that data sets use, turned into one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefopt.data.record import Message, RowError, Text
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user", "question": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "bing": "assistant",
+    "chatbot": "assistant", "model": "assistant", "answer": "assistant", "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "ipython": "tool",
+}  # fmt: skip
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+
+
+def blank(text: str) -> bool:
+    """Whether a reader would see nothing."""
+    return not text.translate(INVISIBLE).strip()
+
+
+def string(value: Any, name: str) -> str:
+    """A text field as it is; RowError where it is absent, of another type, or not valid Unicode."""
+    if value is None:
+        raise RowError(
+            "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
+        )
+    if not isinstance(value, str):
+        shown = repr(value)
+        shown = shown if len(shown) <= 40 else shown[:37] + "..."
+        raise RowError("wrong_type", f"{name!r} must be text, not {type(value).__name__} {shown}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            "bad_unicode", f"{name!r} has a lone surrogate at character {error.start}; mend the file's encoding"
+        ) from None
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number, also in a string (as CSV files have it); booleans are refused."""
+    if value is None:
+        raise RowError("missing_field", f"no {name!r} in this row")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise RowError("wrong_type", f"{name!r} must be a number, not {value!r:.40}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError("wrong_type", f"{name!r} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value):
+        raise RowError("not_finite", f"{name!r} is {value}")
+    return float(value)
+
+
+LABELS = {
+    "true": True, "good": True, "desirable": True, "chosen": True, "1": True,
+    "false": False, "bad": False, "undesirable": False, "rejected": False, "0": False, "-1": False,
+}  # fmt: skip
+
+
+def label(value: Any, name: str = "label") -> bool:
+    """A desirable/undesirable label: a boolean, 1 and 0 (or -1), or one of the usual words."""
+    if value is None:
+        raise RowError("missing_field", f"no {name!r} in this row")
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError("not_finite", f"{name!r} is {value}")
+    key = f"{value:g}" if isinstance(value, int | float) else value.strip().lower() if isinstance(value, str) else None
+    if key not in LABELS:
+        raise RowError("bad_label", f"{name!r} must be true or false (or 1/0, good/bad), not {value!r:.40}")
+    return LABELS[key]
+
+
+def content(value: Any, name: str) -> str:
+    """A message's content: text, or a list of text parts (`{"type": "text", "text" | "value": ...}`)."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return string(value, name)
+    texts = []
+    for part in value:
+        if isinstance(part, str):
+            texts.append(string(part, name))
+            continue
+        if not isinstance(part, Mapping):
+            raise RowError("wrong_type", f"{name!r} must be text or a list of text parts, not {type(part).__name__}")
+        if part.get("type", "text") != "text":
+            raise RowError("not_text", f"{name!r} has a part of type {part['type']!r}; only text can be trained on")
+        texts.append(string(part.get("text", part.get("value")), f"{name}.text"))
+    return "".join(texts)
+
+
+def message(value: Any, name: str, default_role: str | None = None) -> Message:
+    """One turn, from `{role, content}`, `{from, value}`, `{role, text}`, or a string where the role is known."""
+    if isinstance(value, str) and default_role is not None:
+        return {"role": default_role, "content": string(value, name)}
+    if not isinstance(value, Mapping):
+        raise RowError(
+            "wrong_type", f"{name!r} must be a message such as {{role, content}}, not {type(value).__name__}"
+        )
+    spoken = first(value, "role", "from", "user") or default_role
+    if not isinstance(spoken, str) or spoken.strip().lower() not in ROLES:
+        raise RowError("unknown_role", f"{name!r} has the role {spoken!r:.40}; known roles are {sorted(ROLES)}")
+    calls = first(value, "tool_calls", "function_call")
+    said = first(value, "content", "value", "text", "body")
+    turn: Message = {
+        "role": ROLES[spoken.strip().lower()],
+        "content": content("" if said is None and calls else said, f"{name}.content"),
+    }
+    if calls:
+        turn["tool_calls"] = json.loads(json.dumps(calls if isinstance(calls, list) else [calls], default=str))
+    if isinstance(value.get("name"), str):
+        turn["name"] = value["name"]
+    return turn
+
+
+def messages(value: Any, name: str) -> tuple[Message, ...]:
+    """A non-empty list of turns; a list in a JSON string (as CSV files have it) is read too."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RowError("wrong_type", f"{name!r} looks like a JSON list but is not one") from None
+    if value is None:
+        raise RowError(
+            "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
+        )
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise RowError("wrong_type", f"{name!r} must be a list of messages, not {type(value).__name__}")
+    if not value:
+        raise RowError("empty_messages", f"{name!r} has no messages")
+    return tuple(message(turn, name) for turn in value)
+
+
+def first(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of these fields that is there and not null."""
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def simple(turns: tuple[Message, ...]) -> Text:
+    """A completion of one plain assistant turn as its text; anything else (tool calls, several turns) as turns."""
+    if len(turns) == 1 and turns[0]["role"] == "assistant" and not turns[0].get("tool_calls"):
+        return turns[0]["content"]
+    return turns
+
+
+def last_text(text: Text) -> str:
+    """What the last speaker says."""
+    return text if isinstance(text, str) else text[-1]["content"]

@@ -1,0 +1,117 @@
+"""The whole way of the data: read, view, tokenize, hold out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.config import DataConfig
+from prefopt.data.read import ReadResult, read
+from prefopt.data.record import Rejection
+from prefopt.data.table import TokenTable
+from prefopt.data.tokenize import TokenResult, tokenize
+from prefopt.data.views import to_view
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What training gets.
+
+    Attributes:
+        train, eval: token records; `eval` is None where nothing is held out.
+        rejections: every row and record that is not in them, with its reason.
+        counts: `rows`, `records`, `train`, `eval`, `truncated_prompts`, `rejected/REASON` for each reason.
+        schema: the schema that was read.
+    """
+
+    train: TokenTable
+    eval: TokenTable | None
+    rejections: list[Rejection]
+    counts: dict[str, int]
+    schema: str
+
+
+def prepare(config: DataConfig, tokenizer: Any, data: Data) -> Prepared:
+    """Token records for a loss on `data`.
+
+    Raises:
+        UserError: whatever `read`, `to_view` and `tokenize` refuse, and a set of which nothing is left.
+    """
+    found = read(config)
+    result, log, counts = _tokens(found, tokenizer, config, data)
+    train, held_out = result.records, None
+    if config.eval_path or config.eval_split:
+        where = {"path": config.eval_path} if config.eval_path else {"split": config.eval_split}
+        other = dataclasses.replace(config, **where, mixture=[], eval_path=None, eval_split=None, max_records=None)
+        other_result, other_log, other_counts = _tokens(read(other), tokenizer, other, data)
+        held_out = other_result.records
+        log += other_log
+        counts |= {f"eval_{name}": count for name, count in other_counts.items()}
+        train, leaked = _without_prompts_of(train, held_out)
+        log += leaked
+        counts["rejected/prompt_held_out"] = len(leaked)
+    elif config.eval_records or config.eval_fraction:
+        wanted = config.eval_records or round(config.eval_fraction * len(train))
+        out = held_out_positions(train.prompt_keys(), wanted)
+        train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
+    counts |= {"train": len(train), "eval": len(held_out) if held_out is not None else 0}
+    if not train:
+        raise UserError(f"no record is left to train on ({_summary(counts)})")
+    return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema)
+
+
+def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
+    """(N,) bool: about `wanted` records, whole prompts at a time, drawn by the prompts alone.
+
+    The order of the records plays no part; a prompt that would overshoot is passed over for a later one.
+
+    Raises:
+        UserError: everything would be held out.
+    """
+    if wanted >= len(prompt_keys):
+        raise UserError(f"cannot hold out {wanted} of {len(prompt_keys)} records: nothing would be left to train on")
+    keys, inverse, sizes = np.unique(prompt_keys, return_inverse=True, return_counts=True)
+    taken = np.zeros(len(keys), bool)
+    room = wanted
+    for i in np.flatnonzero(sizes <= wanted):  # keys are hashes: their order is a fixed random one
+        if sizes[i] <= room:
+            taken[i] = True
+            room -= sizes[i]
+        if not room:
+            break
+    return taken[inverse]
+
+
+def _tokens(
+    found: ReadResult, tokenizer: Any, config: DataConfig, data: Data
+) -> tuple[TokenResult, list[Rejection], dict[str, int]]:
+    view = to_view(found.records, data, pairs_from=config.pairs_from, ties=config.ties,
+                   desirable_above=config.desirable_above, cache_dir=config.cache_dir)  # fmt: skip
+    if not view.records:
+        raise UserError(f"no record is left as {data.value} ({_summary(view.counts)})")
+    result = tokenize(view.records, tokenizer, config)
+    counts = dict(found.counts)
+    for more in (view.counts, result.counts):
+        for name, count in more.items():
+            counts[name] = counts.get(name, 0) + count if name.startswith("rejected/") else count
+    return result, [*found.rejections, *view.rejections, *result.rejections], counts
+
+
+def _without_prompts_of(train: TokenTable, other: TokenTable) -> tuple[TokenTable, list[Rejection]]:
+    leaks = np.isin(train.prompt_keys(), other.prompt_keys())
+    sources = train.table.column("source").take(train.rows[leaks]).to_pylist()
+    rejections = [
+        Rejection(source=source, id=name, reason="prompt_held_out", detail="its prompt is among the held-out records")
+        for source, name in zip(sources, train.select(np.flatnonzero(leaks)).ids(), strict=True)
+    ]
+    return train.select(np.flatnonzero(~leaks)), rejections
+
+
+def _summary(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

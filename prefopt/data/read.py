@@ -1,0 +1,116 @@
+"""From files to records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from prefopt.data.config import DataConfig, Source
+from prefopt.data.files import Opened, Row, Rows, open_source
+from prefopt.data.record import Record, Rejection, RowError
+from prefopt.data.schemas import named, recognise, rename
+from prefopt.data.store import Log, digest, stored
+from prefopt.errors import UserError
+
+SAMPLE_ROWS = 64  # looked at to recognise the schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadResult:
+    """What `read` found.
+
+    Attributes:
+        records: in the order of the rows; they stay on disk until asked for.
+        rejections: the rows that became no record, each with its reason.
+        schema: the name of the schema (several joined by "+" for a mixture).
+        counts: `rows`, `records`, and `rejected/REASON` for each reason.
+    """
+
+    records: Sequence[Record]
+    rejections: list[Rejection]
+    schema: str
+    counts: dict[str, int]
+
+
+def read(config: DataConfig) -> ReadResult:
+    """The records of `config.path` (or of the mixture).
+
+    Raises:
+        UserError: no such file, an unknown format or schema, columns that are not there, or no row that is usable.
+    """
+    config.check()
+    sources = config.sources()
+    opened = [open_source(source, streaming=config.streaming) for source in sources]
+    key = digest([[one.key, dataclasses.asdict(source)] for source, one in zip(sources, opened, strict=True)],
+                 config.max_records)  # fmt: skip
+
+    def make(log: Log) -> Iterator[Record]:
+        found = chain.from_iterable(_records(s, one, log) for s, one in zip(sources, opened, strict=True))
+        yield from islice(found, config.max_records)
+
+    records, log = stored("records", key, make, config.cache_dir)
+    if not records:
+        raise UserError(f"{_names(sources)}: none of the {log.counts['rows']} rows is usable; {_worst(log)}")
+    return ReadResult(records=records, rejections=log.rejections, schema=log.schema, counts=dict(log.counts))
+
+
+def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
+    rows = _counted(opened.rows, source, log)
+    sample = list(islice(rows, SAMPLE_ROWS))
+    if not sample:
+        raise UserError(f"{source.path} has no rows that can be read; {_worst(log)}")
+    _check_fields(sample, source)
+    schema = recognise([row for _, row in sample], source.path) if source.schema == "auto" else named(source.schema)
+    log.schema = "+".join(filter(None, [log.schema, schema.name]))
+    whole = chain(sample, rows)
+    for where, row in whole if schema.gather is None else schema.gather(whole):
+        try:
+            made = schema.read(row)
+        except RowError as error:
+            log.reject(Rejection(source=where, reason=error.reason, detail=error.detail))
+            continue
+        for record in made:
+            yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
+
+
+def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
+    for where, row in rows:
+        log.counts["rows"] += 1
+        if isinstance(row, Rejection):
+            log.reject(row)
+        else:
+            yield where, rename(row, source.fields)
+
+
+def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:
+    """A record as often as its source's weight says; the fraction is drawn by its id, so it is the same anywhere."""
+    times, fraction = divmod(weight, 1.0)
+    times += int(record.id, 16) / 2**64 < fraction
+    if not times:
+        log.counts["left_out_by_weight"] += 1
+    for _ in range(int(times)):
+        yield record
+
+
+def _check_fields(sample: list[tuple[str, Row]], source: Source) -> None:
+    for name, column in source.fields.items():
+        if all(row.get(name) is None for _, row in sample):
+            there = sorted({key for _, row in sample for key in row} - set(source.fields))
+            raise UserError(
+                f"data.fields maps {name!r} to {column!r}, which {source.path} does not have; it has {there}"
+            )
+
+
+def _names(sources: list[Source]) -> str:
+    return ", ".join(source.path for source in sources)
+
+
+def _worst(log: Log | Any) -> str:
+    """The most frequent reason, with its first example, for an error message."""
+    if not log.rejections:
+        return "it is empty"
+    first = max(log.rejections, key=lambda r: log.counts[f"rejected/{r.reason}"])
+    return f"most are {first.reason}: {first.source}: {first.detail}"

@@ -1,0 +1,61 @@
+"""Every schema that is recognised, in the order in which they are tried.
+
+A schema is a function from a row to records, beside a predicate that recognises its rows. To add one: write the
+function in the module of its shape (`pairs`, `unpaired`, `lists`, `demonstrations`) and put it into its `SCHEMAS`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from prefopt.data.files import Row
+from prefopt.data.schemas import demonstrations, lists, pairs, unpaired
+from prefopt.data.schemas.base import Schema
+from prefopt.errors import UserError
+from prefopt.registry import nearest
+
+SCHEMAS: dict[str, Schema] = {
+    schema.name: schema
+    for module in (lists, pairs, unpaired, demonstrations)  # the richest reading of a row comes first
+    for schema in module.SCHEMAS
+}
+
+
+def named(name: str) -> Schema:
+    """The schema of a name, or UserError with the nearest ones."""
+    if name not in SCHEMAS:
+        raise UserError(f"unknown data.schema={name}{nearest(name, list(SCHEMAS))}; known are {', '.join(SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def recognise(rows: Sequence[Row], where: str) -> Schema:
+    """The schema that most of these rows fit; the first in the menu's order among equals.
+
+    Raises:
+        UserError: no row fits any schema; the message says which columns there are and how to map them.
+    """
+    fits = Counter(schema.name for row in rows for schema in SCHEMAS.values() if schema.matches(row))
+    if not fits:
+        columns = sorted({column for row in rows for column in row})
+        raise UserError(
+            f"{where} has the columns {columns}, which fit no known schema; say what they are with "
+            "'data.fields={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}' (or prompt, completion, label), "
+            f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
+        )
+    most = max(fits.values())
+    return next(schema for name, schema in SCHEMAS.items() if fits[name] == most)
+
+
+def rename(row: Row, fields: dict[str, str]) -> Row:
+    """The row with the file's columns under the schema's names; `a.b` reaches into a nested column."""
+    if not fields:
+        return row
+    taken = {column.split(".")[0] for column in fields.values()}
+    renamed = {column: value for column, value in row.items() if column not in taken}
+    for name, column in fields.items():
+        value: object = row
+        for step in column.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        renamed[name] = value
+    return renamed

@@ -1,0 +1,42 @@
+"""Schemas of single good completions."""
+
+from __future__ import annotations
+
+from prefopt.data.files import Row
+from prefopt.data.make import demonstration
+from prefopt.data.messages import messages
+from prefopt.data.record import Record
+from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
+
+
+def prompt_completion(row: Row) -> list[Record]:
+    """A prompt and its completion."""
+    return [demonstration(prompt_of(row), completion_of(row.get("completion"), "completion"))]
+
+
+def instruction_output(row: Row) -> list[Record]:
+    """An instruction, its input where there is one, and the output."""
+    return [demonstration(instruction(row), completion_of(row.get("output"), "output"))]
+
+
+def dialogue(row: Row) -> list[Record]:
+    """A dialogue whose last turn is the demonstration."""
+    column = "messages" if has(row, "messages") else "conversations"
+    return [demonstration(*split_answer((*system_of(row), *messages(row.get(column), column)), column))]
+
+
+SCHEMAS = [
+    Schema(
+        name="prompt_completion", columns="prompt, completion", read=prompt_completion,
+        matches=lambda row: has(row, "prompt", "completion"),
+    ),
+    Schema(
+        name="dialogue", columns="messages (or conversations)", read=dialogue,
+        matches=lambda row: is_turns(row.get("messages")) or is_turns(row.get("conversations")),
+    ),
+    Schema(
+        name="instruction_output", columns="instruction, input, output", read=instruction_output,
+        matches=lambda row: has(row, "instruction", "output"),
+    ),
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""Schemas of one chosen and one rejected completion."""
+
+from __future__ import annotations
+
+from prefopt.data.files import Row
+from prefopt.data.make import pair
+from prefopt.data.messages import messages, number, string
+from prefopt.data.record import Record, Text
+from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.schemas.prompts import (
+    completion_of,
+    instruction,
+    is_dialogue,
+    is_transcript,
+    merge_speakers,
+    prompt_of,
+    shared_text,
+    shared_turns,
+    system_of,
+    transcript,
+    user,
+)
+
+
+def hh_rlhf(row: Row) -> list[Record]:
+    """Whole transcripts on both sides, the prompt implicit."""
+    sides = (transcript(row.get(side), side) for side in ("chosen", "rejected"))
+    prompt, chosen, rejected = shared_turns(*sides)
+    return [pair(merge_speakers(prompt), chosen, rejected)]
+
+
+def prompt_pair(row: Row) -> list[Record]:
+    """A prompt and two answers; whole dialogues on both sides lose the turns that repeat the prompt."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if is_dialogue(chosen) and is_dialogue(rejected):
+        prompt, good, bad = shared_turns(
+            _with_system(row, messages(chosen, "chosen")), _with_system(row, messages(rejected, "rejected"))
+        )
+        return [pair(prompt, good, bad, scores=_scores(row))]
+    good, bad = completion_of(chosen, "chosen"), completion_of(rejected, "rejected")
+    return [pair(prompt_of(row), good, bad, scores=_scores(row))]
+
+
+def implicit_prompt(row: Row) -> list[Record]:
+    """Whole dialogues (or texts with a common beginning) on both sides."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if is_turns(chosen) or is_turns(rejected):
+        sides = shared_turns(messages(chosen, "chosen"), messages(rejected, "rejected"))
+    else:
+        sides = shared_text(string(chosen, "chosen"), string(rejected, "rejected"))
+    return [pair(*sides, scores=_scores(row))]
+
+
+def instruction_pair(row: Row) -> list[Record]:
+    """An instruction, its input where there is one, and two answers."""
+    sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
+    return [pair(instruction(row), *sides, scores=_scores(row))]
+
+
+def question_pair(row: Row) -> list[Record]:
+    """A question, perhaps a system text, and two answers."""
+    question = (*system_of(row), *user(string(row.get("question"), "question")))
+    sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
+    return [pair(question, *sides, scores=_scores(row))]
+
+
+def sharegpt_pair(row: Row) -> list[Record]:
+    """A dialogue in `conversations`, and two answers to it."""
+    dialogue: Text = (*system_of(row), *messages(row.get("conversations"), "conversations"))
+    sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
+    return [pair(dialogue, *sides, scores=_scores(row))]
+
+
+def message_columns(row: Row) -> list[Record]:
+    """Whole dialogues in `chosen_messages` and `rejected_messages`."""
+    sides = (messages(row.get(column), column) for column in ("chosen_messages", "rejected_messages"))
+    return [pair(*shared_turns(*sides), scores=_scores(row))]
+
+
+def _with_system(row: Row, turns: tuple) -> tuple:  # type: ignore[type-arg]
+    return turns if turns[0]["role"] == "system" else (*system_of(row), *turns)
+
+
+def _scores(row: Row) -> tuple[float, float] | None:
+    """Scores of the two sides under their usual names, or a margin as (margin, 0)."""
+    for chosen, rejected in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
+                             ("chosen_rating", "rejected_rating")):  # fmt: skip
+        if has(row, chosen, rejected):
+            return number(row[chosen], chosen), number(row[rejected], rejected)
+    return (number(row["margin"], "margin"), 0.0) if has(row, "margin") else None
+
+
+def _both(row: Row) -> bool:
+    return has(row, "chosen", "rejected")
+
+
+SCHEMAS = [
+    Schema(
+        name="message_columns", columns="chosen_messages, rejected_messages", read=message_columns,
+        matches=lambda row: has(row, "chosen_messages", "rejected_messages"),
+    ),
+    Schema(
+        name="sharegpt_pair", columns="conversations, chosen, rejected", read=sharegpt_pair,
+        matches=lambda row: _both(row) and is_turns(row.get("conversations")),
+    ),
+    Schema(
+        name="prompt_pair", columns="prompt, chosen, rejected", read=prompt_pair,
+        matches=lambda row: _both(row) and has(row, "prompt"),
+    ),
+    Schema(
+        name="instruction_pair", columns="instruction, input, chosen, rejected", read=instruction_pair,
+        matches=lambda row: _both(row) and has(row, "instruction"),
+    ),
+    Schema(
+        name="question_pair", columns="system, question, chosen, rejected", read=question_pair,
+        matches=lambda row: _both(row) and has(row, "question"),
+    ),
+    Schema(
+        name="hh_rlhf", columns="chosen, rejected (transcripts)", read=hh_rlhf,
+        matches=lambda row: is_transcript(row.get("chosen")) and is_transcript(row.get("rejected")),
+    ),
+    Schema(
+        name="implicit_prompt", columns="chosen, rejected (whole dialogues)", read=implicit_prompt, matches=_both,
+    ),
+]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Schemas of single completions with a label."""
+
+from __future__ import annotations
+
+from prefopt.data.files import Row
+from prefopt.data.make import unpaired
+from prefopt.data.messages import label, messages
+from prefopt.data.record import Record
+from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
+
+LABEL_COLUMNS = ("label", "kto_tag")
+
+
+def prompt_label(row: Row) -> list[Record]:
+    """A prompt, a completion, and whether it is a good one."""
+    return [unpaired(prompt_of(row), completion_of(row.get("completion"), "completion"), _label(row))]
+
+
+def instruction_label(row: Row) -> list[Record]:
+    """An instruction, its output, and whether it is a good one."""
+    return [unpaired(instruction(row), completion_of(row.get("output"), "output"), _label(row))]
+
+
+def messages_label(row: Row) -> list[Record]:
+    """A dialogue whose last turn is judged."""
+    column = "messages" if has(row, "messages") else "conversations"
+    prompt, answer = split_answer((*system_of(row), *messages(row.get(column), column)), column)
+    return [unpaired(prompt, answer, _label(row))]
+
+
+def _label(row: Row) -> bool:
+    column = next((name for name in LABEL_COLUMNS if has(row, name)), "label")
+    return label(row.get(column), column)
+
+
+def _labelled(row: Row) -> bool:
+    return any(has(row, name) for name in LABEL_COLUMNS)
+
+
+SCHEMAS = [
+    Schema(
+        name="prompt_label", columns="prompt, completion, label", read=prompt_label,
+        matches=lambda row: _labelled(row) and has(row, "prompt", "completion"),
+    ),
+    Schema(
+        name="messages_label", columns="messages, label", read=messages_label,
+        matches=lambda row: _labelled(row) and (is_turns(row.get("messages")) or is_turns(row.get("conversations"))),
+    ),
+    Schema(
+        name="instruction_label", columns="instruction, input, output, label", read=instruction_label,
+        matches=lambda row: _labelled(row) and has(row, "instruction", "output"),
+    ),
+]  # fmt: skip

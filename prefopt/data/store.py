@@ -1,0 +1,203 @@
+"""Records on disk: an Arrow file that is mapped, not loaded, and what was counted while it was written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefopt.cache import cache_dir, cached_folder
+from prefopt.data.record import Record, Rejection, Text
+from prefopt.plugin import Data
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("prompt", pa.large_string()),  # a JSON string, or a JSON list of messages
+        ("completions", pa.list_(pa.large_string())),  # the same, each
+        ("desirable", pa.bool_()),
+        ("scores", pa.list_(pa.float64())),
+        ("weight", pa.float64()),
+        ("source", pa.string()),
+    ]
+)
+BATCH_ROWS = 512  # of one Arrow batch: small enough to hold in memory, whatever the texts
+
+
+class RecordTable(Sequence[Record]):
+    """Records of an Arrow table, made when they are asked for.
+
+    Attributes:
+        key: names the content, so that what is made of it can be cached; "" for records that are in memory only.
+    """
+
+    def __init__(self, table: pa.Table, *, key: str, repeats: dict[int, int]) -> None:
+        self.table, self.key = table, key
+        self._repeats = repeats  # row -> how many rows of the same content came before it
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        return self.decode(self.table.slice(index, 1).to_pylist()[0], index)
+
+    def __iter__(self) -> Iterator[Record]:
+        row = 0
+        for batch in self.table.to_batches():
+            for values in batch.to_pylist():
+                yield self.decode(values, row)
+                row += 1
+
+    def kinds(self) -> set[Data]:
+        """The shapes that occur."""
+        return {Data(kind) for kind in pc.unique(self.table.column("kind")).to_pylist()}
+
+    def ties(self) -> bool:
+        """Whether any record has equal scores on its first two completions."""
+        scored = self.table.select(["scores"]).filter(pc.is_valid(self.table.column("scores"))).column("scores")
+        return any(scores[0] == scores[1] for chunk in scored.chunks for scores in chunk.to_pylist())
+
+    def decode(self, row: dict[str, Any], index: int) -> Record:
+        """The record of a row of the table."""
+        repeat = self._repeats.get(index, 0)
+        return Record(
+            id=f"{row['id']}-{repeat + 1}" if repeat else row["id"],
+            kind=Data(row["kind"]),
+            prompt=_decode(row["prompt"]),
+            completions=tuple(_decode(text) for text in row["completions"]),
+            desirable=row["desirable"],
+            scores=None if row["scores"] is None else tuple(row["scores"]),
+            weight=row["weight"],
+            source=row["source"],
+        )
+
+
+@dataclass
+class Log:
+    """What happens on the way besides records."""
+
+    rejections: list[Rejection] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    schema: str = ""
+
+    def reject(self, rejection: Rejection) -> None:
+        """List and count one rejection."""
+        self.rejections.append(rejection)
+        self.counts[f"rejected/{rejection.reason}"] += 1
+
+
+def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder: str | None) -> tuple[RecordTable, Log]:
+    """The records that `make(log)` yields, from the cache where they are there already."""
+
+    def write(target: Path) -> None:
+        log = Log()
+        digests, repeats = _write(make(log), target / "records.arrow")
+        log.counts["records"] = len(digests)
+        meta = {"rejections": [asdict(r) for r in log.rejections], "counts": dict(log.counts), "schema": log.schema,
+                "repeats": repeats}  # fmt: skip
+        (target / "meta.json").write_text(json.dumps(meta))
+
+    place = cached_folder(data_cache(folder) / f"{name}-{digest(code_key(), key)}", write)
+    meta = json.loads((place / "meta.json").read_text())
+    log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), meta["schema"])
+    repeats = {int(row): count for row, count in meta["repeats"].items()}
+    return RecordTable(open_arrow(place / "records.arrow"), key=place.name, repeats=repeats), log
+
+
+def in_memory(records: Iterable[Record]) -> RecordTable:
+    """The same table without a file."""
+    batches = list(_batches(records))
+    return RecordTable(pa.Table.from_batches(batches, schema=SCHEMA), key="", repeats={})
+
+
+def open_arrow(path: Path) -> pa.Table:
+    """An Arrow stream file, memory-mapped."""
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def data_cache(folder: str | None) -> Path:
+    """Where prepared data is kept."""
+    return Path(folder) if folder else cache_dir() / "data"
+
+
+def digest(*parts: object) -> str:
+    """A name for what is made from these parts."""
+    return blake2b(json.dumps(parts, default=str, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+@cache
+def code_key() -> str:
+    """Changes when the code of this package does: a cache must not outlive the code that filled it."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return blake2b(b"".join(path.read_bytes() for path in sources), digest_size=12).hexdigest()
+
+
+def encode(text: Text) -> str:
+    """A text or its turns as JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _decode(text: str) -> Text:
+    value = json.loads(text)
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _write(records: Iterable[Record], path: Path) -> tuple[Any, dict[int, int]]:
+    """Write the records; their id digests, and which of them repeat an earlier one."""
+    digests = [np.empty(0, np.uint64)]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        for batch in _batches(records):
+            writer.write_batch(batch)
+            digests.append(np.array([_number(name) for name in batch.column("id").to_pylist()], np.uint64))
+    ids = np.concatenate(digests)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
+    repeats: dict[int, int] = {}
+    for position in same:
+        repeats[int(order[position])] = repeats.get(int(order[position - 1]), 0) + 1
+    return ids, repeats
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+
+
+def _batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        rows.append(
+            {
+                "id": record.id,
+                "kind": record.kind.value,
+                "prompt": encode(record.prompt),
+                "completions": [encode(text) for text in record.completions],
+                "desirable": record.desirable,
+                "scores": record.scores,
+                "weight": record.weight,
+                "source": record.source,
+            }
+        )
+        if len(rows) == BATCH_ROWS:
+            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+            rows = []
+    if rows:
+        yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)

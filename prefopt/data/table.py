@@ -1,0 +1,116 @@
+"""Token records on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from prefopt.data.tokens import TokenRecord
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("prompt", pa.list_(pa.int32())),
+        ("completions", pa.list_(pa.list_(pa.int32()))),
+        ("desirable", pa.bool_()),
+        ("scores", pa.list_(pa.float64())),
+        ("weight", pa.float64()),
+        ("source", pa.string()),
+        ("prompt_key", pa.int64()),  # equal for equal prompts
+        ("truncated", pa.int32()),  # prompt tokens that were cut
+        ("reason", pa.string()),  # why this row is not used; null where it is
+        ("detail", pa.string()),
+    ]
+)
+
+
+class TokenTable(Sequence[TokenRecord]):
+    """A selection of rows of an Arrow table of token records; the table is mapped from disk, not held in memory."""
+
+    def __init__(self, table: pa.Table, rows: NDArray[np.int64] | None = None) -> None:
+        self.table = table
+        self.rows = np.arange(table.num_rows) if rows is None else rows
+        if len(kinds := pc.unique(table.column("kind")).to_pylist()) > 1:
+            raise UserError(f"records of several shapes in one table: {kinds}")
+        self.kind = Data(kinds[0]) if kinds else Data.PAIRS
+
+    @classmethod
+    def from_records(cls, records: Iterable[TokenRecord]) -> TokenTable:
+        """A table in memory of records that are there already."""
+        rows = [
+            {
+                "id": record.id,
+                "kind": record.kind.value,
+                "prompt": record.prompt,
+                "completions": list(record.completions),
+                "desirable": record.desirable,
+                "scores": record.scores,
+                "weight": record.weight,
+            }
+            for record in records
+        ]
+        return cls(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> TokenTable: ...
+    def __getitem__(self, index: int | slice) -> TokenRecord | TokenTable:
+        if isinstance(index, slice):
+            return TokenTable(self.table, self.rows[index])
+        row = int(self.rows[index])
+        scores = self.table.column("scores")[row].as_py()
+        return TokenRecord(
+            id=self.table.column("id")[row].as_py(),
+            kind=self.kind,
+            prompt=_array(self.table.column("prompt")[row].values),
+            completions=tuple(_array(ids.values) for ids in self.table.column("completions")[row].values),
+            desirable=self.table.column("desirable")[row].as_py(),
+            scores=None if scores is None else tuple(scores),
+            weight=self.table.column("weight")[row].as_py(),
+        )
+
+    def ids(self) -> list[str]:
+        """The records' ids, in order."""
+        return list(self._column("id").to_pylist())
+
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each prompt."""
+        return _numpy(pc.list_value_length(self._column("prompt")))
+
+    def completion_lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(flat, offsets): the completions of record i have `flat[offsets[i]:offsets[i + 1]]` tokens."""
+        counts = _numpy(pc.list_value_length(self._column("completions")))
+        flat = _numpy(pc.list_value_length(pc.list_flatten(self._column("completions"))))
+        return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def prompt_keys(self) -> NDArray[np.int64]:
+        """(N,) equal for records with the same prompt text."""
+        return _numpy(self._column("prompt_key"))
+
+    def select(self, positions: NDArray[np.int64]) -> TokenTable:
+        """The records at these positions."""
+        return TokenTable(self.table, self.rows[positions])
+
+    def _column(self, name: str) -> Any:
+        column = self.table.column(name)
+        return column if len(self.rows) == self.table.num_rows else column.take(pa.array(self.rows))
+
+
+def _array(values: Any) -> NDArray[np.int32]:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int32)
+
+
+def _numpy(column: Any) -> NDArray[np.int64]:
+    return np.asarray(column.to_numpy(), dtype=np.int64)

@@ -1,0 +1,141 @@
+"""From a record to the texts that the model will see, under a chat template or plainly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from prefopt.data.record import Message, RowError, Text
+from prefopt.errors import UserError
+
+NAMED = Path(__file__).with_name("chat_templates")
+SENTINEL = "prefopt0sentinel"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The texts of one record.
+
+    Attributes:
+        prompt: the prompt, up to and with the header of the answer.
+        full: prompt and completion, once per completion, up to and with the token that ends the turn.
+        single: whether a completion is one turn, so that its end token may occur in it once only.
+    """
+
+    prompt: str
+    full: list[str]
+    single: list[bool]
+
+
+def template_source(name: str, tokenizer: Any) -> str | None:
+    """The Jinja source that `data.template` names, or None for plain text.
+
+    Raises:
+        UserError: no such template.
+    """
+    if name == "auto":
+        own = tokenizer.chat_template
+        return own.get("default") if isinstance(own, dict) else own
+    if name == "plain":
+        return None
+    for path in (Path(name), NAMED / f"{name}.jinja"):
+        if path.is_file() and path.suffix == ".jinja":
+            return path.read_text(encoding="utf-8")
+    known = ["auto", "plain", *sorted(path.stem for path in NAMED.glob("*.jinja"))]
+    raise UserError(f"no template {name!r}: data.template is one of {known}, or a .jinja file")
+
+
+class Plain:
+    """No template: text as it is; turns as paragraphs `User: ...`, answered after `Assistant:`."""
+
+    source: str | None = None
+
+    def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
+        """The texts of a record."""
+        if isinstance(prompt, str):
+            return Rendered(
+                prompt,
+                [prompt + (said if isinstance(said, str) else _transcript(said)) for said in completions],
+                [isinstance(said, str) for said in completions],
+            )
+        head = f"{_transcript(prompt)}\n\nAssistant:"
+        tails = [f" {said}" if isinstance(said, str) else _transcript(said).removeprefix("Assistant:")
+                 for said in completions]  # fmt: skip
+        return Rendered(head, [head + tail for tail in tails], [isinstance(said, str) for said in completions])
+
+
+class Chat:
+    """A chat template of the form that transformers uses, run in its sandbox."""
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self.tokenizer, self.source = tokenizer, source
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._closing: str | None = None
+        self.end_token: str | None = None  # what closes an answer, once one has been rendered
+
+    def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
+        """The texts of a record; RowError where the template refuses it."""
+        asked = _turns(prompt, "user")
+        head = self._text(asked, answer_next=True)
+        full = [self._full(asked, head, said) for said in completions]
+        return Rendered(head, full, [isinstance(said, str) for said in completions])
+
+    def _full(self, asked: list[Message], head: str, said: Text) -> str:
+        answer = _turns(said, "assistant")
+        whole = self._text(asked + answer)
+        closing = self._closing_of(asked, answer, whole)
+        kept = self._up_to_end_token(closing)
+        if whole.startswith(head):
+            return whole[: len(whole) - len(closing)] + kept
+        if isinstance(said, str):
+            # The header of an answer that is asked for differs from that of one that was given (thinking tags, say):
+            # what is asked for is what the model will be given.
+            return head + said + kept
+        raise RowError("template_error", "the template rewrites the prompt when an answer of several turns follows it")
+
+    def _closing_of(self, asked: list[Message], answer: list[Message], whole: str) -> str:
+        """What the template prints after the last word of an answer; mostly the same everywhere."""
+        if self._closing is not None and whole.endswith(self._closing):
+            return self._closing
+        probe = self._text(asked + answer[:-1] + [{**answer[-1], "content": SENTINEL}])
+        self._closing = probe.rpartition(SENTINEL)[2]
+        if SENTINEL not in probe or not whole.endswith(self._closing):
+            raise RowError("template_error", "the template does not print the answer, or not as it is")
+        return self._closing
+
+    def _up_to_end_token(self, closing: str) -> str:
+        found = [(closing.index(token), -len(token)) for token in self._special if token in closing]
+        if not found:
+            return ""
+        start, negative = min(found)
+        self.end_token = closing[start : start - negative]
+        return closing[: start - negative]
+
+    def _text(self, turns: list[Message], *, answer_next: bool = False) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, chat_template=self.source, tokenize=False, add_generation_prompt=answer_next
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not valid Jinja: {error}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise RowError("template_error", f"the chat template refuses this dialogue: {error}") from error
+        return text
+
+
+def renderer(tokenizer: Any, template: str) -> Plain | Chat:
+    """What turns records into text for this tokenizer."""
+    source = template_source(template, tokenizer)
+    return Plain() if source is None else Chat(tokenizer, source)
+
+
+def _turns(text: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
+
+
+def _transcript(turns: tuple[Message, ...]) -> str:
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)

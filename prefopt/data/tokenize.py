@@ -1,0 +1,217 @@
+"""From records to tokens: the prompt once, each completion behind it, the end of the turn exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefopt.cache import cached_folder
+from prefopt.data.config import DataConfig
+from prefopt.data.make import content_hash
+from prefopt.data.messages import blank
+from prefopt.data.record import Record, Rejection, RowError
+from prefopt.data.store import RecordTable, code_key, data_cache, digest, open_arrow
+from prefopt.data.table import SCHEMA, TokenTable
+from prefopt.data.templates import Chat, Plain, renderer
+from prefopt.data.truncate import shorter_prompts
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+
+BATCH_ROWS = 256
+PARALLEL_ROWS = 20_000  # below this, starting processes costs more than it saves
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenResult:
+    """Token records, and the records that have none."""
+
+    records: TokenTable
+    rejections: list[Rejection]
+    counts: dict[str, int]
+
+
+def tokenize(records: Sequence[Record], tokenizer: Any, config: DataConfig) -> TokenResult:
+    """The records in tokens of `tokenizer` (a transformers tokenizer).
+
+    Raises:
+        UserError: a tokenizer without an end token, or an unknown template.
+    """
+    encoder = Encoder(tokenizer, config)
+    if isinstance(records, RecordTable) and records.key:
+        table = _on_disk(records, encoder, config)
+    else:
+        rows = [row for batch in _chunks(records) for row in encoder.rows(batch)]
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    return _result(table)
+
+
+class Encoder:
+    """Records to rows of `prefopt.data.table.SCHEMA`."""
+
+    def __init__(self, tokenizer: Any, config: DataConfig) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no end token (eos_token): a completion could never end; set one")
+        self.tokenizer = tokenizer
+        self.render: Plain | Chat = renderer(tokenizer, config.template)
+        self.max_length, self.truncation = config.max_length, config.truncation
+        self.bos: int | None = tokenizer.bos_token_id
+        self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
+        self.longest_token = max(map(len, tokenizer.get_vocab()))
+
+    def rows(self, records: Iterable[Record]) -> list[dict[str, Any]]:
+        """A row for each record, with a reason where it is rejected."""
+        return [self._row(record) for record in records]
+
+    def key(self) -> str:
+        """Names everything that the tokens depend on besides the records and the code."""
+        import tokenizers
+        import transformers
+
+        backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
+        return digest(
+            json.loads(backend) if self.tokenizer.is_fast else backend,
+            self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.max_length, self.truncation,
+            tokenizers.__version__, transformers.__version__,
+        )  # fmt: skip
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": record.id,
+            "kind": record.kind.value,
+            "prompt": None,
+            "completions": None,
+            "desirable": record.desirable,
+            "scores": record.scores,
+            "weight": record.weight,
+            "source": record.source,
+            "prompt_key": int(content_hash(record.prompt), 16) - 2**63,
+            "truncated": 0,
+            "reason": None,
+            "detail": None,
+        }
+        try:
+            row["prompt"], row["completions"], row["truncated"] = self._fit(record)
+        except RowError as error:
+            row |= {"reason": error.reason, "detail": error.detail}
+        return row
+
+    def _fit(self, record: Record) -> tuple[list[int], list[list[int]], int]:
+        """Tokens of a record within `max_length`: (prompt, completions, prompt tokens cut)."""
+        prompt, completions = self.encode(record)
+        whole = len(prompt)
+        budget = self.max_length - max(map(len, completions))
+        if whole <= budget:
+            return prompt, completions, 0
+        if self.truncation == "drop":
+            raise self._too_long(whole, completions, "data.truncation=keep_end cuts prompts")
+        if isinstance(record.prompt, str) and self.render.source is None:
+            start = 1 if prompt[0] == self.bos else 0
+            if budget - start < 1:
+                raise self._too_long(whole, completions, "the completion alone fills it")
+            kept = prompt[start - budget :] if self.truncation == "keep_end" else prompt[start:budget]
+            return prompt[:start] + kept, completions, whole - budget
+        for shorter in shorter_prompts(record.prompt, self.truncation):
+            prompt, completions = self.encode(record, shorter)
+            if len(prompt) + max(map(len, completions)) <= self.max_length:
+                return prompt, completions, whole - len(prompt)
+        raise self._too_long(whole, completions, "its last turn is never cut")
+
+    def encode(self, record: Record, prompt: Any = None) -> tuple[list[int], list[list[int]]]:
+        """Tokens of the prompt and of each completion, split at their longest common prefix; no limit on length."""
+        prompt = record.prompt if prompt is None else prompt
+        texts = self.render.render(prompt, record.completions)
+        if self.truncation == "drop" and max(map(len, texts.full)) > self.max_length * self.longest_token:
+            raise self._too_long(None, [], "it has more characters than that many tokens can spell")
+        head, *full = (self._ids(text) for text in (texts.prompt, *texts.full))
+        if not head:
+            raise RowError("empty_prompt", "the prompt has no tokens")
+        shared = min(_common(head, ids) for ids in full)
+        if not shared:
+            raise RowError("empty_prompt", "prompt and completions share no first token")
+        completions = [self._closed(ids[shared:], single) for ids, single in zip(full, texts.single, strict=True)]
+        if record.kind is Data.PAIRS and completions[0] == completions[1]:
+            raise RowError("identical_tokens", "both sides are the same tokens under this template")
+        return head[:shared], completions
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.bos is None or self.bos == self.tokenizer.eos_token_id:
+            return ids
+        start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
+        return [self.bos] * (start > 0 or self.adds_bos) + ids[start:]
+
+    def _closed(self, ids: list[int], single: bool) -> list[int]:
+        """A completion that ends with its end token, once."""
+        ends = self._end_tokens()
+        if not ids or ids[-1] not in ends:
+            ids = [*ids, self.tokenizer.eos_token_id]
+        if single and any(token in ends for token in ids[:-1]):
+            raise RowError("end_token_inside", "a completion has the end-of-turn token in its text; remove it there")
+        if all(token in ends for token in ids) or blank(self.tokenizer.decode(ids[:-1])):
+            raise RowError("empty_completion", "nothing of the completion is left under this template")
+        return ids
+
+    def _end_tokens(self) -> set[int]:
+        ends = {self.tokenizer.eos_token_id}
+        if isinstance(self.render, Chat) and self.render.end_token is not None:
+            ends.add(self.tokenizer.convert_tokens_to_ids(self.render.end_token))
+        return ends
+
+    def _too_long(self, prompt: int | None, completions: list[list[int]], remark: str) -> RowError:
+        sizes = (
+            "" if prompt is None else f" ({prompt} of the prompt, at most {max(map(len, completions))} of an answer)"
+        )
+        return RowError("too_long", f"more than data.max_length={self.max_length} tokens{sizes}; {remark}")
+
+
+def _on_disk(records: RecordTable, encoder: Encoder, config: DataConfig) -> pa.Table:
+    def write(target: Path) -> None:
+        import datasets
+
+        source = datasets.Dataset(records.table)
+        workers = config.num_proc or (os.cpu_count() or 1 if len(records) >= PARALLEL_ROWS else 1)
+
+        def batch(columns: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+            names = list(columns)
+            rows = (dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+            made = encoder.rows(records.decode(row, i) for row, i in zip(rows, indices, strict=True))
+            return {name: [row[name] for row in made] for name in SCHEMA.names}
+
+        source.map(
+            batch, with_indices=True, batched=True, batch_size=BATCH_ROWS, writer_batch_size=BATCH_ROWS,
+            remove_columns=source.column_names, features=datasets.Features.from_arrow_schema(SCHEMA),
+            cache_file_name=str(target / "tokens.arrow"), new_fingerprint="tokens", desc="tokenize",
+            num_proc=workers if workers > 1 else None,
+        )  # fmt: skip
+
+    place = data_cache(config.cache_dir) / f"tokens-{digest(code_key(), records.key, encoder.key())}"
+    files = sorted(cached_folder(place, write).glob("*.arrow"))
+    return pa.concat_tables([open_arrow(file) for file in files])
+
+
+def _result(table: pa.Table) -> TokenResult:
+    bad = pc.is_valid(table.column("reason"))
+    listed = table.select(["source", "reason", "detail", "id"]).filter(bad).to_pylist()
+    rejections = [Rejection(**row) for row in listed]
+    kept = np.flatnonzero(~bad.to_numpy())
+    counts = Counter(f"rejected/{rejection.reason}" for rejection in rejections)
+    counts["records"] = len(kept)
+    counts["truncated_prompts"] = pc.sum(pc.greater(table.column("truncated"), 0)).as_py() or 0
+    return TokenResult(records=TokenTable(table, kept), rejections=rejections, counts=dict(counts))
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _chunks(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
+    return (records[i : i + BATCH_ROWS] for i in range(0, len(records), BATCH_ROWS))
