@@ -1,0 +1,96 @@
+"""The settings of the Hydra group `trainer`: the fields of `transformers.TrainingArguments` that have an effect here.
+
+Options that this trainer would ignore (per-device batch sizes, gradient accumulation, label smoothing …) are left out,
+so that giving one is an error instead of nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from prefopt.errors import UserError
+
+# Ours, where it differs from transformers'.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # below 1: a share of all steps
+    "num_train_epochs": 1.0,
+    "logging_steps": 1.0,
+    "eval_strategy": "no",  # held-out records are scored before and after training whatever this says
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+EXPOSED = (
+    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs optim optim_args "
+    "optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 "
+    "activation_checkpointing activation_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps "
+    "logging_first_step eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps save_total_limit "
+    "save_only_model load_best_model_at_end metric_for_best_model greater_is_better use_cpu full_determinism data_seed "
+    "dataloader_num_workers dataloader_pin_memory ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_find_unused_parameters "
+    "fsdp fsdp_config deepspeed disable_tqdm log_level"
+).split()
+
+
+def schema() -> type[Any]:
+    """A dataclass of the exposed fields, for Hydra: scalars typed, the rest `Any`."""
+    hints = typing.get_type_hints(TrainingArguments)
+    fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}
+    made = []
+    for name in EXPOSED:
+        default = DEFAULTS.get(name, _default(fields[name]))
+        made.append((name, _plain(hints[name], default), dataclasses.field(default=default)))
+    return dataclasses.make_dataclass("TrainerConfig", made, kw_only=True)
+
+
+def training_arguments(output_dir: str | Path, *, seed: int, records: int, **given: Any) -> TrainingArguments:
+    """transformers' arguments from ours.
+
+    Args:
+        output_dir: of the run.
+        seed: of order and initialisation.
+        records: of a global batch.
+        given: exposed fields that differ from the defaults, or `report_to`.
+
+    Raises:
+        UserError: a field that is not exposed, or a value that transformers refuses.
+    """
+    for name in given:
+        if name not in EXPOSED and name not in ("report_to", "run_name"):
+            raise UserError(f"trainer.{name} is not an option here; the options are: {', '.join(EXPOSED)}")
+    merged = {**DEFAULTS, "report_to": "none", **given}
+    try:
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            seed=seed,
+            per_device_train_batch_size=records,
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,
+            **merged,
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+        return getattr(value, "value", value)  # an enum's plain value
+    return None
+
+
+def _plain(hint: Any, default: Any) -> Any:
+    """float, int, bool, str, or one of them or None; `Any` for everything else."""
+    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    optional = type(None) in options or default is None
+    scalars = options & {bool, int, float, str}
+    if options & {dict, list} or any(typing.get_origin(o) in (dict, list) for o in options) or len(scalars) != 1:
+        return Any
+    scalar: Any = scalars.pop()
+    return typing.Optional[scalar] if optional else scalar  # noqa: UP045 - built at run time

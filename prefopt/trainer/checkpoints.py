@@ -1,0 +1,98 @@
+"""Checkpoints that are whole or absent: written aside, flushed to disk, renamed; `last` and `best` point at them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefopt.errors import TrainingError
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [(int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := NAME.fullmatch(p.name)) and p.is_dir()]
+    return [p for _, p in sorted(found)]
+
+
+@contextmanager
+def writing(target: Path, *, writes: bool) -> Iterator[Path]:
+    """A folder to fill; it becomes `target` when the block ends without an error, and is removed otherwise.
+
+    Args:
+        target: the final place.
+        writes: whether this process makes the folder and moves it (one of all processes does).
+
+    Raises:
+        TrainingError: the disk is full or refuses; what was there before is untouched.
+    """
+    tmp = target.with_name(f"tmp-{target.name}")
+    try:
+        if writes:
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+        yield tmp
+        if writes:
+            _flush(tmp)
+            if target.exists():
+                old = target.with_name(f"tmp-old-{target.name}")
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+                tmp.rename(target)
+                shutil.rmtree(old)
+            else:
+                tmp.rename(target)
+            _flush_entry(target.parent)
+    except OSError as error:
+        raise TrainingError(
+            f"could not write {target}: {error}; earlier checkpoints are untouched: free some space and start again"
+        ) from error
+    finally:
+        if writes:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a symbolic link to its sibling `target`, in one step."""
+    tmp = link.with_name(f"tmp-{link.name}")
+    tmp.unlink(missing_ok=True)
+    tmp.symlink_to(target.name)
+    tmp.replace(link)
+
+
+def rotate(folder: Path, keep: int | None, spared: str | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`, but never the newest or `spared` (a folder's path)."""
+    if not keep:
+        return
+    found = checkpoints(folder)
+    spare = {found[-1].name} if found else set()
+    if spared:
+        spare.add(Path(spared).name)
+    for old in found:
+        if len(checkpoints(folder)) <= max(keep, len(spare)):
+            return
+        if old.name not in spare:
+            # Out of sight first: a deletion that is cut short must not leave half a checkpoint behind.
+            gone = old.with_name(f"tmp-old-{old.name}")
+            old.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush_entry(path)
+    _flush_entry(folder)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

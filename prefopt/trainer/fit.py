@@ -1,0 +1,184 @@
+"""From a model, a loss and records to a tuned model: the reference, the trainer, and figures before and after."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.cache import cache_dir
+from prefopt.data.tokens import TokenRecord
+from prefopt.engine.allocator import keep_large_buffers
+from prefopt.engine.gates import choose_layout
+from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
+from prefopt.plugin import Loss, Vocab
+from prefopt.trainer.arguments import training_arguments
+from prefopt.trainer.batches import BatchConfig
+from prefopt.trainer.callbacks import MovingReference
+from prefopt.trainer.feed import Feed
+from prefopt.trainer.trainer import PreferenceTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What training gives back.
+
+    Attributes:
+        trainer: with the tuned `model`, and `state.log_history`.
+        before, after: figures on the held-out records (empty without any), names without the `eval_` prefix.
+        seconds: of training alone.
+        reference_hits, reference_misses: log-probs of the reference found in the store, and computed.
+    """
+
+    trainer: PreferenceTrainer
+    before: dict[str, float]
+    after: dict[str, float]
+    seconds: float
+    reference_hits: int
+    reference_misses: int
+
+
+def train(
+    model: Any,
+    loss: Loss,
+    records: Sequence[TokenRecord],
+    *,
+    output_dir: str | Path,
+    eval: Sequence[TokenRecord] | None = None,
+    batch: BatchConfig | None = None,
+    seed: int = 0,
+    reference: Any = None,
+    store: Path | None = None,
+    tokenizer: Any = None,
+    callbacks: Sequence[Any] = (),
+    resume: str | Path | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+    **trainer: Any,
+) -> Result:
+    """Tune `model` in place with `loss` on `records`.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model.
+        loss: a plugin, such as `prefopt.registry.load("dpo")`.
+        records: pairs, unpaired completions, lists or demonstrations in tokens (`prefopt.data.prepare`).
+        output_dir: for checkpoints.
+        eval: held-out records, scored before and after.
+        batch: records of a step, tokens of a forward.
+        seed: of the order of the records.
+        reference: another model as reference; None: `model` as it is now (for PEFT: see `build`).
+        store: folder of the reference log-probs; None: in prefopt's cache.
+        tokenizer: saved with checkpoints.
+        callbacks: of transformers' kind.
+        resume: a checkpoint folder.
+        progress: called with the number of records whose reference log-probs are ready.
+        **trainer: `learning_rate`, `max_steps` and the other options of `prefopt.trainer.arguments`.
+
+    Raises:
+        UserError: what was given does not fit together.
+        TrainingError: the run is wrong, and was stopped.
+    """
+    built = build(
+        model,
+        loss,
+        records,
+        output_dir=output_dir,
+        eval=eval,
+        batch=batch,
+        seed=seed,
+        reference=reference,
+        store=store,
+        tokenizer=tokenizer,
+        callbacks=callbacks,
+        progress=progress,
+        **trainer,
+    )
+    before = built.evaluate() if eval is not None else {}
+    start = time.perf_counter()
+    try:
+        built.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    finally:
+        for callback in callbacks:
+            if hasattr(callback, "close"):
+                callback.close()
+    seconds = time.perf_counter() - start
+    after = built.evaluate() if eval is not None else {}
+    tables = [t for t in built.tables.values() if t is not None]
+    return Result(
+        trainer=built,
+        before={k.removeprefix("eval_"): v for k, v in before.items()},
+        after={k.removeprefix("eval_"): v for k, v in after.items()},
+        seconds=seconds,
+        reference_hits=sum(t.hits for t in tables),
+        reference_misses=sum(t.misses for t in tables),
+    )
+
+
+def build(
+    model: Any,
+    loss: Loss,
+    records: Sequence[TokenRecord],
+    *,
+    output_dir: str | Path,
+    eval: Sequence[TokenRecord] | None = None,
+    batch: BatchConfig | None = None,
+    seed: int = 0,
+    reference: Any = None,
+    store: Path | None = None,
+    tokenizer: Any = None,
+    callbacks: Sequence[Any] = (),
+    progress: Callable[[int], None] = lambda n: None,
+    **trainer: Any,
+) -> PreferenceTrainer:
+    """The trainer of `train`, ready but not started.
+
+    Held-out records are scored under the reference for every loss, so that all methods report the same figures;
+    training records only for losses that read it.
+    """
+    batch = batch or BatchConfig()
+    arguments = training_arguments(output_dir, seed=seed, records=batch.records, **trainer)
+    if arguments.device.type == "cpu":
+        keep_large_buffers()
+    choose_layout(model, batch.layout)
+    feeds: dict[str, Feed] = {"train": Feed(records, loss.needs, whole=False, seed=seed)}
+    if eval is not None:
+        feeds["eval"] = Feed(eval, loss.needs, whole=True, seed=seed)
+    tables: dict[str, ReferenceTable] = {}
+    wanted = [name for name in feeds if name == "eval" or (loss.needs.reference and not loss.needs.moving_reference)]
+    if wanted:
+        referee = model if reference is None else reference.to(arguments.device)
+        choose_layout(referee, batch.layout)
+        referee.to(arguments.device)
+        name = fingerprint(referee)
+        about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
+        kept = ReferenceStore(store or cache_dir() / "reference", name, about)
+        with arguments.main_process_first(desc="reference log-probs"):
+            for feed in wanted:
+                tables[feed] = reference_table(
+                    referee,
+                    feeds[feed],
+                    kept,
+                    max_tokens=max(batch.max_tokens, 1),
+                    entropy=Vocab.REF_ENTROPY in loss.needs.vocab,
+                    progress=progress,
+                )
+    live = None
+    if loss.needs.moving_reference or Vocab.KL in loss.needs.vocab:
+        live = copy.deepcopy(model if reference is None else reference)
+    extra = [MovingReference(live, *loss.reference_update)] if loss.needs.moving_reference else []  # type: ignore[attr-defined]
+    return PreferenceTrainer(
+        model,
+        loss,
+        arguments,
+        train=feeds["train"],
+        eval=feeds.get("eval"),
+        batch=batch,
+        train_reference=tables.get("train"),
+        eval_reference=tables.get("eval"),
+        reference_model=live,
+        policy_is_reference=reference is None,
+        tokenizer=tokenizer,
+        callbacks=[*callbacks, *extra],
+    )
