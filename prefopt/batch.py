@@ -83,7 +83,10 @@ class Logps:
     @property
     def mask(self) -> Tensor:
         """(B, T) bool, true on the completion's tokens."""
-        steps = torch.arange(self.per_token.shape[-1], device=self.sum.device)
+        given = (self.token, self.log_sum_sq, self.ref_entropy, self.kl)
+        per_token = next((value for value in given if value is not None), None)
+        width = self.per_token.shape[-1] if per_token is None else per_token.shape[-1]
+        steps = torch.arange(width, device=self.sum.device)
         return steps < self.num_tokens.unsqueeze(-1)
 
     def vocab(self, name: str) -> Tensor:

@@ -13,13 +13,12 @@ from prefopt.plugin import Data, LossOutput, Needs
 class SFT:
     r"""Negative log-likelihood per token of each demonstration.
 
-    L = -log pi(y|x) / |y|     (cross-entropy; with the prompt masked, as in Ouyang et al. 2022, Sec. 3.5 step 1)
+    L = -log pi(y|x) / |y|     (cross-entropy with the prompt masked; Ouyang et al. 2022, step 1 of Sec. 3.1)
 
     Value at policy = reference: none, it has no reference.
 
     Differences: the mean is over a demonstration's own tokens, then over demonstrations, so that an example's value
-    does not depend on its batch. TRL averages over all tokens of the batch: there a long demonstration weighs more,
-    by |y| / mean |y|.
+    does not depend on its batch. TRL averages over all tokens of the batch, which is `sft_token_mean`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
@@ -27,6 +26,27 @@ class SFT:
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.mean)
+
+    def at_reference(self, logps: DemoLogps, /) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTTokenMean:
+    r"""Negative log-likelihood averaged over all tokens of the global batch: a long demonstration weighs more.
+
+    L_i = -log pi(y_i|x_i) * B / sum_j |y_j|, whose mean over the B demonstrations is the mean over tokens
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: this is TRL's loss, but over the global batch whatever the micro-batches and processes.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
+    needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, coupled=True)
+
+    def __call__(self, logps: DemoLogps, /) -> LossOutput:
+        return LossOutput(loss=-logps.chosen.sum * (len(logps.chosen.sum) / logps.chosen.num_tokens.sum()))
 
     def at_reference(self, logps: DemoLogps, /) -> None:
         return None

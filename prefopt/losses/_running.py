@@ -1,0 +1,38 @@
+"""Running statistics of losses that carry state: updated once per global batch, before use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prefopt.plugin import State
+
+# Log-probs are good to 1e-5 nats a sequence: a deviation below that is rounding, and z-scores of it would be noise.
+_SMALLEST_DEVIATION = 1e-5
+
+
+def initial_moments() -> State:
+    """Mean and deviation of a running z-score, both from 0 as in the authors' code."""
+    return {"mean": torch.zeros((), dtype=torch.float64), "deviation": torch.zeros((), dtype=torch.float64)}
+
+
+def update_moments(state: State, values: Tensor, decay: float) -> dict[str, Tensor]:
+    """Exponential moving averages of the mean and the (n - 1) deviation of `values`; one value has deviation 0."""
+    values = values.detach().double()
+    deviation = values.std() if len(values) > 1 else values.new_zeros(())
+    return {
+        "mean": _average(state["mean"], values.mean(), decay),
+        "deviation": _average(state["deviation"], deviation, decay),
+    }
+
+
+def z_score(values: Tensor, moments: State) -> Tensor:
+    """(values - mean) / deviation, detached; 0 where the deviation is rounding, as at policy = reference."""
+    values = values.detach().double()
+    mean, deviation = moments["mean"], moments["deviation"]
+    score = (values - mean) / deviation.clamp(min=_SMALLEST_DEVIATION)
+    return torch.where(deviation < _SMALLEST_DEVIATION, torch.zeros_like(score), score)
+
+
+def _average(old: Tensor, new: Tensor, decay: float) -> Tensor:
+    return decay * old.to(new.device) + (1 - decay) * new

@@ -1,0 +1,65 @@
+"""alpha-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs (Wu et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.losses._running import initial_moments, update_moments, z_score
+from prefopt.plugin import Data, LossOutput, Needs, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaDPO:
+    r"""SimPO whose target margin is larger where the policy has already moved further from its reference.
+
+    L = -log sigmoid(beta * (d - gamma_beta_ratio - alpha * z)),   d = log pi(y_w|x)/n_w - log pi(y_l|x)/n_l
+    z = (d - d_ref - M) / S, without gradient;   M, S: moving averages of the batch mean and deviation of d - d_ref
+
+    Value at policy = reference: log(1 + exp(-beta * (d_ref - gamma_beta_ratio))): z is 0 there.
+
+    Differences: M and S start at 0 and are updated before use, over the global batch. Where S is 0, as at step 0, z is
+    0 (the authors' code divides 0 by 0). Their recipes have alpha from 0.05 to 0.2.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.10148"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, coupled=True, state=True)
+
+    beta: float = 2.0  # reward per (nat/token); useful range 2 to 10
+    gamma_beta_ratio: float = 0.5  # target margin in nats/token; 0.1 to 0.8
+    alpha: float = 0.05  # growth of the margin, nats/token per deviation; useful range 0 to 0.2
+    decay: float = 0.9  # of the moving averages, per batch; useful range 0.5 to 0.99, below 1
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            beta=0 < self.beta < math.inf,
+            gamma_beta_ratio=-math.inf < self.gamma_beta_ratio < math.inf,
+            alpha=0 <= self.alpha < math.inf,
+            decay=0 <= self.decay < 1,
+        )
+
+    def initial_state(self) -> State:
+        return initial_moments()
+
+    def __call__(self, logps: PairLogps, state: State, /) -> LossOutput:
+        margin = logps.chosen.mean - logps.rejected.mean
+        moved = margin - (logps.chosen.ref_mean - logps.rejected.ref_mean)
+        moments = update_moments(state, moved, self.decay)
+        target = self.gamma_beta_ratio + self.alpha * z_score(moved, moments).to(margin.dtype)
+        return LossOutput(
+            loss=-F.logsigmoid(self.beta * (margin - target)),
+            chosen_reward=(self.beta * logps.chosen.mean).detach(),
+            rejected_reward=(self.beta * logps.rejected.mean).detach(),
+            metrics={"target_margin": target},
+            state=moments,
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> Tensor:
+        return -F.logsigmoid(self.beta * (logps.chosen.ref_mean - logps.rejected.ref_mean - self.gamma_beta_ratio))

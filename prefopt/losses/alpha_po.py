@@ -1,0 +1,58 @@
+"""AlphaPO: Reward shape matters for LLM alignment (Gupta et al., 2025)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.losses._numerics import expm1_or_tangent
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaPO:
+    r"""SimPO with the log-prob bent into a power of the probability.
+
+    L = -log sigmoid(beta * (r_w - r_l) - gamma),   r = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / n)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: gamma is absolute, as in TRL (`CPOTrainer(loss_type="alphapo", alpha=..., simpo_gamma=...)`), so
+    `simpo` with gamma_beta_ratio = gamma / beta is the case alpha = 0; whether the authors' code means a ratio could
+    not be verified. p^-alpha goes on along its tangent where alpha * log p < -20, so that it stays finite.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2501.03884"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+
+    beta: float = 2.5  # reward per unit of r; useful range 2 to 10
+    alpha: float = 0.25  # power of the reward, no unit; useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)
+    gamma: float = 0.1  # target margin in units of reward, absolute; useful range 0 to 5
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            beta=0 < self.beta < math.inf,
+            alpha=-math.inf < self.alpha < math.inf,
+            gamma=-math.inf < self.gamma < math.inf,
+        )
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = (self.beta * self._reward(side.mean) for side in (logps.chosen, logps.rejected))
+        return LossOutput(
+            loss=-F.logsigmoid(chosen - rejected - self.gamma),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def _reward(self, mean: Tensor) -> Tensor:
+        return mean if self.alpha == 0 else -expm1_or_tangent(-self.alpha * mean) / self.alpha
+
+    def at_reference(self, logps: PairLogps, /) -> None:
+        return None

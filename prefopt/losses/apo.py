@@ -1,0 +1,76 @@
+"""APO: Anchored Preference Optimization and Contrastive Revisions (D'Oosterlinck et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class APOZero:
+    r"""Chosen up, rejected down, each on its own: for chosen answers that are better than the model's.
+
+    L = 1 - sigmoid(beta * rho_w) + sigmoid(beta * rho_l),   rho = log pi(y|x) - log pi_ref(y|x)     (Eq. 7)
+
+    Value at policy = reference: 1.
+
+    Differences: none from the paper or TRL (`loss_type="apo_zero"`). On single completions this is `kto_zero`.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2408.06266"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=torch.sigmoid(-chosen) + torch.sigmoid(rejected),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class APODown:
+    r"""Chosen down and rejected further down: for chosen answers that are worse than the model's.
+
+    L = sigmoid(beta * rho_w) + 1 - sigmoid(beta * (rho_w - rho_l)),   rho = log pi - log pi_ref     (Eq. 8)
+
+    Value at policy = reference: 1.
+
+    Differences: none from the paper or TRL (`loss_type="apo_down"`). At step 0 the two terms cancel on the chosen
+    side: sigmoid'(0) - sigmoid'(0) = 0, so only the rejected side moves.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2408.06266"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return 1.0

@@ -1,0 +1,44 @@
+"""Conservative DPO: A note on DPO with noisy preferences (Mitchell, 2023)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPO:
+    r"""DPO with smoothed labels: each preference is taken to be flipped with probability epsilon.
+
+    L = -(1 - epsilon) * log sigmoid(z) - epsilon * log sigmoid(-z),   z = beta * (rho_w - rho_l)
+
+    Value at policy = reference: log 2.
+
+    Differences: none from the note. In TRL before 1.0 this was DPO's `label_smoothing`; TRL 1.16 has no such loss.
+    Past z = log((1 - epsilon) / epsilon) the loss turns back, by design.
+    """
+
+    paper: ClassVar[str] = "https://ericmitchell.ai/cdpo.pdf"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+    label_smoothing: float = 0.1  # epsilon, probability of a flipped label; useful range 0 to 0.4, below 0.5
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, label_smoothing=0 <= self.label_smoothing < 0.5)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        margin = chosen - rejected
+        loss = -(1 - self.label_smoothing) * F.logsigmoid(margin) - self.label_smoothing * F.logsigmoid(-margin)
+        return LossOutput(loss=loss, chosen_reward=chosen.detach(), rejected_reward=rejected.detach())
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return math.log(2)

@@ -1,0 +1,38 @@
+"""CSFT: Pretraining Language Models with Human Preferences, conditional training (Korbak et al., 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prefopt.batch import UnpairedLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSFT:
+    r"""SFT on every completion, behind a control text that tells good from bad; generate behind the good one.
+
+    L = -log pi(y|c, x) / |y|,   c = good if y is desirable, else bad     (Sec. 2, conditional training)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: the paper pretrains with special tokens before each sentence; here, as in HALOs, a text stands before
+    the completion. The data layer puts it there: the label acts through c alone.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2302.08582"
+    needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=False, lengths=True, control_text=True)
+
+    good: str = "<|good|>"  # text before a desirable completion; any text that the data does not hold
+    bad: str = "<|bad|>"  # text before an undesirable completion; any text that the data does not hold
+
+    def __post_init__(self) -> None:
+        require(self, good=bool(self.good), bad=bool(self.bad) and self.bad != self.good)
+
+    def __call__(self, logps: UnpairedLogps, /) -> LossOutput:
+        return LossOutput(loss=-logps.completion.mean)
+
+    def at_reference(self, logps: UnpairedLogps, /) -> None:
+        return None

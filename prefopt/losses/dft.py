@@ -1,0 +1,33 @@
+"""DFT: On the Generalization of SFT (Wu et al., 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prefopt.batch import DemoLogps
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFT:
+    r"""SFT with each token weighted by its own probability: surprising tokens pull less.
+
+    L = -(1/|y|) sum_t sg[p_t] * log p_t,   p_t = pi(y_t|x, y_<t);   sg: without gradient
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: the paper sums over tokens; here, as in TRL (`loss_type="dft"`), it is a mean, though over each
+    demonstration's own tokens.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2508.05629"
+    needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, tokens=True)
+
+    def __call__(self, logps: DemoLogps, /) -> LossOutput:
+        token = logps.chosen.per_token
+        weighted = token.exp().detach() * token * logps.chosen.mask
+        return LossOutput(loss=-weighted.sum(-1) / logps.chosen.num_tokens)
+
+    def at_reference(self, logps: DemoLogps, /) -> None:
+        return None

@@ -1,0 +1,48 @@
+"""DPOP: Smaug, Fixing Failure Modes of Preference Optimisation with DPO-Positive (Pal et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOP:
+    r"""DPO with a penalty, inside the sigmoid, wherever the chosen side falls below its reference.
+
+    L = -log sigmoid(beta * (rho_w - rho_l - lambda * max(0, -rho_w)))
+
+    Value at policy = reference: log 2.
+
+    Differences: every run starts at the kink rho_w = 0; `relu` takes the subgradient 0 there, so step 0 is a step of
+    `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). beta's default is not verified.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.13228"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.3  # reward per nat of log-ratio; useful range 0.01 to 1
+    lam: float = 50.0  # lambda, weight of the penalty, nats per nat; useful range 1 to 50 (0 is `dpo`)
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, lam=0 <= self.lam < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = logps.chosen.ratio, logps.rejected.ratio
+        penalty = F.relu(-chosen)
+        return LossOutput(
+            loss=-F.logsigmoid(self.beta * (chosen - rejected - self.lam * penalty)),
+            chosen_reward=(self.beta * (chosen - self.lam * penalty)).detach(),
+            rejected_reward=(self.beta * rejected).detach(),
+            metrics={"penalty": penalty.detach()},
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return math.log(2)

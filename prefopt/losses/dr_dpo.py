@@ -1,0 +1,48 @@
+"""Dr. DPO: Towards Robust Alignment of Language Models, Distributionally Robustifying DPO (Wu et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrDPO:
+    r"""A soft minimum over the batch's DPO losses, so that pairs that look mislabelled count less.
+
+    L = -beta' * log mean_i exp(-l_i / beta'),   l = -log sigmoid(beta * (rho_w - rho_l)),   rho = log pi - log pi_ref
+
+    Value at policy = reference: log 2.
+
+    Differences: the mean is over the global batch (the authors' code: over each device's). Every example of a batch
+    has the batch's value. For beta' to infinity this is `dpo`, with an error of Var(l) / (2 beta').
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2407.07880"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+    beta_prime: float = 1.0  # temperature over the batch, nats of loss; useful range 0.1 to 10 (infinity is `dpo`)
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, beta_prime=0 < self.beta_prime < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        log_p = F.logsigmoid(chosen - rejected) / self.beta_prime
+        value = -self.beta_prime * (log_p.logsumexp(0) - math.log(len(log_p)))
+        return LossOutput(
+            loss=value.expand_as(log_p),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return math.log(2)

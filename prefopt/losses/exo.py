@@ -1,0 +1,48 @@
+"""EXO: Towards Efficient Exact Optimization of Language Model Alignment (Ji et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class EXO:
+    r"""Reverse KL from the policy's probability of the preference to a smoothed label.
+
+    L = KL(p || q),   p = (sigmoid(z), sigmoid(-z)),   q = (1 - epsilon, epsilon),   z = beta * (rho_w - rho_l)
+        (Eq. 16, with two completions)
+
+    Value at policy = reference: log(1 / (4 epsilon (1 - epsilon))) / 2.
+
+    Differences: none from TRL (`loss_type="exo_pair"`). The authors' code smooths with epsilon = e^-10; at epsilon = 0
+    the KL is infinite. The KL the other way round is `cdpo` minus the entropy of the label. Past
+    z = log((1 - epsilon) / epsilon) the loss turns back, by design.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.00856"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+    label_smoothing: float = 1e-3  # epsilon, probability of a flipped label; useful range 1e-5 to 0.1, above 0
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, label_smoothing=0 < self.label_smoothing < 0.5)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        z = chosen - rejected
+        kept = torch.sigmoid(z) * (F.logsigmoid(z) - math.log1p(-self.label_smoothing))
+        flipped = torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(self.label_smoothing))
+        return LossOutput(loss=kept + flipped, chosen_reward=chosen.detach(), rejected_reward=rejected.detach())
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return -math.log(4 * self.label_smoothing * (1 - self.label_smoothing)) / 2

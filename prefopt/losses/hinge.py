@@ -1,0 +1,45 @@
+"""Hinge loss of RSO: Statistical Rejection Sampling Improves Preference Optimization (Liu et al., 2023)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge:
+    r"""Hinge on the scaled difference of log-ratios.
+
+    L = max(0, 1 - beta * (rho_w - rho_l)),   rho = log pi(y|x) - log pi_ref(y|x)
+
+    Value at policy = reference: 1.
+
+    Differences: RSO's rejection sampling of pairs is a matter of data, not of the loss. The paper uses beta = 0.05;
+    the default here is that of TRL (`loss_type="hinge"`).
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2309.06657"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio (the paper's gamma); useful range 0.02 to 1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=F.relu(1 - (chosen - rejected)),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return 1.0

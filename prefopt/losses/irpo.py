@@ -1,0 +1,48 @@
+"""IRPO: Iterative Reasoning Preference Optimization (Pang et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class IRPO:
+    r"""DPO plus the chosen side's likelihood per token.
+
+    L = -log sigmoid(beta * (rho_w - rho_l)) - alpha * log pi(y_w|x) / n_w
+
+    Value at policy = reference: log 2 - alpha * log pi_ref(y_w|x) / n_w.
+
+    Differences: none in the loss; the paper's iterations (sampling anew) are a matter of data. TRL has it as
+    `loss_type=["sigmoid", "sft"]` with `loss_weights=[1, alpha]`, where the mean is over all tokens of the micro-batch.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2404.19733"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+    alpha: float = 1.0  # weight of the likelihood term, per (nat/token); useful range 0.1 to 2
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, alpha=0 <= self.alpha < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=-F.logsigmoid(chosen - rejected) - self.alpha * logps.chosen.mean,
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+            metrics={"nll": -logps.chosen.mean.detach()},
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> Tensor:
+        return math.log(2) - self.alpha * logps.chosen.ref_mean

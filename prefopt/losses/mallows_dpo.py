@@ -1,0 +1,59 @@
+"""Mallows-DPO: Fine-Tune Your LLM with Preference Dispersions (Chen et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs, Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class MallowsDPO:
+    r"""DPO whose beta is larger on prompts where the reference is sure of its words.
+
+    L = -log sigmoid(beta * phi * (rho_w - rho_l)),   phi = -0.29 * log(H / log V)
+    H = mean token entropy of the reference, averaged over both sides, in nats; V the size of the vocabulary
+
+    Value at policy = reference: log 2.
+
+    Differences: the authors' configuration is length-normalised and without a reference, with beta = 10; this is the
+    paper's loss with DPO's beta. The factor 0.29 is theirs. V must be given: log-probs do not tell it.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.14953"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.REF_ENTROPY}))
+
+    vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up
+    beta: float = 0.1  # reward per nat of log-ratio at phi = 1; useful range 0.01 to 1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, vocab_size=self.vocab_size >= 2)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        phi = dispersion(logps, self.vocab_size)
+        chosen, rejected = self.beta * phi * logps.chosen.ratio, self.beta * phi * logps.rejected.ratio
+        return LossOutput(
+            loss=-F.logsigmoid(chosen - rejected),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+            metrics={"phi": phi},
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return math.log(2)
+
+
+def dispersion(logps: PairLogps, vocab_size: int) -> Tensor:
+    """(B,) phi, without gradient; 0 where the reference is uniform, at most 0.29 * 24 log 2 where it is certain."""
+    sides = [
+        (side.vocab("ref_entropy") * side.mask).sum(-1) / side.num_tokens for side in (logps.chosen, logps.rejected)
+    ]
+    share = ((sides[0] + sides[1]) / (2 * math.log(vocab_size))).detach()
+    return -0.29 * share.clamp(2.0**-24, 1.0).log()  # an entropy of 0 or above log V is rounding

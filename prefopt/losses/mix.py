@@ -1,0 +1,148 @@
+"""A weighted sum of losses, such as MPO (Wang et al., 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from prefopt.batch import DemoLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, Loss, LossOutput, Needs, State
+
+_MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    r"""Weighted sum of built-in losses.
+
+    L = sum_i w_i * L_i
+
+    Value at policy = reference: sum of w_i times the value of L_i there; a term without a reference counts with its own
+    value on the reference's log-probs.
+
+    Differences: the default is MPO: 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`, whose authors used BCO
+    with a running threshold. Terms on demonstrations are given the chosen side. Each term's unweighted value is logged
+    under its name. A weight of 0 leaves a term out.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
+
+    terms: dict[str, float] = field(default_factory=lambda: dict(_MPO))  # name -> weight; useful range by term
+    options: dict[str, Any] = field(default_factory=dict)  # name -> {hyper-parameter: value}; defaults where left out
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            terms=any(self.terms.values()) and all(-math.inf < weight < math.inf for weight in self.terms.values()),
+            options=set(self.options) <= set(self.terms),
+        )
+        kinds = {term.needs.data for term in self._losses().values()} - {Data.DEMONSTRATIONS}
+        if len(kinds) > 1:
+            shapes = ", ".join(sorted(kind.value for kind in kinds))
+            raise ValueError(f"terms of a mix must share one shape of data, beside demonstrations; these need {shapes}")
+        if Data.DEMONSTRATIONS in self._kinds() and kinds and kinds != {Data.PAIRS}:
+            raise ValueError("only pairs have a chosen side for terms on demonstrations, such as sft")
+        if any(term.needs.control_text for term in self._losses().values()):
+            raise ValueError("a loss behind a control text cannot be mixed: the other terms would see that text too")
+
+    def _losses(self) -> dict[str, Loss]:
+        from prefopt.losses import MENU, load_class  # here, because the menu lists this file
+
+        unknown = [name for name in self.terms if name not in MENU or name == "mix"]
+        if unknown:
+            raise ValueError(f"cannot mix {', '.join(unknown)}: terms are built-in losses other than mix itself")
+        return {name: load_class(name)(**self.options.get(name, {})) for name, weight in self.terms.items() if weight}
+
+    def _kinds(self) -> set[Data]:
+        return {term.needs.data for term in self._losses().values()}
+
+    @property
+    def needs(self) -> Needs:
+        """The union of the terms' needs."""
+        all_needs = [term.needs for term in self._losses().values()]
+        data = next((kind for kind in self._kinds() if kind is not Data.DEMONSTRATIONS), Data.DEMONSTRATIONS)
+        flags = [f.name for f in dataclasses.fields(Needs) if f.name not in ("data", "vocab")]
+        return Needs(
+            data=data,
+            vocab=frozenset().union(*(needs.vocab for needs in all_needs)),
+            **{flag: any(getattr(needs, flag) for needs in all_needs) for flag in flags},
+        )
+
+    @property
+    def reference_update(self) -> tuple[float, int]:
+        """That of the one term whose reference moves."""
+        moving = [term for term in self._losses().values() if term.needs.moving_reference]
+        if len(moving) != 1:
+            raise AttributeError(f"a mix has a reference update if one term has; here {len(moving)} have")
+        update: tuple[float, int] = moving[0].reference_update  # type: ignore[attr-defined]
+        return update
+
+    def initial_state(self) -> State:
+        return {
+            f"{name}.{key}": value
+            for name, term in self._losses().items()
+            if term.needs.state
+            for key, value in term.initial_state().items()  # type: ignore[attr-defined]
+        }
+
+    def __call__(self, logps: Any, /, *state: State) -> LossOutput:
+        outputs = {
+            name: term(_view(logps, term), *(_part(given, name) for given in state if term.needs.state))
+            for name, term in self._losses().items()
+        }
+        new_state = {f"{n}.{k}": v for n, output in outputs.items() for k, v in (output.state or {}).items()}
+        metrics = {f"{n}/{k}": v for n, output in outputs.items() for k, v in output.metrics.items()}
+        first = next((o for o in outputs.values() if o.chosen_reward is not None or o.reward is not None), LossOutput)
+        return LossOutput(
+            loss=torch.stack([self.terms[name] * output.loss for name, output in outputs.items()]).sum(0),
+            chosen_reward=first.chosen_reward,
+            rejected_reward=first.rejected_reward,
+            reward=first.reward,
+            metrics=metrics | {name: output.loss.detach() for name, output in outputs.items()},
+            state=new_state if state else None,
+        )
+
+    def at_reference(self, logps: Any, /) -> torch.Tensor | None:
+        if not self.needs.reference:
+            return None
+        at_start = _policy_at_reference(logps)
+        total = torch.zeros_like(_sums(logps))
+        for name, term in self._losses().items():
+            value = term.at_reference(_view(logps, term))
+            if value is None:
+                value = term(_view(at_start, term)).loss.detach()
+            total = total + self.terms[name] * value
+        return total
+
+
+def _view(logps: Any, term: Loss) -> Any:
+    """The batch as the term's shape of data: the chosen side for a term on demonstrations."""
+    if term.needs.data is Data.DEMONSTRATIONS and not isinstance(logps, DemoLogps):
+        return DemoLogps(chosen=logps.chosen, ids=logps.ids)
+    return logps
+
+
+def _part(state: State, name: str) -> Mapping[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def _policy_at_reference(logps: Any) -> Any:
+    """The batch as it is where policy = reference."""
+    sides = {}
+    for field_name in ("chosen", "rejected", "completion", "completions", "mismatched"):
+        side = getattr(logps, field_name, None)
+        if side is not None and side.ref_sum is not None:
+            sides[field_name] = dataclasses.replace(side, sum=side.ref_sum, token=side.ref_token)
+    return dataclasses.replace(logps, **sides)
+
+
+def _sums(logps: Any) -> torch.Tensor:
+    side = getattr(logps, "chosen", None) or getattr(logps, "completion", None) or logps.completions
+    sums: torch.Tensor = side.sum if side.sum.ndim == 1 else side.sum[:, 0]
+    return sums

@@ -1,0 +1,53 @@
+"""ODPO: Direct Preference Optimization with an Offset (Amini et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODPO:
+    r"""DPO whose margin must exceed an offset that grows with the gap of scores.
+
+    L = -log sigmoid(beta * (rho_w - rho_l) - alpha * log(s_w - s_l)),   s_w > s_l
+
+    Value at policy = reference: log(1 + (s_w - s_l)^alpha).
+
+    Differences: the paper leaves the function of the scores open and uses the logarithm; gaps below 1 give a negative
+    offset, as there.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.10571"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+
+    beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
+    alpha: float = 1.0  # offset in reward, per unit of log gap; useful range 0 (which is `dpo`) to 1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, alpha=0 <= self.alpha < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=-F.logsigmoid(chosen - rejected - self._offset(logps)),
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def _offset(self, logps: PairLogps) -> Tensor:
+        gap = logps.score_gap
+        if not bool((gap > 0).all()):
+            raise ValueError("odpo needs chosen_score > rejected_score in every pair: drop ties, or swap the sides")
+        return self.alpha * gap.log()
+
+    def at_reference(self, logps: PairLogps, /) -> Tensor:
+        return F.softplus(self._offset(logps))

@@ -1,0 +1,47 @@
+"""RPO: Provably Mitigating Overoptimization in RLHF (Liu et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPOSFT:
+    r"""DPO plus the chosen side's likelihood, summed and scaled by beta.
+
+    L = -log sigmoid(beta * (rho_w - rho_l)) - eta * beta * log pi(y_w|x)
+
+    Value at policy = reference: log 2 - eta * beta * log pi_ref(y_w|x).
+
+    Differences: this is the authors' first script, with the factor beta and a sum; their second one has no beta and a
+    mean per token, which is `irpo` with alpha = eta (0.2 there, beta 0.5).
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.16436"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 0.5
+    eta: float = 0.005  # weight of the likelihood term, per unit of reward; useful range 0.001 to 0.2
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, eta=0 <= self.eta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
+        return LossOutput(
+            loss=-F.logsigmoid(chosen - rejected) - self.eta * self.beta * logps.chosen.sum,
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> Tensor:
+        return math.log(2) - self.eta * self.beta * logps.chosen.reference

@@ -1,0 +1,46 @@
+"""SimNPO: Simplicity Prevails, Rethinking Negative Preference Optimization for LLM Unlearning (Fan et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNPO:
+    r"""Unlearning without a reference: the rejected side of SimPO alone.
+
+    L = -(2 / beta) * log sigmoid(-beta * log pi(y_l|x) / n_l - gamma)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: gamma is absolute and 0 by default, as in the authors' code. Texts to forget are the rejected sides;
+    chosen ones are not used. Its retain loss is `mix` with `sft`.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.07163"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+
+    beta: float = 2.5  # reward per (nat/token); useful range 1 to 5
+    gamma: float = 0.0  # margin in units of reward, absolute; useful range 0 to 2
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf, gamma=-math.inf < self.gamma < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        rejected = self.beta * logps.rejected.mean
+        return LossOutput(
+            loss=-(2 / self.beta) * F.logsigmoid(-rejected - self.gamma),
+            chosen_reward=(self.beta * logps.chosen.mean).detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> None:
+        return None

@@ -1,0 +1,32 @@
+"""SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters (Xiao et al., 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prefopt.batch import PairLogps
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPER:
+    r"""Difference of inverse perplexities.
+
+    L = p_l - p_w,   p = exp(log pi(y|x) / n)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: none from the paper. The gradient on a side is its p / n: it fades where p is small, so start from an
+    SFT model.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.00883"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()
+        return LossOutput(loss=rejected - chosen, chosen_reward=chosen.detach(), rejected_reward=rejected.detach())
+
+    def at_reference(self, logps: PairLogps, /) -> None:
+        return None

@@ -1,0 +1,47 @@
+"""SLiC-HF: Sequence Likelihood Calibration with Human Feedback (Zhao et al., 2023)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLiCHF:
+    r"""Hinge on the difference of log-probs, plus likelihood.
+
+    L = max(0, delta - log pi(y_w|x) + log pi(y_l|x)) - lambda * log pi(y_w|x)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: the paper's likelihood term is on a separate target y_ref; here, as in HALOs, it is on the chosen side.
+    TRL's `loss_type="hinge"` under this paper's name has a reference and no likelihood term: it is `hinge`.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2305.10425"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
+
+    delta: float = 1.0  # margin of the hinge, nats; useful range 0.5 to 10
+    lam: float = 0.1  # lambda, weight of the likelihood, nats per nat; useful range 0 to 1
+
+    def __post_init__(self) -> None:
+        require(self, delta=0 <= self.delta < math.inf, lam=0 <= self.lam < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = logps.chosen.sum, logps.rejected.sum
+        return LossOutput(
+            loss=F.relu(self.delta - (chosen - rejected)) - self.lam * chosen,
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+            metrics={"nll": -logps.chosen.sum.detach()},
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> None:
+        return None

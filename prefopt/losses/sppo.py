@@ -1,0 +1,80 @@
+"""SPPO: Self-Play Preference Optimization for Language Model Alignment (Wu et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPPO:
+    r"""Squared distance of each log-ratio to the win rate it should show, with hard labels: chosen always wins.
+
+    L = (rho_w - 1/(2 beta))^2 + (rho_l + 1/(2 beta))^2,   rho = log pi(y|x) - log pi_ref(y|x)     (Eq. 4.7 at P = 1)
+
+    Value at policy = reference: 1 / (2 beta^2).
+
+    Differences: none from TRL (`loss_type="sppo_hard"`). The authors' code halves it in one of its forms. The paper
+    estimates win rates with a model (`sppo_soft`) and samples anew in each iteration, which is a matter of data.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+
+    beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        return _regression(self.beta, logps, torch.full_like(logps.chosen.sum, 0.5 / self.beta))
+
+    def at_reference(self, logps: PairLogps, /) -> float:
+        return 1 / (2 * self.beta**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPPOSoft:
+    r"""SPPO with the probability that the chosen side wins, from the scores.
+
+    L = (rho_w - (P - 1/2)/beta)^2 + (rho_l + (P - 1/2)/beta)^2,   P = sigmoid(s_w - s_l)     (Eq. 4.7)
+
+    Value at policy = reference: 2 ((P - 1/2) / beta)^2.
+
+    Differences: P follows from the scores by Bradley-Terry; scores are log-odds, so give logit(P) and 0 where P itself
+    is known. The authors' code has this form with one probability and another with a win rate for each side.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+
+    beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-(P - 1/2)/beta nats; useful range 1e-3 to 1e-1
+
+    def __post_init__(self) -> None:
+        require(self, beta=0 < self.beta < math.inf)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        return _regression(self.beta, logps, self._target(logps))
+
+    def _target(self, logps: PairLogps) -> Tensor:
+        return (torch.sigmoid(logps.score_gap) - 0.5) / self.beta
+
+    def at_reference(self, logps: PairLogps, /) -> Tensor:
+        return 2 * self._target(logps) ** 2
+
+
+def _regression(beta: float, logps: PairLogps, target: Tensor) -> LossOutput:
+    chosen, rejected = logps.chosen.ratio, logps.rejected.ratio
+    return LossOutput(
+        loss=(chosen - target) ** 2 + (rejected + target) ** 2,
+        chosen_reward=(beta * chosen).detach(),
+        rejected_reward=(beta * rejected).detach(),
+    )

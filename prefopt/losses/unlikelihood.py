@@ -1,0 +1,42 @@
+"""Sequence-level unlikelihood, a baseline of Direct Preference Optimization (Rafailov et al., 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prefopt.batch import PairLogps
+from prefopt.hyperparameters import require
+from prefopt.plugin import Data, LossOutput, Needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlikelihood:
+    r"""Likelihood of the chosen side up, of the rejected side down.
+
+    L = -log pi(y_w|x) + alpha * log pi(y_l|x)     (Sec. 6, baselines)
+
+    Value at policy = reference: none, it has no reference.
+
+    Differences: not the token form -sum_t log(1 - p_t) of Welleck et al. (1908.04319). Unbounded below: the rejected
+    side can fall for ever. alpha in [0, 1] as in the paper, whose value is not stated.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
+
+    alpha: float = 0.1  # weight of the rejected side, nats per nat; useful range 0 to 0.3, at most 1
+
+    def __post_init__(self) -> None:
+        require(self, alpha=0 <= self.alpha <= 1)
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        chosen, rejected = logps.chosen.sum, logps.rejected.sum
+        return LossOutput(
+            loss=-chosen + self.alpha * rejected,
+            chosen_reward=chosen.detach(),
+            rejected_reward=rejected.detach(),
+        )
+
+    def at_reference(self, logps: PairLogps, /) -> None:
+        return None
