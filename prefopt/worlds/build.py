@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -185,30 +184,27 @@ def _label(
 ) -> list[dict[str, Any]]:
     """Two pairs a prompt, first with second and third with fourth sample, labelled by the world.
 
-    Left out are pairs of equal texts, which say nothing, and texts that a file would not give back token by token:
-    empty ones, cut-off ones and ones with a special word inside.
+    Left out are pairs of equal reward, whose label would be a coin's, and texts that a file would not give back token
+    by token: empty ones, cut-off ones and ones with a special word inside.
     """
-    pairs = [
-        (prompt, a, b)
-        for prompt, four in zip(prompts, samples, strict=True)
-        for a, b in (four[:2], four[2:])
-        if a != b and _usable(a) and _usable(b)
-    ]
-    rewards = [world.reward([f"{p} {words(pair[side])}" for p, *pair in pairs]) for side in (0, 1)]
-    tokens: NDArray[np.int64] = np.array([len(a) - len(b) for _, a, b in pairs], dtype=np.int64)
-    first = rng.random(len(pairs)) < world.preference(rewards[0] - rewards[1], tokens)
     rows = []
-    for i, (prompt, *pair) in enumerate(pairs):
-        chosen, rejected = (0, 1) if first[i] else (1, 0)
-        rows.append(
-            {
-                "prompt": prompt,
-                "chosen": " " + words(pair[chosen]),
-                "rejected": " " + words(pair[rejected]),
-                "score_chosen": float(rewards[chosen][i]),
-                "score_rejected": float(rewards[rejected][i]),
-            }
-        )
+    for prompt, four in zip(prompts, samples, strict=True):
+        for pair in (four[:2], four[2:]):
+            texts = [words(completion) for completion in pair]
+            rewards = world.reward([f"{prompt} {text}" for text in texts])
+            if rewards[0] == rewards[1] or not all(map(_usable, pair)):
+                continue
+            first = rng.random() < world.preference(rewards[:1] - rewards[1:], len(pair[0]) - len(pair[1]))[0]
+            chosen, rejected = (0, 1) if first else (1, 0)
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "chosen": " " + texts[chosen],
+                    "rejected": " " + texts[rejected],
+                    "score_chosen": float(rewards[chosen]),
+                    "score_rejected": float(rewards[rejected]),
+                }
+            )
     return rows
 
 

@@ -167,7 +167,7 @@ class ReviewWorld:
         prompts = _all_prompts()[_SPLITS["train"]]
         return [(prompt := rng.choice(prompts), _demonstration(prompt, rng)) for _ in range(n)]
 
-    def preference(self, reward_gap: NDArray[np.float64], token_gap: NDArray[np.int64]) -> NDArray[np.float64]:
+    def preference(self, reward_gap: NDArray[np.float64], token_gap: NDArray[np.int64] | int) -> NDArray[np.float64]:
         """(n,) probability that the first text is chosen, from first minus second reward and number of tokens."""
         logit = (reward_gap + self.length_bias * token_gap) / self.label_temperature
         clean = 0.5 * (1.0 + np.tanh(0.5 * logit))  # the sigmoid, safe from overflow

@@ -1,0 +1,214 @@
+"""The page of `prefopt demo`: the methods side by side in the review world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from prefopt.report.figures import REFERENCE_STYLE, Axes, Line, Point, Style, curves, scatter, styles
+from prefopt.report.page import number, render, signed
+from prefopt.worlds.evaluate import Estimate, Evaluation, Sample, paired_difference
+from prefopt.worlds.review import WORDS, ReviewWorld
+
+BASE, SFT = "Base", "SFT"
+TIE_STANDARD_ERRORS = 2.0
+TEXTS_SHOWN = 5
+_BASE_COLOUR = "#98a2b3"
+_COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Held-out pairs at one step of training: accuracy by log-ratio, and mean log-ratio of each side in nats."""
+
+    step: int
+    accuracy: float
+    chosen_change: float
+    rejected_change: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DemoRow:
+    """One model of the demo. The first two rows are `Base` and `SFT`; methods have a setting, a paper and a curve."""
+
+    name: str
+    evaluation: Evaluation
+    seconds: float  # of training
+    setting: str = ""
+    paper: str = ""
+    curve: Sequence[CurvePoint] = ()
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it was tuned on preferences."""
+        return self.name not in (BASE, SFT)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the model that changes are measured from."""
+        return self.name == SFT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFacts:
+    """What the page says about the run."""
+
+    world: ReviewWorld
+    seed: int
+    steps: int
+    batch: int
+    schedule: str  # the rest of the sentence "All methods run 96 steps of 128 records"
+    parameters: int
+    samples_per_prompt: int
+    heldout: int
+    ceiling: float  # share of held-out labels that the exact reward agrees with
+    best_of_n: Sequence[tuple[int, float, Estimate]]
+    total_seconds: float
+    machine: str
+    versions: str
+
+
+def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
+    """The method with the highest true reward, and those within two standard errors of it, prompt by prompt."""
+    methods = [row for row in rows if row.is_method]
+    best = max(methods, key=lambda row: row.evaluation.true_reward.value)
+    tied = []
+    for row in methods:
+        gap = paired_difference(best.evaluation, row.evaluation)
+        if row is not best and gap.value <= TIE_STANDARD_ERRORS * gap.se:
+            tied.append(row.name)
+    return best.name, tied
+
+
+def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
+    """The whole page as HTML."""
+    methods = [row for row in rows if row.is_method]
+    look = styles([row.name for row in methods]) | {SFT: REFERENCE_STYLE}
+    best, tied = standing(rows)
+    first = rows[0].evaluation
+    return render(
+        "demo.html",
+        rows=rows,
+        methods=methods,
+        count=_COUNTS.get(len(methods), str(len(methods))),
+        base=first,
+        method_list=_list([row.name for row in methods]),
+        best=[best],
+        tied=tied,
+        finding=_finding(rows, best, tied),
+        colours={name: style.colour for name, style in look.items()} | {BASE: _BASE_COLOUR},
+        frontier=_frontier(rows, look, facts),
+        accuracy_curves=_accuracy_curves(methods, look, facts.ceiling),
+        logp_curves=_logp_curves(methods, look),
+        texts=_texts(rows),
+        example=_example(rows),
+        prompts=len(first.samples),
+        samples=number(len(first.samples) * facts.samples_per_prompt, 0),
+        pairs_text=f"{facts.world.pairs:,}",
+        temperature=facts.world.label_temperature,
+        words=len(WORDS),
+        heldout=facts.heldout,
+        ceiling=facts.ceiling,
+        parameters=f"{facts.parameters:,}",
+        steps=facts.steps,
+        batch=facts.batch,
+        schedule=facts.schedule,
+        seed=facts.seed,
+        total_seconds=facts.total_seconds,
+        machine=facts.machine,
+        versions=facts.versions,
+    )
+
+
+def _finding(rows: Sequence[DemoRow], best: str, tied: Sequence[str]) -> str:
+    by_name = {row.name: row.evaluation for row in rows}
+    top, start = by_name[best], by_name[SFT]
+    rise = f"from {signed(start.true_reward.value)} (SFT) to {signed(top.true_reward.value)}"
+    if tied:
+        who = f"{best} has the highest true reward, but {_list(tied)} cannot be told from it on these prompts"
+    else:
+        who = f"{best} has the highest true reward by more than two standard errors"
+    frugal = min((row for row in rows if row.is_method), key=lambda row: row.evaluation.kl.value)
+    near = f"{frugal.name} stayed closest to SFT, at {number(frugal.evaluation.kl.value)} nats"
+    return f"{who}: {rise}, at a distance of {number(top.kl.value)} nats. {near}."
+
+
+def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts) -> Markup:
+    points = [
+        Point(row.name, row.evaluation.kl.value, row.evaluation.true_reward.value,
+              row.evaluation.kl.se, row.evaluation.true_reward.se)
+        for row in rows
+        if row.name != BASE
+    ]  # fmt: skip
+    furthest = max(point.x for point in points)
+    reached = [(n, kl, e.value) for n, kl, e in facts.best_of_n if kl <= 1.15 * furthest]
+    yardstick = Line(f"best of n (n = {reached[-1][0]})", [kl for _, kl, _ in reached], [r for _, _, r in reached])
+    summary = "Reward against KL: " + "; ".join(f"{p.label} KL {p.x:.2f} reward {p.y:.2f}" for p in points)
+    axes = Axes(x="KL to the reference (nats a text)", y="true reward")
+    return scatter(points, look, axes, yardstick=yardstick, summary=summary)
+
+
+def _accuracy_curves(methods: Sequence[DemoRow], look: dict[str, Style], ceiling: float) -> list[Markup]:
+    low = min(50.0, *(100 * point.accuracy for row in methods for point in row.curve)) - 3
+    charts = []
+    for row in methods:
+        steps = [point.step for point in row.curve]
+        line = Line("accuracy", steps, [100 * point.accuracy for point in row.curve])
+        axes = Axes(x="step", y="", title=row.name, y_range=(low, 100 * ceiling + 4), rules=(50, 100 * ceiling))
+        summary = f"{row.name}: held-out accuracy {line.y[0]:.0f} % at step {steps[0]}, {line.y[-1]:.0f} % at the end"
+        charts.append(curves([line], look[row.name], axes, summary=summary))
+    return charts
+
+
+def _logp_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[Markup]:
+    every = [v for row in methods for p in row.curve for v in (p.chosen_change, p.rejected_change)]
+    margin = 0.05 * (max(every) - min(every)) + 0.1
+    charts = []
+    for row in methods:
+        steps = [point.step for point in row.curve]
+        chosen = Line("chosen", steps, [point.chosen_change for point in row.curve])
+        rejected = Line("rejected", steps, [point.rejected_change for point in row.curve], dashed=True)
+        axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
+        summary = f"{row.name}: chosen {signed(chosen.y[-1])} nats at the end, rejected {signed(rejected.y[-1])}"
+        charts.append(curves([chosen, rejected], look[row.name], axes, summary=summary))
+    return charts
+
+
+@dataclass(frozen=True)
+class _Said:
+    name: str
+    completion: str
+    reward: float
+    valid: bool
+
+
+@dataclass(frozen=True)
+class _Text:
+    prompt: str
+    lines: Sequence[_Said]
+
+
+def _texts(rows: Sequence[DemoRow]) -> list[_Text]:
+    world = ReviewWorld()
+    texts = []
+    for i in range(min(TEXTS_SHOWN, len(rows[0].evaluation.samples))):
+        said = [(row.name, row.evaluation.samples[i]) for row in rows]
+        lines = [
+            _Said(name, s.completion, s.reward, bool(world.valid([f"{s.prompt} {s.completion}"])[0]))
+            for name, s in said
+        ]
+        texts.append(_Text(said[0][1].prompt, lines))
+    return texts
+
+
+def _example(rows: Sequence[DemoRow]) -> Sample:
+    """A well-formed text of the SFT model, its reward worked out in the page."""
+    sft = next(row for row in rows if row.name == SFT).evaluation.samples
+    world = ReviewWorld()
+    return next((s for s in sft if world.valid([f"{s.prompt} {s.completion}"])[0]), sft[0])
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
