@@ -73,6 +73,9 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
             log.reject(Rejection(source=where, reason=error.reason, detail=error.detail))
             continue
         for record in made:
+            if isinstance(record, RowError):
+                log.reject(Rejection(source=where, reason=record.reason, detail=record.detail))
+                continue
             yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
 
 

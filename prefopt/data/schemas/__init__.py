@@ -1,7 +1,8 @@
 """Every schema that is recognised, in the order in which they are tried.
 
 A schema is a function from a row to records, beside a predicate that recognises its rows. To add one: write the
-function in the module of its shape (`pairs`, `unpaired`, `lists`, `demonstrations`) and put it into its `SCHEMAS`.
+function in the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`) and list it
+in that module's `SCHEMAS`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 from prefopt.data.files import Row
-from prefopt.data.schemas import demonstrations, lists, pairs, unpaired
+from prefopt.data.schemas import demonstrations, judgements, lists, pairs, trees, unpaired
 from prefopt.data.schemas.base import Schema
 from prefopt.errors import UserError
 from prefopt.registry import nearest
 
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
-    for module in (lists, pairs, unpaired, demonstrations)  # the richest reading of a row comes first
+    for module in (
+        trees,
+        lists,
+        pairs,
+        judgements,
+        unpaired,
+        demonstrations,
+    )  # the richest reading of a row comes first
     for schema in module.SCHEMAS
 }
 

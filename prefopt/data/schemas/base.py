@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prefopt.data.files import Row
-from prefopt.data.record import Record
+from prefopt.data.record import Record, RowError
+
+Made = Record | RowError  # of a row that holds several records, some may fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +19,14 @@ class Schema:
         name: the value of `data.schema`.
         columns: what a row looks like, for the menu.
         matches: whether a row looks so; called on a few rows, by columns and types, never by content.
-        read: the records of a row, mostly one; raises RowError with the reason where there is none.
+        read: the records of a row, mostly one; raises RowError where there is none, lists it where there are others.
         gather: joins rows that only together make a record (`None`: each row stands alone).
     """
 
     name: str
     columns: str
     matches: Callable[[Row], bool]
-    read: Callable[[Row], list[Record]]
+    read: Callable[[Row], list[Made]]
     gather: Callable[[Iterator[tuple[str, Row]]], Iterator[tuple[str, Row]]] | None = None
 
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 from prefopt.data.files import Row
 from prefopt.data.make import demonstration
 from prefopt.data.messages import messages
-from prefopt.data.record import Record
-from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
 
 
-def prompt_completion(row: Row) -> list[Record]:
+def prompt_completion(row: Row) -> list[Made]:
     """A prompt and its completion."""
     return [demonstration(prompt_of(row), completion_of(row.get("completion"), "completion"))]
 
 
-def instruction_output(row: Row) -> list[Record]:
+def instruction_output(row: Row) -> list[Made]:
     """An instruction, its input where there is one, and the output."""
     return [demonstration(instruction(row), completion_of(row.get("output"), "output"))]
 
 
-def dialogue(row: Row) -> list[Record]:
+def dialogue(row: Row) -> list[Made]:
     """A dialogue whose last turn is the demonstration."""
     column = "messages" if has(row, "messages") else "conversations"
     return [demonstration(*split_answer((*system_of(row), *messages(row.get(column), column)), column))]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
+
 from prefopt.data.files import Row
 from prefopt.data.make import ranked
-from prefopt.data.messages import label, string
-from prefopt.data.record import Record
-from prefopt.data.schemas.base import Schema, has
-from prefopt.data.schemas.prompts import user
+from prefopt.data.messages import first, label, number, string
+from prefopt.data.record import RowError
+from prefopt.data.schemas.base import Made, Schema, has, is_turns
+from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
+
+ATTRIBUTES = (
+    "helpfulness",
+    "correctness",
+    "coherence",
+)  # of HelpSteer, each 0 to 4; length and complexity are no merit
+GATHERED = "answers of one prompt"
 
 
-def graded_solutions(row: Row) -> list[Record]:
+def graded_solutions(row: Row) -> list[Made]:
     """A question, and one graded solution in a column per model; right is 1, wrong is 0."""
     graded = [value for value in row.values() if _graded(value)]
     return [
@@ -22,13 +32,96 @@ def graded_solutions(row: Row) -> list[Record]:
     ]
 
 
+def rated_completions(row: Row) -> list[Made]:
+    """UltraFeedback: an instruction and `completions` with a response and a score each.
+
+    The fine-grained score, a mean of four aspects, comes before the overall one, which is known to be wrong in places.
+    """
+    answers = _objects(row.get("completions"), "completions")
+    return [
+        ranked(
+            instruction(row),
+            [completion_of(first(answer, "response", "text", "completion"), "response") for answer in answers],
+            [number(first(answer, "fine-grained_score", "overall_score", "score"), "score") for answer in answers],
+        )
+    ]
+
+
+def ranked_answers(row: Row) -> list[Made]:
+    """A prompt and `answers` with a rank each, 1 the best; the score is minus the rank."""
+    answers = _objects(row.get("answers"), "answers")
+    return [
+        ranked(
+            open_transcript(prompt_of(row)),
+            [string(first(answer, "answer", "text"), "answer") for answer in answers],
+            [-number(answer.get("rank"), "rank") for answer in answers],
+        )
+    ]
+
+
+def response_columns(row: Row) -> list[Made]:
+    """A prompt, a list of `completions` (or `responses`), and a list of `scores`."""
+    texts = first(row, "completions", "responses")
+    scores = row.get("scores")
+    if not isinstance(texts, list) or not isinstance(scores, list):
+        raise RowError("wrong_type", "'completions' and 'scores' must be lists")
+    said = [completion_of(text, "completions") for text in texts]
+    return [ranked(prompt_of(row), said, [number(score, "scores") for score in scores])]
+
+
+def attribute_scores(row: Row) -> list[Made]:
+    """HelpSteer: the gathered answers to one prompt, scored by the mean of helpfulness, correctness, coherence."""
+    answers = row[GATHERED]
+    return [
+        ranked(
+            prompt_of(row),
+            [string(answer.get("response"), "response") for answer in answers],
+            [sum(number(answer.get(name), name) for name in ATTRIBUTES) / len(ATTRIBUTES) for answer in answers],
+        )
+    ]
+
+
+def neighbours(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Rows that stand together and share a prompt, as one row."""
+    for _, group in groupby(rows, key=lambda found: found[1].get("prompt")):
+        together = list(group)
+        yield together[0][0], {**together[0][1], GATHERED: [row for _, row in together]}
+
+
+def _objects(value: object, name: str) -> list[Row]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise RowError("wrong_type", f"{name!r} must be a list of objects")
+    return value
+
+
 def _graded(value: object) -> bool:
     return isinstance(value, dict) and has(value, "solution", "is_correct")
+
+
+def _list_of(row: Row, column: str, *keys: str) -> bool:
+    value = row.get(column)
+    return is_turns(value) and isinstance(value, list) and any(key in value[0] for key in keys)
 
 
 SCHEMAS = [
     Schema(
         name="graded_solutions", columns="question, MODEL: {solution, is_correct}, ...", read=graded_solutions,
         matches=lambda row: has(row, "question") and any(_graded(value) for value in row.values()),
+    ),
+    Schema(
+        name="rated_completions", columns="instruction, completions: [{response, score}]", read=rated_completions,
+        matches=lambda row: has(row, "instruction") and _list_of(row, "completions", "response", "overall_score"),
+    ),
+    Schema(
+        name="ranked_answers", columns="prompt, answers: [{answer, rank}]", read=ranked_answers,
+        matches=lambda row: has(row, "prompt") and _list_of(row, "answers", "rank"),
+    ),
+    Schema(
+        name="response_columns", columns="prompt, completions: [...], scores: [...]", read=response_columns,
+        matches=lambda row: has(row, "prompt", "scores") and (has(row, "completions") or has(row, "responses")),
+    ),
+    Schema(
+        name="attribute_scores", columns="prompt, response, helpfulness, correctness, coherence", read=attribute_scores,
+        matches=lambda row: has(row, "prompt", "response", *ATTRIBUTES), gather=neighbours,
     ),
 ]  # fmt: skip

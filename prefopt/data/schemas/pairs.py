@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefopt.data.files import Row
 from prefopt.data.make import pair
 from prefopt.data.messages import messages, number, string
-from prefopt.data.record import Record, Text
-from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.record import Text
+from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import (
     completion_of,
     instruction,
@@ -22,14 +22,14 @@ from prefopt.data.schemas.prompts import (
 )
 
 
-def hh_rlhf(row: Row) -> list[Record]:
+def hh_rlhf(row: Row) -> list[Made]:
     """Whole transcripts on both sides, the prompt implicit."""
     sides = (transcript(row.get(side), side) for side in ("chosen", "rejected"))
     prompt, chosen, rejected = shared_turns(*sides)
     return [pair(merge_speakers(prompt), chosen, rejected)]
 
 
-def prompt_pair(row: Row) -> list[Record]:
+def prompt_pair(row: Row) -> list[Made]:
     """A prompt and two answers; whole dialogues on both sides lose the turns that repeat the prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_dialogue(chosen) and is_dialogue(rejected):
@@ -41,7 +41,7 @@ def prompt_pair(row: Row) -> list[Record]:
     return [pair(prompt_of(row), good, bad, scores=_scores(row))]
 
 
-def implicit_prompt(row: Row) -> list[Record]:
+def implicit_prompt(row: Row) -> list[Made]:
     """Whole dialogues (or texts with a common beginning) on both sides."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_turns(chosen) or is_turns(rejected):
@@ -51,27 +51,27 @@ def implicit_prompt(row: Row) -> list[Record]:
     return [pair(*sides, scores=_scores(row))]
 
 
-def instruction_pair(row: Row) -> list[Record]:
+def instruction_pair(row: Row) -> list[Made]:
     """An instruction, its input where there is one, and two answers."""
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(instruction(row), *sides, scores=_scores(row))]
 
 
-def question_pair(row: Row) -> list[Record]:
+def question_pair(row: Row) -> list[Made]:
     """A question, perhaps a system text, and two answers."""
     question = (*system_of(row), *user(string(row.get("question"), "question")))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(question, *sides, scores=_scores(row))]
 
 
-def sharegpt_pair(row: Row) -> list[Record]:
+def sharegpt_pair(row: Row) -> list[Made]:
     """A dialogue in `conversations`, and two answers to it."""
     dialogue: Text = (*system_of(row), *messages(row.get("conversations"), "conversations"))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(dialogue, *sides, scores=_scores(row))]
 
 
-def message_columns(row: Row) -> list[Record]:
+def message_columns(row: Row) -> list[Made]:
     """Whole dialogues in `chosen_messages` and `rejected_messages`."""
     sides = (messages(row.get(column), column) for column in ("chosen_messages", "rejected_messages"))
     return [pair(*shared_turns(*sides), scores=_scores(row))]

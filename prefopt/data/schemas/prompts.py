@@ -107,6 +107,14 @@ def transcript(value: object, column: str) -> tuple[Message, ...]:
     )
 
 
+def open_transcript(prompt: Text) -> Text:
+    """A prompt in transcript form, which ends where the assistant is to speak, as turns; any other as it is."""
+    if not isinstance(prompt, str) or not is_transcript(text := "\n\n" + prompt.strip()):
+        return prompt
+    *turns, last = transcript(text, "prompt")
+    return tuple(turns) if last["role"] == "assistant" and blank(last["content"]) else (*turns, last)
+
+
 def merge_speakers(turns: Text) -> Text:
     """Neighbouring turns of one speaker as one, for the templates that insist on alternation."""
     if isinstance(turns, str):

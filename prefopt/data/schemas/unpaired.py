@@ -5,24 +5,23 @@ from __future__ import annotations
 from prefopt.data.files import Row
 from prefopt.data.make import unpaired
 from prefopt.data.messages import label, messages
-from prefopt.data.record import Record
-from prefopt.data.schemas.base import Schema, has, is_turns
+from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
 
 LABEL_COLUMNS = ("label", "kto_tag")
 
 
-def prompt_label(row: Row) -> list[Record]:
+def prompt_label(row: Row) -> list[Made]:
     """A prompt, a completion, and whether it is a good one."""
     return [unpaired(prompt_of(row), completion_of(row.get("completion"), "completion"), _label(row))]
 
 
-def instruction_label(row: Row) -> list[Record]:
+def instruction_label(row: Row) -> list[Made]:
     """An instruction, its output, and whether it is a good one."""
     return [unpaired(instruction(row), completion_of(row.get("output"), "output"), _label(row))]
 
 
-def messages_label(row: Row) -> list[Record]:
+def messages_label(row: Row) -> list[Made]:
     """A dialogue whose last turn is judged."""
     column = "messages" if has(row, "messages") else "conversations"
     prompt, answer = split_answer((*system_of(row), *messages(row.get(column), column)), column)

@@ -1,0 +1,105 @@
+"""Conversation trees of the Open-Assistant kind: people answer, other people rank the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from prefopt.data.files import Row
+from prefopt.data.make import ranked
+from prefopt.data.messages import ROLES, string
+from prefopt.data.record import Message, RowError
+from prefopt.data.schemas.base import Made, Schema, has
+
+TREE = "messages of one tree"
+
+
+def nested_tree(row: Row) -> list[Made]:
+    """A tree as one object: `prompt` with `replies`, which have replies. A list for each turn with ranked answers."""
+    return list(_lists(_node(row.get("prompt")), ()))
+
+
+def tree_messages(row: Row) -> list[Made]:
+    """A tree as rows, a message each, gathered by `message_tree_id`."""
+    nodes = {message.get("message_id"): {**message, "replies": []} for message in row[TREE]}
+    roots = []
+    for node in nodes.values():
+        parent = node.get("parent_id")
+        if parent is None:
+            roots.append(node)
+        elif parent in nodes:
+            nodes[parent]["replies"].append(node)
+        else:
+            raise RowError("broken_tree", f"message {node.get('message_id')!r} answers {parent!r}, which is not there")
+    if len(roots) != 1:
+        raise RowError("broken_tree", f"a tree has one first message, this one has {len(roots)}")
+    return list(_lists(roots[0], ()))
+
+
+def one_tree(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """The messages of a tree, which stand together, as one row."""
+    for _, group in groupby(rows, key=lambda found: found[1].get("message_tree_id")):
+        together = list(group)
+        yield together[0][0], {TREE: [row for _, row in together]}
+
+
+def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
+    """The ranked lists at and under a node; rank 0 is the best, and an answer without a rank is left out."""
+    try:
+        turn = _turn(node)
+        replies = [_node(reply) for reply in node.get("replies") or [] if not _node(reply).get("deleted")]
+    except RowError as error:
+        yield error
+        return
+    here = (*before, turn)
+    answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
+    if answers and turn["role"] == "user":
+        ranks = [(reply, _rank(reply)) for reply in answers]
+        known = [(reply, rank) for reply, rank in ranks if rank is not None]
+        try:
+            if len(known) < 2:
+                raise RowError(
+                    "too_few_completions", f"a turn with {len(answers)} answers, {len(known)} of them ranked"
+                )
+            yield ranked(here, [_turn(reply)["content"] for reply, _ in known], [-float(rank) for _, rank in known])
+        except RowError as error:
+            yield error
+    elif not replies and not before:
+        yield RowError("too_few_completions", "a first message without answers")
+    for reply in replies:
+        yield from _lists(reply, here)
+
+
+def _turn(node: Row) -> Message:
+    role = str(node.get("role")).lower()
+    if role not in ROLES:
+        raise RowError("unknown_role", f"'role' is {node.get('role')!r:.40}; known roles are {sorted(ROLES)}")
+    return {"role": ROLES[role], "content": string(node.get("text"), "text")}
+
+
+def _node(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise RowError("wrong_type", f"a message of a tree must be an object, not {type(value).__name__}")
+    return value
+
+
+def _rank(reply: Row) -> int | None:
+    rank = reply.get("rank")
+    if rank is None or (isinstance(rank, float) and rank != rank):
+        return None
+    if isinstance(rank, bool) or not isinstance(rank, int | float):
+        raise RowError("wrong_type", f"'rank' must be a number, not {rank!r:.40}")
+    return int(rank)
+
+
+SCHEMAS = [
+    Schema(
+        name="nested_tree", columns="message_tree_id, prompt: {text, role, replies: [{text, role, rank, ...}]}",
+        read=nested_tree, matches=lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
+    ),
+    Schema(
+        name="tree_messages", columns="message_id, parent_id, message_tree_id, text, role, rank", read=tree_messages,
+        matches=lambda row: has(row, "message_id", "message_tree_id", "text", "role"), gather=one_tree,
+    ),
+]  # fmt: skip
