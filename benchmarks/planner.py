@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import Any
 
 import hh_rlhf
 import numpy as np
+from memory import peak_gib
 
 from prefopt.engine.plan import Cost, EpochPlan, Lengths
 
@@ -94,7 +94,7 @@ def simulate(records: int, processes: int, pairs_per_process: int) -> dict[str, 
         "last": rows[-1][1] - 1,
         "seconds": seconds,
         "ms_per_step": 1000 * seconds / len(plan),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_gib(),
     }
 
 

