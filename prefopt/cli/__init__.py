@@ -1,0 +1,52 @@
+"""The command line: `prefopt VERB ...`. One module per verb, with `main(argv) -> exit code`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from prefopt.errors import PrefoptError, UserError
+
+VERBS = {
+    "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
+    "demo": "see six methods on a small world with a known reward",
+    "losses": "the menu of losses, and `losses check NAME`",
+    "data": "look at preference data: `data check FILE`, `data show FILE --row ID`",
+    "reference": "the store of reference log-probs: build, list, verify, prune",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; a user's error is one line on stderr and exit code 2, never a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from prefopt import __version__
+
+        print(f"prefopt {__version__}")
+        return 0
+    try:
+        if argv[0] not in VERBS:
+            from prefopt.registry import nearest
+
+            raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], list(VERBS))}; see `prefopt --help`")
+        return int(import_module(f"prefopt.cli.{argv[0]}").main(argv[1:]))
+    except PrefoptError as error:
+        if os.environ.get("PREFOPT_TRACEBACK"):
+            raise
+        print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("prefopt: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    return f"usage: prefopt VERB ...\n\n{verbs}\n\n`prefopt VERB --help` tells more. PREFOPT_TRACEBACK=1 shows tracebacks."

@@ -1,0 +1,187 @@
+"""Configuration by Hydra: every default lives in a dataclass, every loss is its own schema, typos are refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prefopt import registry
+from prefopt.data.config import DataConfig
+from prefopt.errors import UserError
+from prefopt.models import ModelConfig
+from prefopt.run import EvaluationConfig, RunConfig, TrackingConfig
+from prefopt.trainer.arguments import schema as trainer_schema
+from prefopt.trainer.batches import BatchConfig
+
+CONF = "pkg://prefopt.conf"
+ENTRY_POINT_GROUP = "prefopt.conf"
+
+
+class OutsidePresets(SearchPathPlugin):  # type: ignore[misc]
+    """Lets installed packages add presets: an entry point in the group `prefopt.conf` names a package of YAML files."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            search_path.append(provider=registry.package(point), path=f"pkg://{point.value}")
+
+
+def register() -> None:
+    """Put every schema into Hydra's store: the losses of the menu and of installed packages, and the groups."""
+    store = ConfigStore.instance()
+    for name in registry.names():
+        store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
+    groups: dict[str, type[Any]] = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "tracking": TrackingConfig,
+        "evaluation": EvaluationConfig,
+        "batch": BatchConfig,
+        "trainer": trainer_schema(),
+    }
+    for group, cls in groups.items():
+        store.store(group=group, name="_schema", node=_node(cls))
+    if OutsidePresets not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(OutsidePresets)
+
+
+def _node(cls: type[Any]) -> DictConfig:
+    """A dataclass as a schema that can be overridden even where the dataclass is frozen."""
+    node = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(node, False)
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -> None:
+    """Compose `conf/train.yaml` with the overrides in `argv` and call `task`, once for each job of a multirun.
+
+    Raises:
+        UserError: what Hydra refuses, in one line, with the nearest valid name.
+    """
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
+    saved, sys.argv = sys.argv, [program, *argv]
+
+    def job(config: DictConfig) -> Any:
+        return task(run_config(config))
+
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, argv) from error
+    finally:
+        sys.argv = saved
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The configuration that `prefopt train` would run with these overrides.
+
+    Raises:
+        UserError: as `run_hydra`.
+    """
+    register()
+    try:
+        with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
+            config = hydra.compose("train", overrides, return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            return run_config(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def run_config(config: DictConfig) -> RunConfig:
+    """Our types from Hydra's; every value is checked against its field here."""
+    cls = OmegaConf.get_type(config.loss)
+    name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
+    if name is None:
+        raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
+    try:
+        groups = {g: OmegaConf.to_object(config[g]) for g in ("loss", "model", "data", "batch", "tracking", "evaluation")}
+    except (TypeError, ValueError) as error:
+        if isinstance(error, OmegaConfBaseException):
+            raise
+        raise UserError(f"loss={name}: {error}") from error
+    mode_multirun = HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    output_dir = HydraConfig.get().runtime.output_dir if mode_multirun else config.output_dir
+    return RunConfig(
+        loss_name=name,
+        output_dir=Path(output_dir),
+        trainer=_given(config.trainer),
+        reference_folder=config.reference_folder,
+        resume=str(config.resume),
+        seed=config.seed,
+        **groups,
+    )
+
+
+def _given(trainer: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(trainer, resolve=True)
+    return dict(resolved)
+
+
+def explain(error: Exception, overrides: list[str]) -> UserError:
+    """Hydra's refusal as one line with the remedy."""
+    text = str(error)
+    cause = error.__cause__
+    whole = f"{text}\n{cause}" if cause is not None else text
+    if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
+        group, wrong = match.groups()
+        valid = _choices(group)
+        return UserError(f"unknown {group} {wrong!r}{registry.nearest(wrong, valid)}; choose from: {', '.join(valid)}")
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
+            if "is not in struct" in whole or "not in '" in whole or "Could not override" in text and "convert" not in whole:
+                valid = _keys(overrides)
+                close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                return UserError(f"there is no option {key!r}{hint}; `prefopt train --cfg job` prints all options")
+            first = (str(cause) if cause is not None else text).splitlines()[0]
+            return UserError(f"{override}: {first}")
+    lines = [line.strip() for line in whole.splitlines() if line.strip()]
+    return UserError(" ".join(lines[:3]))
+
+
+def _choices(group: str) -> list[str]:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    loader = ConfigLoaderImpl(create_config_search_path(CONF))
+    return [c for c in loader.get_group_options(group) if not c.startswith("_")]
+
+
+def _keys(overrides: list[str]) -> list[str]:
+    """Every option's full name, under the groups that were chosen."""
+    chosen = [o for o in overrides if re.fullmatch(r"(loss|model|data|batch|trainer|tracking|experiment)=[^,]*", o)]
+    with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
+        try:
+            config = hydra.compose("train", chosen)
+        except HydraException:
+            config = hydra.compose("train")
+    found: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            child = node._get_node(key)
+            found.append(f"{prefix}{key}")
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                walk(child, f"{prefix}{key}.")
+
+    walk(config, "")
+    return found
