@@ -1,0 +1,210 @@
+"""Any text under the templates of ten chat-model families: nothing lost, nothing masked, the end of the turn once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from prefopt.data import DataConfig, Record, tokenize
+from prefopt.data.messages import blank
+from prefopt.data.record import Message
+from prefopt.data.tokenize import Encoder
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+from tests.data.tiny import tokenizer
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's template prints around an answer, said independently of the template's own code."""
+
+    end: str  # the token that ends an answer
+    eos: str
+    bos: str | None = None
+    special: tuple[str, ...] = ()
+    system: bool = True
+    add_bos: bool = False
+    strips: bool = False
+    before: str = ""  # printed between the prompt and the answer
+    after: str = ""  # printed between the answer and its end token
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "qwen": Family("<|im_end|>", "<|im_end|>"),
+    "llama2": Family("</s>", "</s>", "<s>", add_bos=True, strips=True, before=" ", after=" "),
+    "llama3": Family(
+        "<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), add_bos=True, strips=True,
+    ),
+    "mistral": Family("</s>", "</s>", "<s>", add_bos=True, system=False, before=" "),
+    "gemma": Family(
+        "<end_of_turn>", "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>"),
+        system=False, add_bos=True, strips=True,
+    ),
+    "phi3": Family("<|end|>", "<|endoftext|>", special=("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")),
+    "zephyr": Family("</s>", "</s>", "<s>", add_bos=True),
+    "deepseek": Family(
+        "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>"),
+        add_bos=True,
+    ),
+    "command_r": Family(
+        "<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>", "<BOS_TOKEN>",
+        ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"),
+        add_bos=True, strips=True,
+    ),
+    "olmo_tulu": Family("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
+}  # fmt: skip
+ODD = {
+    "thinking": Family("<eos>", "<eos>", "<bos>", ("<｜User｜>", "<｜Assistant｜>"), system=False),
+    "unclosed": Family("</s>", "</s>", "<s>", add_bos=True),
+}
+
+
+@cache
+def family_tokenizer(name: str) -> Any:
+    family = (FAMILIES | ODD)[name]
+    source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    return tokenizer(source, special=family.special, bos=family.bos, eos=family.eos, add_bos=family.add_bos)
+
+
+def header(name: str, turns: tuple[Message, ...]) -> str:
+    """The prompt as the template prints it, by Jinja alone."""
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    family = (FAMILIES | ODD)[name]
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
+        (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    )
+    return template.render(
+        messages=turns, add_generation_prompt=True, bos_token=family.bos, eos_token=family.eos, raise_exception=refuse
+    )
+
+
+def decode(name: str, ids: Any) -> str:
+    return str(family_tokenizer(name).decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def size(made: Any, ids: Any) -> int:
+    """Bytes that tokens stand for: a byte-level token has one character a byte, a special one is its own text."""
+    special = set(made.all_special_tokens)
+    return sum(len(t.encode()) if t in special else len(t) for t in made.convert_ids_to_tokens(ids))
+
+
+TEXT = st.text(min_size=1, max_size=40) | st.sampled_from(
+    [" Paris", "\nParis", "a\u0301", "日本", "🤷🏽‍♀️", "x\r\n", "a\x00b"]
+)
+TURNS = st.tuples(TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=2), st.none() | TEXT)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *ODD])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(turns=TURNS, chosen=TEXT, rejected=TEXT)
+def test_any_text(name: str, turns: Any, chosen: str, rejected: str) -> None:
+    family, made = (FAMILIES | ODD)[name], family_tokenizer(name)
+    question, earlier, system = turns
+    said: list[Message] = [
+        {"role": role, "content": text}
+        for pair in earlier
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    if system is not None and family.system:
+        said.insert(0, {"role": "system", "content": system})
+    prompt = (*said, Message(role="user", content=question))
+    texts = [chosen, rejected, *(turn["content"] for turn in prompt)]
+    assume(not any(token in text for token in made.all_special_tokens for text in texts))
+    assume(not any(blank(text) for text in texts))
+    assume(chosen.strip() != rejected.strip())
+
+    record = Record(id="x", kind=Data.PAIRS, prompt=prompt, completions=(chosen, rejected))
+    shared, completions = Encoder(made, DataConfig(path="x")).encode(record)
+
+    head = header(name, prompt)
+    if family.add_bos and not head.startswith(str(family.bos)):
+        head = f"{family.bos}{head}"
+    end = made.convert_tokens_to_ids(family.end)
+    for answer, ids in zip((chosen, rejected), completions, strict=True):
+        body = family.before + (answer.strip() if family.strips else answer) + family.after
+        # the text is the prompt, the answer, its end, and nothing else
+        assert decode(name, shared + ids) == head + body + family.end
+        # the tree reproduces the tokens of each whole text
+        assert shared + ids == made(head + body, add_special_tokens=False)["input_ids"] + [end]
+        # the end of the turn is there, once, last
+        assert ids[-1] == end
+        assert not {end, made.eos_token_id} & set(ids[:-1])
+    # the prompt's tokens end where the answer begins, unless a token of one answer spans that border
+    reached = size(made, shared)
+    assert reached <= len(head.encode())
+    assert reached == len(head.encode()) or any(
+        size(made, shared + ids[:1]) > len(head.encode()) for ids in completions
+    )
+    if family.bos:
+        assert shared[0] == made.bos_token_id
+        assert shared[1:2] != [made.bos_token_id]
+
+
+def test_a_template_that_refuses_is_a_counted_rejection() -> None:
+    system: Message = {"role": "system", "content": "Be brief."}
+    record = Record(
+        id="x", kind=Data.PAIRS, prompt=(system, Message(role="user", content="Hi")), completions=("a", "b")
+    )
+    result = tokenize([record], family_tokenizer("gemma"), DataConfig(path="x"))
+    assert [(r.id, r.reason) for r in result.rejections] == [("x", "template_error")]
+    assert "no system turn" in result.rejections[0].detail
+    assert result.counts["rejected/template_error"] == 1
+
+
+def test_an_end_token_in_the_text_is_a_counted_rejection() -> None:
+    record = Record(id="x", kind=Data.PAIRS, prompt="Hi", completions=("a<|im_end|>b", "c"))
+    result = tokenize([record], family_tokenizer("qwen"), DataConfig(path="x"))
+    assert [r.reason for r in result.rejections] == ["end_token_inside"]
+
+
+def test_sides_that_a_template_makes_equal_are_rejected() -> None:
+    record = Record(id="x", kind=Data.PAIRS, prompt="Hi", completions=("same", " same\n"))
+    result = tokenize([record], family_tokenizer("llama3"), DataConfig(path="x"))
+    assert [r.reason for r in result.rejections] == ["identical_tokens"]
+
+
+def test_plain_text_is_joined_as_it_is() -> None:
+    made = tokenizer(bos="<s>", add_bos=True)
+    record = Record(id="x", kind=Data.PAIRS, prompt="2 + 2 =", completions=(" 4", " 5"))
+    (row,) = tokenize([record], made, DataConfig(path="x")).records
+    assert made.decode(row.prompt) == "<s>2 + 2 ="
+    assert [made.decode(ids) for ids in row.completions] == [" 4</s>", " 5</s>"]
+
+
+def test_text_that_brings_its_own_bos_and_eos_gets_no_second() -> None:
+    made = tokenizer(bos="<s>", add_bos=True)
+    record = Record(id="x", kind=Data.DEMONSTRATIONS, prompt="<s>2 + 2 =", completions=(" 4</s>",))
+    (row,) = tokenize([record], made, DataConfig(path="x")).records
+    assert made.decode([*row.prompt, *row.completions[0]]) == "<s>2 + 2 = 4</s>"
+
+
+def test_no_eos_is_refused() -> None:
+    with pytest.raises(UserError, match="no end token"):
+        tokenize([], tokenizer(eos=None), DataConfig(path="x"))
+
+
+@pytest.mark.parametrize("name", ["chatml", "alpaca", "zephyr"])
+def test_named_templates(name: str) -> None:
+    record = Record(id="x", kind=Data.DEMONSTRATIONS, prompt="Hi", completions=("Hello",))
+    made = tokenizer()
+    (row,) = tokenize([record], made, DataConfig(path="x", template=name)).records
+    assert made.decode(row.completions[0]) in ("Hello</s>", "Hello<|im_end|>")
+
+
+def test_unknown_template() -> None:
+    with pytest.raises(UserError, match="chatml"):
+        tokenize([], tokenizer(), DataConfig(path="x", template="chatty"))
