@@ -46,13 +46,13 @@ class Logps:
 
     @property
     def mean(self) -> Tensor:
-        """Log-prob per token, `sum / num_tokens`."""
-        return self.sum / self.num_tokens.clamp(min=1)
+        """Log-prob per token, `sum / num_tokens`, in at least float32."""
+        return _precise(self.sum) / self.num_tokens.clamp(min=1)
 
     @property
     def ref_mean(self) -> Tensor:
-        """The reference's log-prob per token."""
-        return self.reference / self.num_tokens.clamp(min=1)
+        """The reference's log-prob per token, in at least float32."""
+        return _precise(self.reference) / self.num_tokens.clamp(min=1)
 
     @property
     def reference(self) -> Tensor:
@@ -63,8 +63,8 @@ class Logps:
 
     @property
     def ratio(self) -> Tensor:
-        """Log-ratio of policy to reference, `sum - ref_sum` (rho in the docs)."""
-        return self.sum - self.reference
+        """Log-ratio of policy to reference, `sum - ref_sum` (rho in the docs), in at least float32."""
+        return _precise(self.sum) - _precise(self.reference)
 
     @property
     def per_token(self) -> Tensor:
@@ -167,6 +167,11 @@ SHAPES: dict[Data, type[Any]] = {
     Data.LISTS: ListLogps,
     Data.DEMONSTRATIONS: DemoLogps,
 }
+
+
+def _precise(value: Tensor) -> Tensor:
+    """bfloat16 has 8 bits: differences and means of log-probs are taken in float32."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def _same_shape(like: Tensor, value: Tensor | None, name: str) -> None:

@@ -29,9 +29,7 @@ class WPO:
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11827"
-    needs: ClassVar[Needs] = Needs(
-        data=Data.PAIRS, reference=True, lengths=True, tokens=True, vocab=frozenset({Vocab.LOG_SUM_SQ})
-    )
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -58,5 +56,5 @@ def _weight(logps: PairLogps) -> Tensor:
 
 
 def _log_weight(side: Logps) -> Tensor:
-    aligned = (side.per_token - side.vocab("log_sum_sq")) * side.mask
-    return aligned.sum(-1) / side.num_tokens
+    """(B,) mean_t(log p_t - log sum_v p_v^2); the first mean is that of the whole completion."""
+    return side.mean - (side.vocab("log_sum_sq") * side.mask).sum(-1) / side.num_tokens

@@ -1,0 +1,155 @@
+"""Random and extreme numbers for any shape of data, and the view of them that a loss with given needs is handed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prefopt.plugin import Data, Needs
+from prefopt.testing.numbers import SIDES, Numbers
+
+Named = dict[str, Tensor]
+COMPLETIONS = 4  # K of the lists below; one of them has only 3
+
+
+def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
+    """Numbers of every kind that this shape of data can have, float64: log-ratios of a few nats, lengths 1 to 6."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers: Named = {"ids": torch.arange(examples) * 7919 + seed}
+    for index, (side, lengths) in enumerate(SIDES[data]):
+        shape = (examples, COMPLETIONS) if data is Data.LISTS else (examples,)
+        num_tokens = torch.randint(1, 7, shape, generator=generator)
+        num_tokens.view(-1)[index] = 6
+        if data is Data.LISTS:
+            num_tokens[0, -1] = 0
+        numbers[lengths] = num_tokens
+        inside = torch.arange(6) < num_tokens.unsqueeze(-1)
+
+        def draw(scale: float, *, inside: Tensor = inside) -> Tensor:
+            return scale * torch.rand(inside.shape, generator=generator, dtype=torch.float64) * inside
+
+        token = -draw(2.5)
+        # A common shift per batch, so that means over the batch (such as KTO's z0) take both signs.
+        shift = torch.randn((), generator=generator, dtype=torch.float64) * 0.3 * inside
+        numbers[f"{side}_token"] = token
+        numbers[f"ref_{side}_token"] = (token - shift - draw(1.5) + draw(1.5)).clamp(max=0)
+        numbers[f"{side}_log_sum_sq"] = -draw(3.0)
+        numbers[f"{side}_ref_entropy"] = draw(3.0)
+        numbers[f"{side}_kl"] = draw(1.0)
+        numbers[side] = token.sum(-1)
+        numbers[f"ref_{side}"] = numbers[f"ref_{side}_token"].sum(-1)
+    if data is Data.PAIRS:
+        numbers["rejected_score"] = torch.rand(examples, generator=generator, dtype=torch.float64)
+        gap = 0.1 + 2 * torch.rand(examples, generator=generator, dtype=torch.float64)
+        numbers["chosen_score"] = numbers["rejected_score"] + gap
+    if data is Data.LISTS:
+        numbers["scores"] = torch.rand(examples, COMPLETIONS, generator=generator, dtype=torch.float64)
+    if data is Data.UNPAIRED:
+        labels = torch.arange(examples) % 2 == 0
+        numbers["desirable"] = labels[torch.randperm(examples, generator=generator)]
+    return numbers
+
+
+def declared(needs: Needs, numbers: Numbers) -> Named:
+    """What the engine hands to a loss with these needs: sums and lengths always, the rest only where declared."""
+    keep: Named = {}
+    for name, value in numbers.items():
+        reference, base = name.startswith("ref_"), name.removeprefix("ref_")
+        if reference and not needs.reference:
+            continue
+        if base.endswith("_token") and not needs.tokens:
+            continue
+        statistics = ("log_sum_sq", "ref_entropy", "kl")
+        if base.endswith(statistics) and not any(base.endswith(v.value) for v in needs.vocab):
+            continue
+        if base.endswith("_score") and not needs.scores:
+            continue
+        if base.startswith("mismatched") and not needs.mismatched:
+            continue
+        keep[name] = value
+    if needs.tokens:  # the sums then follow from the tokens, gradient included
+        sums = [side for side, _ in SIDES[needs.data]]
+        keep = {name: value for name, value in keep.items() if name.removeprefix("ref_") not in sums}
+    return keep
+
+
+def leaves(needs: Needs, numbers: Numbers) -> list[str]:
+    """The names in `declared` that carry gradient: sums, or per-token log-probs where declared, and the KL."""
+    suffix = "_token" if needs.tokens else ""
+    wanted = [f"{side}{suffix}" for side, _ in SIDES[needs.data] if side != "mismatched"]
+    return [name for name in numbers if name in wanted or (name.endswith("_kl") and not name.startswith("ref_"))]
+
+
+def at_reference(numbers: Numbers) -> Named:
+    """The same where policy = reference: log-probs are the reference's, and the KL is 0."""
+    same = dict(numbers)
+    for name in numbers:
+        if f"ref_{name}" in numbers:
+            same[name] = numbers[f"ref_{name}"]
+        if name.endswith("_kl"):
+            same[name] = torch.zeros_like(numbers[name])
+    return same
+
+
+def extreme_numbers(data: Data) -> Named:
+    """Log-ratios of +-1e4, probabilities of 1, lengths 1 and 64, in every combination of the sides; float64."""
+    points = [(-10000.5, -0.5), (-0.5, -10000.5), (0.0, -10000.0), (-10000.0, 0.0), (-1e-6, -0.5), (-3.0, -3.0)]
+    if data is Data.LISTS:
+        lists = list(itertools.product(points, points, points, [points[-1]]))
+        sums = torch.tensor(lists, dtype=torch.float64)  # (B, K, 2)
+        numbers = {"completions": sums[..., 0], "ref_completions": sums[..., 1]}
+        numbers["num_tokens"] = torch.where(torch.arange(len(lists)).unsqueeze(-1) % 2 == 0, 1, 64).expand(-1, 4)
+        numbers["scores"] = torch.tensor([1.0, 0.625, 0.25, 0.0], dtype=torch.float64).repeat(len(lists), 1)
+        return numbers | {"ids": torch.arange(len(lists))}
+    pairs = [(a, b, n) for a in points for b in points for n in (1, 64)]
+    numbers = {"ids": torch.arange(len(pairs))}
+    length = torch.tensor([n for *_, n in pairs])
+    inside = torch.arange(64) < length.unsqueeze(-1)
+    for index, (side, lengths) in enumerate(SIDES[data]):
+        totals = torch.tensor([pair[index] for pair in pairs], dtype=torch.float64)
+        numbers[lengths] = length
+        numbers[side], numbers[f"ref_{side}"] = totals[:, 0], totals[:, 1]
+        numbers[f"{side}_token"] = (totals[:, :1] / length.unsqueeze(-1)) * inside
+        numbers[f"ref_{side}_token"] = (totals[:, 1:] / length.unsqueeze(-1)) * inside
+        numbers[f"{side}_log_sum_sq"] = -10.0 * inside * (torch.arange(len(pairs)).unsqueeze(-1) % 2)
+        numbers[f"{side}_ref_entropy"] = 5.0 * inside * (torch.arange(len(pairs)).unsqueeze(-1) % 2)
+        numbers[f"{side}_kl"] = (numbers[side] - numbers[f"ref_{side}"]).abs().unsqueeze(-1) / 64 * inside
+    if data is Data.PAIRS:
+        numbers["chosen_score"] = torch.ones(len(pairs), dtype=torch.float64)
+        numbers["rejected_score"] = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)
+    if data is Data.UNPAIRED:
+        numbers["desirable"] = torch.arange(len(pairs)) % 4 < 2
+    return numbers
+
+
+def rows(numbers: Numbers, index: Tensor) -> Named:
+    """Some examples, in a given order."""
+    return {name: value[index] for name, value in numbers.items()}
+
+
+def padded(data: Data, numbers: Numbers) -> Named:
+    """The same examples with 3 more columns of padding: tokens, or absent completions of lists."""
+    wide = dict(numbers)
+    for name, value in numbers.items():
+        if value.ndim == 2:
+            wide[name] = torch.cat([value, value.new_zeros(len(value), 3)], -1)
+    return wide
+
+
+def perturbed(numbers: Numbers, which: Callable[[str], bool], seed: int) -> Named:
+    """The same with noise on some floating-point numbers, 0 kept where it marks what is past the end."""
+    generator = torch.Generator().manual_seed(seed)
+    noisy = dict(numbers)
+    for name, value in numbers.items():
+        if which(name):
+            noise = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            noisy[name] = torch.where(value == 0, value, value - noise)
+    return noisy
+
+
+def cast(numbers: Numbers, dtype: torch.dtype) -> Named:
+    """Floating-point numbers in another precision."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in numbers.items()}
