@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -46,6 +47,8 @@ def open_source(source: Source, *, streaming: bool = False) -> Opened:
             is broken in a way that leaves no rows to go on with.
     """
     path = Path(source.path)
+    if source.split and path.exists() and not (path / "dataset_dict.json").is_file():
+        raise UserError(f"{path} has no splits; set data.split=null (and hold out with data.eval_path or eval_records)")
     if path.is_file():
         return Opened(_content_key(path), _file_rows(path, path.name))
     if path.is_dir():
@@ -94,12 +97,14 @@ def _file_rows(path: Path, name: str) -> Rows:
 
 def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
     """JSON lines. A line that is not an object is a rejection, not the end of the file."""
-    for raw in io.BufferedReader(stream):
-        line = raw.removeprefix(b"\xef\xbb\xbf").strip()
+    buffered = io.BufferedReader(stream)
+    wide = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for raw in io.TextIOWrapper(buffered, encoding="utf-16", newline="\n") if wide else buffered:
+        line = raw.strip() if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).strip()
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line if isinstance(line, str) else line.decode())
         except (ValueError, RecursionError) as error:
             yield f"not JSON: {_first_line(error)}"
             continue

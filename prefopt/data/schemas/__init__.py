@@ -38,7 +38,9 @@ def named(name: str) -> Schema:
 
 
 def recognise(rows: Sequence[Row], where: str) -> Schema:
-    """The schema that most of these rows fit; the first in the menu's order among equals.
+    """The first schema, in the order of the menu, that fits at least half as many of these rows as any other does.
+
+    The order goes from rich to poor: a label that is null in some rows does not turn the others into demonstrations.
 
     Raises:
         UserError: no row fits any schema; the message says which columns there are and how to map them.
@@ -52,7 +54,7 @@ def recognise(rows: Sequence[Row], where: str) -> Schema:
             f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
         )
     most = max(fits.values())
-    return next(schema for name, schema in SCHEMAS.items() if fits[name] == most)
+    return next(schema for name, schema in SCHEMAS.items() if 2 * fits[name] >= most)
 
 
 def rename(row: Row, fields: dict[str, str]) -> Row:
