@@ -62,11 +62,15 @@ def _outside() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in MENU:
-            raise UserError(f"package {package(point)} registers a loss {point.name!r}, which prefopt already has; "
-                            "it must choose another name, or be uninstalled")
+            raise UserError(
+                f"package {package(point)} registers a loss {point.name!r}, which prefopt already has; "
+                "it must choose another name, or be uninstalled"
+            )
         if point.name in found:
-            raise UserError(f"packages {package(found[point.name])} and {package(point)} both register a loss "
-                            f"{point.name!r}; uninstall one of them")
+            raise UserError(
+                f"packages {package(found[point.name])} and {package(point)} both register a loss "
+                f"{point.name!r}; uninstall one of them"
+            )
         found[point.name] = point
     return found
 
@@ -82,6 +86,11 @@ def _load_outside(point: EntryPoint) -> type[Any]:
     if not isinstance(getattr(cls, "needs", None), Needs | property):
         raise UserError(f"{where} does not declare `needs: ClassVar[Needs]`")
     return cls
+
+
+def package_of(name: str) -> str:
+    """The distribution that a loss comes from: `prefopt` for those of the menu."""
+    return "prefopt" if name in MENU else package(_outside()[name])
 
 
 def package(point: EntryPoint) -> str:

@@ -1,0 +1,128 @@
+"""`prefopt losses`: the menu, its JSON, the conformance kit and the catalogue page."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from prefopt import registry
+from prefopt.errors import ThresholdError, UserError
+
+
+def main(argv: list[str]) -> int:
+    """Print the menu, or run `check` or `docs`.
+
+    Raises:
+        UserError: a name that is not on the menu, or an outside plugin that cannot be used.
+        ThresholdError: `check` found a loss that does not pass.
+    """
+    args = _parser().parse_args(argv)
+    if args.command == "check":
+        return _check(args.names, everything=args.all, as_json=args.json)
+    if args.command == "docs":
+        return _docs(args.output)
+    if args.json:
+        print(json.dumps([describe(name) for name in registry.names()], indent=2))
+    else:
+        _print_menu()
+    return 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A loss as plain values: name, package, needs, paper, and hyper-parameters with defaults (None: must be given)."""
+    cls = registry.loss_class(name)
+    return {
+        "name": name,
+        "package": registry.package_of(name),
+        "needs": needs_of(cls).flags(),
+        "paper": cls.paper,
+        "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
+    }
+
+
+def needs_of(cls: type[Any]) -> Any:
+    """The needs of a plugin class, those of an example where they depend on the instance (`mix`)."""
+    if not isinstance(cls.needs, property):
+        return cls.needs
+    from prefopt.testing import example
+
+    return example(cls).needs
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prefopt losses", description="The menu of losses.")
+    parser.add_argument("--json", action="store_true", help="a list of objects: name, needs, paper, hyperparameters")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="check | docs")
+    check = commands.add_parser("check", help="run the conformance kit; exit code 3 when a loss fails")
+    check.add_argument("names", nargs="*", metavar="NAME")
+    check.add_argument("--all", action="store_true", help="every loss, outside packages included")
+    check.add_argument("--json", action="store_true", help="name -> list of checks with `ok`")
+    check.set_defaults(command="check")
+    docs = commands.add_parser("docs", help="write the catalogue page and its pictures")
+    docs.add_argument("--output", type=Path, default=Path("docs"), help="folder of losses.md (default: docs)")
+    docs.set_defaults(command="docs")
+    return parser
+
+
+def _print_menu() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "data", "needs", "hyper-parameters", "paper", box=None, pad_edge=False, header_style="bold")
+    for name in registry.names():
+        loss = describe(name)
+        flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
+        settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
+        paper = loss["paper"].removeprefix("https://")
+        table.add_row(name, loss["needs"]["data"], " ".join(flags), " ".join(settings), paper)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width to fit into
+        console = Console(width=240)
+    console.print(table)
+
+
+def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
+    import torch
+
+    from prefopt.testing import check_loss, example
+
+    if everything == bool(names):
+        raise UserError("name the losses to check, or say --all")
+    torch.set_num_threads(1)  # tensors of a few numbers
+    classes = {name: registry.loss_class(name) for name in (registry.names() if everything else names)}
+    results = {name: check_loss(example(cls)) for name, cls in classes.items()}
+    failed = [name for name, checks in results.items() if not all(check.ok for check in checks)]
+    if as_json:
+        print(json.dumps({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2))
+    else:
+        for name, checks in results.items():
+            print(f"{name}: {'ok' if name not in failed else 'FAILED'} ({len(checks)} checks)")
+            for check in checks:
+                if check.detail:
+                    print(f"  {check.name}: {check.detail}")
+    if failed:
+        raise ThresholdError(f"{len(failed)} of {len(results)} losses failed the kit: {', '.join(failed)}")
+    return 0
+
+
+def _docs(output: Path) -> int:
+    from prefopt.testing.catalogue import write
+
+    for path in write(output):
+        print(path)
+    return 0
