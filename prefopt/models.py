@@ -126,7 +126,7 @@ def _from_package(package: str) -> Path:
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are plain float32 now
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
 
