@@ -8,9 +8,15 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("PREFOPT_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "prefopt"))
+
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from prefopt.worlds.build import WorldFiles
 
 torch.set_num_threads(1)
 
@@ -25,3 +31,11 @@ def shared_data() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip("no folder of real data: set PREFOPT_SHARED_DATA")
+
+
+@pytest.fixture(scope="session")
+def world_files() -> WorldFiles:
+    """The default review world: models and pairs. Built once (20 seconds), then kept in the tests' cache."""
+    from prefopt import worlds
+
+    return worlds.resolve()

@@ -59,7 +59,6 @@ class DemoFacts:
     seed: int
     steps: int
     batch: int
-    schedule: str  # the rest of the sentence "All methods run 96 steps of 128 records"
     parameters: int
     samples_per_prompt: int
     heldout: int
@@ -114,7 +113,6 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         parameters=f"{facts.parameters:,}",
         steps=facts.steps,
         batch=facts.batch,
-        schedule=facts.schedule,
         seed=facts.seed,
         total_seconds=facts.total_seconds,
         machine=facts.machine,

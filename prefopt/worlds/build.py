@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.cache import cache_dir, cached_folder
+from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate
+from prefopt.engine.forward import uninstall
 from prefopt.errors import PrefoptError
+from prefopt.losses.sft import SFT
+from prefopt.plugin import Data
+from prefopt.trainer import BatchConfig, train
 from prefopt.worlds import review
 from prefopt.worlds.review import MAX_COMPLETION_TOKENS, WORDS, ReviewWorld
 
@@ -27,6 +33,7 @@ PAD, BOS, EOS, UNK = range(len(SPECIALS))
 VOCABULARY = (*SPECIALS, *WORDS)
 MAX_NEW_TOKENS = MAX_COMPLETION_TOKENS + 2  # a longer text is no review, so nothing is lost by cutting it off
 HELD_OUT_PAIRS = 256
+SECONDS = "seconds.json"
 
 BATCH = 128  # demonstrations a step
 BASE_STEPS, BASE_LEARNING_RATE = 100, 3e-3
@@ -44,25 +51,28 @@ class WorldFiles:
     model: Path  # SFT on well-formed reviews: where every method starts, and the reference
     train: Path  # .jsonl of prompt, chosen, rejected, score_chosen, score_rejected (exact rewards)
     validation: Path  # the same, 256 pairs on prompts that `train` does not have
+    seconds: Mapping[str, float]  # that training took when the models were made: `base`, `sft`
 
 
-def build(world: ReviewWorld, root: Path | None = None) -> WorldFiles:
+def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[Any] = ()) -> WorldFiles:
     """The files of a world, made now (about half a minute) unless they are in the cache.
 
     Args:
         world: the knobs. The models depend on `seed` alone, so worlds with other labels share them.
         root: instead of the `worlds` folder of prefopt's cache.
+        callbacks: of transformers' kind, which see the training of the two models.
     """
     root = cache_dir() / "worlds" if root is None else root
     models_folder = root / f"review-models-{_key(seed=world.seed)}"
     pairs_folder = root / f"review-pairs-{_key(**dataclasses.asdict(world))}"
-    cached_folder(models_folder, lambda folder: _make_models(world, folder))
+    cached_folder(models_folder, lambda folder: _make_models(world, folder, callbacks))
     cached_folder(pairs_folder, lambda folder: _make_pairs(world, models_folder / "sft", folder))
     return WorldFiles(
         base=models_folder / "base",
         model=models_folder / "sft",
         train=pairs_folder / "train.jsonl",
         validation=pairs_folder / "validation.jsonl",
+        seconds=json.loads((models_folder / SECONDS).read_text(encoding="utf-8")),
     )
 
 
@@ -121,41 +131,57 @@ def _key(**content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _make_models(world: ReviewWorld, folder: Path) -> None:
+def _make_models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> None:
     model = new_model(world.seed)
-    corpus = world.demonstrations(BATCH * (BASE_STEPS + SFT_STEPS), seed=world.seed)
-    encoded = [(prompt_ids(prompt), [*prompt_ids(completion)[1:], EOS]) for prompt, completion in corpus]
+    records = [
+        _demonstration(number, prompt, completion)
+        for number, (prompt, completion) in enumerate(
+            world.demonstrations(BATCH * (BASE_STEPS + SFT_STEPS), seed=world.seed)
+        )
+    ]
     rng = np.random.default_rng(world.seed)
     cut = BATCH * BASE_STEPS
-    noisy = [(prompt, _corrupted(completion, rng)) for prompt, completion in encoded[:cut]]
-    for name, pairs, lr in (("base", noisy, BASE_LEARNING_RATE), ("sft", encoded[cut:], SFT_LEARNING_RATE)):
-        _fit(model, pairs, lr)
-        model.save_pretrained(folder / name)
+    stages = (
+        ("base", [_corrupted(record, rng) for record in records[:cut]], BASE_LEARNING_RATE),
+        ("sft", records[cut:], SFT_LEARNING_RATE),
+    )
+    seconds = {}
+    for name, corpus, learning_rate in stages:
+        result = train(
+            model,
+            SFT(),
+            corpus,
+            output_dir=folder / "work",
+            batch=BatchConfig(records=BATCH),
+            seed=world.seed,
+            callbacks=callbacks,
+            learning_rate=learning_rate,
+            max_steps=len(corpus) // BATCH,
+            logging_strategy="no",
+        )
+        seconds[name] = round(result.seconds, 2)
+        uninstall(model).save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    (folder / SECONDS).write_text(json.dumps(seconds), encoding="utf-8")
 
 
-def _corrupted(completion: list[int], rng: np.random.Generator) -> list[int]:
-    """The completion with a share of its words drawn at random; its end stays."""
-    ids = np.array(completion)
-    hit = rng.random(len(ids) - 1) < BASE_NOISE
-    ids[:-1][hit] = rng.integers(len(SPECIALS), len(VOCABULARY), int(hit.sum()))
-    return [int(i) for i in ids]
+def _demonstration(number: int, prompt: str, completion: str) -> TokenRecord:
+    return TokenRecord(
+        id=f"demonstration {number}",
+        kind=Data.DEMONSTRATIONS,
+        prompt=np.array(prompt_ids(prompt), dtype=np.int32),
+        completions=(np.array([*prompt_ids(completion)[1:], EOS], dtype=np.int32),),
+    )
 
 
-def _fit(model: LlamaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]], lr: float) -> None:
-    steps = len(pairs) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    for start in range(0, steps * BATCH, BATCH):
-        batch = [(torch.tensor(p + c), len(p)) for p, c in pairs[start : start + BATCH]]
-        ids = torch.nn.utils.rnn.pad_sequence([i for i, _ in batch], batch_first=True, padding_value=PAD)
-        labels = torch.nn.utils.rnn.pad_sequence([i for i, _ in batch], batch_first=True, padding_value=-100)
-        for row, (_, prompt) in enumerate(batch):
-            labels[row, :prompt] = -100
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+def _corrupted(record: TokenRecord, rng: np.random.Generator) -> TokenRecord:
+    """The demonstration with a share of its words drawn at random; its end stays."""
+    ids = record.completions[0].copy()
+    hit = rng.random(len(ids)) < BASE_NOISE
+    hit[-1] = False
+    ids[hit] = rng.integers(len(SPECIALS), len(VOCABULARY), int(hit.sum()))
+    return dataclasses.replace(record, completions=(ids,))
 
 
 def _make_pairs(world: ReviewWorld, model_folder: Path, folder: Path) -> None:

@@ -1,0 +1,120 @@
+"""The review world on disk: what its models have learnt, and how its pairs were made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefopt.data.config import DataConfig
+from prefopt.data.prepare import prepare
+from prefopt.engine import generate
+from prefopt.plugin import Data
+from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
+from prefopt.worlds.review import ReviewWorld
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def whole(row: dict[str, Any], side: str) -> str:
+    return row["prompt"] + row[side]
+
+
+def test_model_size() -> None:
+    model = new_model(0)
+    # embedding 65 * 64, tied; two layers of attention 4 * 64^2, MLP 3 * 64 * 176 and two norms; a last norm
+    assert model.num_parameters() == 65 * 64 + 2 * (4 * 64**2 + 3 * 64 * 176 + 2 * 64) + 64 == 104_832
+    same, other = new_model(0), new_model(1)
+    assert torch.equal(model.lm_head.weight, same.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
+
+
+def test_tokenizer_and_files_agree(world_files: WorldFiles) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world_files.model)
+    assert len(tokenizer) == len(VOCABULARY) == 65
+    prompt = "the soup was cold but"
+    assert tokenizer(prompt).input_ids == prompt_ids(prompt)
+    ids = [VOCABULARY.index(word) for word in ["the", "staff", "was", "kind", "."]]
+    assert words([*ids, EOS]) == words(ids) == tokenizer.decode(ids) == "the staff was kind ."
+
+
+def test_models_before_and_after_sft(world_files: WorldFiles) -> None:
+    """Base knows words and hardly the grammar; SFT writes reviews whose reward is about that of the demonstrations."""
+    world = ReviewWorld()
+    prompts = world.prompts(512, 0, "test")
+    figures = {}
+    for name, folder in (("base", world_files.base), ("sft", world_files.model)):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        written = generate(model, [prompt_ids(p) for p in prompts], max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS)
+        texts = [f"{prompt} {words(text)}" for prompt, text in zip(prompts, written, strict=True)]
+        figures[name] = (world.valid(texts).mean(), world.reward(texts).mean(), world.reward(texts).std())
+    assert figures["base"][0] < 0.4
+    assert figures["sft"][0] > 0.9
+    assert -0.5 < figures["sft"][1] < 0.0
+    assert 0.9 < figures["sft"][2] < 1.5  # room for preferences: rewards differ
+
+
+def test_pairs(world_files: WorldFiles) -> None:
+    world = ReviewWorld()
+    train, validation = rows(world_files.train), rows(world_files.validation)
+    assert (len(train), len(validation)) == (7936, 256)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in validation}
+    for side in ("chosen", "rejected"):
+        rewards = world.reward([whole(row, side) for row in train])
+        assert rewards.tolist() == [row[f"score_{side}"] for row in train]
+    gap = np.array([row["score_chosen"] - row["score_rejected"] for row in train])
+    assert (gap != 0).all()
+    # The share of labels that agree with the reward has mean p = mean of sigmoid(|gap| / 0.5) and a variance of at
+    # most p (1 - p) / n: five standard deviations.
+    p = float((1 / (1 + np.exp(-np.abs(gap) / 0.5))).mean())
+    assert abs((gap > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(gap))
+
+
+def test_the_data_layer_takes_every_pair(world_files: WorldFiles, tmp_path: Path) -> None:
+    config = DataConfig(path=str(world_files.train), eval_path=str(world_files.validation), cache_dir=str(tmp_path))
+    prepared = prepare(config, AutoTokenizer.from_pretrained(world_files.model), Data.PAIRS)
+    assert (len(prepared.train), len(prepared.eval or [])) == (7936, 256)
+    assert not prepared.rejections
+    first, row = prepared.train[0], rows(world_files.train)[0]
+    for ids, side in zip(first.completions, ("chosen", "rejected"), strict=True):
+        assert words([*first.prompt, *ids]).split()[1:] == whole(row, side).split()  # after the beginning of text
+        assert ids[-1] == EOS
+
+
+def test_worlds_with_other_labels_share_models_and_texts(world_files: WorldFiles) -> None:
+    root = world_files.train.parent.parent
+    flipped = build(ReviewWorld(pairs=400, label_flips=0.5), root)
+    assert flipped.model == world_files.model
+    assert flipped.train != world_files.train
+    assert build(ReviewWorld(pairs=400, label_flips=0.5), root) == flipped
+    right = [row["score_chosen"] > row["score_rejected"] for row in rows(flipped.train)]
+    assert len(right) == 400
+    # flipped half the time, a label says nothing: a fair coin within five standard deviations
+    assert abs(np.mean(right) - 0.5) < 5 * np.sqrt(0.25 / 400)
+
+
+def test_length_bias_prefers_longer_texts(world_files: WorldFiles) -> None:
+    root = world_files.train.parent.parent
+
+    def longer_wins(world: ReviewWorld) -> float:
+        sides = [(len(r["chosen"].split()), len(r["rejected"].split())) for r in rows(build(world, root).train)]
+        return float(np.mean([c > r for c, r in sides if c != r]))
+
+    assert longer_wins(ReviewWorld(pairs=400, length_bias=1.0)) > longer_wins(ReviewWorld(pairs=400)) + 0.2
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefopt.worlds.build.new_model", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build(ReviewWorld(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
