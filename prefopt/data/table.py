@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -95,6 +96,14 @@ class TokenTable(Sequence[TokenRecord]):
         flat = _numpy(pc.list_value_length(pc.list_flatten(self._column("completions"))))
         return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
+    def prompts(self) -> Iterator[NDArray[np.int32]]:
+        """The token ids of each prompt, in order, without making records."""
+        column = self._column("prompt")
+        for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+            ids, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+            for start, stop in pairwise(offsets.tolist()):
+                yield ids[start:stop]
+
     def prompt_keys(self) -> NDArray[np.int64]:
         """(N,) equal for records with the same prompt text."""
         return _numpy(self._column("prompt_key"))
@@ -105,7 +114,8 @@ class TokenTable(Sequence[TokenRecord]):
 
     def _column(self, name: str) -> Any:
         column = self.table.column(name)
-        return column if len(self.rows) == self.table.num_rows else column.take(pa.array(self.rows))
+        whole = len(self.rows) == self.table.num_rows and np.array_equal(self.rows, np.arange(len(self.rows)))
+        return column if whole else column.take(pa.array(self.rows))
 
 
 def _array(values: Any) -> NDArray[np.int32]:
