@@ -46,7 +46,7 @@ class SFTTokenMean:
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, coupled=True)
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
-        return LossOutput(loss=-logps.chosen.sum * (len(logps.chosen.sum) / logps.chosen.num_tokens.sum()))
+        return LossOutput(loss=-logps.chosen.sum * len(logps.chosen.sum) / logps.chosen.num_tokens.sum())
 
     def at_reference(self, logps: DemoLogps, /) -> None:
         return None
