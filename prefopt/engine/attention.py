@@ -1,13 +1,15 @@
 """Attention over trees, registered with transformers under the name `prefopt`.
 
 The plan travels as the forward keyword argument `prefopt_tree`, never as a global, so that activation checkpointing
-recomputes with the right one. Without a plan the function is transformers' own (sdpa, or eager where the model has a
-softcap that sdpa cannot do), so that padded batches and `generate` work as ever.
+recomputes with the right one. Without a plan the function is transformers' own sdpa (computed here where the model has
+a softcap, which sdpa cannot do), so that padded batches and `generate` work as ever. What neither can do (attention
+sinks, learned position biases, sparse key selection) raises instead of being left out.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,10 @@ from transformers.masking_utils import sdpa_mask
 from prefopt.engine.layout import Group, Piece, TreePlan
 
 NAME = "prefopt"
+# Tensors that models hand to their attention besides q, k, v and mask, and that change no number.
+IGNORED = {"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+# An attention mask that says nothing: transformers passes a 4D mask through as it is, and the plan says the rest.
+OPEN = (1, 1, 1, 1)
 
 
 def attention(
@@ -35,24 +41,26 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention in the signature of transformers: q, k, v (B, heads, L, d) to (B, L, heads, d)."""
+    _refuse(kwargs)
     if prefopt_tree is None:
         if softcap is None:
-            out, weights = sdpa_attention_forward(
+            return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
             )
-            return cast(Tensor, out), weights
         if attention_mask is None and query.shape[2] > 1:
-            order = torch.arange(key.shape[2], device=key.device)
-            attention_mask = (order[-query.shape[2] :, None] >= order)[None, None]
+            attention_mask = _causal(query.shape[2], key.shape[2], sliding_window, query.device)
         return _attend(query, key, value, attention_mask, dropout, scaling, softcap).transpose(1, 2).contiguous(), None
-    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases are not supported in the tree layout")
+    if attention_mask is not None and attention_mask.shape != OPEN:
+        raise NotImplementedError("this model makes attention masks of its own, which the tree layout would ignore")
+    if kwargs.get("is_causal") is False:
+        raise NotImplementedError("bidirectional attention is not supported in the tree layout")
+    prefopt_tree.windows.add(sliding_window)
     if query.device.type == "cuda":
         from prefopt.engine.flex import flex_tree_attention
 
         return flex_tree_attention(query, key, value, prefopt_tree, dropout, scaling, softcap, sliding_window), None
     sizes = [part.length for part in prefopt_tree.parts]
-    pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    pieces = zip(_split(query, sizes), _split(key, sizes), _split(value, sizes), strict=True)
     outs = []
     for i, (part, (q, k, v)) in enumerate(zip(prefopt_tree.parts, pieces, strict=True)):
         if isinstance(part, Group):
@@ -61,6 +69,17 @@ def attention(
         else:
             outs.append(_piece(part, q, k, v, sliding_window, dropout, scaling, softcap))
     return torch.cat(outs, 1) if len(outs) > 1 else outs[0], None
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and name not in IGNORED:
+            raise NotImplementedError(f"attention with `{name}` is not supported")
+
+
+def _split(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Cut (B, heads, L, d) along its positions."""
+    return torch.split(x, list(sizes), 2)
 
 
 def _group(
@@ -93,7 +112,7 @@ def _piece(
 ) -> Tensor:
     """The same for one long tree: the prompt causally, then each branch on the prompt and itself."""
     sizes = [part.prompt, *part.branches]
-    qs, ks, vs = q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2)
+    qs, ks, vs = _split(q, sizes), _split(k, sizes), _split(v, sizes)
     outs = [_attend(qs[0], ks[0], vs[0], _window(part.prompt, part.prompt, window, cap, q), dropout, scaling, cap)]
     for qb, kb, vb in zip(qs[1:], ks[1:], vs[1:], strict=True):
         n = qb.shape[2]
@@ -132,7 +151,9 @@ def _attend(
     scores = cap * torch.tanh(scores / cap)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    return torch.matmul(F.dropout(F.softmax(scores, -1, torch.float32).to(q.dtype), dropout), v)
+    return torch.matmul(
+        F.dropout(F.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype), dropout), v
+    )
 
 
 AttentionInterface.register(NAME, attention)

@@ -7,13 +7,12 @@ autocast) sees the call.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prefopt.engine.attention import NAME
+from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
 from prefopt.engine.layout import Layout, Row
 from prefopt.errors import UserError
@@ -33,27 +32,36 @@ def install(model: Any, layout: Layout) -> Any:
     """Give a causal language model the scoring forward, and the attention that `layout` needs. Returns the model.
 
     Raises:
-        UserError: the model has no output embedding, so it cannot predict tokens.
+        UserError: something that cannot predict tokens from their predecessors alone.
     """
     causal = unwrap(model)
-    if causal.get_output_embeddings() is None:
-        raise UserError(f"{type(causal).__name__} has no output embedding: give a causal language model")
-    own = causal.__dict__.setdefault("_prefopt_attention", causal.config._attn_implementation)
+    if not hasattr(causal, "config") or causal.get_output_embeddings() is None or causal.config.is_encoder_decoder:
+        raise UserError(f"{type(causal).__name__} is not a causal language model with an output embedding")
+    if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
+        raise UserError("prompt and prefix tuning are not supported: their virtual tokens stand before every "
+                        "sequence; use LoRA or another adapter inside the layers")  # fmt: skip
+    state = vars(causal)
+    own = state.setdefault("_prefopt_attention", causal.config._attn_implementation)
     attention = NAME if layout == "tree" else own
     if causal.config._attn_implementation != attention:
         causal.set_attn_implementation(attention)
-    if not hasattr(causal.forward, "prefopt"):
-        causal.forward = types.MethodType(_scoring(causal.forward), causal)
+    if "_prefopt_forward" not in state:
+        state["_prefopt_forward"] = state.get("forward")  # what device hooks and the like have put there
+        causal.forward = types.MethodType(_forward, causal)
     return model
 
 
 def uninstall(model: Any) -> Any:
     """Undo `install`."""
     causal = unwrap(model)
-    if "_prefopt_attention" in causal.__dict__:
-        causal.set_attn_implementation(causal.__dict__.pop("_prefopt_attention"))
-    if hasattr(causal.forward, "prefopt"):
+    state = vars(causal)
+    if "_prefopt_attention" in state:
+        causal.set_attn_implementation(state.pop("_prefopt_attention"))
+    if "_prefopt_forward" in state:
+        original = state.pop("_prefopt_forward")
         del causal.forward
+        if original is not None:
+            causal.forward = original
     return model
 
 
@@ -68,22 +76,20 @@ def unwrap(model: Any) -> Any:
             return model
 
 
-def _scoring(original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, *args: Any, prefopt_row: Row | None = None, prefopt_ask: Ask | None = None, **kw: Any) -> Any:
-        if prefopt_row is None:
-            return original(*args, **kw)
+def _forward(self: Any, *args: Any, prefopt_row: Row | None = None, prefopt_ask: Ask | None = None, **kw: Any) -> Any:
+    if prefopt_row is not None:
         return _score_row(self, prefopt_row, prefopt_ask or Ask())
-
-    forward.prefopt = True  # type: ignore[attr-defined]
-    return forward
+    # Looked up now, not kept in a closure: a deep copy of the model must run its own weights.
+    original = vars(self)["_prefopt_forward"]
+    return original(*args, **kw) if original is not None else type(self).forward(self, *args, **kw)
 
 
 def _score_row(model: Any, row: Row, ask: Ask) -> TokenStats | Tensor:
+    _refuse_row(model, row)
     base = getattr(model, model.base_model_prefix)
     call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
     if row.tree is not None:
-        # A 4D mask is passed through by transformers as it is; the tree attention ignores it.
-        call["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=row.input_ids.device)
+        call["attention_mask"] = torch.ones(OPEN, dtype=torch.bool, device=row.input_ids.device)
         call["position_ids"] = row.position_ids
         call["prefopt_tree"] = row.tree
     else:
@@ -94,3 +100,30 @@ def _score_row(model: Any, row: Row, ask: Ask) -> TokenStats | Tensor:
         return hidden  # type: ignore[no-any-return]
     head = Head.of(model)
     return token_stats(hidden, row.target, head, ask.vocab, entropy=ask.entropy, reference=ask.reference)
+
+
+def _refuse_row(model: Any, row: Row) -> None:
+    """Refuse what torch would compute without complaint, but wrongly."""
+    head = model.get_output_embeddings()
+    size = getattr(head, "out_features", None)
+    if size is not None and row.max_id >= size:
+        raise UserError(f"token id {row.max_id} is beyond the model's vocabulary of {size}: tokenizer and model do not "
+                        "belong together (or tokens were added without `resize_token_embeddings`)")  # fmt: skip
+    limit = steady_positions(model.config.get_text_config())
+    if limit is not None and row.longest > limit:
+        raise UserError(
+            f"a sequence of {row.longest} tokens: beyond {limit} the rotary embedding of this model changes with the "
+            f"longest sequence of a forward, so log-probs would depend on the batch; set data.max_length={limit}"
+        )
+
+
+def steady_positions(config: Any) -> int | None:
+    """The length up to which a position's rotary embedding is always the same, where there is such a limit."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    variants = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
+    limits = [
+        int(v.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for v in variants
+        if v.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)

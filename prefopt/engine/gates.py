@@ -1,7 +1,8 @@
 """Which layout a model gets: trees where they are proven for this very model, else padded sequences.
 
 Three gates, all needed: what the model declares of itself, a leak test (the tokens of one branch must not move another
-branch's log-probs), and a numeric check against the model's own plain forward.
+branch's log-probs), and a numeric check against the model's own plain forward. Before them, for either layout: what the
+model does to the output of its projection must be known, and padded sequences must reproduce its log-probs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prefopt.data.tokens import Ids
-from prefopt.engine.forward import install, uninstall, unwrap
+from prefopt.engine.forward import install, steady_positions, uninstall, unwrap
+from prefopt.engine.head import Head
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.errors import UserError
 
@@ -25,6 +28,9 @@ logger = logging.getLogger(__name__)
 PROBED_WINDOW = 1024
 # Largest error of one token's log-prob, in nats, by the precision of the weights.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+# Trees may be this many times as far off a plain forward as padded sequences are, or as `FLOOR` where those are exact.
+MARGIN = 4
+FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,12 @@ def choose_layout(model: Any, wish: str = "auto") -> Verdict:
     if wish not in ("auto", "tree", "padded"):
         raise UserError(f"layout {wish!r} is not one of auto, tree, padded")
     causal = unwrap(model)
-    verdict: Verdict | None = causal.__dict__.get("_prefopt_verdict")
-    if verdict is None:
-        verdict = _judge(model, causal)
-        causal.__dict__["_prefopt_verdict"] = verdict
-        logger.info("layout %s: %s", verdict.layout, verdict.reason)
+    verdicts: dict[str, Verdict] = vars(causal).setdefault("_prefopt_verdicts", {})
+    key = type(model).__name__  # adapters may have come since
+    if key not in verdicts:
+        verdicts[key] = _judge(model, causal)
+        logger.info("layout %s: %s", verdicts[key].layout, verdicts[key].reason)
+    verdict = verdicts[key]
     if wish == "padded":
         return Verdict("padded", "asked for")
     if wish == "tree" and verdict.layout != "tree":
@@ -67,9 +74,9 @@ def static_gate(causal: Any) -> str | None:
         return "it has layers that carry state from token to token"
     if not getattr(causal, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not kinds <= {"full_attention", "sliding_attention"}:
-        return f"layers of type {sorted(kinds - {'full_attention', 'sliding_attention'})} are not supported"
+    kinds = _layer_types(config, _window(config)) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"layers of type {', '.join(sorted(kinds))} are not supported"
     return None
 
 
@@ -79,17 +86,23 @@ def _judge(model: Any, causal: Any) -> Verdict:
     model.eval()
     try:
         with torch.no_grad():
-            probes = _probes(causal.config.get_text_config())
+            install(model, "padded")  # refuses what is no causal language model
             uninstall(model)
+            probes = _probes(causal.config.get_text_config())
+            _check_logit_transform(model, causal, probes[0])
             truth = [_plain(model, tree) for tree in probes]
-            tolerance = TOLERANCE.get(next(model.parameters()).dtype, 0.25)
-            error = _error(truth, _laid_out(model, probes, "padded"))
-            if error > tolerance:
+            dtype = next(model.parameters()).dtype
+            try:
+                error = _error(truth, _laid_out(model, probes, "padded")[0])
+            except (AttributeError, TypeError, IndexError, NotImplementedError) as problem:
+                raise UserError(f"{name} is not supported: {_line(problem)}") from problem
+            if error > TOLERANCE.get(dtype, 0.25):
                 raise UserError(
                     f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
                     f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
                 )
-            reason = static_gate(causal) or _tree_fails(model, probes, truth, max(tolerance, 4 * error))
+            allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
+            reason = static_gate(causal) or _tree_fails(model, causal, probes, truth, allowed)
     finally:
         model.train(training)
     if reason is not None:
@@ -99,34 +112,87 @@ def _judge(model: Any, causal: Any) -> Verdict:
     return Verdict("tree", f"{name}: passed the leak test and the numeric check")
 
 
-def _tree_fails(model: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float) -> str | None:
+def _check_logit_transform(model: Any, causal: Any, tree: Tree) -> None:
+    """Hand the model raw logits of every size, and see whether it makes of them what `Head.shape` does.
+
+    A freshly initialised model has small logits, on which a softcap cannot be seen; after some training it can.
+
+    Raises:
+        UserError: it does not.
+    """
+    head = Head.of(causal)
+    planted: list[Tensor] = []
+
+    def plant(module: Any, args: Any, output: Tensor) -> Tensor:
+        wave = torch.linspace(-60, 60, output.numel(), device=output.device, dtype=torch.float64).view_as(output)
+        planted.append(wave.to(output.dtype))
+        return planted[-1]
+
+    ids = torch.from_numpy(tree.prompt.astype(np.int64))[None].to(next(model.parameters()).device)
+    handle = head.module.register_forward_hook(plant)
     try:
-        first = _laid_out(model, probes, "tree")
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if not planted or planted[-1].shape != logits.shape:
+        raise UserError(f"{type(causal).__name__} does not take its logits from its output embedding as they are: "
+                        "this architecture is not supported")  # fmt: skip
+    expected = head.shape(planted[-1])
+    slack = 8 * torch.finfo(logits.dtype).eps
+    if not torch.allclose(logits.to(expected.dtype), expected, rtol=slack, atol=slack):
+        raise UserError(f"{type(causal).__name__} transforms its logits in a way that prefopt does not know (they are "
+                        f"{(logits - expected).abs().max():.2g} off): this architecture is not supported")  # fmt: skip
+
+
+def _tree_fails(
+    model: Any, causal: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float
+) -> str | None:
+    try:
+        first, windows = _laid_out(model, probes, "tree")
         changed = [Tree(t.prompt, (*t.branches[:-1], t.branches[-1][::-1].copy())) for t in probes]
-        second = _laid_out(model, changed, "tree")
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError) as error:
-        return f"the tree layout does not run ({type(error).__name__}: {str(error).splitlines()[0]})"
+        second, _ = _laid_out(model, changed, "tree")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # whatever a model does with a layout it was not written for
+        return f"the tree layout does not run ({type(problem).__name__}: {_line(problem)})"
     at = 0
     for tree in probes:
-        for branch in tree.branches[:-1]:
+        for _ in tree.branches[:-1]:
             leak = float(np.abs(first[at] - second[at]).max())
-            if leak > tolerance:
+            if not leak <= tolerance:
                 return f"changing one branch moves another by {leak:.2g} nats (leak test)"
             at += 1
         at += 1
-        del branch
     error = _error(truth, first)
     if error > tolerance:
         return f"log-probs are {error:.2g} nats off a plain forward (numeric check)"
+    config = causal.config.get_text_config()
+    declared = _window(config)
+    if declared is not None and declared not in windows and "sliding_attention" in _layer_types(config, declared):
+        return f"its attention does not say that its sliding window is {declared}"
     return None
 
 
-def _probes(config: Any) -> list[Tree]:
-    """A few trees of random tokens: short, long enough to be cut into pieces, longer than a sliding window."""
-    rng = np.random.default_rng(0)
+def _layer_types(config: Any, window: int | None) -> set[str]:
+    types = getattr(config, "layer_types", None)
+    return set(types) if types else {"full_attention" if window is None else "sliding_attention"}
+
+
+def _window(config: Any) -> int | None:
     window = getattr(config, "sliding_window", None)
-    limit = int(getattr(config, "max_position_embeddings", None) or 2**20)
-    long = window + 7 if isinstance(window, int) and window <= PROBED_WINDOW else 11
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def _line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
+def _probes(config: Any) -> list[Tree]:
+    """A few trees of random tokens, one longer than a sliding window that is not too long to be tried."""
+    rng = np.random.default_rng(0)
+    window = _window(config)
+    limit = steady_positions(config) or int(getattr(config, "max_position_embeddings", None) or 2**20)
+    long = window + 7 if window is not None and window <= PROBED_WINDOW else 11
 
     def ids(n: int) -> Ids:
         return rng.integers(0, config.vocab_size, n).astype(np.int32)
@@ -147,12 +213,13 @@ def _plain(model: Any, tree: Tree) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _laid_out(model: Any, trees: list[Tree], layout: Layout) -> list[NDArray[np.float64]]:
-    """Per-token log-probs of each branch, all trees in one row."""
+def _laid_out(model: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDArray[np.float64]], set[int | None]]:
+    """Per-token log-probs of each branch, all trees in one row, and the windows that the tree attention was told."""
     install(model, layout)
     row = lay_out(trees, layout).to(next(model.parameters()).device)
     logp = model(prefopt_row=row).logp.double().cpu().numpy()
-    return np.split(logp, np.cumsum(row.num_tokens.cpu().numpy())[:-1])
+    windows = row.tree.windows if row.tree is not None else set()
+    return np.split(logp, np.cumsum(row.num_tokens.cpu().numpy())[:-1]), windows
 
 
 def _error(truth: list[NDArray[np.float64]], branches: list[NDArray[np.float64]]) -> float:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from prefopt.plugin import Vocab
@@ -33,6 +34,10 @@ class TokenStats(NamedTuple):
     entropy: Tensor | None = None
     kl: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
+        """The same with every statistic changed alike."""
+        return TokenStats(change(self.logp), *(None if s is None else change(s) for s in self[1:]))
+
 
 @dataclass(frozen=True)
 class Head:
@@ -46,15 +51,14 @@ class Head:
     def of(cls, model: Any) -> Head:
         """The head of a causal language model, with the logit scale or softcap that its family applies."""
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+        return cls(model.get_output_embeddings(), _scale(model, config), _softcap(config))
 
     @property
     def plain(self) -> bool:
-        """Whether the projection is a bare matrix product: LoRA, hooks and parametrizations are not."""
+        """Whether the projection is a bare matrix product: LoRA, hooks, parametrizations and patches are not."""
         m = self.module
-        return type(m) is nn.Linear and not (m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
+        changed = m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or hasattr(m, "parametrizations")
+        return type(m) is nn.Linear and not changed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) logits of (N, H) hidden states, in at least float32."""
@@ -68,6 +72,27 @@ class Head:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+
+def _scale(model: Any, config: Any) -> float:
+    """What a family multiplies its logits by."""
+    scale = 1.0
+    own = getattr(model, "logit_scale", None)  # Cohere
+    if isinstance(own, int | float):
+        scale *= own
+    scaling = getattr(config, "logits_scaling", None)  # Granite divides by it, HyperCLOVA X multiplies
+    if isinstance(scaling, int | float):
+        scale *= scaling if config.model_type.startswith("hyperclovax") else 1 / scaling
+    multiplier = getattr(config, "lm_head_multiplier", None)  # Falcon-H1
+    if isinstance(multiplier, int | float):
+        scale *= multiplier
+    return scale
+
+
+def _softcap(config: Any) -> float | None:
+    """The bound of a family's logits: Gemma 2 to 4, NanoChat; RecurrentGemma; xLSTM."""
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((float(cap) for name in names if (cap := getattr(config, name, None)) is not None), None)
 
 
 class Reference(NamedTuple):
@@ -96,12 +121,12 @@ def token_stats(
         entropy: also the entropy of the distribution itself (how a reference's entropy is made).
         reference: the reference's hidden states and head.
     """
-    asked = _Asked(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want)
+    asked = _Asked(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want, torch.is_grad_enabled())
     if asked.kl and reference is None:
         raise ValueError("the KL over the vocabulary needs the reference's hidden states")
     if head.plain and (reference is None or reference.head.plain):
-        weight, bias = head.module.weight, head.module.bias
-        logp, kl, log_sum_sq, ent = _Blocked.apply(hidden, weight, bias, target, head, asked, reference)  # type: ignore[no-untyped-call]
+        weights = _plain_weights(head)
+        logp, kl, log_sum_sq, ent = _Blocked.apply(hidden, *weights, target, head, asked, reference)  # type: ignore[no-untyped-call]
         return TokenStats(logp, log_sum_sq, ent, kl)
     return _by_rows(hidden, target, head, asked, reference)
 
@@ -110,6 +135,7 @@ class _Asked(NamedTuple):
     log_sum_sq: bool
     entropy: bool
     kl: bool
+    graph: bool  # a backward may follow
 
 
 def _by_rows(hidden: Tensor, target: Tensor, head: Head, asked: _Asked, reference: Reference | None) -> TokenStats:
@@ -133,8 +159,28 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, asked: _Asked, referenc
     for i in range(0, len(target), size):
         r = reference.hidden[i : i + size] if reference is not None else None
         args = (hidden[i : i + size], target[i : i + size], r)
-        parts.append(checkpoint(rows, *args, use_reentrant=False) if torch.is_grad_enabled() else rows(*args))
-    return TokenStats(*(torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True)))
+        parts.append(checkpoint(rows, *args, use_reentrant=False) if asked.graph else rows(*args))
+    logp, *others = ([x for x in column if x is not None] for column in zip(*parts, strict=True))
+    return TokenStats(torch.cat(logp), *(torch.cat(column) if column else None for column in others))
+
+
+class _Running:
+    """The logsumexp of (N, V) logits that come in blocks of the vocabulary."""
+
+    def __init__(self, like: Tensor, n: int) -> None:
+        self.top = like.new_full((n,), -torch.inf)
+        self.total = like.new_zeros(n)
+
+    def take(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (N, block) of a further block, and the factor (N,) by which all earlier weights shrink."""
+        top = torch.maximum(self.top, logits.amax(1))
+        weights, shrink = (logits - top[:, None]).exp_(), (self.top - top).exp()
+        self.top, self.total = top, self.total * shrink + weights.sum(1)
+        return weights, shrink
+
+    @property
+    def logsumexp(self) -> Tensor:
+        return self.top + self.total.log()
 
 
 class _Blocked(torch.autograd.Function):
@@ -151,67 +197,46 @@ class _Blocked(torch.autograd.Function):
         asked: _Asked,
         reference: Reference | None,
     ) -> tuple[Tensor | None, ...]:
-        work = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-        hidden_dtype, hidden = hidden.dtype, hidden if work is None else hidden.to(work)
-        block = _block_maker(hidden, weight, bias, head, work)
-        ref_block = None
+        work = _autocast(hidden)
+        wide = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        ctx.hidden_dtype, hidden = hidden.dtype, hidden if work is None else hidden.to(work)
+        block, ref_block = _block_maker(hidden, weight, bias, head, work), None
         if asked.kl and reference is not None:
-            r = reference.head.module
             ref_hidden = reference.hidden if work is None else reference.hidden.to(work)
-            ref_block = _block_maker(ref_hidden, r.weight, r.bias, reference.head, work)
+            ref_block = _block_maker(ref_hidden, *_plain_weights(reference.head), reference.head, work)
         n, vocab = len(target), weight.shape[0]
         size = max(64, BLOCK.get(hidden.device.type, BLOCK["cuda"]) // max(1, n))
-        acc = torch.promote_types(hidden_dtype, torch.float32)
-        new = {"dtype": acc, "device": hidden.device}
-        top, total = torch.full((n,), -torch.inf, **new), torch.zeros(n, **new)
-        hit = torch.zeros(n, **new)
-        square = torch.zeros(n, **new) if asked.log_sum_sq else None
-        spread = torch.zeros(n, **new) if asked.entropy else None
-        rtop, rtotal, cross = torch.full((n,), -torch.inf, **new), torch.zeros(n, **new), torch.zeros(n, **new)
+        own, ref = _Running(wide, n), _Running(wide, n)
+        hit, square, spread, cross = (wide.new_zeros(n) for _ in range(4))
         kept: list[Tensor] = []
-        room = KEPT if any(ctx.needs_input_grad[:3]) and not asked.kl else 0
+        room = KEPT if asked.graph and not asked.kl else 0
         for start in range(0, vocab, size):
-            stop = min(start + size, vocab)
-            logits = block(start, stop)
+            logits = block(start, start + size)
             if room >= logits.numel() and start == len(kept) * size:
                 kept.append(logits)
                 room -= logits.numel()
-            here = (target >= start) & (target < stop)
-            rows = here.nonzero().squeeze(1)
-            hit[rows] = logits[rows, target[rows] - start]
-            new_top = torch.maximum(top, logits.amax(1))
-            shrink = (top - new_top).exp()
-            e = (logits - new_top[:, None]).exp_()
-            if square is not None:
-                square = square * shrink * shrink + (e * e).sum(1)
-            if spread is not None:
-                spread = spread * shrink + (e * logits).sum(1)
-            total = total * shrink + e.sum(1)
-            top = new_top
+            at, here = _within(target, start, logits.shape[1])
+            hit = torch.where(here, logits.gather(1, at[:, None])[:, 0], hit)
+            weights, shrink = own.take(logits)
+            if asked.log_sum_sq:
+                square = square * shrink.square() + weights.square().sum(1)
+            if asked.entropy:
+                spread = spread * shrink + (weights * logits).sum(1)
             if ref_block is not None:
-                ref = ref_block(start, stop)
-                new_rtop = torch.maximum(rtop, ref.amax(1))
-                rshrink = (rtop - new_rtop).exp()
-                re = (ref - new_rtop[:, None]).exp_()
-                cross = cross * rshrink + (re * (ref - logits)).sum(1)
-                rtotal, rtop = rtotal * rshrink + re.sum(1), new_rtop
-        lse = top + total.log()
-        kl = ref_lse = None
-        if ref_block is not None:
-            ref_lse = rtop + rtotal.log()
-            kl = cross / rtotal - ref_lse + lse
+                ref_logits = ref_block(start, start + size)
+                weights, shrink = ref.take(ref_logits)
+                cross = cross * shrink + (weights * (ref_logits - logits)).sum(1)
+        lse, ref_lse = own.logsumexp, ref.logsumexp
         ctx.save_for_backward(hidden, weight, bias, target, lse, ref_lse)
         ctx.head, ctx.work, ctx.size, ctx.kept, ctx.ref_block = head, work, size, kept, ref_block
-        ctx.dtypes = hidden_dtype
-        log_sum_sq = square.log() - 2 * total.log() if square is not None else None
-        ent = lse - spread / total if spread is not None else None
-        if log_sum_sq is not None:
-            ctx.mark_non_differentiable(log_sum_sq)
-        if ent is not None:
-            ctx.mark_non_differentiable(ent)
-        return hit - lse, kl, log_sum_sq, ent
+        kl = cross / ref.total - ref_lse + lse if asked.kl else None
+        log_sum_sq = square.log() - 2 * own.total.log() if asked.log_sum_sq else None
+        entropy = lse - spread / own.total if asked.entropy else None
+        ctx.mark_non_differentiable(*(s for s in (log_sum_sq, entropy) if s is not None))
+        return hit - lse, kl, log_sum_sq, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_kl: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, lse, ref_lse = ctx.saved_tensors
         head: Head = ctx.head
@@ -222,16 +247,15 @@ class _Blocked(torch.autograd.Function):
         d_bias = torch.empty_like(bias) if bias is not None and want_bias else None
         pull = grad if grad_kl is None else grad - grad_kl
         kept: list[Tensor] = ctx.kept
-        for start in range(0, weight.shape[0], ctx.size):
+        for i, start in enumerate(range(0, weight.shape[0], ctx.size)):
             stop = min(start + ctx.size, weight.shape[0])
-            i = start // ctx.size
             logits = kept[i] if i < len(kept) else block(start, stop)
             # d logp_t / d logit_v = [v = t] - p_v ;  d KL / d logit_v = p_v - p_ref,v
             d = (logits - lse[:, None]).exp_().mul_(pull[:, None]).neg_()
             if ctx.ref_block is not None and grad_kl is not None:
                 d -= (ctx.ref_block(start, stop) - ref_lse[:, None]).exp_().mul_(grad_kl[:, None])
-            rows = ((target >= start) & (target < stop)).nonzero().squeeze(1)
-            d[rows, target[rows] - start] += grad[rows]
+            at, here = _within(target, start, stop - start)
+            d.scatter_add_(1, at[:, None], torch.where(here, grad, 0)[:, None])
             if head.softcap is not None:
                 d *= 1 - (logits / head.softcap).square()
             if head.scale != 1.0:
@@ -248,15 +272,38 @@ class _Blocked(torch.autograd.Function):
             if d_bias is not None:
                 d_bias[start:stop] = d.sum(0)
         if d_hidden is not None:
-            d_hidden = d_hidden.to(ctx.dtypes)
+            d_hidden = d_hidden.to(ctx.hidden_dtype)
         ctx.kept = []
         return d_hidden, d_weight, d_bias, None, None, None, None
+
+
+def _autocast(hidden: Tensor) -> torch.dtype | None:
+    """The precision that autocast asks for, or None; like torch, it leaves float64 alone."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _within(target: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """(N,) column of each target in a block, and whether it stands there at all. Without a sync of the device."""
+    at = target - start
+    return at.clamp(0, width - 1), (at >= 0) & (at < width)
+
+
+def _plain_weights(head: Head) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, H) and bias (V,) of a plain head."""
+    assert isinstance(head.module, nn.Linear)
+    return head.module.weight, head.module.bias
 
 
 def _block_maker(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, work: torch.dtype | None
 ) -> Callable[[int, int], Tensor]:
-    """(start, stop) -> (N, stop - start) logits of that block of the vocabulary, in at least float32."""
+    """(start, stop) -> (N, stop - start) logits of that block of the vocabulary, in at least float32.
+
+    Weight and bias are handed in, not read from the head: at backward time a sharded module no longer holds them.
+    """
 
     def block(start: int, stop: int) -> Tensor:
         w = weight[start:stop] if work is None else weight[start:stop].to(work)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ FILL = 0.75
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """One prompt and its branches, in tokens. `keys` names each branch for the caller, in order."""
+    """One prompt and its branches, in tokens."""
 
     prompt: Ids
     branches: tuple[Ids, ...]
@@ -81,6 +81,8 @@ class TreePlan:
     scope: Tensor  # (L,) branch of each position within its tree, 0 for the prompt
     position: Tensor  # (L,)
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    blocks: dict[int | None, Any] = field(default_factory=dict)  # the same for flex_attention
+    windows: set[int | None] = field(default_factory=set)  # that layers have asked for
 
     def mask(self, part: int, window: int | None) -> Tensor:
         """The mask of a group, made once for all layers."""
@@ -104,6 +106,8 @@ class Row:
         target: (N,) token id.
         owner: (N,) completion, 0 to C-1, ascending.
         num_tokens: (C,).
+        longest: tokens of the longest sequence, its last one included.
+        max_id: largest token id.
     """
 
     input_ids: Tensor
@@ -114,6 +118,8 @@ class Row:
     target: Tensor
     owner: Tensor
     num_tokens: Tensor
+    longest: int
+    max_id: int
 
     def to(self, device: torch.device | str) -> Row:
         """The same row on another device."""
@@ -247,13 +253,15 @@ def _padded_row(trees: Sequence[Tree]) -> Row:
     )
 
 
-def _targets(trees: Sequence[Tree]) -> dict[str, Tensor]:
+def _targets(trees: Sequence[Tree]) -> dict[str, Any]:
     branches = [b for t in trees for b in t.branches]
     lengths = np.array([len(b) for b in branches])
     return {
         "target": _long(np.concatenate(branches)),
         "owner": _long(np.repeat(np.arange(len(branches)), lengths)),
         "num_tokens": _long(lengths),
+        "longest": max(len(t.prompt) + len(b) for t in trees for b in t.branches),
+        "max_id": max(int(ids.max()) for t in trees for ids in (t.prompt, *t.branches)),
     }
 
 

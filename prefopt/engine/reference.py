@@ -167,7 +167,7 @@ class ReferenceStore:
             np.save(tmp / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
             np.save(tmp / "token.npy", np.concatenate([t for t, _ in entries.values()]).astype(np.float32))
             if all(e is not None for _, e in entries.values()):
-                np.save(tmp / "entropy.npy", np.concatenate([e for _, e in entries.values()]).astype(np.float32))  # type: ignore[arg-type]
+                np.save(tmp / "entropy.npy", np.concatenate([e for _, e in entries.values()]).astype(np.float32))
             tmp.rename(self.folder / f"part-{uuid.uuid4().hex[:16]}")
         except OSError as error:
             raise UserError(f"cannot write the reference store {self.folder}: {error}; free some space, or set "
@@ -251,9 +251,7 @@ def _missing(
     return missing
 
 
-def _parts_of(
-    records: Sequence[TokenRecord], missing: dict[int, list[int]], mine: list[int]
-) -> list[list[int]]:
+def _parts_of(records: Sequence[TokenRecord], missing: dict[int, list[int]], mine: list[int]) -> list[list[int]]:
     """Cut the work into parts: what a kill loses at most."""
     parts: list[list[int]] = []
     room = 0
@@ -272,9 +270,7 @@ def _only(record: TokenRecord, completions: list[int]) -> TokenRecord:
     return TokenRecord(id=record.id, kind=record.kind, prompt=record.prompt, completions=kept)
 
 
-def _entries(
-    keys: list[Key], completions: list[int], scored: Scored
-) -> list[tuple[Key, tuple[Array, Array | None]]]:
+def _entries(keys: list[Key], completions: list[int], scored: Scored) -> list[tuple[Key, tuple[Array, Array | None]]]:
     assert scored.token is not None
     return [
         (keys[c], (scored.token[n], scored.entropy[n] if scored.entropy is not None else None))

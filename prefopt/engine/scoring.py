@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import Ask, install
+from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import TokenStats
 from prefopt.engine.layout import Layout, Row, Tree, lay_out
 from prefopt.errors import UserError
@@ -76,7 +78,7 @@ class Completions:
         # token j of the caller's completion c stands at starts[slots[c]] + j
         shift = torch.repeat_interleave(starts[slots] - offsets[:-1], num_tokens)
         order = torch.arange(len(shift), device=shift.device) + shift
-        flat = TokenStats(*(None if s is None else s[order] for s in stats))
+        flat = stats.map(lambda values: values[order])
         return cls(sums[slots].to(stats.logp.dtype), num_tokens, flat, offsets)
 
     def padded(self, flat: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ def score(
     records: Sequence[TokenRecord],
     *,
     max_tokens: int = 4096,
-    layout: Layout | None = None,
+    layout: str = "auto",
     tokens: bool = False,
     entropy: bool = False,
     vocab: frozenset[Vocab] = frozenset(),
@@ -118,28 +120,25 @@ def score(
         model: a transformers causal language model.
         records: tokenized records of any kind.
         max_tokens: tokens of one forward.
-        layout: "tree" or "padded"; None asks the gates (`prefopt.engine.gates.choose_layout`).
+        layout: "auto", "tree" (refused where it is not safe) or "padded".
         tokens, entropy, vocab: also return per-token log-probs, entropies, statistics.
         progress: called with the number of records done since the last call.
 
     Raises:
-        UserError: a record that alone exceeds `max_tokens`.
+        UserError: a record that alone exceeds `max_tokens`, a layout or a model that the gates refuse.
     """
-    if layout is None:
-        from prefopt.engine.gates import choose_layout
-
-        layout = choose_layout(model).layout
-    install(model, layout)
+    chosen = choose_layout(model, layout).layout
+    install(model, chosen)
     was_training = model.training
     model.eval()
     results: list[Scored | None] = [None] * len(records)
     ask = Ask(vocab=vocab, entropy=entropy)
     try:
         with torch.inference_mode():
-            for chunk in _chunks(records, max_tokens, layout):
+            for chunk in _chunks(records, max_tokens, chosen):
                 owners = [i for i in chunk for _ in records[i].completions]
                 branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
-                out = MicroBatch.of(branches, layout).forward(model, ask)
+                out = MicroBatch.of(branches, chosen).forward(model, ask)
                 for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
                     results[i] = scored
                 progress(len(chunk))
@@ -151,14 +150,18 @@ def score(
 def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored]:
     sums, lengths = out.sum.float().cpu().numpy(), out.num_tokens.cpu().numpy()
     ends = np.cumsum(lengths)
-    flats = {"token": out.stats.logp if tokens else None, "entropy": out.stats.entropy, "log_sum_sq": out.stats.log_sum_sq}
+    flats = {
+        "token": out.stats.logp if tokens else None,
+        "entropy": out.stats.entropy,
+        "log_sum_sq": out.stats.log_sum_sq,
+    }
     per_token = {
         name: np.split(flat.float().cpu().numpy(), ends[:-1]) for name, flat in flats.items() if flat is not None
     }
     cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
     return [
         Scored(sums[a:b], lengths[a:b], **{name: tuple(parts[a:b]) for name, parts in per_token.items()})
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        for a, b in pairwise(cuts)
     ]
 
 
