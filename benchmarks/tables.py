@@ -1,0 +1,153 @@
+"""Write the tables of `benchmarks/README.md` from the result files, between their markers.
+
+python benchmarks/tables.py            # rewrite the README
+python benchmarks/tables.py --check    # exit 1 if it is not what the result files say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")
+
+Row = Mapping[str, Any]
+
+
+def markdown(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
+    """A table: `columns` maps a key of the rows to (heading, format)."""
+    lines = ["| " + " | ".join(heading for heading, _ in columns.values()) + " |", "|" + "---:|" * len(columns)]
+    for row in rows:
+        cells = (form.format(row[key]) if row.get(key) is not None else "–" for key, (_, form) in columns.items())
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def planner(result: Any) -> str:
+    columns = {
+        "records": ("records", "{:,}"),
+        "processes": ("processes", "{:,}"),
+        "batch": ("global batch", "{:,}"),
+        "imbalance": ("imbalance, worst step", "{:.2%}"),
+        "imbalance_mean": ("mean", "{:.2%}"),
+        "drawn": ("unplanned, mean", "{:.0%}"),
+        "seconds": ("seconds an epoch", "{:.2f}"),
+        "ms_per_step": ("ms a step", "{:.2f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+    }
+    return (
+        markdown(columns, result["rows"]) + "\n\nWith fewer pairs a process:\n\n" + markdown(columns, result["limits"])
+    )
+
+
+def throughput(result: Any) -> str:
+    titles = {
+        "batch_4": "DPO, reference ready, batch 4",
+        "batch_16": "DPO, reference ready, batch 16",
+        "methods": "five methods, reference included",
+    }
+    ratios = []
+    for line in result["lines"]:
+        # A contest of steps compares steps, one of whole runs compares runs.
+        kept = ("wall_ratio",) if line["contest"] == "methods" else ("speed_ratio", "utilisation")
+        shown = {key: line[key] for key in (*kept, "memory_ratio", "runs")}
+        ratios.append(shown | {"line": titles[line["contest"]], "allocator": allocator(line)})
+    contestants = [
+        line[name] | {"line": titles[line["contest"]], "allocator": allocator(line), "program": name}
+        for line in result["lines"]
+        for name in ("prefopt", "trl", "naive")
+        if name in line
+    ]
+    first = {
+        "line": ("", "{}"),
+        "allocator": ("allocator", "{}"),
+        "speed_ratio": ("pairs/s against TRL", "{:.2f}×"),
+        "wall_ratio": ("whole run against TRL", "{:.2f}×"),
+        "memory_ratio": ("peak memory against TRL", "{:.2f}×"),
+        "utilisation": ("utilisation", "{:.2f}"),
+        "runs": ("runs", "{}"),
+    }
+    second = {
+        "line": ("", "{}"),
+        "allocator": ("allocator", "{}"),
+        "program": ("program", "{}"),
+        "pairs_per_s": ("pairs/s", "{:.3f}"),
+        "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
+        "utilisation": ("utilisation", "{:.2f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+        "total_s": ("whole run, s", "{:.0f}"),
+    }
+    rates = sorted(r["gflops_per_s"] for line in result["lines"] for r in line["raw"])
+    s = result["setting"]
+    facts = (
+        f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads; matrix products of its shapes ran at "
+        f"{rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s. Medians of the runs."
+    )
+    return f"{facts}\n\n{markdown(first, ratios)}\n\n{markdown(second, contestants)}"
+
+
+def allocator(line: Row) -> str:
+    return "tcmalloc" if line["preload"] else "as installed"
+
+
+def growth(result: Any) -> str:
+    timed = {
+        "step_s": ("s a step", "{:.2f}"),
+        "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
+        "completions_per_s": ("completions/s", "{:.1f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+    }
+    columns: dict[str, dict[str, tuple[str, str]]] = {
+        "length": {"length": ("tokens of a tree", "{:,}")} | timed,
+        "completions": {"completions": ("completions of a prompt", "{}"), "layout": ("layout", "{}")} | timed,
+        "vocabulary": {"vocabulary": ("words", "{:,}")}
+        | timed
+        | {"extra_gib": ("beyond weights and Adam, GiB", "{:.2f}")},
+        "records": {
+            "records": ("pairs", "{:,}"),
+            "total_s": ("s, whole run", "{:.1f}"),
+            "ms_per_record": ("ms a pair", "{:.2f}"),
+            "reference_mib": ("reference store, MiB", "{:.1f}"),
+            "peak_gib": ("peak GiB", "{:.2f}"),
+        },
+    }
+    tables = [f"**{kind.capitalize()}**\n\n{markdown(columns[kind], rows)}" for kind, rows in result["tables"].items()]
+    return "\n\n".join(tables)
+
+
+SECTIONS: dict[str, Callable[[Any], str]] = {"planner": planner, "throughput": throughput, "growth": growth}
+
+
+def rewritten(text: str) -> str:
+    """The README with the tables of every result file that is there."""
+    for name, section in SECTIONS.items():
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            continue
+        table = section(json.loads(file.read_text()))
+        pattern = re.compile(f"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        text, found = pattern.subn(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)  # type: ignore[misc]
+        if found != 1:
+            sys.exit(f"benchmarks/README.md has {found} places for the table {name!r}, expected one")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the tables are not up to date")
+    args = parser.parse_args()
+    old = README.read_text()
+    new = rewritten(old)
+    if args.check:
+        sys.exit(0 if new == old else "benchmarks/README.md is out of date: run `python benchmarks/tables.py`")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
