@@ -210,6 +210,7 @@ def reference_table(
     """
     keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
     missing = _missing(records, keys, store, entropy)
+    barrier()  # nobody adds before everybody has looked: all must share out the same list
     hits = sum(map(len, keys)) - sum(len(m) for m in missing.values())
     if hits:
         _verify(model, records, keys, store, entropy)
