@@ -6,12 +6,14 @@ so that giving one is an error instead of nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from prefopt.errors import UserError
@@ -28,14 +30,15 @@ DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 EXPOSED = (
-    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs optim optim_args "
-    "optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 "
-    "activation_checkpointing activation_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps "
-    "logging_first_step eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps save_total_limit "
-    "save_only_model load_best_model_at_end metric_for_best_model greater_is_better use_cpu full_determinism data_seed "
-    "dataloader_num_workers dataloader_pin_memory ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_find_unused_parameters "
-    "fsdp fsdp_config deepspeed disable_tqdm log_level"
-).split()
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
+    "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs",
+    "logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay",
+    "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_cpu", "full_determinism", "data_seed",
+    "dataloader_num_workers", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "fsdp",
+    "fsdp_config", "deepspeed", "disable_tqdm", "log_level",
+)  # fmt: skip
 
 
 def schema() -> type[Any]:
@@ -76,6 +79,19 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
         )
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
+    """The context that log-probs are computed in: accelerate's own covers a model only from training on, and no
+    reference."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return torch.autocast(args.device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+
+def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
+    """The precision of log-probs: that of autocast, else of the weights."""
+    dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype
+    return dtype
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

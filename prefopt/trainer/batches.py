@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prefopt.data.tokens import TokenRecord
 from prefopt.engine.layout import Layout
 from prefopt.engine.plan import Cost, EpochPlan
 from prefopt.engine.reference import ReferenceTable
-from prefopt.engine.scoring import Branch, MicroBatch
+from prefopt.engine.scoring import Branch, Completions, MicroBatch
 from prefopt.plugin import Data, Needs, Vocab
 from prefopt.trainer.examples import Facts, Flat
 from prefopt.trainer.feed import Feed
@@ -49,30 +49,38 @@ class Work:
 
     batch: MicroBatch
     facts: tuple[Facts, ...]
-    index: tuple[int, ...]  # of the records, for an order that no split changes
+    index: tuple[int, ...]  # of the records in the data, ascending
     ref_sum: Tensor | None
     ref_token: Tensor | None
     ref_entropy: Tensor | None
     real: bool
 
-    def flat(self, out: Any, needs: Needs) -> Flat:
+    @property
+    def completions(self) -> list[int]:
+        """Of each record."""
+        return [f.completions for f in self.facts]
+
+    def flat(self, out: Completions, needs: Needs) -> Flat:
         """Policy and reference side by side, from what `MicroBatch.forward` returned."""
-        device = out.sum.device
 
-        def on(value: Tensor | None) -> Tensor | None:
-            return value.to(device, non_blocking=True) if value is not None else None
+        def on_device(value: Tensor | None) -> Tensor | None:
+            return value.to(out.sum.device, non_blocking=True) if value is not None else None
 
-        tokens = needs.tokens or bool(needs.vocab)
         return Flat(
             sum=out.sum,
             num_tokens=out.num_tokens,
-            ref_sum=on(self.ref_sum),
-            token=out.stats.logp if tokens else None,
-            ref_token=on(self.ref_token) if tokens else None,
+            ref_sum=on_device(self.ref_sum),
+            token=out.stats.logp if per_token(needs) else None,
+            ref_token=on_device(self.ref_token),
             log_sum_sq=out.stats.log_sum_sq,
-            ref_entropy=on(self.ref_entropy),
+            ref_entropy=on_device(self.ref_entropy),
             kl=out.stats.kl,
         )
+
+
+def per_token(needs: Needs) -> bool:
+    """Whether a loss is given log-probs of tokens; statistics of the vocabulary come with them."""
+    return needs.tokens or bool(needs.vocab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,39 +107,38 @@ class Steps(Dataset[GlobalBatch]):
         return GlobalBatch(work, share.records, share.examples)
 
     def _work(self, index: NDArray[np.int64], real: bool) -> Work:
-        facts, branches = [], []
-        for i in index.tolist():
-            record = self.feed[i]
-            own = self.feed.own(record)
-            facts.append(
-                Facts(
-                    id=record.id,
-                    key=record.stable_int,
-                    kind=record.kind,
-                    own=own,
-                    mismatched=len(record.completions) - own,
-                    desirable=record.desirable,
-                    scores=record.scores,
-                    weight=record.weight,
-                )
-            )
-            branches += [Branch(record.prompt, c) for c in record.completions]
+        index = np.sort(index)  # the loss meets the records in one order, however they were split
+        records = [self.feed[i] for i in index.tolist()]
+        branches = [Branch(record.prompt, c) for record in records for c in record.completions]
         ref_sum = ref_token = ref_entropy = None
         if self.reference is not None:
             table, offsets = self.reference, self.reference.offsets
             ref_sum = torch.from_numpy(np.concatenate([table.sum[offsets[i] : offsets[i + 1]] for i in index]))
-            if self.needs.tokens or self.needs.vocab:
+            if per_token(self.needs):
                 ref_token = torch.from_numpy(np.concatenate([t for i in index for t in table.token(i)]))
             if Vocab.REF_ENTROPY in self.needs.vocab:
                 ref_entropy = torch.from_numpy(np.concatenate([t for i in index for t in table.entropy(i)]))
         return Work(
-            MicroBatch.of(branches, self.layout),
-            tuple(facts),
-            tuple(index.tolist()),
-            ref_sum,
-            ref_token,
-            ref_entropy,
-            real,
+            batch=MicroBatch.of(branches, self.layout),
+            facts=tuple(self._facts(record) for record in records),
+            index=tuple(index.tolist()),
+            ref_sum=ref_sum,
+            ref_token=ref_token,
+            ref_entropy=ref_entropy,
+            real=real,
+        )
+
+    def _facts(self, record: TokenRecord) -> Facts:
+        own = self.feed.own(record)
+        return Facts(
+            id=record.id,
+            key=record.stable_int,
+            kind=record.kind,
+            own=own,
+            mismatched=len(record.completions) - own,
+            desirable=record.desirable,
+            scores=record.scores,
+            weight=record.weight,
         )
 
 
@@ -154,6 +161,7 @@ class StepSampler:
         self.own = np.diff(self.lengths.offsets) // (1 if feed.partner is None else 2)
         self.needs, self.config, self.layout, self.cost = needs, config, layout, cost
         self.seed, self.process, self.shuffle = seed, process, shuffle
+        self.epoch = -1
         self.set_epoch(0)
 
     @property
@@ -163,6 +171,9 @@ class StepSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Plan another epoch."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
         self.plan = EpochPlan(
             self.lengths,
             seed=self.seed,
@@ -186,17 +197,9 @@ class StepSampler:
             yield [Share(tuple(micro), len(batch), examples, int(batch[0]))]
 
 
-def loader(
-    steps: Steps, sampler: StepSampler, *, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader[GlobalBatch]:
+def loader(steps: Steps, sampler: StepSampler, *, num_workers: int = 0) -> DataLoader[GlobalBatch]:
     """A plain loader of global batches."""
-    return DataLoader(
-        steps,
-        batch_sampler=sampler,
-        collate_fn=_only,
-        num_workers=num_workers,
-        pin_memory=pin_memory,  # type: ignore[arg-type]
-    )
+    return DataLoader(steps, batch_sampler=sampler, collate_fn=_only, num_workers=num_workers)
 
 
 def _only(batches: Sequence[GlobalBatch]) -> GlobalBatch:

@@ -18,10 +18,17 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a resume, drop the lines of steps that will be run again."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if _step(line) <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in lines))
+        """After a resume, drop what will be logged again: later steps, and evaluations of this same step."""
+        if not (state.is_world_process_zero and self.path.exists()):
+            return
+        kept: dict[tuple[float, frozenset[str]], str] = {}
+        for line in self.path.read_text().splitlines():
+            figures = _figures(line)
+            if figures is not None and figures["step"] <= state.global_step:
+                kept.setdefault((figures["step"], frozenset(figures)), line)
+        tmp = self.path.with_name(f"tmp-{self.path.name}")
+        tmp.write_text("".join(line + "\n" for line in kept.values()))
+        tmp.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
@@ -30,11 +37,13 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **figures}) + "\n")
 
 
-def _step(line: str) -> float:
+def _figures(line: str) -> dict[str, Any] | None:
+    """What a line says, or None for one cut short by a kill."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a kill
+        figures = json.loads(line)
+    except ValueError:
+        return None
+    return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int | float) else None
 
 
 class Progress(TrainerCallback):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefopt.errors import TrainingError
+from prefopt.errors import PrefoptError, TrainingError
 
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -48,7 +48,9 @@ def writing(target: Path, *, writes: bool) -> Iterator[Path]:
             else:
                 tmp.rename(target)
             _flush_entry(target.parent)
-    except OSError as error:
+    except PrefoptError:
+        raise
+    except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
         raise TrainingError(
             f"could not write {target}: {error}; earlier checkpoints are untouched: free some space and start again"
         ) from error

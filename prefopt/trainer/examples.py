@@ -6,8 +6,9 @@ to end, B examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from prefopt.batch import AnyLogps, DemoLogps, ListLogps, Logps, PairLogps, UnpairedLogps
 from prefopt.engine.scoring import pad_tokens
 from prefopt.errors import UserError
-from prefopt.plugin import Data, Needs
+from prefopt.plugin import Data, LossOutput, Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,37 @@ class Flat:
     ref_entropy: Tensor | None = None
     kl: Tensor | None = None
 
+    def given(self) -> dict[str, Tensor]:
+        """The fields that are there."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def map(self, of: Callable[[Tensor], Tensor]) -> Flat:
+        """`of` applied to every field."""
+        return Flat(**{name: of(value) for name, value in self.given().items()})
+
+    def split(self, completions: Sequence[int]) -> list[Flat]:
+        """Cut into parts of so many completions each."""
+        tokens = [int(n.sum()) for n in torch.split(self.num_tokens, list(completions))]
+        parts = {
+            name: torch.split(value, list(completions) if name in PER_COMPLETION else tokens)
+            for name, value in self.given().items()
+        }
+        return [Flat(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
+
+    @staticmethod
+    def cat(parts: Sequence[Flat]) -> Flat:
+        """Parts end to end."""
+        return Flat(**{name: torch.cat([part.given()[name] for part in parts]) for name in parts[0].given()})
+
     def logps(self) -> Logps:
         """As `Logps` over all C completions, per-token fields padded."""
-        given: dict[str, Tensor] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is not None:
-                per_token = f.name not in ("sum", "num_tokens", "ref_sum")
-                given[f.name] = pad_tokens(value, self.num_tokens) if per_token else value
-        return Logps(**given)
+        return Logps(**{
+            name: value if name in PER_COMPLETION else pad_tokens(value, self.num_tokens)
+            for name, value in self.given().items()
+        })  # fmt: skip
+
+
+PER_COMPLETION = ("sum", "num_tokens", "ref_sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,90 +92,89 @@ class Examples:
     record: Tensor  # (B,) int64
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Some records, scored, and the loss on them."""
+
+    facts: Sequence[Facts]
+    flat: Flat
+    examples: Examples
+    output: LossOutput
+
+    @property
+    def weighted(self) -> Tensor:
+        """(B,) the loss times the weight of the record it belongs to: what is optimised and reported."""
+        loss = self.output.loss
+        weights = torch.tensor([f.weight for f in self.facts], dtype=loss.dtype, device=loss.device)
+        return loss * weights[self.examples.record]
+
+
 def examples_of(facts: Sequence[Facts], flat: Flat, needs: Needs) -> Examples:
     """The examples that a loss with these needs sees in these records.
 
     Raises:
-        UserError: scores or labels that the loss needs are missing.
+        UserError: scores that the loss needs are missing.
     """
     every = flat.logps()
-    device = flat.sum.device
-    starts: list[int] = []
-    at = 0
-    for f in facts:
-        starts.append(at)
-        at += f.completions
+    starts = list(accumulate((f.completions for f in facts[:-1]), initial=0))
 
-    def pick(indices: Sequence[int]) -> Logps:
-        return _take(every, torch.tensor(indices, dtype=torch.long, device=device))
+    def column(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=flat.sum.device)
 
-    def column(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def pick(indices: Sequence[Any]) -> Logps:
+        index = column(indices)
+        return Logps(**{name: value[index] for name, value in vars(every).items() if value is not None})
 
     keys = [f.key for f in facts]
-    records = list(range(len(facts)))
+    places = list(range(len(facts)))
     floats = flat.sum.dtype
-    if needs.scores:
-        for f in facts:
-            if f.scores is None and f.kind is not Data.PAIRS:
-                raise UserError(f"record {f.id} has no scores, which this loss needs")
     if needs.data is Data.PAIRS:
-        scores = [f.scores for f in facts]
-        if needs.scores and any(s is None for s in scores):
+        scores = [f.scores for f in facts if f.scores is not None]
+        if needs.scores and len(scores) < len(facts):
             missing = next(f.id for f in facts if f.scores is None)
             raise UserError(f"record {missing} has no scores, which this loss needs: give the data a score per side")
-        both = [s for s in scores if s is not None]
-        return Examples(
-            PairLogps(
-                chosen=pick(starts),
-                rejected=pick([s + 1 for s in starts]),
-                ids=column(keys, torch.long),
-                chosen_score=column([s[0] for s in both], floats) if len(both) == len(facts) else None,
-                rejected_score=column([s[1] for s in both], floats) if len(both) == len(facts) else None,
-            ),
-            column(records, torch.long),
+        scored = len(scores) == len(facts)
+        pairs = PairLogps(
+            chosen=pick(starts),
+            rejected=pick([s + 1 for s in starts]),
+            ids=column(keys),
+            chosen_score=column([s[0] for s in scores], floats) if scored else None,
+            rejected_score=column([s[1] for s in scores], floats) if scored else None,
         )
+        return Examples(pairs, column(places))
     if needs.data is Data.DEMONSTRATIONS:
-        return Examples(DemoLogps(chosen=pick(starts), ids=column(keys, torch.long)), column(records, torch.long))
+        return Examples(DemoLogps(chosen=pick(starts), ids=column(keys)), column(places))
     if needs.data is Data.UNPAIRED:
-        items = [(r, k) for r, f in enumerate(facts) for k in range(f.own)]
-        return Examples(
-            UnpairedLogps(
-                completion=pick([starts[r] + k for r, k in items]),
-                desirable=column([_desirable(facts[r], k) for r, k in items], torch.bool),
-                mismatched=pick([starts[r] + facts[r].own + k for r, k in items]) if needs.mismatched else None,
-                ids=column([facts[r].key + k for r, k in items], torch.long),
-            ),
-            column([r for r, _ in items], torch.long),
+        items = [(place, k) for place, f in enumerate(facts) for k in range(f.own)]
+        unpaired = UnpairedLogps(
+            completion=pick([starts[p] + k for p, k in items]),
+            desirable=column([_desirable(facts[p], k) for p, k in items], torch.bool),
+            mismatched=pick([starts[p] + facts[p].own + k for p, k in items]) if needs.mismatched else None,
+            ids=column([facts[p].key + k for p, k in items]),
         )
+        return Examples(unpaired, column([p for p, _ in items]))
     width = max(f.own for f in facts)
-    # An absent entry points at the list's first completion and is masked.
-    grid = column(
-        [[s + (k if k < f.own else 0) for k in range(width)] for s, f in zip(starts, facts, strict=True)], torch.long
-    )
+    grid = [[s + (k if k < f.own else 0) for k in range(width)] for s, f in zip(starts, facts, strict=True)]
     mask = column([[k < f.own for k in range(width)] for f in facts], torch.bool)
-    scores_of = [f.scores if f.scores is not None else (1.0, 0.0) for f in facts]  # a pair is a list of two
-    padded = [[*s, *[min(s)] * (width - len(s))] for s in scores_of]
-    return Examples(
-        ListLogps(
-            completions=_take(every, grid), scores=column(padded, floats), mask=mask, ids=column(keys, torch.long)
-        ),
-        column(records, torch.long),
+    ranks = [f.scores if f.scores is not None else (1.0, 0.0) for f in facts]  # a pair is a list of two
+    lists = ListLogps(
+        completions=_blank(pick(grid), mask),
+        scores=column([[*s, *[min(s)] * (width - len(s))] for s in ranks], floats),
+        mask=mask,
+        ids=column(keys),
     )
+    return Examples(lists, column(places))
 
 
-def count_examples(facts_own: int, needs: Needs) -> int:
-    """Examples that a record with this many own completions makes."""
-    return facts_own if needs.data is Data.UNPAIRED else 1
+def _blank(logps: Logps, mask: Tensor) -> Logps:
+    """Zeros, without gradient, where a list has no completion."""
+
+    def blank(value: Tensor) -> Tensor:
+        there = mask if value.ndim == mask.ndim else mask.unsqueeze(-1)
+        return torch.where(there, value, torch.zeros_like(value))
+
+    return Logps(**{name: blank(value) for name, value in vars(logps).items() if value is not None})
 
 
 def _desirable(facts: Facts, item: int) -> bool:
-    if facts.kind is Data.PAIRS:
-        return item == 0
-    assert facts.desirable is not None
-    return facts.desirable
-
-
-def _take(logps: Logps, index: Tensor) -> Logps:
-    given = {f.name: getattr(logps, f.name) for f in fields(logps)}
-    return Logps(**{name: value[index] for name, value in given.items() if value is not None})
+    return item == 0 if facts.kind is Data.PAIRS else bool(facts.desirable)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from prefopt.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.allocator import keep_large_buffers
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
 from prefopt.plugin import Loss, Vocab
-from prefopt.trainer.arguments import training_arguments
+from prefopt.trainer.arguments import autocast, training_arguments
 from prefopt.trainer.batches import BatchConfig
 from prefopt.trainer.callbacks import MovingReference
 from prefopt.trainer.feed import Feed
@@ -68,7 +70,7 @@ def train(
         eval: held-out records, scored before and after.
         batch: records of a step, tokens of a forward.
         seed: of the order of the records.
-        reference: another model as reference; None: `model` as it is now (for PEFT: see `build`).
+        reference: another model as reference; None: `model` as it is now, adapters included.
         store: folder of the reference log-probs; None: in prefopt's cache.
         tokenizer: saved with checkpoints.
         callbacks: of transformers' kind.
@@ -105,14 +107,14 @@ def train(
                 callback.close()
     seconds = time.perf_counter() - start
     after = built.evaluate() if eval is not None else {}
-    tables = [t for t in built.tables.values() if t is not None]
+    tables = [table for table in built.tables.values() if table is not None]
     return Result(
         trainer=built,
         before={k.removeprefix("eval_"): v for k, v in before.items()},
         after={k.removeprefix("eval_"): v for k, v in after.items()},
         seconds=seconds,
-        reference_hits=sum(t.hits for t in tables),
-        reference_misses=sum(t.misses for t in tables),
+        reference_hits=sum(table.hits for table in tables),
+        reference_misses=sum(table.misses for table in tables),
     )
 
 
@@ -136,38 +138,48 @@ def build(
 
     Held-out records are scored under the reference for every loss, so that all methods report the same figures;
     training records only for losses that read it.
+
+    Without `reference`, the reference is `model` as it is given here, adapters included: after LoRA SFT that is the SFT
+    model, and with a fresh adapter the model below it. A live reference is then a copy of it.
     """
     batch = batch or BatchConfig()
+    needs = loss.needs
     arguments = training_arguments(output_dir, seed=seed, records=batch.records, **trainer)
     if arguments.device.type == "cpu":
         keep_large_buffers()
     choose_layout(model, batch.layout)
-    feeds: dict[str, Feed] = {"train": Feed(records, loss.needs, whole=False, seed=seed)}
+    feeds = {"train": Feed(records, needs, whole=False, seed=seed)}
     if eval is not None:
-        feeds["eval"] = Feed(eval, loss.needs, whole=True, seed=seed)
+        feeds["eval"] = Feed(eval, needs, whole=True, seed=seed)
+    wanted = {
+        split: feed
+        for split, feed in feeds.items()
+        if split == "eval" or (needs.reference and not needs.moving_reference)
+    }
     tables: dict[str, ReferenceTable] = {}
-    wanted = [name for name in feeds if name == "eval" or (loss.needs.reference and not loss.needs.moving_reference)]
     if wanted:
-        referee = model if reference is None else reference.to(arguments.device)
+        referee = (model if reference is None else reference).to(arguments.device)
         choose_layout(referee, batch.layout)
-        referee.to(arguments.device)
-        name = fingerprint(referee)
         about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
-        kept = ReferenceStore(store or cache_dir() / "reference", name, about)
-        with arguments.main_process_first(desc="reference log-probs"):
-            for feed in wanted:
-                tables[feed] = reference_table(
+        precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
+        kept = ReferenceStore(store or cache_dir() / "reference", fingerprint(referee, precision), about)
+        for split, feed in wanted.items():
+            with autocast(arguments):
+                tables[split] = reference_table(
                     referee,
-                    feeds[feed],
+                    feed,
                     kept,
                     max_tokens=max(batch.max_tokens, 1),
-                    entropy=Vocab.REF_ENTROPY in loss.needs.vocab,
+                    entropy=Vocab.REF_ENTROPY in needs.vocab,
+                    process=(arguments.process_index, arguments.world_size),
+                    barrier=PartialState().wait_for_everyone,
                     progress=progress,
                 )
-    live = None
-    if loss.needs.moving_reference or Vocab.KL in loss.needs.vocab:
+    live = reference
+    if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
         live = copy.deepcopy(model if reference is None else reference)
-    extra = [MovingReference(live, *loss.reference_update)] if loss.needs.moving_reference else []  # type: ignore[attr-defined]
+    if needs.moving_reference:
+        callbacks = [*callbacks, MovingReference(live, *loss.reference_update)]  # type: ignore[attr-defined]
     return PreferenceTrainer(
         model,
         loss,
@@ -177,8 +189,8 @@ def build(
         batch=batch,
         train_reference=tables.get("train"),
         eval_reference=tables.get("eval"),
-        reference_model=live,
+        reference_model=live if needs.moving_reference or Vocab.KL in needs.vocab else None,
         policy_is_reference=reference is None,
         tokenizer=tokenizer,
-        callbacks=[*callbacks, *extra],
+        callbacks=list(callbacks),
     )

@@ -1,0 +1,77 @@
+"""What stops a run: a loss that is not finite, or a first batch that is provably wrong."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from prefopt.engine.gates import TOLERANCE
+from prefopt.errors import TrainingError
+from prefopt.plugin import Loss
+from prefopt.trainer.examples import Outcome
+
+# Largest relative or absolute difference of a first batch's loss from the value that the plugin declares.
+SLACK = {torch.float64: 0.01, torch.float32: 0.01}
+SLACK_IN_HALF = 0.1
+
+
+def refuse_not_finite(outcome: Outcome, step: int) -> None:
+    """Stop before such a loss reaches the weights.
+
+    Raises:
+        TrainingError: naming the records.
+    """
+    loss = outcome.output.loss.detach()
+    bad = (~torch.isfinite(loss)).nonzero().flatten().tolist()
+    if bad:
+        ids = sorted({outcome.facts[int(outcome.examples.record[b])].id for b in bad})
+        raise TrainingError(
+            f"step {step}: the loss is {loss[bad[0]].item()} on {len(bad)} of {len(loss)} examples "
+            f"(records {', '.join(ids[:5])}); lower trainer.learning_rate, or look at these records"
+        )
+
+
+def check_first_batch(outcome: Outcome, loss: Loss, precision: torch.dtype) -> None:
+    """Before anything has been learnt, policy and reference are the same model: so are their log-probs, and the loss is
+    the value that its plugin declares for that case.
+
+    Args:
+        outcome: of records of the first batch.
+        loss: the plugin.
+        precision: that the log-probs were computed in.
+
+    Raises:
+        TrainingError: they are not, with the record that is furthest off, or the two values of the loss.
+    """
+    flat = outcome.flat
+    if flat.ref_sum is not None:
+        off = (flat.sum.detach() - flat.ref_sum).abs()
+        # Rounding errors of tokens add up like a random walk.
+        excess = off / (TOLERANCE.get(precision, 0.25) * flat.num_tokens.sqrt())
+        worst = int(excess.argmax())
+        if not excess[worst] <= 1:
+            ids = [f.id for f in outcome.facts for _ in range(f.completions)]
+            raise TrainingError(
+                f"the reference is not the model that training starts from: on record {ids[worst]} the policy's "
+                f"log-prob is {flat.sum[worst].item():.6g} and the reference's {flat.ref_sum[worst].item():.6g} nats. "
+                f"{_REMEDY}"
+            )
+    expected = loss.at_reference(outcome.examples.logps)
+    if expected is None:
+        return
+    want = torch.as_tensor(expected, dtype=torch.float64).mean().item()
+    got = outcome.output.loss.detach().double().mean().item()
+    slack = SLACK.get(precision, SLACK_IN_HALF)
+    if not math.isclose(got, want, rel_tol=slack, abs_tol=slack):
+        raise TrainingError(
+            f"the first batch's loss is {got:.5g}, but where policy and reference are equal this loss is {want:.5g}. "
+            f"{_REMEDY}"
+        )
+
+
+_REMEDY = (
+    "Do they differ in weights, adapter or precision, or does the policy have dropout? A reference that is meant to be "
+    "another model is given as such (model.reference=..., or `reference=`); a stored one can be rebuilt "
+    "(`prefopt reference`)"
+)
