@@ -144,7 +144,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
         group, wrong = match.groups()
         valid = _choices(group)
         return UserError(f"unknown {group} {wrong!r}{registry.nearest(wrong, valid)}; choose from: {', '.join(valid)}")
-    for override in overrides:
+    for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
             if "is not in struct" in whole or "not in '" in whole or "Could not override" in text and "convert" not in whole:

@@ -1,0 +1,145 @@
+"""`prefopt data check FILE...` and `prefopt data show FILE --row ID`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import ThresholdError, UserError
+
+OVERRIDE = re.compile(r"data(\.[\w.]+)?=.*", re.DOTALL)
+
+
+def main(argv: list[str]) -> int:
+    """Check data, or show one record.
+
+    Raises:
+        UserError: data that cannot be read, an unknown option, finding or row.
+        ThresholdError: a threshold of `check` fails.
+    """
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)  # settings may stand after options too
+    if unknown := [arg for arg in more if arg.startswith("-")]:
+        parser.error(f"unknown option {unknown[0]}")
+    args.what += more
+    return int(args.run(args))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from prefopt.data.doctor import examine, thresholds
+
+    limits = thresholds(args.threshold)
+    tokenizer, model = _tokenizer(args), _model(args)
+    reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args)]
+    if args.html:
+        from prefopt.data.doctor.page import page
+
+        Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.html).write_text(page(reports), encoding="utf-8")
+    if args.json:
+        print(json.dumps(_plain(reports), indent=2))
+    else:
+        from rich.console import Console
+
+        from prefopt.data.doctor.text import show
+
+        for report in reports:
+            show(report, Console())
+    failed = [
+        f"{report.name}: {finding.name} {finding.figure:g} (threshold {finding.threshold:g})"
+        for report in reports
+        for finding in report.findings.values()
+        if not finding.ok
+    ]
+    if failed:
+        raise ThresholdError(f"the check fails: {'; '.join(failed)}")
+    return 0
+
+
+def _plain(reports: list[Any]) -> dict[str, Any]:
+    """One report as it is; several under `files`, with their sums in front and findings by `FILE/NAME`."""
+    plain = [report.plain() for report in reports]
+    if len(plain) == 1:
+        return plain[0]  # type: ignore[no-any-return]
+    rejected: dict[str, Any] = {}
+    for one in plain:
+        for reason, found in one["rejected"].items():
+            into = rejected.setdefault(reason, {"count": 0, "ids": []})
+            into["count"] += found["count"]
+            into["ids"] += found["ids"]
+    return {
+        "rows": sum(one["rows"] for one in plain),
+        "kept": sum(one["kept"] for one in plain),
+        "rejected": rejected,
+        "findings": {f"{one['name']}/{name}": f for one in plain for name, f in one["findings"].items()},
+        "ok": all(one["ok"] for one in plain),
+        "files": plain,
+    }
+
+
+def _show(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from prefopt.data.read import read
+    from prefopt.data.show import find, show
+
+    for config in _configs(args):
+        found = read(config)
+        show(find(found.records, found.rejections, args.row), _tokenizer(args), config, Console())
+    return 0
+
+
+def _configs(args: argparse.Namespace) -> list[Any]:
+    """One DataConfig per file, with the overrides of the command line, composed as `prefopt train` does."""
+    from prefopt.cli.compose import compose
+
+    overrides = [arg for arg in args.what if OVERRIDE.fullmatch(arg)]
+    files = [arg for arg in args.what if not OVERRIDE.fullmatch(arg)]
+    chosen = [] if any(o.startswith("data=") for o in overrides) else ["data=auto"]
+    if not files and not any(o.startswith(("data=", "data.path=", "data.mixture=")) for o in overrides):
+        raise UserError("give a FILE, a folder or a hub name (or data=PRESET)")
+    paths = [[f"data.path={json.dumps(file)}"] for file in files] or [[]]
+    return [compose([*chosen, *path, *overrides]).data for path in paths]
+
+
+def _tokenizer(args: argparse.Namespace) -> Any:
+    path = args.tokenizer or args.model
+    if path is None:
+        return None
+    from prefopt.models import ModelConfig, load_tokenizer
+
+    return load_tokenizer(ModelConfig(path=path))
+
+
+def _model(args: argparse.Namespace) -> Any:
+    if args.model is None:
+        return None
+    from prefopt.models import ModelConfig, load_model
+
+    return load_model(ModelConfig(path=args.model))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prefopt data", description="Look at preference data.")
+    verbs = parser.add_subparsers(required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("what", nargs="+", metavar="FILE | data.KEY=VALUE",
+                        help="files, folders or hub names, and settings such as data.max_length=512")  # fmt: skip
+    shared.add_argument("--tokenizer", metavar="MODEL", help="a folder or hub id: count tokens with its tokenizer")
+
+    check = verbs.add_parser("check", parents=[shared], help="the doctor: what is wrong with this data?")
+    check.add_argument("--model", help="a folder or hub id: also ask the model itself")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument("--html", metavar="FILE", help="write a page with histograms")
+    check.add_argument("--threshold", metavar="FINDING=NUMBER", action="append", default=[],
+                       help="fail (exit code 3) beyond this figure; may be repeated")  # fmt: skip
+    check.set_defaults(run=_check)
+
+    show = verbs.add_parser("show", parents=[shared], help="one record, as text and as tokens")
+    show.add_argument("--row", required=True, help="an id, a row number counted from 0, or FILE:ROW")
+    show.add_argument("--model", help="a folder or hub id whose tokenizer and chat template are used")
+    show.set_defaults(run=_show)
+    return parser

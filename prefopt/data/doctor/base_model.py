@@ -1,0 +1,39 @@
+"""What the model to be tuned thinks of the data before any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from prefopt.data.doctor.findings import Finding
+from prefopt.data.table import TokenTable
+from prefopt.plugin import Data
+
+SAMPLE = 64  # records that are scored
+
+
+def base_model(model: Any, table: TokenTable, max_length: int) -> Iterator[Finding]:
+    """Whether `model` prefers the chosen side already, and whether it ends its turns as the template does."""
+    from prefopt.engine import score
+
+    spread = np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).round().astype(int).tolist()
+    records = [record for i in spread if _size(record := table[i]) <= max_length]
+    if not records:
+        return
+    scored = score(model, records, max_tokens=max(4096, max_length), tokens=True)
+    if table.kind is Data.PAIRS:
+        wins = [float(one.sum[0] > one.sum[1]) for one in scored]
+        means = [float(one.sum[0] / one.num_tokens[0] > one.sum[1] / one.num_tokens[1]) for one in scored]
+        error = 0.5 / np.sqrt(len(wins))
+        yield Finding(
+            name="base_prefers_chosen", figure=round(float(np.mean(wins)), 4),
+            note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(means):.2f}",
+        )  # fmt: skip
+    ends = np.exp([one.token[0][-1] for one in scored if one.token is not None])
+    yield Finding(name="end_of_turn", figure=round(float(np.median(ends)), 4), note=f"{len(ends)} answers")
+
+
+def _size(record: Any) -> int:
+    return len(record.prompt) + max(map(len, record.completions))

@@ -1,0 +1,123 @@
+"""Nearly equal texts, by MinHash over word triples (Broder, 1997) with locality-sensitive bands."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.doctor.checks import turns, words
+from prefopt.data.doctor.findings import Finding
+from prefopt.data.make import content_hash
+from prefopt.data.record import Record, Text
+
+HASHES, BANDS = 48, 12  # bands of 4: texts of Jaccard 0.8 share one with probability 0.998
+LEAST_WORDS = 8  # shorter texts are alike by chance
+LEAST_JACCARD = 0.8
+MOST_RECORDS = 200_000
+_DRAW = np.random.default_rng(0)
+_FACTORS = _DRAW.integers(1, 2**63, HASHES, dtype=np.uint64) | np.uint64(1)
+_SHIFTS = _DRAW.integers(0, 2**63, HASHES, dtype=np.uint64)
+
+
+def signature(text: str) -> NDArray[np.uint32] | None:
+    """(HASHES,) the smallest hashes of the text's word triples; None for a text too short to judge."""
+    found = words(text)
+    if len(found) < LEAST_WORDS:
+        return None
+    h = np.fromiter((zlib.crc32(word.encode()) for word in found), np.uint64, len(found))
+    triples = h[:-2] * np.uint64(0x9E3779B97F4A7C15) + h[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + h[2:]
+    mixed = triples[:, None] * _FACTORS + _SHIFTS
+    least: NDArray[np.uint64] = mixed.min(axis=0)
+    return (least >> np.uint64(32)).astype(np.uint32)
+
+
+class Index:
+    """Texts that were seen, found again by likeness."""
+
+    def __init__(self) -> None:
+        self._signatures: list[NDArray[np.uint32]] = []
+        self._bands: dict[bytes, int] = {}
+
+    def has_like(self, one: NDArray[np.uint32]) -> bool:
+        """Whether a text of about LEAST_JACCARD or more was added."""
+        near = {self._bands[key] for key in _keys(one) if key in self._bands}
+        return any(float(np.mean(self._signatures[i] == one)) >= LEAST_JACCARD for i in near)
+
+    def add(self, one: NDArray[np.uint32]) -> None:
+        """Remember a text."""
+        for key in _keys(one):
+            self._bands.setdefault(key, len(self._signatures))
+        self._signatures.append(one)
+
+
+def _keys(one: NDArray[np.uint32]) -> Iterator[bytes]:
+    return (bytes([band]) + part.tobytes() for band, part in enumerate(np.split(one, BANDS)))
+
+
+class NearDuplicates:
+    """Records nearly the same as an earlier one, prompt and first completion together; exact ones apart."""
+
+    def __init__(self) -> None:
+        self._index = Index()
+        self._exact: set[str] = set()
+        self._near: list[str] = []
+        self._seen = 0
+
+    def see(self, record: Record) -> None:
+        """Look at one record."""
+        text = _joined(record.prompt) + "\n" + _joined(record.completions[0])
+        name = content_hash([text, record.completions[1:]])
+        if self._seen >= MOST_RECORDS or name in self._exact:
+            return
+        self._exact.add(name)
+        self._seen += 1
+        one = signature(text)
+        if one is None:
+            return
+        if self._index.has_like(one):
+            self._near.append(record.id)
+        else:
+            self._index.add(one)
+
+    def findings(self) -> Iterator[Finding]:
+        """How many."""
+        note = f"of the first {MOST_RECORDS:,} records" if self._seen == MOST_RECORDS else ""
+        yield Finding(
+            name="near_duplicates", figure=len(self._near), total=self._seen, ids=tuple(self._near), note=note
+        )
+
+
+class Leaks:
+    """Records whose prompt is held out, exactly or nearly."""
+
+    def __init__(self, held_out: Iterable[Record]) -> None:
+        self._prompts: set[str] = set()
+        self._index = Index()
+        self._exact: list[str] = []
+        self._near: list[str] = []
+        self._total = 0
+        for record in held_out:
+            name = content_hash(record.prompt)
+            if name not in self._prompts and (one := signature(_joined(record.prompt))) is not None:
+                self._index.add(one)
+            self._prompts.add(name)
+
+    def see(self, record: Record) -> None:
+        """Look at one record of the training side."""
+        self._total += 1
+        if content_hash(record.prompt) in self._prompts:
+            self._exact.append(record.id)
+        elif (one := signature(_joined(record.prompt))) is not None and self._index.has_like(one):
+            self._near.append(record.id)
+
+    def findings(self) -> Iterator[Finding]:
+        """Both kinds."""
+        yield Finding(name="leaked_prompts", figure=len(self._exact), total=self._total, ids=tuple(self._exact))
+        yield Finding(name="near_leaks", figure=len(self._near), total=self._total, ids=tuple(self._near))
+
+
+def _joined(text: Text) -> str:
+    return "\n".join(turns(text))

@@ -1,0 +1,105 @@
+"""One record as the model will see it, in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text as Styled
+
+from prefopt.data.config import DataConfig
+from prefopt.data.doctor.checks import turns
+from prefopt.data.record import Record, Rejection, Text
+from prefopt.data.tokenize import Encoder, tokenize
+from prefopt.errors import UserError
+
+TEMPLATE, PROMPT, TRAINED = "magenta", "dim", "green"
+SIDES = {"pairs": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
+
+
+def find(records: Sequence[Record], rejections: Sequence[Rejection], row: str) -> Record:
+    """The record of an id, a row number, or `file:row`.
+
+    Raises:
+        UserError: there is none; where the row was rejected, with the reason.
+    """
+    for record in records:
+        if row in (record.id, record.source) or (row.isdigit() and record.source.endswith(f":{row}")):
+            return record
+    for rejection in rejections:
+        if row in (rejection.id, rejection.source) or (row.isdigit() and rejection.source.endswith(f":{row}")):
+            raise UserError(f"row {rejection.source} was rejected as {rejection.reason}: {rejection.detail}")
+    raise UserError(f"no record {row!r}: give an id, a row number counted from 0, or FILE:ROW")
+
+
+def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Console) -> None:
+    """Print a record: its text, and where a tokenizer is given its tokens."""
+    facts = [record.kind.value, f"id {record.id}", record.source]
+    facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
+    facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
+    console.print(Styled(" · ".join(facts), style="bold"))
+    names = SIDES.get(record.kind.value) or tuple(f"completion {k}" for k in range(len(record.completions)))
+    if tokenizer is None:
+        _part(console, "prompt", record.prompt)
+        for name, completion in zip(names, record.completions, strict=True):
+            _part(console, name, completion)
+        console.print(Styled("give --model or --tokenizer to see tokens", style="dim"))
+        return
+    encoder = Encoder(tokenizer, config)
+    rejected = tokenize([record], tokenizer, config).rejections
+    prompt, completions = encoder.encode(record)
+    console.print(
+        Styled.assemble(
+            ("■ ", TEMPLATE),
+            "template  ",
+            ("■ ", PROMPT),
+            "prompt, masked  ",
+            ("■ ", TRAINED),
+            "completion, trained",
+            "  │ a token ends",
+        )
+    )
+    console.print(Styled(f"\nprompt: {len(prompt)} tokens", style="bold"))
+    console.print(_tokens(tokenizer, prompt, PROMPT))
+    for name, ids in zip(names, completions, strict=True):
+        console.print(Styled(f"\n{name}: {len(ids)} tokens", style="bold"))
+        console.print(_tokens(tokenizer, ids, TRAINED))
+    longest = len(prompt) + max(map(len, completions))
+    console.print(Styled(f"\n{longest} tokens with the longest completion; data.max_length={config.max_length}"))
+    for rejection in rejected:
+        console.print(Styled(f"rejected as {rejection.reason}: {rejection.detail}", style="red"))
+
+
+def _tokens(tokenizer: Any, ids: Sequence[int], style: str) -> Styled:
+    special = set(tokenizer.all_special_ids)
+    shown = Styled()
+    for text, is_special in _pieces(tokenizer, ids, special):
+        shown.append(text, style=f"bold {TEMPLATE}" if is_special else style)
+        shown.append("│", style="bright_black")
+        if text.endswith("\n"):
+            shown.append("\n")
+    return shown
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int], special: set[int]) -> list[tuple[str, bool]]:
+    """(text, whether it is a special token) of each token; tokens that only together make a character, together."""
+    pieces: list[tuple[str, bool]] = []
+    held: list[int] = []
+    for i, token in enumerate(ids):
+        held.append(token)
+        text = tokenizer.decode(held, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if "\ufffd" in text and len(held) < 8 and i + 1 < len(ids):
+            continue
+        pieces.append((text.replace("\n", "⏎\n") if text.endswith("\n") else text, token in special))
+        held = []
+    return pieces
+
+
+def _part(console: Console, name: str, text: Text) -> None:
+    console.print(Styled(f"\n{name}", style="bold"))
+    if isinstance(text, str):
+        console.print(Styled(text))
+        return
+    for turn, said in zip(text, turns(text), strict=True):
+        console.print(Styled.assemble((f"{turn['role']}: ", TEMPLATE), said))
