@@ -65,6 +65,11 @@ def call(loss: Loss, logps: AnyLogps, state: State | None = None) -> LossOutput:
     return loss(logps)
 
 
+def value_of(loss: Loss, numbers: Numbers, state: State | None = None) -> Tensor:
+    """(B,) the loss's values on named tensors, detached."""
+    return call(loss, build(loss.needs, numbers), state).loss.detach()
+
+
 def to_tensor(name: str, value: Any) -> Tensor:
     """A named list (nested, maybe ragged) as a tensor: bool for `desirable`, int64 for counts and ids, else float64."""
     if isinstance(value, Tensor):

@@ -1,0 +1,103 @@
+"""A world small enough to be written down: every text, every policy, every optimum.
+
+4 tokens, texts of 4 tokens: 256 texts. A policy is a prefix tree, one softmax at each of the 85 prefixes, so it can be
+any distribution over texts (shorter texts make a smaller world); preferences are Bradley-Terry on a known reward. What
+a loss's optimum is can then be solved for, and compared with what theory says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VOCABULARY = 4
+
+
+@dataclass(frozen=True)
+class EnumerableWorld:
+    """Every tensor is (256,), or (4^length,), float64 unless it says otherwise.
+
+    Attributes:
+        reference: log-probs of the reference policy.
+        reward: the reward of each text.
+        num_tokens: int64, tokens up to and including the first token 0, which ends a text; else `length`.
+        start: (85, 4) the reference's logits, one row per prefix.
+    """
+
+    reference: Tensor
+    reward: Tensor
+    num_tokens: Tensor
+    start: Tensor
+
+    def preference(self) -> Tensor:
+        """(256, 256) probability that text i beats text j."""
+        return torch.sigmoid(self.reward.unsqueeze(1) - self.reward.unsqueeze(0))
+
+    def win_rate(self) -> Tensor:
+        """Probability that a text beats one drawn from the reference, p(y > mu)."""
+        return self.preference() @ self.reference.exp()
+
+    def tilted(self, exponent: Tensor) -> Tensor:
+        """The distribution reference * exp(exponent) / Z, as probabilities."""
+        return (self.reference + exponent).softmax(0)
+
+    def fit(self, objective: Callable[[Tensor], Tensor], *, iterations: int = 400) -> Tensor:
+        """Probabilities of the policy that minimises `objective(log-probs of all texts)`, from the reference, by LBFGS.
+
+        Args:
+            objective: (256,) log-probs, with gradient, to a scalar.
+            iterations: at most; it stops where the gradient is below 1e-12.
+        """
+        logits = self.start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [logits],
+            max_iter=iterations,
+            history_size=100,
+            tolerance_grad=1e-12,
+            tolerance_change=1e-18,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = objective(log_probs(logits))
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return log_probs(logits.detach()).exp()
+
+
+def make_world(seed: int = 0, *, length: int = 4, spread: float = 1.0) -> EnumerableWorld:
+    """A random world: Gaussian reward and logits of standard deviation `spread`."""
+    prefixes = sum(VOCABULARY**depth for depth in range(length))
+    generator = torch.Generator().manual_seed(seed)
+    start = spread * torch.randn(prefixes, VOCABULARY, generator=generator, dtype=torch.float64)
+    reward = spread * torch.randn(VOCABULARY**length, generator=generator, dtype=torch.float64)
+    ends = (_tokens(length) == 0).int()
+    num_tokens = torch.where(ends.any(1), ends.argmax(1) + 1, length)
+    return EnumerableWorld(reference=log_probs(start), reward=reward, num_tokens=num_tokens, start=start)
+
+
+def log_probs(logits: Tensor) -> Tensor:
+    """(256,) log-probs of all texts under the prefix tree with logits (85, 4)."""
+    steps = logits.log_softmax(-1)
+    total, first, width = steps.new_zeros(1), 0, 1
+    while first < len(steps):  # one level of the tree: every text so far, times every next token
+        total = (total.unsqueeze(1) + steps[first : first + width]).flatten()
+        first, width = first + width, width * VOCABULARY
+    return total
+
+
+def total_variation(p: Tensor, q: Tensor) -> float:
+    """Half the L1 distance of two distributions: 0 equal, 1 disjoint."""
+    return float((p - q).abs().sum() / 2)
+
+
+def _tokens(length: int) -> Tensor:
+    """(4^length, length) the tokens of every text."""
+    index = torch.arange(VOCABULARY**length).unsqueeze(1)
+    return index // VOCABULARY ** torch.arange(length - 1, -1, -1) % VOCABULARY

@@ -1,0 +1,80 @@
+"""The conformance kit: every loss of the menu passes, and it says what is wrong with one that does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.losses import MENU, load_class
+from prefopt.registry import load
+from prefopt.testing import check_loss, evaluate, example
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_every_loss_passes(name: str) -> None:
+    failed = [f"{check.name}: {check.detail}" for check in check_loss(example(load_class(name))) if not check.ok]
+    assert not failed
+
+
+def test_evaluate_in_three_lines() -> None:
+    value = evaluate(load("dpo", beta=0.5), chosen=[-2.0], rejected=[-3.0], ref_chosen=[-2.0], ref_rejected=[-2.0])
+    assert value == pytest.approx([0.4740769841801067])  # log(1 + e^-0.5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"chosen": [-1.0]}, "needs ref_chosen"),
+        ({"chosen": [-1.0], "ref_chosen": [-1.0]}, "needs rejected"),
+        ({"chosne": [-1.0]}, "'chosne' is not a number of pairs data"),
+        ({"chosen": -1.0}, "must be a list"),
+        ({"chosen": [-1.0, -2.0], "ref_chosen": [-1.0]}, "ref_sum has shape"),
+    ],
+)
+def test_evaluate_says_what_is_missing(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(load("dpo"), **numbers)
+
+
+def test_check_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "check", "dpo", "kto", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["dpo", "kto"]
+    assert all(check["ok"] for checks in found.values() for check in checks)
+
+
+def test_check_command_on_a_failing_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mutants import PlusRobustDPO
+
+    monkeypatch.setattr("prefopt.registry.load_class", lambda name: PlusRobustDPO)
+    assert main(["losses", "check", "dpo"]) == 3
+    out, err = capsys.readouterr()
+    assert "value at reference" in out
+    assert "1 of 1 losses failed" in err
+
+
+@pytest.mark.parametrize("argv", [["check"], ["check", "dpo", "--all"], ["check", "dpoo"]])
+def test_check_command_refuses(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", *argv]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_menu_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "--json"]) == 0
+    menu = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(MENU) <= set(menu)
+    assert menu["simpo"]["hyperparameters"] == {"beta": 2.0, "gamma_beta_ratio": 0.5}
+    assert menu["simpo"]["needs"]["reference"] is False
+    assert menu["chi_po"]["hyperparameters"]["r_max"] is None  # must be given
+    assert menu["kto"]["needs"]["data"] == "unpaired"
+    assert menu["wpo"]["needs"]["vocab"] == ["log_sum_sq"]
+
+
+def test_menu_as_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("simpo ") and "gamma_beta_ratio=0.5" in line and "2405.14734" in line for line in lines)
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in MENU)
