@@ -1,0 +1,236 @@
+"""Tokens within their limit, the table on disk, and what is held out."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefopt.data import DataConfig, Record, TokenTable, make, prepare, tokenize
+from prefopt.data.prepare import held_out_positions
+from prefopt.data.tokenize import Encoder
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+from tests.data.test_templates import family_tokenizer
+from tests.data.tiny import tokenizer
+
+TURNS = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "The first question?"}, {"role": "assistant", "content": "The first answer."},
+    {"role": "user", "content": "The second question?"}, {"role": "assistant", "content": "The second answer."},
+    {"role": "user", "content": "The last question?"},
+)  # fmt: skip
+CHAT = make.pair(TURNS, "Yes, of course.", "No, of course not.")  # type: ignore[arg-type]
+
+
+def whole(record: Record, config: DataConfig, made: Any) -> int:
+    (row,) = tokenize([record], made, DataConfig(path="x", template=config.template)).records
+    return len(row.prompt) + max(map(len, row.completions))
+
+
+def shortened(truncation: str, cut: int) -> Any:
+    made = family_tokenizer("qwen")
+    size = whole(CHAT, DataConfig(path="x"), made)
+    return tokenize([CHAT], made, DataConfig(path="x", max_length=size - cut, truncation=truncation)), made
+
+
+def test_drop_is_the_default() -> None:
+    result, _ = shortened("drop", 1)
+    assert [r.reason for r in result.rejections] == ["too_long"]
+    assert result.counts == {"rejected/too_long": 1, "records": 0, "truncated_prompts": 0}
+
+
+@pytest.mark.parametrize(
+    ("truncation", "gone", "stays"), [("keep_end", "first", "second"), ("keep_start", "second", "first")]
+)
+def test_whole_exchanges_go(truncation: str, gone: str, stays: str) -> None:
+    result, made = shortened(truncation, 1)
+    (row,) = result.records
+    prompt = made.decode(row.prompt)
+    assert f"The {gone} question?" not in prompt
+    assert f"The {gone} answer." not in prompt
+    assert f"The {stays} question?<|im_end|>" in prompt
+    assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert prompt.endswith("<|im_start|>user\nThe last question?<|im_end|>\n<|im_start|>assistant\n")
+    assert [made.decode(ids) for ids in row.completions] == [
+        "Yes, of course.<|im_end|>",
+        "No, of course not.<|im_end|>",
+    ]
+    assert result.counts["truncated_prompts"] == 1
+
+
+@pytest.mark.parametrize("truncation", ["keep_end", "keep_start"])
+def test_the_last_turn_is_never_cut(truncation: str) -> None:
+    made = family_tokenizer("qwen")
+    last = make.pair((TURNS[0], TURNS[-1]), "Yes, of course.", "No, of course not.")  # type: ignore[arg-type]
+    size = whole(last, DataConfig(path="x"), made)
+    fits = tokenize([CHAT], made, DataConfig(path="x", max_length=size, truncation=truncation))
+    assert len(fits.records) == 1
+    over = tokenize([CHAT], made, DataConfig(path="x", max_length=size - 1, truncation=truncation))
+    assert [r.reason for r in over.rejections] == ["too_long"]
+
+
+@pytest.mark.parametrize(("truncation", "kept"), [("keep_end", slice(-6, None)), ("keep_start", slice(1, 7))])
+def test_plain_text_is_cut_by_tokens(truncation: str, kept: slice) -> None:
+    made = tokenizer(bos="<s>", add_bos=True)
+    record = make.pair("The quick brown fox jumps over the lazy dog:", " yes", " no")
+    (full,) = tokenize([record], made, DataConfig(path="x")).records
+    limit = 1 + 6 + max(map(len, full.completions))
+    (row,) = tokenize([record], made, DataConfig(path="x", max_length=limit, truncation=truncation)).records
+    assert row.prompt.tolist() == [full.prompt[0], *full.prompt[kept]]
+    assert [ids.tolist() for ids in row.completions] == [ids.tolist() for ids in full.completions]
+
+
+@pytest.mark.parametrize("truncation", ["keep_end", "keep_start"])
+def test_completions_are_never_cut(truncation: str) -> None:
+    record = make.pair("Q:", " a" * 50, " b" * 50)
+    result = tokenize([record], tokenizer(), DataConfig(path="x", max_length=40, truncation=truncation))
+    assert [r.reason for r in result.rejections] == ["too_long"]
+
+
+WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), min_size=1, max_size=12).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    said=st.lists(WORDS, min_size=1, max_size=7).filter(lambda said: len(said) % 2 == 1), good=WORDS, bad=WORDS,
+    limit=st.integers(20, 120), truncation=st.sampled_from(["keep_end", "keep_start"]),
+)  # fmt: skip
+def test_any_cut(said: list[str], good: str, bad: str, limit: int, truncation: str) -> None:
+    if good == bad:
+        return
+    made = family_tokenizer("zephyr")
+    turns = tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said))
+    record = make.pair(turns, good, bad)  # type: ignore[arg-type]
+    result = tokenize([record], made, DataConfig(path="x", max_length=limit, truncation=truncation))
+    assert len(result.records) + len(result.rejections) == 1
+    for row in result.records:
+        assert len(row.prompt) + max(map(len, row.completions)) <= limit
+        assert made.decode(row.prompt).endswith(f"<|user|>\n{said[-1]}</s>\n<|assistant|>\n")
+        assert [made.decode(ids) for ids in row.completions] == [f"{good}</s>", f"{bad}</s>"]
+
+
+def test_table(tmp_path: Path) -> None:
+    made = tokenizer()
+    records = [make.pair(f"Question {'very ' * i}?", f"yes {i}", "no") for i in range(7)]
+    table = tokenize(records, made, DataConfig(path="x")).records
+    rows = list(table)
+    assert table.ids() == [row.id for row in rows] == [record.id for record in records]
+    assert table.prompt_lengths().tolist() == [len(row.prompt) for row in rows]
+    flat, offsets = table.completion_lengths()
+    assert [flat[a:b].tolist() for a, b in pairwise(offsets)] == [[len(ids) for ids in row.completions] for row in rows]
+    some = table.select(np.array([5, 2]))
+    assert some.ids() == [records[5].id, records[2].id]
+    assert some[0].prompt.tolist() == rows[5].prompt.tolist()
+    assert some.prompt_lengths().tolist() == [len(rows[5].prompt), len(rows[2].prompt)]
+    again = TokenTable.from_records(rows)
+    assert [row.prompt.tolist() for row in again] == [row.prompt.tolist() for row in rows]
+    assert (again[0].desirable, again[0].scores, again[0].weight) == (None, None, 1.0)
+
+
+def write(path: Path, count: int, prompts: int | None = None, start: int = 0) -> str:
+    path.write_text(
+        "".join(
+            json.dumps(
+                {"prompt": f"Question {(start + i) % (prompts or 10**9)}?", "chosen": f"yes {i}", "rejected": "no"}
+            )
+            + "\n"
+            for i in range(count)
+        )
+    )
+    return str(path)
+
+
+def test_processes_give_the_same_table(tmp_path: Path) -> None:
+    path, made = write(tmp_path / "a.jsonl", 600), tokenizer()
+    tables = [
+        prepare(DataConfig(path=path, num_proc=n, cache_dir=str(tmp_path / f"cache{n}")), made, Data.PAIRS).train
+        for n in (1, 2)
+    ]
+    assert tables[0].ids() == tables[1].ids()
+    assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(*tables, strict=True))
+
+
+def test_second_start_tokenizes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, made = DataConfig(path=write(tmp_path / "a.jsonl", 50), eval_records=5), tokenizer()
+    first = prepare(config, made, Data.PAIRS)
+    monkeypatch.setattr(Encoder, "rows", None)
+    second = prepare(config, tokenizer(), Data.PAIRS)
+    assert first.train.ids() == second.train.ids()
+    assert first.counts == second.counts
+    assert len(pickle.loads(pickle.dumps(second.train))) == 45  # travels to the workers of a loader
+
+
+@pytest.mark.parametrize("changed", [{"template": "chatml"}, {"max_length": 99}, {"truncation": "keep_end"}])
+def test_other_settings_are_other_tokens(tmp_path: Path, changed: dict[str, Any]) -> None:
+    path, made = write(tmp_path / "a.jsonl", 5), tokenizer()
+    prepare(DataConfig(path=path), made, Data.PAIRS)
+    prepare(DataConfig(path=path, **changed), made, Data.PAIRS)
+    assert len(list((tmp_path / "prefopt-cache" / "data").glob("tokens-*"))) == 2
+
+
+def test_every_method_gets_the_same_records(tmp_path: Path) -> None:
+    config, made = DataConfig(path=write(tmp_path / "a.jsonl", 30), eval_fraction=0.2), tokenizer()
+    ready = [prepare(config, made, data) for data in (Data.PAIRS, Data.UNPAIRED, Data.DEMONSTRATIONS)]
+    assert ready[0].train.ids() == ready[1].train.ids() == ready[2].train.ids()
+    for one in ready[1:]:
+        for a, b in zip(ready[0].train, one.train, strict=True):
+            assert a.prompt.tobytes() == b.prompt.tobytes()
+            assert [ids.tobytes() for ids in a.completions] == [ids.tobytes() for ids in b.completions]
+
+
+@pytest.mark.parametrize("how", [{"eval_records": 30}, {"eval_fraction": 0.3}])
+def test_held_out_prompts_are_held_out_whole(tmp_path: Path, how: dict[str, Any]) -> None:
+    ready = prepare(DataConfig(path=write(tmp_path / "a.jsonl", 100, prompts=40), **how), tokenizer(), Data.PAIRS)
+    assert ready.eval is not None
+    assert not set(ready.train.prompt_keys()) & set(ready.eval.prompt_keys())
+    assert len(ready.train) + len(ready.eval) == 100
+    assert 28 <= len(ready.eval) <= 30  # prompts come in twos and threes
+    assert (ready.counts["train"], ready.counts["eval"]) == (len(ready.train), len(ready.eval))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(keys=st.lists(st.integers(0, 20), min_size=2, max_size=60), wanted=st.integers(1, 59))
+def test_any_hold_out(keys: list[int], wanted: int) -> None:
+    prompt_keys = np.array(keys, np.int64)
+    if wanted >= len(keys):
+        with pytest.raises(UserError, match="nothing would be left"):
+            held_out_positions(prompt_keys, wanted)
+        return
+    out = held_out_positions(prompt_keys, wanted)
+    assert out.sum() <= wanted
+    assert not set(prompt_keys[out]) & set(prompt_keys[~out])
+
+
+def test_the_split_does_not_depend_on_order(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.jsonl", 60))
+    made, config = tokenizer(), {"eval_records": 20}
+    first = prepare(DataConfig(path=str(path), **config), made, Data.PAIRS)
+    path.write_text("".join(sorted(path.read_text().splitlines(keepends=True), reverse=True)))
+    second = prepare(DataConfig(path=str(path), **config), made, Data.PAIRS)
+    assert first.eval is not None
+    assert second.eval is not None
+    assert sorted(first.eval.ids()) == sorted(second.eval.ids())
+
+
+def test_eval_file_and_what_leaks_into_it(tmp_path: Path) -> None:
+    train, held_out = write(tmp_path / "a.jsonl", 20), write(tmp_path / "b.jsonl", 10, start=15)
+    ready = prepare(DataConfig(path=train, eval_path=held_out), tokenizer(), Data.PAIRS)
+    assert ready.eval is not None
+    assert (len(ready.train), len(ready.eval)) == (15, 10)  # questions 15 to 19 are in both
+    assert ready.counts["rejected/prompt_held_out"] == 5
+    leaks = [r for r in ready.rejections if r.reason == "prompt_held_out"]
+    assert sorted(r.source for r in leaks) == [f"a.jsonl:{i}" for i in range(15, 20)]
+    assert all(r.id for r in leaks)
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too_long 3"):
+        prepare(DataConfig(path=write(tmp_path / "a.jsonl", 3), max_length=4), tokenizer(), Data.PAIRS)
