@@ -26,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 # A sliding window up to this length is probed with a prompt longer than it.
 PROBED_WINDOW = 1024
-# Largest error of one token's log-prob, in nats, by the precision of the weights.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+# How far two correct computations of one token's log-prob may be apart, in nats, by the precision of the weights: random
+# tokens have logits of 20 and more, which bfloat16 knows to 0.06 each. A wrong computation is off by whole nats.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 1.0, torch.float16: 0.2}
 # Trees may be this many times as far off a plain forward as padded sequences are, or as `FLOOR` where those are exact.
-MARGIN = 4
+MARGIN = 3
 FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
 
 
@@ -96,7 +97,7 @@ def _judge(model: Any, causal: Any) -> Verdict:
                 error = _error(truth, _laid_out(model, probes, "padded")[0])
             except (AttributeError, TypeError, IndexError, NotImplementedError) as problem:
                 raise UserError(f"{name} is not supported: {_line(problem)}") from problem
-            if error > TOLERANCE.get(dtype, 0.25):
+            if error > TOLERANCE.get(dtype, 1.0):
                 raise UserError(
                     f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
                     f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
@@ -148,22 +149,22 @@ def _tree_fails(
     model: Any, causal: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float
 ) -> str | None:
     try:
-        first, windows = _laid_out(model, probes, "tree")
-        changed = [Tree(t.prompt, (*t.branches[:-1], t.branches[-1][::-1].copy())) for t in probes]
-        second, _ = _laid_out(model, changed, "tree")
+        found, windows = _laid_out(model, probes, "tree")
+        # A leak may go either way along the row: change the last branches, then the first.
+        moved = [_laid_out(model, _changed(probes, which), "tree")[0] for which in (-1, 0)]
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # whatever a model does with a layout it was not written for
         return f"the tree layout does not run ({type(problem).__name__}: {_line(problem)})"
-    at = 0
-    for tree in probes:
-        for _ in tree.branches[:-1]:
-            leak = float(np.abs(first[at] - second[at]).max())
-            if not leak <= tolerance:
-                return f"changing one branch moves another by {leak:.2g} nats (leak test)"
-            at += 1
-        at += 1
-    error = _error(truth, first)
+    leaks = [
+        float(np.abs(now - before).max())
+        for which, after in zip((-1, 0), moved, strict=True)
+        for before, now, watched in zip(found, after, _unchanged(probes, which), strict=True)
+        if watched
+    ]
+    if not max(leaks) <= tolerance:
+        return f"changing one branch moves another by {max(leaks):.2g} nats (leak test)"
+    error = _error(truth, found)
     if error > tolerance:
         return f"log-probs are {error:.2g} nats off a plain forward (numeric check)"
     config = causal.config.get_text_config()
@@ -171,6 +172,21 @@ def _tree_fails(
     if declared is not None and declared not in windows and "sliding_attention" in _layer_types(config, declared):
         return f"its attention does not say that its sliding window is {declared}"
     return None
+
+
+def _changed(probes: list[Tree], which: int) -> list[Tree]:
+    """The same trees with other tokens in the first (0) or last (-1) branch of each."""
+    changed = []
+    for tree in probes:
+        branches = list(tree.branches)
+        branches[which] = np.where(branches[which] > 0, branches[which] - 1, 1).astype(np.int32)
+        changed.append(Tree(tree.prompt, tuple(branches)))
+    return changed
+
+
+def _unchanged(probes: list[Tree], which: int) -> list[bool]:
+    """For every branch, whether `_changed` left it alone."""
+    return [b != which % len(tree.branches) for tree in probes for b in range(len(tree.branches))]
 
 
 def _layer_types(config: Any, window: int | None) -> set[str]:
@@ -197,7 +213,7 @@ def _probes(config: Any) -> list[Tree]:
     def ids(n: int) -> Ids:
         return rng.integers(0, config.vocab_size, n).astype(np.int32)
 
-    shapes = [(5, (4, 7)), (9, (1, 3, 6)), (min(long, limit - 8), (6, 5))]
+    shapes = [(5, (4, 7)), (9, (3, 1, 6)), (min(long, limit - 8), (6, 5))]
     return [Tree(ids(prompt), tuple(ids(n) for n in branches)) for prompt, branches in shapes]
 
 
