@@ -15,6 +15,7 @@ from torch import Tensor
 from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
 from prefopt.engine.layout import Layout, Row
+from prefopt.engine.matmul import restore, speed_up
 from prefopt.errors import UserError
 from prefopt.plugin import Vocab
 
@@ -48,11 +49,13 @@ def install(model: Any, layout: Layout) -> Any:
     if "_prefopt_forward" not in state:
         state["_prefopt_forward"] = state.get("forward")  # what device hooks and the like have put there
         causal.forward = types.MethodType(_forward, causal)
+    speed_up(model)
     return model
 
 
 def uninstall(model: Any) -> Any:
     """Undo `install`."""
+    restore(model)
     causal = unwrap(model)
     state = vars(causal)
     if "_prefopt_attention" in state:
@@ -86,7 +89,7 @@ def _forward(self: Any, *args: Any, prefopt_row: Row | None = None, prefopt_ask:
 
 def _score_row(model: Any, row: Row, ask: Ask) -> TokenStats | Tensor:
     _refuse_row(model, row)
-    base = getattr(model, model.base_model_prefix)
+    base = getattr(model, model.base_model_prefix, None) or model.model  # Llama 4 has a prefix that names nothing
     call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
     if row.tree is not None:
         call["attention_mask"] = torch.ones(OPEN, dtype=torch.bool, device=row.input_ids.device)

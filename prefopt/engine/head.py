@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from prefopt.engine.matmul import sped_up, times_transposed
 from prefopt.plugin import Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.
@@ -57,7 +58,8 @@ class Head:
     def plain(self) -> bool:
         """Whether the projection is a bare matrix product: LoRA, hooks, parametrizations and patches are not."""
         m = self.module
-        changed = m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or hasattr(m, "parametrizations")
+        patched = "forward" in vars(m) and not sped_up(m)
+        changed = patched or m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations")
         return type(m) is nn.Linear and not changed
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -263,12 +265,9 @@ class _Blocked(torch.autograd.Function):
             d = d.to(hidden.dtype)
             w = weight[start:stop] if ctx.work is None else weight[start:stop].to(ctx.work)
             if d_hidden is not None:
-                if d.dtype == d_hidden.dtype:
-                    d_hidden.addmm_(d, w)
-                else:
-                    d_hidden += d @ w
+                d_hidden += times_transposed(d, w.T)
             if d_weight is not None:
-                d_weight[start:stop] = d.T @ hidden
+                d_weight[start:stop] = times_transposed(d.T, hidden.T)
             if d_bias is not None:
                 d_bias[start:stop] = d.sum(0)
         if d_hidden is not None:
@@ -307,9 +306,6 @@ def _block_maker(
 
     def block(start: int, stop: int) -> Tensor:
         w = weight[start:stop] if work is None else weight[start:stop].to(work)
-        raw = hidden @ w.T
-        if bias is not None:
-            raw = raw + bias[start:stop].to(raw.dtype)
-        return head.shape(raw)
+        return head.shape(times_transposed(hidden, w, bias[start:stop].to(w.dtype) if bias is not None else None))
 
     return block

@@ -1,0 +1,120 @@
+"""Float32 matrix products on CPUs where torch's default library runs at half speed.
+
+torch's wheels multiply float32 matrices with MKL, which on processors of other makers than Intel's takes a slower path
+than theirs allows; oneDNN, in the same wheels, does not. On an AMD EPYC with AVX-512 one core gives 98 GFLOP/s by MKL
+and 220 by oneDNN, both in IEEE float32. `benchmarks/matmul.py` measures it.
+
+Which one is used depends on the processor's maker alone, never on a timing: runs stay repeatable bit by bit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SWITCH = "PREFOPT_MATMUL"  # "torch" turns this module off
+
+# Below this many multiplications a call costs more than the product.
+_SMALL = 2**18
+
+
+@cache
+def available() -> bool:
+    """Whether products go to oneDNN here: an x86 processor that is not Intel's, AVX-512 or AVX2, a build with both."""
+    if os.environ.get(SWITCH) == "torch" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return _maker() not in ("GenuineIntel", "")
+
+
+def _maker() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(M, N) `a @ b.T + bias` for `a` (M, K) and `b` (N, K), without graph."""
+    if _worth(a, b):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return product
+    return F.linear(a, b, bias)
+
+
+def _worth(a: Tensor, b: Tensor) -> bool:
+    return (
+        available()
+        and a.device.type == "cpu"
+        and a.dtype == b.dtype == torch.float32
+        and a.shape[0] * b.numel() >= _SMALL
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        return times_transposed(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        want_x, want_weight, want_bias = ctx.needs_input_grad
+        return (
+            times_transposed(grad, weight.t()).view(ctx.shape) if want_x else None,
+            times_transposed(grad.t(), rows.t()) if want_weight else None,
+            grad.sum(0) if want_bias else None,
+        )
+
+
+def _forward(self: nn.Linear, x: Tensor) -> Tensor:
+    if (
+        type(self.weight) is nn.Parameter  # FSDP's sharded parameters and quantized ones keep their own way
+        and x.dtype == self.weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() * self.weight.shape[0] >= _SMALL
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return,no-untyped-call]
+    return F.linear(x, self.weight, self.bias)
+
+
+def speed_up(model: nn.Module) -> None:
+    """Send the products of a model's linear layers to oneDNN where that is faster; weights and results stay."""
+    if not available():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in module.__dict__:
+            module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
+
+
+def restore(model: nn.Module) -> None:
+    """Undo `speed_up`."""
+    for module in model.modules():
+        if type(module) is nn.Linear and sped_up(module):
+            del module.__dict__["forward"]
+
+
+def sped_up(module: nn.Module) -> bool:
+    """Whether a layer's forward is the one from here, which computes the same."""
+    return getattr(vars(module).get("forward"), "__func__", None) is _forward
