@@ -44,7 +44,8 @@ class LiPO:
         return LossOutput(loss=loss, reward=reward.detach())
 
     def at_reference(self, logps: ListLogps, /) -> Tensor:
-        return math.log(2) * _swap_gain(logps, torch.zeros_like(logps.completions.sum)).sum((-1, -2))
+        # Ranked as the loss ranks them: log-probs computed twice are equal up to rounding, which orders them too.
+        return math.log(2) * _swap_gain(logps, logps.completions.ratio.detach()).sum((-1, -2))
 
 
 def _swap_gain(logps: ListLogps, reward: Tensor) -> Tensor:
