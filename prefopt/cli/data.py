@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,8 @@ def _show(args: argparse.Namespace) -> int:
 
 def _configs(args: argparse.Namespace) -> list[Any]:
     """One DataConfig per file, with the overrides of the command line, composed as `prefopt train` does."""
-    from prefopt.cli.compose import compose
+    with redirect_stdout(sys.stderr):  # some libraries greet on import, and stdout may be asked to be JSON
+        from prefopt.cli.compose import compose
 
     overrides = [arg for arg in args.what if OVERRIDE.fullmatch(arg)]
     files = [arg for arg in args.what if not OVERRIDE.fullmatch(arg)]

@@ -1,0 +1,233 @@
+"""The doctor: what it finds in data whose faults are known, and what the command prints and returns."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.data import DataConfig
+from prefopt.data.doctor import MEANINGS, Report, examine
+from prefopt.data.templates import NAMED
+from tests.data.test_shared_files import FILES
+from tests.data.tiny import tokenizer
+
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx"]
+
+
+def words(draw: random.Random, count: int) -> str:
+    return " ".join(draw.choice(ANIMALS) for _ in range(count))
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs without any fault: both sides are drawn the same way."""
+    draw = random.Random(seed)
+    return [
+        {
+            "prompt": f"{words(draw, 40)} {seed}.{i}?",
+            "chosen": words(draw, 9) + " a.",
+            "rejected": words(draw, 9) + " b.",
+        }
+        for i in range(count)
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def check(path: Path, rows: list[dict[str, Any]], **settings: Any) -> Report:
+    return examine(DataConfig(path=str(write(path / "a.jsonl", rows)), **settings))
+
+
+def figures(report: Report) -> dict[str, float]:
+    return {name: finding.figure for name, finding in report.findings.items()}
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
+    rows = [{**row, "chosen": row["chosen"][:-3], "rejected": row["rejected"][:-3]} for row in pairs(1200)]
+    report = check(tmp_path, rows)
+    assert [name for name, finding in report.findings.items() if finding.noticed or not finding.ok] == []
+    assert abs(figures(report)["word_rule"] - 0.5) < 4 * 0.5 / 240**0.5  # four standard errors of a fair coin
+
+
+def test_repetitions(tmp_path: Path) -> None:
+    rows = pairs(30)
+    same_prompt = {**rows[4], "chosen": "Something else entirely."}
+    nearly = {**rows[5], "prompt": rows[5]["prompt"].replace("?", "!"), "rejected": "Other."}
+    report = check(tmp_path, [*rows, rows[0], rows[0], rows[1], same_prompt, nearly])
+    found = figures(report)
+    assert (found["duplicate_rows"], found["repeated_prompts"], found["near_duplicates"]) == (3, 4, 1)
+    first = report.findings["duplicate_rows"].ids[0]
+    assert first.endswith("-2")
+
+
+def test_contradictions(tmp_path: Path) -> None:
+    rows = pairs(10)
+    turned = {**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+    assert figures(check(tmp_path, [*rows, turned]))["contradictory_prompts"] == 1
+
+
+def test_a_rule_of_length(tmp_path: Path) -> None:
+    rows = [{**row, "chosen": row["chosen"] + " and more"} if i % 4 else row for i, row in enumerate(pairs(40))]
+    found = figures(check(tmp_path, rows))
+    lengths = [(len(row["chosen"]), len(row["rejected"])) for row in rows]
+    wins = sum((a > b) + 0.5 * (a == b) for a, b in lengths) / 40
+    assert found["longer_chosen"] == found["length_rule"] == wins > 0.8
+
+
+def test_a_rule_of_words(tmp_path: Path) -> None:
+    report = check(tmp_path, pairs(400))  # every chosen text ends with "a", every rejected one with "b"
+    assert figures(report)["word_rule"] == 1.0
+    assert "a (+)" in report.findings["word_rule"].note
+
+
+def test_a_rule_of_format(tmp_path: Path) -> None:
+    rows = [{**row, "rejected": " " + row["rejected"]} for row in pairs(10)]
+    report = check(tmp_path, rows)
+    assert figures(report)["format_rule"] == 1.0
+    assert "begins with a space" in report.findings["format_rule"].note
+
+
+def test_marks(tmp_path: Path) -> None:
+    rows = pairs(20)
+    rows[0]["chosen"] += " cafÃ©"
+    rows[1]["rejected"] += " \ufffd"
+    rows[2]["prompt"] += "\x0c"
+    rows[3]["chosen"] += "<br/>&amp;"
+    rows[4]["prompt"] += "[INST] hello"
+    rows[5]["chosen"] += " Human: go on"
+    found = figures(check(tmp_path, rows))
+    names = ("damaged_encoding", "control_characters", "markup", "template_tokens", "speaker_marks")
+    assert [found[name] for name in names] == [2, 1, 1, 1, 1]
+
+
+def test_labels(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}?", "completion": f"a{i}", "label": i % 5 == 0} for i in range(100)]
+    finding = check(tmp_path, rows).findings["label_balance"]
+    assert finding.figure == 0.2
+    # 20 good, 80 bad: weight * 20 / 80 is 1 at 4, and 4/3 at 16/3 = 5.33
+    assert "loss.desirable_weight=4 to 5.33" in finding.note
+
+
+def test_leaks(tmp_path: Path) -> None:
+    held_out = pairs(10, seed=1)
+    near = {**held_out[3], "prompt": held_out[3]["prompt"].replace("?", "!"), "chosen": "New.", "rejected": "Newer."}
+    write(tmp_path / "b.jsonl", held_out)
+    rows = [*pairs(10), held_out[0], near]
+    found = check(tmp_path, rows, eval_path=str(tmp_path / "b.jsonl")).findings
+    assert (found["leaked_prompts"].figure, found["near_leaks"].figure) == (1, 1)
+    assert not found["leaked_prompts"].ok
+
+
+def test_position_in_a_list(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [
+        {"prompt": f"Q{i}?", "completions": [words(draw, 5) + f" {k}" for k in range(4)], "scores": [4, 1, 2, 3]}
+        for i in range(100)
+    ]
+    assert figures(check(tmp_path, rows))["first_is_best"] == 1 - 1 / 4
+
+
+def test_tokens(tmp_path: Path) -> None:
+    rows = pairs(10)
+    rows[0]["prompt"] = words(random.Random(5), 400)
+    path = write(tmp_path / "a.jsonl", rows)
+    made = tokenizer(NAMED.joinpath("chatml.jinja").read_text(), eos="<|im_end|>")
+    report = examine(DataConfig(path=str(path), max_length=300), tokenizer=made)
+    assert (report.rows, report.kept) == (10, 9)
+    assert report.reasons()["too_long"]["count"] == 1
+    assert (figures(report)["too_long"], figures(report)["identical_if_cut"]) == (1, 1)  # its prompt alone fills 300
+    assert report.costs[0]["max_length"] == 256
+    assert report.costs[-1]["dropped"] == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_check_of_every_file(shared_data: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(shared_data / name), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    _, kind, rows = FILES[name]
+    assert (found["rows"], found["kind"]) == (rows, kind.value)
+    assert found["kept"] + sum(reason["count"] for reason in found["rejected"].values()) == rows
+    assert all({"figure", "threshold", "ok"} <= set(finding) for finding in found["findings"].values())
+
+
+ODDITIES = {
+    "llama-factory/dpo_en_demo.json": {"duplicate_rows": 5, "control_characters": 1},
+    "llama-factory/kto_en_demo.json": {"contradictory_prompts": 1, "label_balance": 0.5},
+    "llms-from-scratch/instruction-data-with-preference.json": {"repeated_prompts": 25},
+    "hh-rlhf/harmless-base-test.jsonl.gz": {"duplicate_rows": 0, "damaged_encoding": 0},
+}
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_oddities_of_the_real_files(shared_data: Path, name: str) -> None:
+    found = figures(examine(DataConfig(path=str(shared_data / name))))
+    assert {key: found[key] for key in ODDITIES[name]} == ODDITIES[name]
+
+
+def test_threshold_fails_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pairs(30)
+    path = str(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    assert main(["data", "check", path]) == 0
+    assert main(["data", "check", path, "--json", "--threshold", "duplicate_rows=0"]) == 3
+    out, err = capsys.readouterr()
+    assert "duplicate_rows 1 (threshold 0)" in err
+    found = json.loads(out[out.index("\n{") :])["findings"]["duplicate_rows"]
+    assert (found["figure"], found["threshold"], found["ok"]) == (1, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nowhere.jsonl"], "no such file"),
+        (["a.jsonl", "--threshold", "duplicates=0"], "did you mean 'duplicate_rows'"),
+        (["a.jsonl", "--threshold", "size=many"], "NAME=NUMBER"),
+        (["a.jsonl", "data.max_lenght=3"], "did you mean 'data.max_length'"),
+        (["--json", "data.max_length=3"], "give a FILE"),
+    ],
+)
+def test_user_errors(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", *argv]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_several_files_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "one.jsonl", [*pairs(5), {**pairs(1)[0], "chosen": ""}])
+    two = write(tmp_path / "two.jsonl", [{**pairs(1)[0], "chosen": "<script>alert(1)</script>"}, *pairs(4, seed=2)])
+    page = tmp_path / "pages" / "check.html"
+    assert main(["data", "check", str(one), str(two), "--json", "--html", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["kept"], found["rejected"]["empty_completion"]["count"]) == (11, 10, 1)
+    assert [one["name"] for one in found["files"]] == ["one.jsonl", "two.jsonl"]
+    html = page.read_text()
+    assert "<svg" in html
+    assert "http" not in html.replace("http-equiv", "")  # nothing from elsewhere
+    assert "alert(1)" not in html
+
+
+def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.jsonl", [*pairs(3), {**pairs(1)[0], "chosen": ""}])
+    tokenizer(NAMED.joinpath("chatml.jinja").read_text(), eos="<|im_end|>").save_pretrained(tmp_path / "model")
+    assert main(["data", "show", str(path), "--row", "1", "--model", str(tmp_path / "model")]) == 0
+    out = capsys.readouterr().out.replace("│", "").replace("\n", "")
+    assert pairs(3)[1]["chosen"].replace(" ", "") in out.replace(" ", "")
+    assert out.count("<|im_end|>") == 1 + 2  # the prompt's turn, and both answers
+    assert main(["data", "show", str(path), "--row", "3"]) == 2
+    assert "empty_completion" in capsys.readouterr().err
+    assert main(["data", "show", str(path), "--row", "77"]) == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_show_of_every_file(shared_data: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", str(shared_data / name), "--row", "0"]) == 0
+    assert capsys.readouterr().out.count("\n") > 3
+
+
+def test_every_finding_is_explained() -> None:
+    assert all(meaning.says and meaning.advice for meaning in MEANINGS.values())
