@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -64,7 +65,7 @@ def attention(
     outs = []
     for i, (part, (q, k, v)) in enumerate(zip(prefopt_tree.parts, pieces, strict=True)):
         if isinstance(part, Group):
-            mask = prefopt_tree.mask(i, sliding_window)
+            mask = prefopt_tree.mask(i, sliding_window, q.dtype)
             outs.append(_group(part, q, k, v, mask, dropout, scaling, softcap))
         else:
             outs.append(_piece(part, q, k, v, sliding_window, dropout, scaling, softcap))
@@ -89,15 +90,33 @@ def _group(
     if part.index.shape[0] == 1:
         return _attend(q, k, v, mask, dropout, scaling, cap).transpose(1, 2)
     size, longest = part.index.shape
-    gather = part.index.clamp(min=0).flatten()
 
     def spread(x: Tensor) -> Tensor:
-        rows = x[0].transpose(0, 1).index_select(0, gather)  # (G*T, heads, d)
+        rows = _Rows.apply(x[0].transpose(0, 1), part.spread, part.kept)  # type: ignore[no-untyped-call]
         return rows.view(size, longest, *rows.shape[1:]).transpose(1, 2)
 
     out = _attend(spread(q), spread(k), spread(v), mask, dropout, scaling, cap).transpose(1, 2)
-    kept = (part.index.flatten() >= 0).nonzero().squeeze(1)
-    return out.reshape(size * longest, *out.shape[2:]).index_select(0, kept).unsqueeze(0)
+    out = out.reshape(size * longest, *out.shape[2:])
+    merged: Tensor = _Rows.apply(out, part.kept, part.spread)  # type: ignore[no-untyped-call]
+    return merged.unsqueeze(0)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of `x` by `index`, and back by `inverse`: torch's own backward adds up into zeros, many times slower.
+
+    Filling takes some row's gradient on the way back. It ends there: filling attends to itself alone, and is dropped
+    where the rows of the tree are picked again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.inverse), None, None
 
 
 def _piece(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,16 @@ class Group:
     scope: Tensor  # (G, T) branch of each token, 0 for the prompt, -1 for filling
     position: Tensor  # (G, T)
 
+    @cached_property
+    def spread(self) -> Tensor:
+        """(G * T,) the position that each place of the group takes; filling takes the first."""
+        return self.index.clamp(min=0).flatten()
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """(length,) the place that each position has in the group: the inverse of `spread`."""
+        return (self.index.flatten() >= 0).nonzero().squeeze(1)
+
     def mask(self, window: int | None) -> Tensor:
         """(G, 1, T, T) bool: which key each query sees. Filling sees itself, so that no softmax is empty."""
         q, k = self.scope[:, :, None], self.scope[:, None, :]
@@ -80,17 +91,18 @@ class TreePlan:
     tree: Tensor  # (L,) tree of each position
     scope: Tensor  # (L,) branch of each position within its tree, 0 for the prompt
     position: Tensor  # (L,)
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # the same for flex_attention
     windows: set[int | None] = field(default_factory=set)  # that layers have asked for
 
-    def mask(self, part: int, window: int | None) -> Tensor:
-        """The mask of a group, made once for all layers."""
-        key = (part, window)
+    def mask(self, part: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The mask of a group as what is added to its scores, 0 or -inf; made once for all layers."""
+        key = (part, window, dtype)
         if key not in self.masks:
             group = self.parts[part]
             assert isinstance(group, Group)
-            self.masks[key] = group.mask(window)
+            seen = group.mask(window)
+            self.masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         return self.masks[key]
 
 
