@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from prefopt.data.prepare import Prepared
-    from prefopt.report.demo import CurvePoint, DemoRow
+    from prefopt.report.demo import DemoRow
     from prefopt.worlds.review import ReviewWorld
 
 
@@ -30,7 +29,7 @@ class Method:
     title: str
     loss: str
     hyperparameters: Mapping[str, float]
-    learning_rate: float = 1e-3
+    learning_rate: float
 
     @property
     def setting(self) -> str:
@@ -40,15 +39,15 @@ class Method:
 
 
 METHODS = (
-    Method("DPO", "dpo", {"beta": 0.3}),
-    Method("IPO", "ipo", {"tau": 1.0}),
-    Method("KTO", "kto", {"beta": 0.3}),
-    Method("ORPO", "orpo", {"lam": 5.0}),
-    Method("SimPO", "simpo", {"beta": 5.0}, learning_rate=5e-4),
+    Method("DPO", "dpo", {"beta": 0.5}, 2e-3),
+    Method("IPO", "ipo", {"tau": 0.5}, 1e-3),
+    Method("KTO", "kto", {"beta": 0.5}, 2e-3),
+    Method("ORPO", "orpo", {"lam": 3.0}, 2e-3),
+    Method("SimPO", "simpo", {"beta": 2.0, "gamma_beta_ratio": 0.5}, 3e-4),
 )
-BATCH_RECORDS = 128
+BATCH_RECORDS = 64
 MAX_TOKENS = 8192
-LOOKS = 6  # evaluations of the held-out pairs during training
+LOOKS = 6  # during training, for the learning curves
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -56,7 +55,7 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 class Size:
     """How much work the demo does."""
 
-    steps: int = 186  # three epochs of the world's pairs
+    steps: int = 372  # three epochs of the world's pairs
     prompts: int = 512
     samples_per_prompt: int = 4
 
@@ -108,7 +107,9 @@ class _Stage:
         model = ModelConfig(path=str(self.files.model))
         self.reference = load_model(model)
         data = DataConfig(path=str(self.files.train), eval_path=str(self.files.validation))
-        self.data: Prepared = prepare(data, load_tokenizer(model), Data.PAIRS)
+        prepared = prepare(data, load_tokenizer(model), Data.PAIRS)
+        assert prepared.eval is not None
+        self.data, self.pairs = prepared.train, prepared.eval
 
     def untuned(self, name: str) -> DemoRow:
         """The row of a model that has seen no preferences: `Base` or `SFT`."""
@@ -129,32 +130,28 @@ class _Stage:
 
         policy = load_model(ModelConfig(path=str(self.files.model)))
         loss = registry.load(method.loss, **method.hyperparameters)
+        looks = self._looks()
         with self._bar(method.title, self.size.steps) as step, tempfile.TemporaryDirectory() as scratch:
             result = train(
                 policy,
                 loss,
-                self.data.train,
-                eval=self.data.eval,
+                self.data,
                 output_dir=scratch,
                 batch=BatchConfig(records=BATCH_RECORDS, max_tokens=MAX_TOKENS),
                 seed=self.seed,
-                callbacks=[step],
+                callbacks=[looks, step],
                 learning_rate=method.learning_rate,
                 max_steps=self.size.steps,
-                eval_strategy="steps",
-                eval_steps=max(1, self.size.steps // LOOKS),
                 logging_strategy="no",
             )
             evaluation = self._evaluate(policy)
-        looks = [log for log in result.trainer.state.log_history if "eval_accuracies/ratios" in log]
-        watching = sum(log["eval_runtime"] for log in looks[1:-1])  # the first and last are not part of training
         return DemoRow(
             name=method.title,
             evaluation=evaluation,
-            seconds=result.seconds - watching,
+            seconds=result.seconds - looks.seconds,
             setting=method.setting,
             paper=loss.paper,
-            curve=_curve(looks),
+            curve=looks.curve,
         )
 
     def yardstick(self) -> list[tuple[int, float, Any]]:
@@ -169,8 +166,7 @@ class _Stage:
         from prefopt.report.demo import DemoFacts, demo_page
         from prefopt.report.page import write_page
 
-        assert self.data.eval is not None
-        labels = [record.scores for record in self.data.eval]
+        labels = [record.scores for record in self.pairs]
         facts = DemoFacts(
             world=self.world,
             seed=self.seed,
@@ -192,9 +188,42 @@ class _Stage:
     def _evaluate(self, policy: Any) -> Any:
         from prefopt.worlds.evaluate import evaluate
 
-        assert self.data.eval is not None
         size = {"prompts": self.size.prompts, "samples_per_prompt": self.size.samples_per_prompt}
-        return evaluate(self.world, policy, self.reference, self.data.eval, seed=self.seed, **size)
+        return evaluate(self.world, policy, self.reference, self.pairs, seed=self.seed, **size)
+
+    def _looks(self) -> Any:
+        """A callback that looks at the policy at the start and `LOOKS` times on the way (`curve`, `seconds`)."""
+        from transformers import TrainerCallback
+
+        from prefopt.report.demo import CurvePoint
+        from prefopt.worlds.evaluate import log_probs, sampled_reward, win_share
+
+        stage = self
+        start = log_probs(self.reference, self.pairs)
+        prompts = self.world.prompts(self.size.prompts, self.seed, "validation")
+
+        class Looks(TrainerCallback):
+            def __init__(self) -> None:
+                self.curve: list[CurvePoint] = []
+                self.seconds = 0.0
+
+            def look(self, step: int, policy: Any) -> None:
+                began = time.perf_counter()
+                ratio = log_probs(policy, stage.pairs) - start
+                reward = sampled_reward(stage.world, policy, prompts, seed=stage.seed)
+                chosen, rejected = ratio.mean(0).tolist()
+                self.curve.append(CurvePoint(step, reward.value, win_share(ratio).value, chosen, rejected))
+                self.seconds += time.perf_counter() - began
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                self.look(0, model)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                step, steps = state.global_step, stage.size.steps
+                if step * LOOKS // steps > (step - 1) * LOOKS // steps:
+                    self.look(step, model)
+
+        return Looks()
 
     @contextlib.contextmanager
     def _bar(self, title: str, steps: int | None = None) -> Iterator[Any]:
@@ -210,19 +239,6 @@ class _Stage:
 
         yield Advance()
         progress.update(task, total=steps or 1, completed=steps or 1)
-
-
-def _curve(looks: Sequence[Mapping[str, float]]) -> list[CurvePoint]:
-    """From a trainer's evaluations. Before the first step all log-ratios are 0, and every pair is a tie."""
-    from prefopt.report.demo import CurvePoint
-
-    points = {0: CurvePoint(0, 0.5, 0.0, 0.0)}
-    for log in looks:
-        if step := int(log["step"]):
-            points[step] = CurvePoint(
-                step, log["eval_accuracies/ratios"], log["eval_ratios/chosen"], log["eval_ratios/rejected"]
-            )
-    return list(points.values())
 
 
 def _result(row: DemoRow) -> dict[str, Any]:

@@ -21,9 +21,11 @@ _COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "S
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Held-out pairs at one step of training: accuracy by log-ratio, and mean log-ratio of each side in nats."""
+    """One look during training: true reward of samples; of held-out pairs, accuracy by log-ratio to the reference and
+    mean log-ratio of each side in nats."""
 
     step: int
+    true_reward: float
     accuracy: float
     chosen_change: float
     rejected_change: float
@@ -99,6 +101,7 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         finding=_finding(rows, best, tied),
         colours={name: style.colour for name, style in look.items()} | {BASE: _BASE_COLOUR},
         frontier=_frontier(rows, look, facts),
+        reward_curves=_reward_curves(methods, look),
         accuracy_curves=_accuracy_curves(methods, look, facts.ceiling),
         logp_curves=_logp_curves(methods, look),
         texts=_texts(rows),
@@ -146,6 +149,18 @@ def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts)
     summary = "Reward against KL: " + "; ".join(f"{p.label} KL {p.x:.2f} reward {p.y:.2f}" for p in points)
     axes = Axes(x="KL to the reference (nats a text)", y="true reward")
     return scatter(points, look, axes, yardstick=yardstick, summary=summary)
+
+
+def _reward_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[Markup]:
+    every = [point.true_reward for row in methods for point in row.curve]
+    margin = 0.05 * (max(every) - min(every)) + 0.05
+    charts = []
+    for row in methods:
+        line = Line("reward", [point.step for point in row.curve], [point.true_reward for point in row.curve])
+        axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
+        summary = f"{row.name}: true reward {signed(line.y[0])} at the start, {signed(line.y[-1])} at the end"
+        charts.append(curves([line], look[row.name], axes, summary=summary))
+    return charts
 
 
 def _accuracy_curves(methods: Sequence[DemoRow], look: dict[str, Style], ceiling: float) -> list[Markup]:

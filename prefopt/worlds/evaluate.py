@@ -89,21 +89,17 @@ def evaluate(
     """
     asked = world.prompts(prompts, seed, "test")
     repeated = [prompt for prompt in asked for _ in range(samples_per_prompt)]
-    ids = [prompt_ids(prompt) for prompt in repeated]
-    written = generate(
-        policy, ids, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, temperature=1.0, seed=seed, batch_size=1024
-    )
+    written = _write(policy, repeated, seed)
     completions = [words(text) for text in written]
     texts = [f"{prompt} {completion}" for prompt, completion in zip(repeated, completions, strict=True)]
     reward = world.reward(texts)
-    distance = divergence(policy, reference, ids, written)
+    distance = divergence(policy, reference, [prompt_ids(prompt) for prompt in repeated], written)
 
     def by_prompt(values: NDArray[Any]) -> Floats:
         means: Floats = values.astype(np.float64).reshape(prompts, samples_per_prompt).mean(1)
         return means
 
     ratio = log_ratios(policy, reference, pairs)
-    gap = ratio[:, 0] - ratio[:, 1]
     every = range(0, len(repeated), samples_per_prompt)
     return Evaluation(
         true_reward=Estimate.of(by_prompt(reward)),
@@ -111,7 +107,7 @@ def evaluate(
         kl_monte_carlo=Estimate.of(by_prompt(distance.monte_carlo)),
         valid=Estimate.of(by_prompt(world.valid(texts))),
         length=Estimate.of(by_prompt(np.array([len(text) for text in written]))),
-        accuracy=Estimate.of((gap > 0) + 0.5 * (gap == 0)),
+        accuracy=win_share(ratio),
         chosen_change=Estimate.of(ratio[:, 0]),
         rejected_change=Estimate.of(ratio[:, 1]),
         reward_by_prompt=by_prompt(reward),
@@ -121,8 +117,37 @@ def evaluate(
 
 def log_ratios(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> Floats:
     """(n, 2) log policy - log reference of the chosen and the rejected text of each pair, nats."""
-    own, other = (np.stack([scored.sum for scored in score(model, pairs)]) for model in (policy, reference))
-    return np.asarray(own - other, dtype=np.float64)
+    return log_probs(policy, pairs) - log_probs(reference, pairs)
+
+
+def log_probs(model: Any, pairs: Sequence[TokenRecord]) -> Floats:
+    """(n, 2) log-probs of the chosen and the rejected text of each pair, nats."""
+    return np.stack([scored.sum for scored in score(model, pairs)]).astype(np.float64)
+
+
+def win_share(ratio: Floats) -> Estimate:
+    """Share of pairs whose log-ratio (n, 2) is larger on the chosen side; a tie is half."""
+    gap = ratio[:, 0] - ratio[:, 1]
+    return Estimate.of((gap > 0) + 0.5 * (gap == 0))
+
+
+def sampled_reward(world: ReviewWorld, policy: Any, prompts: Sequence[str], *, seed: int = 0) -> Estimate:
+    """Exact reward of one sample behind each prompt."""
+    texts = [f"{prompt} {words(text)}" for prompt, text in zip(prompts, _write(policy, prompts, seed), strict=True)]
+    return Estimate.of(world.reward(texts))
+
+
+def _write(model: Any, prompts: Sequence[str], seed: int) -> list[list[int]]:
+    """A sample at temperature 1 behind each prompt, in tokens."""
+    return generate(
+        model,
+        [prompt_ids(prompt) for prompt in prompts],
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=EOS,
+        temperature=1.0,
+        seed=seed,
+        batch_size=1024,
+    )
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> Estimate:
@@ -141,10 +166,7 @@ def best_of_n(
     """
     drawn = max(sizes)
     asked = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(drawn)]
-    written = generate(
-        model, [prompt_ids(prompt) for prompt in asked], max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, seed=seed,
-        batch_size=1024,
-    )  # fmt: skip
+    written = _write(model, asked, seed)
     texts = [f"{prompt} {words(text)}" for prompt, text in zip(asked, written, strict=True)]
     reward = world.reward(texts).reshape(prompts, drawn)
     points = []
