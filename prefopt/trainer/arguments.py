@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import types
 import typing
 from pathlib import Path
@@ -66,7 +67,9 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
     """
     for name in given:
         if name not in EXPOSED and name not in ("report_to", "run_name"):
-            raise UserError(f"trainer.{name} is not an option here; the options are: {', '.join(EXPOSED)}")
+            close = difflib.get_close_matches(name, EXPOSED, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(EXPOSED)}"
+            raise UserError(f"trainer.{name} is not an option here; {hint}")
     merged = {**DEFAULTS, "report_to": "none", **given}
     try:
         return TrainingArguments(

@@ -102,6 +102,9 @@ class Steps(Dataset[GlobalBatch]):
     def __init__(self, feed: Feed, needs: Needs, layout: Layout, reference: ReferenceTable | None) -> None:
         self.feed, self.needs, self.layout, self.reference = feed, needs, layout, reference
 
+    def __len__(self) -> int:
+        return len(self.feed)
+
     def __getitem__(self, share: Share) -> GlobalBatch:
         work = tuple(self._work(i if len(i) else np.array([share.filler]), bool(len(i))) for i in share.micro)
         return GlobalBatch(work, share.records, share.examples)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import IntervalStrategy
 
 from prefopt.engine.forward import Ask, install, unwrap
 from prefopt.engine.gates import choose_layout
@@ -40,6 +41,7 @@ from prefopt.trainer.watch import check_first_batch, refuse_not_finite
 
 LOSS_STATE = "loss_state.safetensors"
 REFERENCE = "reference.safetensors"
+HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 
 
 class PreferenceTrainer(Trainer):
@@ -89,6 +91,8 @@ class PreferenceTrainer(Trainer):
         if needs.moving_reference and args.fsdp:
             raise UserError("a reference that follows the policy cannot be used with trainer.fsdp: its weights would "
                             "have to be gathered; use plain data parallelism")  # fmt: skip
+        if eval is None and (args.eval_strategy != IntervalStrategy.NO or args.eval_on_start):
+            raise UserError(f"trainer.eval_strategy needs held-out records: {HOLD_OUT}")
         if args.n_gpu > 1:
             args._n_gpu = 1  # one device a process: DataParallel cannot split a row; torchrun starts more processes
         self.loss = loss
@@ -106,7 +110,13 @@ class PreferenceTrainer(Trainer):
         self.loss_state: State | None = loss.initial_state() if needs.state else None  # type: ignore[attr-defined]
         self.tally = Tally()
         self._tokens, self._logged_at = 0, time.perf_counter()  # tokens fed here since the last log
-        super().__init__(model=model, args=args, train_dataset=self._steps("train"), callbacks=callbacks)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._steps("train"),
+            eval_dataset=self._steps("eval") if eval is not None else None,
+            callbacks=callbacks,
+        )
         self.remove_callback(PrinterCallback)
 
     # ---- data
@@ -122,8 +132,7 @@ class PreferenceTrainer(Trainer):
     def _feed(self, split: str) -> Feed:
         feed = self.feeds[split]
         if feed is None:
-            raise UserError("there are no held-out records: set data.eval_records, data.eval_fraction or "
-                            "data.eval_path")  # fmt: skip
+            raise UserError(f"there are no held-out records: {HOLD_OUT}")
         return feed
 
     def _sampler(self, split: str, *, shuffle: bool) -> StepSampler:
