@@ -1,0 +1,1 @@
+"""Presets of this package: `experiment=mypo_short`."""

@@ -1,0 +1,166 @@
+"""Losses from outside packages: the example is installed with pip, and errors name the package that causes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefopt import registry
+from prefopt.errors import UserError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "prefopt-mypo"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that sees the example installed, in a folder of its own."""
+    import shutil
+
+    work = tmp_path_factory.mktemp("outside")
+    source, target = work / "source", work / "site"
+    shutil.copytree(EXAMPLE, source)  # pip builds in the source tree
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    subprocess.run(command, check=True, cwd=work, capture_output=True, text=True)
+    root = str(EXAMPLE.parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(target), root]), "OMP_NUM_THREADS": "1"}
+
+
+def prefopt(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import sys; from prefopt.cli import main; sys.exit(main())", *argv]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_menu_knows_it(installed: dict[str, str]) -> None:
+    menu = {entry["name"]: entry for entry in json.loads(prefopt(installed, "losses", "--json").stdout)}
+    assert menu["mypo"]["package"] == "prefopt-mypo"
+    assert menu["mypo"]["hyperparameters"] == {"beta": 0.1, "cap": 4.0}
+    assert menu["dpo"]["package"] == "prefopt"
+    assert "mypo" in prefopt(installed, "losses").stdout
+
+
+def test_the_kit_checks_it(installed: dict[str, str]) -> None:
+    result = prefopt(installed, "losses", "check", "mypo", "--json")
+    assert result.returncode == 0, result.stderr
+    assert list(json.loads(result.stdout)) == ["mypo"]
+
+
+def test_its_own_test_passes(installed: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
+    result = subprocess.run(command, env=installed, cwd=EXAMPLE, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prefopt.cli import main
+from prefopt.cli.compose import compose
+from tests.data.tiny import tokenizer
+
+preset = compose(["experiment=mypo_short"])
+print("preset", preset.loss_name, preset.loss.beta, preset.trainer["max_steps"])
+print("options", compose(["loss=mypo", "loss.cap=3"]).loss)
+print("misspelt", main(["train", "loss=mypo", "loss.capp=3"]))
+
+work = Path(sys.argv[1])
+made = tokenizer()
+sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+torch.manual_seed(0)
+LlamaForCausalLM(LlamaConfig(vocab_size=len(made), num_key_value_heads=1, **sizes)).save_pretrained(work / "model")
+made.save_pretrained(work / "model")
+rows = [{"prompt": f"{i} ", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
+(work / "pairs.json").write_text(json.dumps(rows))
+options = [f"model.path={work}/model", "model=local", "data=auto", f"data.path={work}/pairs.json", "batch.records=4"]
+options += ["trainer.max_steps=2", f"hydra.sweep.dir={work}/runs", f"reference_folder={work}/reference"]
+print("train", main(["train", "-m", "loss=dpo,mypo", *options]))
+print("help", flush=True)
+main(["train", "--help"])
+"""
+
+
+def test_train_knows_it(installed: dict[str, str], tmp_path: Path) -> None:
+    """Its preset, its options, a misspelt one, a run side by side with dpo, `--help`; one process, for its start."""
+    environment = installed | {"HYDRA_FULL_ERROR": "0", "PREFOPT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", TRAIN, str(tmp_path)]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "preset mypo 0.3 20" in lines
+    assert "options MyPO(beta=0.1, cap=3.0)" in lines
+    assert "misspelt 2" in lines
+    assert any("capp" in line and "cap" in line for line in result.stderr.splitlines())
+    assert any("mypo" in line for line in lines[lines.index("help") :])
+    assert "train 0" in lines, result.stdout + result.stderr
+    runs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/summary.json")}
+    assert sorted(runs) == ["0-dpo", "1-mypo"]
+
+
+# --- errors that name the package
+
+
+class Point:
+    """An entry point, as importlib.metadata gives them."""
+
+    def __init__(self, name: str, package: str, loads: Any) -> None:
+        self.name, self.value, self.dist, self._loads = name, "module:Class", SimpleNamespace(name=package), loads
+
+    def load(self) -> Any:
+        if isinstance(self._loads, Exception):
+            raise self._loads
+        return self._loads
+
+
+@pytest.fixture
+def points(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    found: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    registry._outside.cache_clear()
+    yield found
+    registry._outside.cache_clear()
+
+
+def test_a_name_of_the_menu_cannot_be_taken(points: list[Any]) -> None:
+    points.append(Point("dpo", "their-package", object))
+    with pytest.raises(UserError, match=r"their-package registers a loss 'dpo', which prefopt already has"):
+        registry.names()
+
+
+def test_two_packages_cannot_have_one_name(points: list[Any]) -> None:
+    points += [Point("ours", "first-package", object), Point("ours", "second-package", object)]
+    with pytest.raises(UserError, match=r"first-package and second-package both register a loss 'ours'"):
+        registry.names()
+
+
+def test_a_failed_import(points: list[Any]) -> None:
+    points.append(Point("ours", "broken-package", ImportError("no module named x")))
+    assert "ours" in registry.names()  # the menu still prints
+    with pytest.raises(UserError, match=r"'ours' of package broken-package failed to import: ImportError: no module"):
+        registry.load("ours")
+
+
+def test_a_class_without_needs(points: list[Any]) -> None:
+    import dataclasses
+
+    points.append(Point("ours", "needless-package", dataclasses.make_dataclass("Ours", [])))
+    with pytest.raises(UserError, match=r"needless-package does not declare `needs"):
+        registry.load("ours")
+
+
+def test_something_that_is_no_dataclass(points: list[Any]) -> None:
+    points.append(Point("ours", "odd-package", dict))
+    with pytest.raises(UserError, match=r"odd-package must be a dataclass"):
+        registry.load("ours")
