@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # A sliding window up to this length is probed with a prompt longer than it.
 PROBED_WINDOW = 1024
-# How far two correct computations of one token's log-prob may be apart, in nats, by the precision of the weights: random
-# tokens have logits of 20 and more, which bfloat16 knows to 0.06 each. A wrong computation is off by whole nats.
+# How far two correct computations of one token's log-prob may be apart, in nats, by the precision of the weights:
+# random tokens have logits of 20 and more, which bfloat16 knows to 0.06 each. A wrong one is off by whole nats.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.bfloat16: 1.0, torch.float16: 0.2}
 # Trees may be this many times as far off a plain forward as padded sequences are, or as `FLOOR` where those are exact.
 MARGIN = 3

@@ -1,0 +1,253 @@
+"""The reference store on disk: per-token log-probs of one reference, in parts that are whole or absent.
+
+    <root>/<fingerprint of the reference>/about.json      facts for people
+                                          part-<random>/  keys.npy     (E, 16) uint8, a hash of prompt and completion
+                                                          offsets.npy  (E + 1,) int64, entry e is token[o[e]:o[e + 1]]
+                                                          token.npy    (T,) float32, nats
+                                                          entropy.npy  (T,) float32, where it was asked for
+                                                          digest       of the four, written last
+                                          tmp-<random>/   a part that was being written when its process died
+
+A part is written into `tmp-` and renamed, so any number of processes may add to one store. Arrays are memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Key = bytes  # 16 bytes
+Entry = tuple[Array, Array | None]  # per-token log-probs, and entropies where there are any
+
+ARRAYS = ("keys", "offsets", "token", "entropy")
+NAME = re.compile(r"[0-9a-f]{32}")
+# A `tmp-` folder of this age belongs to nobody: a part is written in seconds.
+LEFTOVER_SECONDS = 3600.0
+
+
+def entry_key(prompt: Array, completion: Array) -> Key:
+    """The name of an entry: a hash of its token ids."""
+    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
+    digest.update(prompt.astype(np.int32).tobytes())
+    digest.update(completion.astype(np.int32).tobytes())
+    return digest.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The arrays of a part, memory-mapped."""
+
+    keys: Array
+    offsets: Array
+    token: Array
+    entropy: Array | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Part:
+        """Raises OSError, ValueError or EOFError where files are missing, cut short or do not fit together."""
+        arrays: dict[str, Array | None] = {"entropy": None}
+        for name in ARRAYS:
+            file = folder / f"{name}.npy"
+            if name != "entropy" or file.exists():
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        part = cls(**arrays)  # type: ignore[arg-type]
+        whole = part.keys.shape == (len(part.offsets) - 1, 16) and part.offsets[-1] == len(part.token)
+        if not whole or (part.entropy is not None and len(part.entropy) != len(part.token)):
+            raise ValueError("its arrays do not fit together")
+        return part
+
+    def entry(self, index: int) -> Entry:
+        a, b = int(self.offsets[index]), int(self.offsets[index + 1])
+        return self.token[a:b], self.entropy[a:b] if self.entropy is not None else None
+
+
+class ReferenceStore:
+    """The entries of one reference, in one folder.
+
+    Args:
+        root: folder that holds the stores of all references.
+        name: the reference's fingerprint.
+        about: facts for people, kept beside the entries.
+
+    Attributes:
+        broken: parts that are cut short; their entries count as absent, and are computed again.
+        altered: parts whose content is not what was written. Nothing is read from them, and `check` raises.
+    """
+
+    def __init__(self, root: Path, name: str, about: dict[str, Any] | None = None) -> None:
+        self.folder = root / name
+        self.about = about or {}
+        self.broken: list[Path] = []
+        self.altered: list[Path] = []
+        self._parts: list[Part] = []
+        self._index: dict[Key, tuple[int, int]] = {}  # key -> part, entry
+        self._seen: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in parts that have appeared since the last look."""
+        for folder in sorted(self.folder.glob("part-*")):
+            if folder.name in self._seen:
+                continue
+            self._seen.add(folder.name)
+            try:
+                part, written = Part.open(folder), (folder / "digest").read_text()
+            except (OSError, ValueError, EOFError) as error:
+                logger.warning("the reference store has a broken part, its entries are computed again: %s (%s); "
+                               "`prefopt reference prune` removes it", folder, error)  # fmt: skip
+                self.broken.append(folder)
+                continue
+            if _digest(folder) != written:
+                self.altered.append(folder)
+                continue
+            self._parts.append(part)
+            for entry, key in enumerate(part.keys):
+                old = self._index.get(key.tobytes())
+                if old is None or (part.entropy is not None and self._parts[old[0]].entropy is None):
+                    self._index[key.tobytes()] = (len(self._parts) - 1, entry)
+
+    def check(self) -> None:
+        """Raises UserError where a part has been altered since it was written."""
+        if self.altered:
+            raise UserError(
+                f"{self.altered[0]} is not what was written there: the disk is failing, or somebody changed it; "
+                f"delete the store with `prefopt reference prune {self.folder.name}`"
+            )
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(part.token) for part in self._parts)
+
+    @property
+    def size_bytes(self) -> int:
+        return size_of(self.folder)
+
+    def get(self, key: Key, entropy: bool = False) -> Entry | None:
+        """Per-token log-probs (and entropies) of an entry, or None where the store lacks them."""
+        if key not in self._index:
+            return None
+        part, index = self._index[key]
+        entry = self._parts[part].entry(index)
+        return None if entropy and entry[1] is None else entry
+
+    def add(self, entries: dict[Key, Entry]) -> None:
+        """Write entries as one part, whole or not at all.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        if not entries:
+            return
+        tmp = self.folder / f"tmp-{uuid.uuid4().hex}"
+        tokens = [token for token, _ in entries.values()]
+        entropies = [entropy for _, entropy in entries.values() if entropy is not None]
+        try:
+            tmp.mkdir(parents=True)
+            _save(tmp / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
+            _save(tmp / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
+            _save(tmp / "token.npy", np.concatenate(tokens).astype(np.float32))
+            if len(entropies) == len(tokens):
+                _save(tmp / "entropy.npy", np.concatenate(entropies).astype(np.float32))
+            (tmp / "digest").write_text(_digest(tmp))
+            if not (self.folder / "about.json").exists():
+                about = self.folder / f"about-{uuid.uuid4().hex}"
+                about.write_text(json.dumps(self.about, indent=1, default=str))
+                about.rename(self.folder / "about.json")
+            tmp.rename(self.folder / f"part-{uuid.uuid4().hex[:16]}")
+        except OSError as error:
+            raise UserError(f"cannot write the reference store {self.folder}: {error}; free some space, or set "
+                            "reference_folder to another disk") from error  # fmt: skip
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+        self.refresh()
+
+    def touch(self) -> None:
+        """Note that the store was used now."""
+        if self.folder.is_dir():
+            os.utime(self.folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What `prefopt reference list` prints."""
+        about = self.folder / "about.json"
+        return {
+            "name": self.folder.name,
+            "entries": len(self),
+            "tokens": self.num_tokens,
+            "bytes": self.size_bytes,
+            "unused_days": round((time.time() - self.folder.stat().st_mtime) / 86400, 2),
+            "broken_parts": len(self.broken),
+            "altered_parts": len(self.altered),
+            "about": json.loads(about.read_text()) if about.exists() else {},
+        }
+
+
+def stores(root: Path) -> Iterator[ReferenceStore]:
+    """The stores under `root`; other folders are none of ours."""
+    for folder in sorted(root.glob("*")):
+        if folder.is_dir() and NAME.fullmatch(folder.name):
+            yield ReferenceStore(root, folder.name)
+
+
+def remove(folders: Iterable[Path]) -> int:
+    """Delete folders; returns the bytes that were freed."""
+    freed = 0
+    for folder in folders:
+        freed += size_of(folder)
+        shutil.rmtree(folder)
+    return freed
+
+
+def leftovers(root: Path) -> list[Path]:
+    """What dead processes and bad disks left in the stores: old `tmp-` folders, and parts that are cut short."""
+    found = []
+    for store in stores(root):
+        old = time.time() - LEFTOVER_SECONDS
+        found += [tmp for tmp in sorted(store.folder.glob("tmp-*")) if tmp.stat().st_mtime < old]
+        found += store.broken
+    return found
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _save(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())  # before the rename: a power cut must not leave a part without its content
+
+
+def _digest(folder: Path) -> str:
+    """Of all arrays of a part, each behind its name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ARRAYS:
+        file = folder / f"{name}.npy"
+        if file.exists():
+            digest.update(f"{name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
