@@ -96,7 +96,7 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     out = config.output_dir
     checkpoint = _checkpoint(config)
     tokenizer = load_tokenizer(config.model)
-    prepared = _data(config, tokenizer)
+    prepared = prepared_data(config, tokenizer)
     model = load_model(config.model)
     out.mkdir(parents=True, exist_ok=True)
     _write_facts(config, prepared)
@@ -150,7 +150,8 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     return summary
 
 
-def _data(config: RunConfig, tokenizer: Any) -> Any:
+def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
+    """The configured data in tokens: `prefopt.data.Prepared`."""
     from prefopt.data import prepare
 
     data = config.data
