@@ -65,6 +65,10 @@ def _node(cls: type[Any]) -> DictConfig:
     node = OmegaConf.structured(cls)
     OmegaConf.set_readonly(node, False)
     assert isinstance(node, DictConfig)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and OmegaConf.get_type(child) is dict:
+            OmegaConf.set_struct(child, False)  # its keys are the user's to choose
     return node
 
 
@@ -112,12 +116,16 @@ def run_config(config: DictConfig) -> RunConfig:
     if name is None:
         raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
     try:
-        groups = {g: OmegaConf.to_object(config[g]) for g in ("loss", "model", "data", "batch", "tracking", "evaluation")}
+        groups = {
+            g: OmegaConf.to_object(config[g]) for g in ("loss", "model", "data", "batch", "tracking", "evaluation")
+        }
     except (TypeError, ValueError) as error:
         if isinstance(error, OmegaConfBaseException):
             raise
         raise UserError(f"loss={name}: {error}") from error
-    mode_multirun = HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    mode_multirun = (
+        HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    )
     output_dir = HydraConfig.get().runtime.output_dir if mode_multirun else config.output_dir
     return RunConfig(
         loss_name=name,
@@ -147,7 +155,12 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
     for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
-            if "is not in struct" in whole or "not in '" in whole or "Could not override" in text and "convert" not in whole:
+            if (
+                "is not in struct" in whole
+                or "not in '" in whole
+                or ("Could not override" in text
+                and "convert" not in whole)
+            ):
                 valid = _keys(overrides)
                 close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
                 hint = f"; did you mean {close[0]!r}?" if close else ""

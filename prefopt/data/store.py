@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+RECORDS = "records.arrow"
 BATCH_ROWS = 512  # of one Arrow batch: small enough to hold in memory, whatever the texts
 
 
@@ -38,12 +39,13 @@ class RecordTable(Sequence[Record]):
     """Records of an Arrow table, made when they are asked for.
 
     Attributes:
-        key: names the content, so that what is made of it can be cached; "" for records that are in memory only.
+        folder: where they are kept, its name says which they are; None for records that are in memory only.
+        repeats: row -> how many rows of the same content came before it.
     """
 
-    def __init__(self, table: pa.Table, *, key: str, repeats: dict[int, int]) -> None:
-        self.table, self.key = table, key
-        self._repeats = repeats  # row -> how many rows of the same content came before it
+    def __init__(self, table: pa.Table, *, repeats: dict[int, int], folder: Path | None = None) -> None:
+        self.table, self.folder = table, folder
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -58,13 +60,13 @@ class RecordTable(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
-        return self.decode(self.table.slice(index, 1).to_pylist()[0], index)
+        return decode(self.table.slice(index, 1).to_pylist()[0], self.repeats.get(index, 0))
 
     def __iter__(self) -> Iterator[Record]:
         row = 0
         for batch in self.table.to_batches():
             for values in batch.to_pylist():
-                yield self.decode(values, row)
+                yield decode(values, self.repeats.get(row, 0))
                 row += 1
 
     def kinds(self) -> set[Data]:
@@ -76,19 +78,19 @@ class RecordTable(Sequence[Record]):
         scored = self.table.select(["scores"]).filter(pc.is_valid(self.table.column("scores"))).column("scores")
         return any(scores[0] == scores[1] for chunk in scored.chunks for scores in chunk.to_pylist())
 
-    def decode(self, row: dict[str, Any], index: int) -> Record:
-        """The record of a row of the table."""
-        repeat = self._repeats.get(index, 0)
-        return Record(
-            id=f"{row['id']}-{repeat + 1}" if repeat else row["id"],
-            kind=Data(row["kind"]),
-            prompt=_decode(row["prompt"]),
-            completions=tuple(_decode(text) for text in row["completions"]),
-            desirable=row["desirable"],
-            scores=None if row["scores"] is None else tuple(row["scores"]),
-            weight=row["weight"],
-            source=row["source"],
-        )
+
+def decode(row: dict[str, Any], repeat: int) -> Record:
+    """The record of a row of the table that repeats `repeat` earlier ones."""
+    return Record(
+        id=f"{row['id']}-{repeat + 1}" if repeat else row["id"],
+        kind=Data(row["kind"]),
+        prompt=_text(row["prompt"]),
+        completions=tuple(_text(text) for text in row["completions"]),
+        desirable=row["desirable"],
+        scores=None if row["scores"] is None else tuple(row["scores"]),
+        weight=row["weight"],
+        source=row["source"],
+    )
 
 
 @dataclass
@@ -110,7 +112,7 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
 
     def write(target: Path) -> None:
         log = Log()
-        digests, repeats = _write(make(log), target / "records.arrow")
+        digests, repeats = _write(make(log), target / RECORDS)
         log.counts["records"] = len(digests)
         meta = {"rejections": [asdict(r) for r in log.rejections], "counts": dict(log.counts), "schema": log.schema,
                 "repeats": repeats}  # fmt: skip
@@ -120,13 +122,7 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
     meta = json.loads((place / "meta.json").read_text())
     log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), meta["schema"])
     repeats = {int(row): count for row, count in meta["repeats"].items()}
-    return RecordTable(open_arrow(place / "records.arrow"), key=place.name, repeats=repeats), log
-
-
-def in_memory(records: Iterable[Record]) -> RecordTable:
-    """The same table without a file."""
-    batches = list(_batches(records))
-    return RecordTable(pa.Table.from_batches(batches, schema=SCHEMA), key="", repeats={})
+    return RecordTable(open_arrow(place / RECORDS), repeats=repeats, folder=place), log
 
 
 def open_arrow(path: Path) -> pa.Table:
@@ -156,7 +152,7 @@ def encode(text: Text) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _decode(text: str) -> Text:
+def _text(text: str) -> Text:
     value = json.loads(text)
     return value if isinstance(value, str) else tuple(value)
 

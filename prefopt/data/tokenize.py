@@ -19,7 +19,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.make import content_hash
 from prefopt.data.messages import blank
 from prefopt.data.record import Record, Rejection, RowError
-from prefopt.data.store import RecordTable, code_key, data_cache, digest, open_arrow
+from prefopt.data.store import RECORDS, RecordTable, code_key, data_cache, decode, digest, open_arrow
 from prefopt.data.table import SCHEMA, TokenTable
 from prefopt.data.templates import Chat, Plain, renderer
 from prefopt.data.truncate import shorter_prompts
@@ -46,8 +46,8 @@ def tokenize(records: Sequence[Record], tokenizer: Any, config: DataConfig) -> T
         UserError: a tokenizer without an end token, or an unknown template.
     """
     encoder = Encoder(tokenizer, config)
-    if isinstance(records, RecordTable) and records.key:
-        table = _on_disk(records, encoder, config)
+    if isinstance(records, RecordTable) and records.folder:
+        table = _on_disk(records, records.folder, encoder, config)
     else:
         rows = [row for batch in _chunks(records) for row in encoder.rows(batch)]
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -173,17 +173,19 @@ class Encoder:
         return RowError("too_long", f"more than data.max_length={self.max_length} tokens{sizes}; {remark}")
 
 
-def _on_disk(records: RecordTable, encoder: Encoder, config: DataConfig) -> pa.Table:
+def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataConfig) -> pa.Table:
+    repeats = records.repeats  # the workers are given this and the file, not the table
+
     def write(target: Path) -> None:
         import datasets
 
-        source = datasets.Dataset(records.table)
+        source = datasets.Dataset.from_file(str(folder / RECORDS))
         workers = config.num_proc or (os.cpu_count() or 1 if len(records) >= PARALLEL_ROWS else 1)
 
         def batch(columns: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             names = list(columns)
             rows = (dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
-            made = encoder.rows(records.decode(row, i) for row, i in zip(rows, indices, strict=True))
+            made = encoder.rows(decode(row, repeats.get(i, 0)) for row, i in zip(rows, indices, strict=True))
             return {name: [row[name] for row in made] for name in SCHEMA.names}
 
         source.map(
@@ -193,7 +195,7 @@ def _on_disk(records: RecordTable, encoder: Encoder, config: DataConfig) -> pa.T
             num_proc=workers if workers > 1 else None,
         )  # fmt: skip
 
-    place = data_cache(config.cache_dir) / f"tokens-{digest(code_key(), records.key, encoder.key())}"
+    place = data_cache(config.cache_dir) / f"tokens-{digest(code_key(), folder.name, encoder.key())}"
     files = sorted(cached_folder(place, write).glob("*.arrow"))
     return pa.concat_tables([open_arrow(file) for file in files])
 

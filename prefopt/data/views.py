@@ -56,8 +56,8 @@ def to_view(
         for record in records:
             yield from _apply(steps, record, log)
 
-    if isinstance(records, RecordTable) and records.key:
-        key = digest(records.key, data.value, pairs_from, ties, desirable_above)
+    if isinstance(records, RecordTable) and records.folder:
+        key = digest(records.folder.name, data.value, pairs_from, ties, desirable_above)
         table, log = stored("view", key, made, cache_dir)
         return ViewResult(records=table, rejections=log.rejections, counts=dict(log.counts))
     log = Log()

@@ -1,0 +1,178 @@
+"""How long it takes to prepare preference data, and in how much memory: 10k, 100k, 1M synthetic pairs.
+
+    python benchmarks/data_prep.py --rows 10000 100000 1000000
+
+Every figure is of a process of its own. `first` reads, tokenizes and writes the cache; `second` is the next start on
+the same file. `anonymous` is the memory that is the process's own (the mapped cache files are not: the system takes
+their pages back when it needs them), at its peak, without the worker processes; `worker` is the largest worker's
+whole resident memory. The texts are words drawn at random, in lengths like those of hh-rlhf: prompts of about 125
+tokens, answers of about 40 and 50.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "data_prep.json"
+WORDS = 20_000  # different words
+SAMPLE_SECONDS = 0.02  # between two looks at the memory
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Write `rows` pairs as JSON lines; the words' lengths and frequencies are those of a natural text, roughly."""
+    draw = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgk"))
+    words = ["".join(draw.choice(letters, size)) for size in np.clip(draw.poisson(4.5, WORDS), 1, 14)]
+    shares = 1 / np.arange(10, WORDS + 10)
+    shares /= shares.sum()
+    with path.open("w") as stream:
+        for start in range(0, rows, 10_000):
+            count = min(10_000, rows - start)
+            sizes = np.clip(draw.lognormal([3.9, 2.8, 3.0], 0.7, (count, 3)).astype(int), 3, 600)
+            picks = iter(draw.choice(WORDS, int(sizes.sum()), p=shares))
+            for prompt, chosen, rejected in sizes:
+                texts = [" ".join(words[next(picks)] for _ in range(size)) for size in (prompt, chosen, rejected)]
+                stream.write(json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) + "\n")
+
+
+def write_tokenizer(folder: Path, sample: Path) -> None:
+    """A byte-level BPE tokenizer of 8,192 tokens with a ChatML template, trained on the first rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    with sample.open() as stream:
+        rows = [json.loads(line) for _, line in zip(range(2000), stream, strict=False)]
+    core.train_from_iterator((text for row in rows for text in row.values()), trainer)
+    made: Any = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")  # type: ignore[no-untyped-call]
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    made.save_pretrained(folder)
+
+
+def child(path: Path, folder: Path) -> dict[str, Any]:
+    """One start, in this process."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from prefopt.data import DataConfig, prepare
+    from prefopt.plugin import Data
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    peak = [anonymous_mib()]
+    idle = peak[0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], anonymous_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    config = DataConfig(path=str(path), eval_records=1000, cache_dir=str(folder / f"cache-{path.stem}"))
+    ready = prepare(config, tokenizer, Data.PAIRS)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    prompts, (completions, _) = ready.train.prompt_lengths(), ready.train.completion_lengths()
+    return {
+        "records": len(ready.train),
+        "tokens_per_record": float(round((prompts.sum() + completions.sum()) / len(ready.train), 1)),
+        "seconds": round(seconds, 2),
+        "idle_mib": round(idle),
+        "anonymous_mib": round(peak[0]),
+        "worker_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+    }
+
+
+def anonymous_mib() -> float:
+    """This process's own memory, without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def measure(rows: int, folder: Path) -> dict[str, Any]:
+    """First and second start on a set of `rows` pairs."""
+    path = folder / f"rows-{rows}.jsonl"
+    write_rows(path, rows)
+    if not (folder / "tokenizer").exists():
+        write_tokenizer(folder / "tokenizer", path)
+    found = {}
+    for start in ("first", "second"):
+        command = [sys.executable, __file__, "--child", str(path), "--folder", str(folder)]
+        found[start] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    cache = sum(f.stat().st_size for f in (folder / f"cache-{path.stem}").rglob("*") if f.is_file())
+    shutil.rmtree(folder / f"cache-{path.stem}")
+    size = path.stat().st_size
+    path.unlink()
+    return {"rows": rows, "file_mib": round(size / 2**20), "cache_mib": round(cache / 2**20), **found}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| pairs | file | first start | second | own memory, first (idle) | own memory, second | largest worker |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        first, second = row["first"], row["second"]
+        lines.append(
+            f"| {row['rows']:,} | {row['file_mib']} MiB | {first['seconds']} s | {second['seconds']} s "
+            f"| {first['anonymous_mib']} MiB ({first['idle_mib']}) | {second['anonymous_mib']} MiB "
+            f"| {first['worker_mib']} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the table, and keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print the results instead of the table")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.child, args.folder)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(count, Path(folder)) for count in args.rows]
+    machine = {
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[2], 2),
+    }
+    results = {"rows": rows, "machine": machine}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1) if args.json else table(results))
+
+
+if __name__ == "__main__":
+    main()
