@@ -121,7 +121,7 @@ def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
 
 
 def _docs(output: Path) -> int:
-    from prefopt.testing.catalogue import write
+    from prefopt.catalogue import write
 
     for path in write(output):
         print(path)

@@ -17,7 +17,7 @@ from prefopt.plugin import Data, LossOutput, Needs
 class CDPO:
     r"""DPO with smoothed labels: each preference is taken to be flipped with probability epsilon.
 
-    L = -(1 - epsilon) * log sigmoid(z) - epsilon * log sigmoid(-z),   z = beta * (rho_w - rho_l)
+    L = -(1 - epsilon) * log sigmoid(z) - epsilon * log sigmoid(-z),   z = beta * (rho_w - rho_l)     (Eq. 3)
 
     Value at policy = reference: log 2.
 

@@ -24,7 +24,8 @@ class LDDPO:
 
     Value at policy = reference: log 2.
 
-    Differences: none from the paper or TRL (`ld_alpha`).
+    Differences: none from the paper or TRL (`ld_alpha`). LLaMA-Factory's `ld_alpha` weighs the policy's tokens
+    alone, not the reference's, so that its loss is not log 2 where they are equal.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06411"
