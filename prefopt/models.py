@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ModelConfig:
     """Which model. The defaults of the Hydra group `model`."""
 
-    path: str = "world"  # a folder, a hub id, `world`, or `package:NAME`
+    path: str  # a folder, a hub id, `world`, or `package:NAME`
     revision: str | None = None  # of a hub id
     reference: str | None = None  # another model as reference; None: the model as it starts
     dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true

@@ -48,8 +48,8 @@ class RunConfig:
     loss: Loss
     loss_name: str
     output_dir: Path
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig
+    data: DataConfig
     batch: BatchConfig = field(default_factory=BatchConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -18,18 +18,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt import registry
 from prefopt.data.config import DataConfig
-from prefopt.errors import UserError
+from prefopt.errors import PrefoptError, UserError
 from prefopt.models import ModelConfig
 from prefopt.run import EvaluationConfig, RunConfig, TrackingConfig
 from prefopt.trainer.arguments import schema as trainer_schema
 from prefopt.trainer.batches import BatchConfig
 
 CONF = "pkg://prefopt.conf"
+OBJECTS = ("loss", "model", "data", "batch", "tracking", "evaluation")
+KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume")
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
@@ -81,12 +84,20 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, [program, *argv]
+    failed: list[Exception] = []
 
     def job(config: DictConfig) -> Any:
-        return task(run_config(config))
+        try:
+            return task(run_config(config))
+        except (PrefoptError, OmegaConfBaseException) as error:
+            failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
 
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
+        if failed:
+            raise failed[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, argv) from error
     finally:
@@ -111,25 +122,28 @@ def compose(overrides: list[str]) -> RunConfig:
 
 def run_config(config: DictConfig) -> RunConfig:
     """Our types from Hydra's; every value is checked against its field here."""
+    for key in config:
+        if key not in KEYS:
+            raise UserError(f"there is no option {key!r}{registry.nearest(str(key), list(KEYS))}")
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
+        raise UserError(f"seed={config.seed} must be a whole number, at least 0")
     cls = OmegaConf.get_type(config.loss)
     name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
     if name is None:
         raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
     try:
-        groups = {
-            g: OmegaConf.to_object(config[g]) for g in ("loss", "model", "data", "batch", "tracking", "evaluation")
-        }
+        groups = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value: give {error.full_key}=...") from error
+    except OmegaConfBaseException:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, OmegaConfBaseException):
-            raise
         raise UserError(f"loss={name}: {error}") from error
-    mode_multirun = (
-        HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
-    )
-    output_dir = HydraConfig.get().runtime.output_dir if mode_multirun else config.output_dir
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
     return RunConfig(
         loss_name=name,
-        output_dir=Path(output_dir),
+        output_dir=Path(hydra_config.runtime.output_dir if in_sweep else config.output_dir),
         trainer=_given(config.trainer),
         reference_folder=config.reference_folder,
         resume=str(config.resume),
