@@ -1,0 +1,54 @@
+"""Two processes do what one does: losses, weights, held-out figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.trainer import together
+
+ROOT = Path(__file__).resolve().parents[2]
+# plain; coupled with mismatched completions; coupled; coupled with state; per token with statistics of the vocabulary;
+# a reference that moves; only one side of a pair; fewer records than processes
+RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "tr_dpo", "sft", "dpo@1", "kto@1")
+
+
+def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """torchrun of a module of the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
+               "--master-addr=127.0.0.1", f"--master-port={port}", "-m", *arguments]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs on two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = launch(2, "tests.trainer.together", str(folder), *RUNS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_do_what_one_does(run: str, two: Path, tmp_path: Path) -> None:
+    report, kept = together.train(run, tmp_path)
+    other = json.loads((two / f"{run}.json").read_text())
+    assert (other["processes"], other["wrapper"]) == (2, "DistributedDataParallel")
+    if "@1" in run:
+        assert other["fillers"] > 0
+    assert other["losses"] == pytest.approx(report["losses"], rel=1e-6)
+    for part in ("last", "before", "after"):
+        assert other[part] == pytest.approx(report[part], rel=1e-6, abs=1e-6), part
+    weights = load_file(two / f"{run}.safetensors")
+    assert together.tiny.apart(weights, kept.weights) < 1e-6

@@ -1,0 +1,82 @@
+"""Figures arrive where they are sent: read back from wandb's offline run folder and from tensorboard's event file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.plugin import Data
+from prefopt.registry import load
+from tests.trainer import tiny
+
+DATA = tiny.records(Data.PAIRS, 32)
+WANTED = ("rewards/chosen", "rewards/accuracies", "logps/rejected", "logps_mean/chosen", "loss", "grad_norm")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),  # of the trackers themselves
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
+]
+
+
+def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
+    """The history of the one offline run in a folder: protobuf messages in the log format of LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    raw, at, message, rows = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(raw):
+        if (left := 32768 - at % 32768) < 7:  # a header is never cut: the rest of the block is empty
+            at += left
+            continue
+        length, last = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6] in (1, 4)  # whole, or a last part
+        message += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if last:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            message = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    try:
+        kept = tiny.run(load("dpo"), DATA, tmp_path, eval=DATA, eval_strategy="steps", eval_steps=1,
+                        report_to=["wandb"], run_name="tiny")  # fmt: skip
+    finally:
+        wandb.finish()
+    rows = _wandb_rows(tmp_path)
+    train = [row for row in rows if "train/loss" in row]
+    assert [row["train/loss"] for row in train] == kept.losses
+    for row, log in zip(train, kept.logs, strict=True):
+        assert {name: row[f"train/{name}"] for name in WANTED} == {name: log[name] for name in WANTED}
+    held_out = [row for row in rows if "eval/loss" in row]
+    assert len(held_out) == 2
+    assert "eval/rewards/accuracies" in held_out[0]
+
+
+def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    kept = tiny.run(load("kto"), DATA, tmp_path, report_to=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for name in (*WANTED, "z0"):
+        found = {event.step: event.value for event in events.Scalars(f"train/{name}")}
+        assert found == pytest.approx({n: log[name] for n, log in enumerate(kept.logs, 1)}, rel=1e-6), name
+
+
+def test_nothing_is_reported_unless_asked(tmp_path: Path) -> None:
+    names = {type(c).__name__ for c in tiny.make(load("simpo"), DATA, tmp_path).callback_handler.callbacks}
+    assert not names & {"WandbCallback", "TensorBoardCallback", "PrinterCallback", "ProgressCallback"}
