@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prefopt.engine.attention import NAME, OPEN
+from prefopt.engine.fused import fuse, unfuse
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
 from prefopt.engine.layout import Layout, Row
 from prefopt.engine.matmul import restore, speed_up
@@ -50,11 +51,13 @@ def install(model: Any, layout: Layout) -> Any:
         state["_prefopt_forward"] = state.get("forward")  # what device hooks and the like have put there
         causal.forward = types.MethodType(_forward, causal)
     speed_up(model)
+    fuse(model)
     return model
 
 
 def uninstall(model: Any) -> Any:
     """Undo `install`."""
+    unfuse(model)
     restore(model)
     causal = unwrap(model)
     state = vars(causal)

@@ -21,22 +21,19 @@ from prefopt.engine.matmul import sped_up, times_transposed
 
 
 class _GatedMLP(torch.autograd.Function):
-    """`down(silu(gate(x)) * up(x))` on (..., H), weights without bias: gate, up (I, H), down (H, I)."""
+    """`down(silu(gate(x)) * up(x))` on rows (N, H), weights without bias: gate, up (I, H), down (H, I)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         g, u = times_transposed(rows, gate), times_transposed(rows, up)
         ctx.save_for_backward(rows, g, u, gate, up, down)
-        ctx.shape = x.shape
-        return times_transposed(F.silu(g).mul_(u), down).view(*x.shape[:-1], down.shape[0])
+        return times_transposed(F.silu(g).mul_(u), down)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, g, u, gate, up, down = ctx.saved_tensors
         want_x, want_gate, want_up, want_down = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])
         d_inner = times_transposed(grad, down.t())
         activated = F.silu(g)
         d_u = d_inner * activated
@@ -44,7 +41,7 @@ class _GatedMLP(torch.autograd.Function):
         d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
         d_x = None
         if want_x:
-            d_x = times_transposed(d_g, gate.t()).add_(times_transposed(d_u, up.t())).view(ctx.shape)
+            d_x = times_transposed(d_g, gate.t()).add_(times_transposed(d_u, up.t()))
         d_gate = times_transposed(d_g.t(), rows.t()) if want_gate else None
         d_up = times_transposed(d_u.t(), rows.t()) if want_up else None
         return d_x, d_gate, d_up, d_down
@@ -77,7 +74,9 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     layers = (self.gate_proj, self.up_proj, self.down_proj)
     if not _ours(x, *(layer.weight for layer in layers)) or any(_watched(layer) for layer in layers):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    return _GatedMLP.apply(x, *(layer.weight for layer in layers))  # type: ignore[no-any-return,no-untyped-call]
+    # Reshaped out here: what a Function returns may be changed in place only if it is no view (Llama 4 does).
+    out: Tensor = _GatedMLP.apply(x.reshape(-1, x.shape[-1]), *(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:

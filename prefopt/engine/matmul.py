@@ -68,20 +68,17 @@ def _worth(a: Tensor, b: Tensor) -> bool:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        ctx.shape = x.shape
-        return times_transposed(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+        return times_transposed(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         want_x, want_weight, want_bias = ctx.needs_input_grad
         return (
-            times_transposed(grad, weight.t()).view(ctx.shape) if want_x else None,
+            times_transposed(grad, weight.t()) if want_x else None,
             times_transposed(grad.t(), rows.t()) if want_weight else None,
             grad.sum(0) if want_bias else None,
         )
@@ -95,7 +92,9 @@ def _forward(self: nn.Linear, x: Tensor) -> Tensor:
         and x.numel() * self.weight.shape[0] >= _SMALL
         and not torch.is_autocast_enabled("cpu")
     ):
-        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return,no-untyped-call]
+        # Reshaped out here: what a Function returns may be changed in place only if it is no view.
+        out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], out.shape[-1])
     return F.linear(x, self.weight, self.bias)
 
 

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from prefopt.engine import matmul
 from prefopt.engine.fused import fuse, fused, unfuse
 
 SIZES = {
@@ -130,6 +131,27 @@ def test_a_copy_runs_its_own_weights() -> None:
     for p in model.parameters():
         nn.init.zeros_(p)
     equal(run(twin), run(llama()))
+
+
+def test_outputs_may_be_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 4 adds to the output of an MLP in place."""
+    monkeypatch.setattr(matmul, "available", lambda: True)
+    monkeypatch.setattr(matmul, "_SMALL", 0)
+    model, x = llama(), torch.randn(2, 5, 32)
+    mlp, query = model.model.layers[0].mlp, model.model.layers[0].self_attn.q_proj
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        (mlp(x).add_(x).square().sum() + query(x).add_(1).square().sum()).backward()
+        return [mlp.gate_proj.weight.grad, query.weight.grad]
+
+    plain = gradients()
+    matmul.speed_up(model)
+    fuse(model)
+    assert fused(mlp)
+    assert matmul.sped_up(query)
+    for a, b in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_activation_checkpointing() -> None:
