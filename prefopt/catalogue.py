@@ -226,7 +226,7 @@ def _numbers(needs: Needs, margin: Tensor, desirable: bool) -> dict[str, Tensor]
             "num_tokens": one,
             "desirable": torch.full_like(one, int(desirable)).bool(),
         }
-    low = -float(margin.detach().abs().max()) / 2 if not needs.reference else 0.0  # log-probs are not above 0
+    low = 0.0 if needs.reference else -float(margin.detach().abs().max()) / 2 - 0.5  # log-probs stay below 0
     return {
         "chosen": low + margin / 2,
         "rejected": low - margin / 2,
