@@ -166,26 +166,34 @@ def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored
 
 
 def fed_tokens(record: TokenRecord, layout: Layout) -> int:
-    """Positions that a record takes in a forward."""
-    branches = sum(len(c) - 1 for c in record.completions)
-    copies = 1 if layout == "tree" else len(record.completions)
-    return copies * len(record.prompt) + branches
+    """Positions that a record takes in a forward of its own, filling included."""
+    if layout == "padded":
+        return len(record.completions) * _width(record)
+    return len(record.prompt) + sum(len(c) - 1 for c in record.completions)
+
+
+def _width(record: TokenRecord) -> int:
+    """Length of the longest of a record's padded rows."""
+    return len(record.prompt) + max(map(len, record.completions)) - 1
 
 
 def _chunks(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
-    """Records of similar length together, each chunk within the budget."""
+    """Records of similar length together, longest first, each chunk within the budget."""
     sizes = [fed_tokens(r, layout) for r in records]
+    keys = [_width(r) for r in records] if layout == "padded" else sizes
     chunks: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(records)), key=lambda i: (-sizes[i], i)):
+    for i in sorted(range(len(records)), key=lambda i: (-keys[i], i)):
         if sizes[i] > max_tokens:
             raise UserError(
                 f"record {records[i].id} has {sizes[i]} tokens, more than max_tokens={max_tokens}: raise max_tokens, "
                 "or drop long records with data.max_length"
             )
-        if not chunks or sizes[i] > room:
+        # every padded row of a chunk is as wide as the chunk's first
+        taken = sizes[i] if layout == "tree" or not chunks else len(records[i].completions) * keys[chunks[-1][0]]
+        if not chunks or taken > room:
             chunks.append([])
-            room = max_tokens
+            room, taken = max_tokens, sizes[i]
         chunks[-1].append(i)
-        room -= sizes[i]
+        room -= taken
     return chunks

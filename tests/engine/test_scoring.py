@@ -174,6 +174,23 @@ def test_plain_use_of_the_model_still_works() -> None:
     assert "forward" not in vars(model)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_forward_is_larger_than_its_budget(layout: Layout) -> None:
+    """Nor would another record have fitted into any but the last of records that are all alike."""
+    model = FAMILIES["llama"](torch.float32)
+    fed: list[int] = []
+    model.model.register_forward_pre_hook(lambda _, __, kw: fed.append(kw["input_ids"].numel()), with_kwargs=True)
+    score(model, tiny.records([(2, (2,))]), layout=layout)  # the gates run first
+    fed.clear()
+    mixed = tiny.records([(3, (40, 2)), *[(4, (3, 2, 1))] * 20, (25, (1,)), (30, (30, 30))])
+    score(model, mixed, layout=layout, max_tokens=130)
+    assert max(fed) <= 130
+    fed.clear()
+    score(model, tiny.records([(4, (5, 3))] * 10), layout=layout, max_tokens=33)
+    # a tree of 4 + 4 + 2 tokens, three to a forward; two rows of 8, two pairs to a forward
+    assert fed == ([30, 30, 30, 10] if layout == "tree" else [32] * 5)
+
+
 def test_a_deep_copy_runs_its_own_weights() -> None:
     model = install(FAMILIES["llama"](torch.float32), "tree")
     twin = copy.deepcopy(model)
