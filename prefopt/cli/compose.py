@@ -123,7 +123,7 @@ def compose(overrides: list[str]) -> RunConfig:
 def run_config(config: DictConfig) -> RunConfig:
     """Our types from Hydra's; every value is checked against its field here."""
     for key in config:
-        if key not in KEYS:
+        if key not in KEYS and key != "hydra":
             raise UserError(f"there is no option {key!r}{registry.nearest(str(key), list(KEYS))}")
     if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
         raise UserError(f"seed={config.seed} must be a whole number, at least 0")

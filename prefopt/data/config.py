@@ -13,6 +13,7 @@ CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
     "ties": ("drop", "keep", "split"),
+    "system": ("keep", "merge", "drop"),
 }
 
 
@@ -55,6 +56,7 @@ class DataConfig:
     desirable_above: float | None = None  # the score above which a completion of a list counts as desirable
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
+    system: str = "keep"  # keep | merge (into the first user turn, for templates without system turns) | drop
     max_length: int = 1024  # tokens of the prompt plus the longest completion
     truncation: str = "drop"  # drop the record | keep_end | keep_start of the prompt; completions are never cut
 

@@ -18,6 +18,9 @@ from prefopt.data.views import to_view
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 
+FEW_RECORDS = 1000
+RARE_LABEL = 0.2  # share of a label below which its weight matters
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -28,6 +31,7 @@ class Prepared:
         rejections: every row and record that is not in them, with its reason.
         counts: `rows`, `records`, `train`, `eval`, `truncated_prompts`, `rejected/REASON` for each reason.
         schema: the schema that was read.
+        warnings: what a person should know before training; the doctor says more.
     """
 
     train: TokenTable
@@ -35,21 +39,24 @@ class Prepared:
     rejections: list[Rejection]
     counts: dict[str, int]
     schema: str
+    warnings: list[str]
 
 
-def prepare(config: DataConfig, tokenizer: Any, data: Data) -> Prepared:
-    """Token records for a loss on `data`.
+def prepare(
+    config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None
+) -> Prepared:
+    """Token records for a loss on `data`; one with a `control_text` is given single completions, each behind its text.
 
     Raises:
         UserError: whatever `read`, `to_view` and `tokenize` refuse, and a set of which nothing is left.
     """
     found = read(config)
-    result, log, counts = _tokens(found, tokenizer, config, data)
+    result, log, counts = _tokens(found, tokenizer, config, data, control_text)
     train, held_out = result.records, None
     if config.eval_path or config.eval_split:
         where = {"path": config.eval_path} if config.eval_path else {"split": config.eval_split}
         other = dataclasses.replace(config, **where, mixture=[], eval_path=None, eval_split=None, max_records=None)
-        other_result, other_log, other_counts = _tokens(read(other), tokenizer, other, data)
+        other_result, other_log, other_counts = _tokens(read(other), tokenizer, other, data, control_text)
         held_out = other_result.records
         log += other_log
         counts |= {f"eval_{name}": count for name, count in other_counts.items()}
@@ -63,7 +70,32 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data) -> Prepared:
     counts |= {"train": len(train), "eval": len(held_out) if held_out is not None else 0}
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
-    return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema)
+    warnings = _warnings(train, len(log), data)
+    return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema, warnings=warnings)
+
+
+def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
+    """The cheap part of the doctor.
+
+    Raises:
+        UserError: labels that are all the same, where the loss compares them.
+    """
+    found = []
+    if len(train) < FEW_RECORDS:
+        found.append(f"{len(train)} records: results from fewer than {FEW_RECORDS:,} are mostly noise")
+    if rejected > len(train):
+        found.append(f"more rows were rejected ({rejected}) than kept ({len(train)}): `prefopt data check` says why")
+    if data is Data.UNPAIRED and train.kind is Data.UNPAIRED:
+        good = train.desirable_share()
+        if good in (0.0, 1.0):
+            which = "desirable" if good else "undesirable"
+            raise UserError(
+                f"every completion is labelled {which}: a loss on labels needs both (for good ones, loss=sft)"
+            )
+        if not RARE_LABEL <= good <= 1 - RARE_LABEL:
+            found.append(f"{good:.1%} of the completions are desirable: weigh the rarer label up, "
+                         "`prefopt data check` prints the weights")  # fmt: skip
+    return found
 
 
 def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
@@ -89,13 +121,14 @@ def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[n
 
 
 def _tokens(
-    found: ReadResult, tokenizer: Any, config: DataConfig, data: Data
+    found: ReadResult, tokenizer: Any, config: DataConfig, data: Data, control_text: tuple[str, str] | None
 ) -> tuple[TokenResult, list[Rejection], dict[str, int]]:
     view = to_view(found.records, data, pairs_from=config.pairs_from, ties=config.ties,
-                   desirable_above=config.desirable_above, cache_dir=config.cache_dir)  # fmt: skip
+                   desirable_above=config.desirable_above, split_pairs=control_text is not None,
+                   cache_dir=config.cache_dir)  # fmt: skip
     if not view.records:
         raise UserError(f"no record is left as {data.value} ({_summary(view.counts)})")
-    result = tokenize(view.records, tokenizer, config)
+    result = tokenize(view.records, tokenizer, config, control_text=control_text)
     counts = dict(found.counts)
     for more in (view.counts, result.counts):
         for name, count in more.items():

@@ -108,6 +108,10 @@ class TokenTable(Sequence[TokenRecord]):
         """(N,) equal for records with the same prompt text."""
         return _numpy(self._column("prompt_key"))
 
+    def desirable_share(self) -> float:
+        """The share of desirable completions (UNPAIRED records)."""
+        return float(pc.mean(self._column("desirable").cast(pa.float64())).as_py())
+
     def select(self, positions: NDArray[np.int64]) -> TokenTable:
         """The records at these positions."""
         return TokenTable(self.table, self.rows[positions])

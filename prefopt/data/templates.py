@@ -53,8 +53,12 @@ class Plain:
 
     source: str | None = None
 
+    def __init__(self, system: str = "keep") -> None:
+        self.system = system
+
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
         """The texts of a record."""
+        prompt = with_system(prompt, self.system)
         if isinstance(prompt, str):
             return Rendered(
                 prompt,
@@ -70,8 +74,8 @@ class Plain:
 class Chat:
     """A chat template of the form that transformers uses, run in its sandbox."""
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
-        self.tokenizer, self.source = tokenizer, source
+    def __init__(self, tokenizer: Any, source: str, system: str = "keep") -> None:
+        self.tokenizer, self.source, self.system = tokenizer, source, system
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._closing: str | None = None
@@ -79,7 +83,7 @@ class Chat:
 
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
         """The texts of a record; RowError where the template refuses it."""
-        asked = _turns(prompt, "user")
+        asked = _turns(with_system(prompt, self.system), "user")
         head = self._text(asked, answer_next=True)
         full = [self._full(asked, head, said) for said in completions]
         return Rendered(head, full, [isinstance(said, str) for said in completions])
@@ -123,14 +127,25 @@ class Chat:
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise RowError("template_error", f"the chat template refuses this dialogue: {error}") from error
+            remedy = "; data.system=merge or drop takes system turns away" if turns[0]["role"] == "system" else ""
+            raise RowError("template_error", f"the chat template refuses this dialogue: {error}{remedy}") from error
         return text
 
 
-def renderer(tokenizer: Any, template: str) -> Plain | Chat:
+def renderer(tokenizer: Any, template: str, system: str = "keep") -> Plain | Chat:
     """What turns records into text for this tokenizer."""
     source = template_source(template, tokenizer)
-    return Plain() if source is None else Chat(tokenizer, source)
+    return Plain(system) if source is None else Chat(tokenizer, source, system)
+
+
+def with_system(prompt: Text, policy: str) -> Text:
+    """The prompt with its system turn kept, merged into the first user turn, or dropped."""
+    if policy == "keep" or isinstance(prompt, str) or prompt[0]["role"] != "system" or len(prompt) == 1:
+        return prompt
+    system, following, *rest = prompt
+    if policy == "merge" and following["role"] == "user":
+        following = {**following, "content": f"{system['content']}\n\n{following['content']}"}
+    return (following, *rest)
 
 
 def _turns(text: Text, role: str) -> list[Message]:

@@ -39,13 +39,21 @@ class TokenResult:
     counts: dict[str, int]
 
 
-def tokenize(records: Sequence[Record], tokenizer: Any, config: DataConfig) -> TokenResult:
+def tokenize(
+    records: Sequence[Record], tokenizer: Any, config: DataConfig, *, control_text: tuple[str, str] | None = None
+) -> TokenResult:
     """The records in tokens of `tokenizer` (a transformers tokenizer).
+
+    Args:
+        records: of any kind.
+        tokenizer: of the model.
+        config: template, length limit, truncation.
+        control_text: (good, bad) texts, of which one closes the prompt of each UNPAIRED record, by its label.
 
     Raises:
         UserError: a tokenizer without an end token, or an unknown template.
     """
-    encoder = Encoder(tokenizer, config)
+    encoder = Encoder(tokenizer, config, control_text)
     if isinstance(records, RecordTable) and records.folder:
         table = _on_disk(records, records.folder, encoder, config)
     else:
@@ -57,15 +65,20 @@ def tokenize(records: Sequence[Record], tokenizer: Any, config: DataConfig) -> T
 class Encoder:
     """Records to rows of `prefopt.data.table.SCHEMA`."""
 
-    def __init__(self, tokenizer: Any, config: DataConfig) -> None:
+    def __init__(self, tokenizer: Any, config: DataConfig, control_text: tuple[str, str] | None = None) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token (eos_token): a completion could never end; set one")
         self.tokenizer = tokenizer
-        self.render: Plain | Chat = renderer(tokenizer, config.template)
+        self.render: Plain | Chat = renderer(tokenizer, config.template, config.system)
         self.max_length, self.truncation = config.max_length, config.truncation
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self.longest_token = max(map(len, tokenizer.get_vocab()))
+        self.control: dict[bool | None, list[int]] = {}  # label -> what closes the prompt
+        if control_text is not None:
+            good, bad = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in control_text)
+            self.control = {True: good, False: bad}
+            self.max_length -= max(len(good), len(bad))
 
     def rows(self, records: Iterable[Record]) -> list[dict[str, Any]]:
         """A row for each record, with a reason where it is rejected."""
@@ -79,7 +92,8 @@ class Encoder:
         backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
         return digest(
             json.loads(backend) if self.tokenizer.is_fast else backend,
-            self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.max_length, self.truncation,
+            self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.render.system,
+            self.max_length, self.truncation, sorted(self.control.items()),
             tokenizers.__version__, transformers.__version__,
         )  # fmt: skip
 
@@ -99,7 +113,8 @@ class Encoder:
             "detail": None,
         }
         try:
-            row["prompt"], row["completions"], row["truncated"] = self._fit(record)
+            prompt, row["completions"], row["truncated"] = self._fit(record)
+            row["prompt"] = prompt + self.control.get(record.desirable, [])
         except RowError as error:
             row |= {"reason": error.reason, "detail": error.detail}
         return row

@@ -30,12 +30,14 @@ def to_view(
     pairs_from: str | None = None,
     ties: str = "drop",
     desirable_above: float | None = None,
+    split_pairs: bool = False,
     cache_dir: str | None = None,
 ) -> ViewResult:
     """The records as `data`.
 
     Pairs stay pairs for unpaired and demonstration losses, so that every method is fed the same records in the same
     order: the trainer splits a pair into its two completions, or takes its chosen one, when it calls the loss.
+    `split_pairs` makes two unpaired records of a pair, for losses whose sides stand behind different prompts.
 
     Raises:
         UserError: the data cannot be brought into this shape; the message names the remedy.
@@ -48,11 +50,12 @@ def to_view(
     kind = kinds.pop()
     convert = _converter(kind, data, pairs_from, desirable_above)
     split_ties = _tie_rule(ties) if kind is Data.PAIRS or convert in PAIRINGS.values() else None
-    if convert is None and not (split_ties and _has_ties(records)):
+    split = _two_labelled if split_pairs and kind is Data.PAIRS and data is Data.UNPAIRED else None
+    if convert is None and split is None and not (split_ties and _has_ties(records)):
         return ViewResult(records=records, rejections=[], counts={"records": len(records)})
 
     def made(log: Log) -> Iterator[Record]:
-        steps = [step for step in (convert, split_ties) if step is not None]
+        steps = [step for step in (convert, split_ties, split) if step is not None]
         for record in records:
             yield from _apply(steps, record, log)
 
@@ -171,6 +174,12 @@ def _best(record: Record, threshold: float | None) -> Iterator[Record]:
         raise RowError("none_desirable", f"no completion scores above data.desirable_above={threshold}")
     single = make.demonstration(record.prompt, record.completions[best], weight=record.weight)
     yield dataclasses.replace(single, id=f"{record.id}:{best}")
+
+
+def _two_labelled(record: Record) -> Iterator[Record]:
+    for side, completion in zip(("chosen", "rejected"), record.completions, strict=True):
+        single = make.unpaired(record.prompt, completion, side == "chosen", weight=record.weight)
+        yield dataclasses.replace(single, id=f"{record.id}:{side}")
 
 
 def _two_list(record: Record) -> Iterator[Record]:

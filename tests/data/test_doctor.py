@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.cli import main
 from prefopt.data import DataConfig
@@ -231,3 +233,20 @@ def test_show_of_every_file(shared_data: Path, name: str, capsys: pytest.Capture
 
 def test_every_finding_is_explained() -> None:
     assert all(meaning.says and meaning.advice for meaning in MEANINGS.values())
+
+
+def test_the_base_model_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tokenizer(NAMED.joinpath("chatml.jinja").read_text(), eos="<|im_end|>")
+    made.save_pretrained(tmp_path / "model")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(made), num_key_value_heads=2, **sizes))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every token has probability 1 / vocabulary: the shorter side is likelier
+    model.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"Q{i}?", "chosen": "a" * (1 + i), "rejected": "b" * 9} for i in range(12)]
+    path = str(write(tmp_path / "a.jsonl", rows))
+    assert main(["data", "check", path, "--json", "--model", str(tmp_path / "model")]) == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    lengths = [(len(made(row["chosen"])["input_ids"]), len(made(row["rejected"])["input_ids"])) for row in rows]
+    assert found["base_prefers_chosen"]["figure"] == pytest.approx(sum(a < b for a, b in lengths) / 12, abs=1e-4)
+    assert found["end_of_turn"]["figure"] == pytest.approx(1 / len(made), abs=1e-4)

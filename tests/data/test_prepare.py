@@ -231,6 +231,29 @@ def test_eval_file_and_what_leaks_into_it(tmp_path: Path) -> None:
     assert all(r.id for r in leaks)
 
 
+def labelled(path: Path, good: int, bad: int) -> str:
+    rows = [{"prompt": f"Question {i}?", "completion": f"a{i}", "label": i < good} for i in range(good + bad)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_labels_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "a.jsonl", 5, 0)
+    with pytest.raises(UserError, match="every completion is labelled desirable"):
+        prepare(DataConfig(path=path), tokenizer(), Data.UNPAIRED)
+    assert len(prepare(DataConfig(path=path), tokenizer(), Data.DEMONSTRATIONS).train) == 5
+
+
+def test_warnings(tmp_path: Path) -> None:
+    ready = prepare(DataConfig(path=labelled(tmp_path / "a.jsonl", 1, 9)), tokenizer(), Data.UNPAIRED)
+    assert [warning.split(":")[0] for warning in ready.warnings] == [
+        "10 records",
+        "10.0% of the completions are desirable",
+    ]
+    enough = prepare(DataConfig(path=write(tmp_path / "b.jsonl", 1000)), tokenizer(), Data.PAIRS)
+    assert enough.warnings == []
+
+
 def test_nothing_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too_long 3"):
         prepare(DataConfig(path=write(tmp_path / "a.jsonl", 3), max_length=4), tokenizer(), Data.PAIRS)

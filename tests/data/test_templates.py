@@ -162,7 +162,17 @@ def test_a_template_that_refuses_is_a_counted_rejection() -> None:
     result = tokenize([record], family_tokenizer("gemma"), DataConfig(path="x"))
     assert [(r.id, r.reason) for r in result.rejections] == [("x", "template_error")]
     assert "no system turn" in result.rejections[0].detail
+    assert "data.system=merge" in result.rejections[0].detail
     assert result.counts["rejected/template_error"] == 1
+
+
+@pytest.mark.parametrize(("policy", "asked"), [("merge", "Be brief.\n\nHi"), ("drop", "Hi")])
+def test_system_turns_for_templates_without_them(policy: str, asked: str) -> None:
+    prompt = (Message(role="system", content="Be brief."), Message(role="user", content="Hi"))
+    record = Record(id="x", kind=Data.PAIRS, prompt=prompt, completions=("a", "b"))
+    made = family_tokenizer("gemma")
+    (row,) = tokenize([record], made, DataConfig(path="x", system=policy)).records
+    assert made.decode(row.prompt) == f"<bos><start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n"
 
 
 def test_an_end_token_in_the_text_is_a_counted_rejection() -> None:
