@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
         UserError: something given cannot be used.
         TrainingError: the run is wrong, and was stopped.
     """
+    import datasets
     from transformers.utils import logging as transformers_logging
 
     from prefopt.models import load_model, load_tokenizer
@@ -93,6 +95,8 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     start = time.perf_counter()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     out = config.output_dir
     checkpoint = _checkpoint(config)
     tokenizer = load_tokenizer(config.model)
@@ -101,6 +105,8 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     _write_facts(config, prepared)
     say(_counts_line(prepared))
+    for warning in prepared.warnings:
+        say(f"warning: {warning}")
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
     before_texts = _texts(config, model, tokenizer, prepared.eval)
@@ -161,7 +167,9 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
         files = worlds.resolve()
         held_out = data.eval_path or data.eval_records or data.eval_fraction
         data = dataclasses.replace(data, path=str(files.train), eval_path=data.eval_path if held_out else str(files.validation))
-    return prepare(data, tokenizer, config.loss.needs.data)
+    needs = config.loss.needs
+    control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
+    return prepare(data, tokenizer, needs.data, control_text=control_text)
 
 
 def _checkpoint(config: RunConfig) -> Path | None:
