@@ -92,7 +92,7 @@ def _group(
     size, longest = part.index.shape
 
     def spread(x: Tensor) -> Tensor:
-        rows = _Rows.apply(x[0].transpose(0, 1), part.spread, part.kept)  # type: ignore[no-untyped-call]
+        rows: Tensor = _Rows.apply(x[0].transpose(0, 1), part.spread, part.kept)  # type: ignore[no-untyped-call]
         return rows.view(size, longest, *rows.shape[1:]).transpose(1, 2)
 
     out = _attend(spread(q), spread(k), spread(v), mask, dropout, scaling, cap).transpose(1, 2)

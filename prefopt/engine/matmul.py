@@ -32,7 +32,7 @@ def available() -> bool:
     """Whether products go to oneDNN here: an x86 processor that is not Intel's, AVX-512 or AVX2, a build with both."""
     if os.environ.get(SWITCH) == "torch" or platform.machine() not in ("x86_64", "AMD64"):
         return False
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
