@@ -48,7 +48,7 @@ class Needs:
         coupled: an example's value depends on the other examples; the engine hands over the whole global batch.
         state: carries running state from one global batch to the next.
         moving_reference: the reference follows the policy (`reference_update` says how).
-        control_text: trains behind a control text that tells good from bad (`control_text` says which).
+        control_text: trains behind a text that tells good from bad; the loss's `control_text` is (good, bad).
     """
 
     data: Data

@@ -31,6 +31,11 @@ class CSFT:
     def __post_init__(self) -> None:
         require(self, good=bool(self.good), bad=bool(self.bad) and self.bad != self.good)
 
+    @property
+    def control_text(self) -> tuple[str, str]:
+        """(good, bad): what closes the prompt of a desirable and of an undesirable completion."""
+        return self.good, self.bad
+
     def __call__(self, logps: UnpairedLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.completion.mean)
 
