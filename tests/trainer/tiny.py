@@ -20,11 +20,11 @@ VOCAB = 61
 CORE = ("sft", "dpo", "ipo", "ipo_sum", "kto", "orpo", "simpo")
 
 
-def model(seed: int = 0, dtype: torch.dtype = torch.float64, **settings: Any) -> LlamaForCausalLM:
+def model(seed: int = 0, dtype: torch.dtype = torch.float64, vocab: int = VOCAB, **settings: Any) -> LlamaForCausalLM:
     """In float64; its norms compute in float32, so log-probs are good to about 1e-7."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
