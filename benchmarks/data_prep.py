@@ -1,12 +1,14 @@
 """How long it takes to prepare preference data, and in how much memory: 10k, 100k, 1M synthetic pairs.
 
-    python benchmarks/data_prep.py --rows 10000 100000 1000000
+    python benchmarks/data_prep.py --save                    # 10k, 100k, 1M pairs
+    python benchmarks/data_prep.py --rows 10000 --json
 
 Every figure is of a process of its own. `first` reads, tokenizes and writes the cache; `second` is the next start on
-the same file. `anonymous` is the memory that is the process's own (the mapped cache files are not: the system takes
-their pages back when it needs them), at its peak, without the worker processes; `worker` is the largest worker's
-whole resident memory. The texts are words drawn at random, in lengths like those of hh-rlhf: prompts of about 125
-tokens, answers of about 40 and 50.
+the same file; both without the imports. `cpu` is the processor time of the process and its workers: what the wall time
+would be on one free core. `own` is the memory that is the process's own (the mapped cache files are not: the system
+takes their pages back when it needs them), at its peak; `idle` is what it has after the imports; `worker` is the
+whole resident memory of the largest worker process, mapped files included. The texts are words drawn at random, in
+lengths like those of real pairs.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 WORDS = 20_000  # different words
@@ -92,19 +95,19 @@ def child(path: Path, folder: Path) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
+    start, before = time.perf_counter(), sum(os.times()[:4])
     config = DataConfig(path=str(path), eval_records=1000, cache_dir=str(folder / f"cache-{path.stem}"))
     ready = prepare(config, tokenizer, Data.PAIRS)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - before
     done.set()
     watcher.join()
     prompts, (completions, _) = ready.train.prompt_lengths(), ready.train.completion_lengths()
     return {
-        "records": len(ready.train),
-        "tokens_per_record": float(round((prompts.sum() + completions.sum()) / len(ready.train), 1)),
+        "tokens": float(round((prompts.sum() + completions.sum()) / len(ready.train), 1)),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
         "idle_mib": round(idle),
-        "anonymous_mib": round(peak[0]),
+        "own_mib": round(peak[0]),
         "worker_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
 
@@ -129,31 +132,28 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder / f"cache-{path.stem}")
     size = path.stat().st_size
     path.unlink()
-    return {"rows": rows, "file_mib": round(size / 2**20), "cache_mib": round(cache / 2**20), **found}
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        "| pairs | file | first start | second | own memory, first (idle) | own memory, second | largest worker |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        first, second = row["first"], row["second"]
-        lines.append(
-            f"| {row['rows']:,} | {row['file_mib']} MiB | {first['seconds']} s | {second['seconds']} s "
-            f"| {first['anonymous_mib']} MiB ({first['idle_mib']}) | {second['anonymous_mib']} MiB "
-            f"| {first['worker_mib']} MiB |"
-        )
-    return "\n".join(lines)
+    first, second = found["first"], found["second"]
+    return {
+        "rows": rows,
+        "tokens": first["tokens"],
+        "file_mib": round(size / 2**20),
+        "cache_mib": round(cache / 2**20),
+        "first_s": first["seconds"],
+        "first_cpu_s": first["cpu_seconds"],
+        "second_s": second["seconds"],
+        "idle_mib": first["idle_mib"],
+        "own_mib": first["own_mib"],
+        "second_own_mib": second["own_mib"],
+        "worker_mib": first["worker_mib"],
+    }
 
 
 def main() -> None:
     """Measure, print the table, and keep the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--json", action="store_true", help="print the results instead of the table")
+    parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -162,16 +162,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(count, Path(folder)) for count in args.rows]
-    machine = {
+    result = {
+        "rows": rows,
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[2], 2),
     }
-    results = {"rows": rows, "machine": machine}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1) if args.json else table(results))
+    if args.save:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if args.json else tables.data_prep(result))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,30 @@ def growth(result: Any) -> str:
     return "\n\n".join(tables)
 
 
-SECTIONS: dict[str, Callable[[Any], str]] = {"planner": planner, "throughput": throughput, "growth": growth}
+def data_prep(result: Any) -> str:
+    columns = {
+        "rows": ("pairs", "{:,}"),
+        "tokens": ("tokens a pair", "{:.0f}"),
+        "file_mib": ("file, MiB", "{:,}"),
+        "cache_mib": ("cache, MiB", "{:,}"),
+        "first_s": ("first start, s", "{:.1f}"),
+        "first_cpu_s": ("its processor time, s", "{:.1f}"),
+        "second_s": ("second start, s", "{:.2f}"),
+        "idle_mib": ("own memory idle, MiB", "{:,}"),
+        "own_mib": ("first start", "{:,}"),
+        "second_own_mib": ("second start", "{:,}"),
+        "worker_mib": ("largest worker, MiB", "{:,}"),
+    }
+    facts = f"{result['cores']} cores, on average {result['load']} processes wanting them while it ran."
+    return f"{facts}\n\n{markdown(columns, result['rows'])}"
+
+
+SECTIONS: dict[str, Callable[[Any], str]] = {
+    "planner": planner,
+    "throughput": throughput,
+    "growth": growth,
+    "data_prep": data_prep,
+}
 
 
 def rewritten(text: str) -> str:
