@@ -72,11 +72,13 @@ def uninstall(model: Any) -> Any:
 
 
 def unwrap(model: Any) -> Any:
-    """The causal language model inside DDP, FSDP and PEFT wrappers."""
+    """The causal language model inside DDP, FSDP, DeepSpeed and PEFT wrappers."""
     while True:
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
-        elif type(model).__module__.startswith("torch.nn.parallel") or hasattr(model, "_fsdp_wrapped_module"):
+        elif type(model).__module__.startswith(("torch.nn.parallel", "deepspeed.")) or hasattr(
+            model, "_fsdp_wrapped_module"
+        ):
             model = model.module
         else:
             return model

@@ -7,7 +7,9 @@ model does to the output of its projection must be known, and padded sequences m
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +88,7 @@ def _judge(model: Any, causal: Any) -> Verdict:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _full_precision(next(model.parameters()).device.type):
             install(model, "padded")  # refuses what is no causal language model
             uninstall(model)
             probes = _probes(causal.config.get_text_config())
@@ -111,6 +113,29 @@ def _judge(model: Any, causal: Any) -> Verdict:
         return Verdict("padded", f"{name}: {reason}")
     install(model, "tree")
     return Verdict("tree", f"{name}: passed the leak test and the numeric check")
+
+
+@contextlib.contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """No autocast and no TF32: what is judged is the layout, not the rounding."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def rounding(model: Any) -> float:
+    """How far two correct computations of one token's log-prob may be apart as `model` runs now, in nats."""
+    weight = next(model.parameters())
+    found = [TOLERANCE.get(weight.dtype, 1.0)]
+    if torch.get_float32_matmul_precision() != "highest":
+        found.append(0.1)
+    if torch.is_autocast_enabled(weight.device.type):
+        found.append(TOLERANCE.get(torch.get_autocast_dtype(weight.device.type), 1.0))
+    return max(found)
 
 
 def _check_logit_transform(model: Any, causal: Any, tree: Tree) -> None:

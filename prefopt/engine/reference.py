@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.forward import unwrap
-from prefopt.engine.gates import TOLERANCE
+from prefopt.engine.gates import rounding
 from prefopt.engine.scoring import Scored, score
 from prefopt.engine.store import Array, Entry, Key, ReferenceStore, entry_key
 from prefopt.errors import UserError
@@ -246,9 +246,7 @@ def _verify(
 ) -> None:
     """Compute a few entries again that are about to be reused."""
     have = [(i, c) for i, r in enumerate(keys) for c, k in enumerate(r) if store.get(k, entropy) is not None]
-    tolerance = TOLERANCE.get(next(model.parameters()).dtype, 1.0)
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
-        tolerance = max(tolerance, TOLERANCE[torch.bfloat16])
+    tolerance = rounding(model)
     for i, c in random.sample(have, min(VERIFIED, len(have))):
         entry = store.get(keys[i][c], entropy)
         assert entry is not None

@@ -216,6 +216,21 @@ def test_a_window_that_is_too_long_to_be_tried_must_be_told() -> None:
     assert "sliding window is 5000" in choose_layout(untold).reason
 
 
+def test_the_layout_is_judged_in_full_precision() -> None:
+    model = families.model("llama")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert choose_layout(model).layout == "tree"
+            assert gates.rounding(model) == gates.TOLERANCE[torch.bfloat16]
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert gates.rounding(model) == 0.1
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert gates.rounding(model) == gates.TOLERANCE[torch.float32]
+
+
 # ---- adapters
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")  # by peft

@@ -12,11 +12,12 @@ import torch
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import layout as layouts
 from prefopt.engine import score
-from prefopt.engine.forward import install, uninstall
+from prefopt.engine.forward import Ask, install, uninstall
+from prefopt.engine.head import Head, Reference
 from prefopt.engine.layout import Layout, Piece, Tree, lay_out
 from prefopt.engine.scoring import Branch, MicroBatch, Scored, fed_tokens
 from prefopt.errors import UserError
-from prefopt.plugin import Data
+from prefopt.plugin import Data, Vocab
 
 from . import tiny
 
@@ -143,6 +144,38 @@ def test_really_long_trees(family: str) -> None:
     narrow = score(FAMILIES[family](torch.float32), data, layout="tree")
     # 400 tokens of some 5 nats: a float32 holds their sum to 1.2e-4
     assert worst(narrow, truth) < 3e-4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_of_the_vocabulary_through_a_model(layout: Layout) -> None:
+    """Entropy, log of the sum of squares and KL(reference || policy) against full logits of two models, per token."""
+    policy, reference = FAMILIES["llama"](torch.float64), tiny.model("llama", seed=1, dtype=torch.float64)
+    data = tiny.records(SHAPES)
+
+    def full(model: Any, prompt: Any, completion: Any) -> torch.Tensor:
+        tokens = torch.from_numpy(np.concatenate((prompt, completion)).astype(np.int64))[None]
+        return model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+    branches = [Branch(r.prompt, c) for r in data for c in r.completions]
+    with torch.no_grad():
+        pairs = [(full(policy, b.prompt, b.completion), full(reference, b.prompt, b.completion)) for b in branches]
+        batch = MicroBatch.of(branches, layout)
+        hidden = install(reference, layout)(prefopt_row=batch.row, prefopt_ask=Ask(hidden_only=True))
+        ask = Ask(
+            frozenset({Vocab.LOG_SUM_SQ, Vocab.KL}), entropy=True, reference=Reference(hidden, Head.of(reference))
+        )
+        out = batch.forward(install(policy, layout), ask)
+    want = {
+        "entropy": torch.cat([-(p.exp() * p).sum(-1) for p, _ in pairs]),
+        "log_sum_sq": torch.cat([(2 * p).exp().sum(-1).log() for p, _ in pairs]),
+        "kl": torch.cat([(q.exp() * (q - p)).sum(-1) for p, q in pairs]),
+    }
+    for name, value in want.items():
+        torch.testing.assert_close(getattr(out.stats, name), value, rtol=0, atol=1e-10)
+    scored = score(policy, data, layout=layout, entropy=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
+    for name in ("entropy", "log_sum_sq"):
+        got = np.concatenate([part for s in scored for part in getattr(s, name)])
+        np.testing.assert_allclose(got, want[name].numpy(), atol=1e-6)
 
 
 def test_padded_values_and_offsets() -> None:
