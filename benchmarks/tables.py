@@ -139,11 +139,41 @@ def data_prep(result: Any) -> str:
     return f"{facts}\n\n{markdown(columns, result['rows'])}"
 
 
+def reference_store(result: Any) -> str:
+    disk, ahead = result["disk"], result["extrapolated"]
+    reading = {
+        "records": ("pairs", "{:,}"),
+        "completion_tokens": ("completion tokens", "{:,}"),
+        "mib": ("on disk, MiB", "{:.1f}"),
+        "bytes_per_token": ("bytes a token", "{:.2f}"),
+        "write_seconds": ("written, s", "{:.2f}"),
+        "open_seconds": ("opened and compared with digests, s", "{:.2f}"),
+        "read_seconds": ("all sums read, s", "{:.2f}"),
+    }
+    building = {
+        "model": ("model", "{}"),
+        "records": ("pairs", "{:,}"),
+        "tokens_fed": ("tokens fed", "{:,}"),
+        "first_cpu_seconds": ("first pass, processor s", "{:.2f}"),
+        "second_seconds": ("second pass, s", "{:.2f}"),
+        "tokens_per_cpu_second": ("tokens a processor second", "{:,.0f}"),
+    }
+    passes = [{"model": "the world's, 100k weights"} | result["world"], {"model": "SmolLM2-135M"} | result["smollm2"]]
+    words = (
+        f"A first pass over {ahead['records']:,} pairs, extrapolated: {ahead['world_model_seconds']:.0f} s under the "
+        f"world's model, {ahead['smollm2_hours_one_core']:.0f} hours of one core under SmolLM2 "
+        f"({ahead['tokens_fed'] / 1e6:.1f}M tokens)."
+    )
+    size = {"mib": disk["bytes"] / 2**20}
+    return f"{markdown(reading, [disk | size])}\n\n{markdown(building, passes)}\n\n{words}"
+
+
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
     "growth": growth,
     "data_prep": data_prep,
+    "reference_store": reference_store,
 }
 
 
