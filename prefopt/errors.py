@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PrefoptError(Exception):
     """Base of every error that prefopt raises on purpose; the message names the remedy."""
@@ -23,3 +26,9 @@ class ThresholdError(PrefoptError):
 
 class TrainingError(PrefoptError):
     """A run that had to stop: a loss that is not finite, or a first batch that is provably wrong."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest choice, or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, nearest
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import Loss, Needs
 
@@ -49,12 +48,6 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
         return cls(**hyperparameters)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise UserError(f"loss {name!r}: {error}") from error
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """`; did you mean 'x'?` for the closest choice, or nothing."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @cache

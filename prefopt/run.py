@@ -166,7 +166,9 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
 
         files = worlds.resolve()
         held_out = data.eval_path or data.eval_records or data.eval_fraction
-        data = dataclasses.replace(data, path=str(files.train), eval_path=data.eval_path if held_out else str(files.validation))
+        data = dataclasses.replace(
+            data, path=str(files.train), eval_path=data.eval_path if held_out else str(files.validation)
+        )
     needs = config.loss.needs
     control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
     return prepare(data, tokenizer, needs.data, control_text=control_text)

@@ -6,7 +6,7 @@ import os
 import sys
 from importlib import import_module
 
-from prefopt.errors import PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, nearest
 
 VERBS = {
     "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
@@ -30,8 +30,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in VERBS:
-            from prefopt.registry import nearest
-
             raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], list(VERBS))}; see `prefopt --help`")
         return int(import_module(f"prefopt.cli.{argv[0]}").main(argv[1:]))
     except PrefoptError as error:
@@ -49,4 +47,6 @@ def main(argv: list[str] | None = None) -> int:
 def _usage() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
-    return f"usage: prefopt VERB ...\n\n{verbs}\n\n`prefopt VERB --help` tells more. PREFOPT_TRACEBACK=1 shows tracebacks."
+    return (
+        f"usage: prefopt VERB ...\n\n{verbs}\n\n`prefopt VERB --help` tells more. PREFOPT_TRACEBACK=1 shows tracebacks."
+    )

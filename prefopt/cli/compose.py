@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -24,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt import registry
 from prefopt.data.config import DataConfig
-from prefopt.errors import PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, nearest
 from prefopt.models import ModelConfig
 from prefopt.run import EvaluationConfig, RunConfig, TrackingConfig
 from prefopt.trainer.arguments import schema as trainer_schema
@@ -124,7 +123,7 @@ def run_config(config: DictConfig) -> RunConfig:
     """Our types from Hydra's; every value is checked against its field here."""
     for key in config:
         if key not in KEYS and key != "hydra":
-            raise UserError(f"there is no option {key!r}{registry.nearest(str(key), list(KEYS))}")
+            raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
     if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
         raise UserError(f"seed={config.seed} must be a whole number, at least 0")
     cls = OmegaConf.get_type(config.loss)
@@ -165,20 +164,19 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
     if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
         group, wrong = match.groups()
         valid = _choices(group)
-        return UserError(f"unknown {group} {wrong!r}{registry.nearest(wrong, valid)}; choose from: {', '.join(valid)}")
+        return UserError(f"unknown {group} {wrong!r}{nearest(wrong, valid)}; choose from: {', '.join(valid)}")
     for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
             if (
                 "is not in struct" in whole
                 or "not in '" in whole
-                or ("Could not override" in text
-                and "convert" not in whole)
+                or ("Could not override" in text and "convert" not in whole)
             ):
                 valid = _keys(overrides)
-                close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                return UserError(f"there is no option {key!r}{hint}; `prefopt train --cfg job` prints all options")
+                return UserError(
+                    f"there is no option {key!r}{nearest(key, valid)}; `prefopt train --cfg job` prints all options"
+                )
             first = (str(cause) if cause is not None else text).splitlines()[0]
             return UserError(f"{override}: {first}")
     lines = [line.strip() for line in whole.splitlines() if line.strip()]

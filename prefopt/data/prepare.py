@@ -42,9 +42,7 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(
-    config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None
-) -> Prepared:
+def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None) -> Prepared:
     """Token records for a loss on `data`; one with a `control_text` is given single completions, each behind its text.
 
     Raises:
@@ -53,6 +51,8 @@ def prepare(
     found = read(config)
     result, log, counts = _tokens(found, tokenizer, config, data, control_text)
     train, held_out = result.records, None
+    if not train:
+        raise UserError(f"no record is left to train on ({_summary(counts)})")
     if config.eval_path or config.eval_split:
         where = {"path": config.eval_path} if config.eval_path else {"split": config.eval_split}
         other = dataclasses.replace(config, **where, mixture=[], eval_path=None, eval_split=None, max_records=None)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data.record import Rejection
-from prefopt.errors import UserError
-from prefopt.registry import nearest
+from prefopt.errors import nearest, UserError
 
 SHOWN_IDS = 20
 

@@ -1,0 +1,66 @@
+"""A folder with a tiny model and tokenizer, and a small file of pairs: what a user brings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prefopt.cli import main
+from tests.data.tiny import tokenizer
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    made = tokenizer()
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(made),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            eos_token_id=made.eos_token_id,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {"prompt": f"Is {i} even?", "chosen": f"{i % 2 == 0}.", "rejected": f"I do not know {i}."} for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Run:
+    """`prefopt train` on the small file, in this process."""
+
+    def __init__(self, model: Path, data: Path, out: Path) -> None:
+        self.given = [
+            "model=local", f"model.path={model}", "data=auto", f"data.path={data}", f"output_dir={out}",
+            "data.eval_records=8", "batch.records=8", "trainer.max_steps=4", "trainer.learning_rate=1e-3",
+            "evaluation.max_new_tokens=4", "evaluation.kl_prompts=4", "trainer.warmup_steps=0",
+        ]  # fmt: skip
+        self.out = out
+
+    def __call__(self, *overrides: str) -> int:
+        names = {o.split("=")[0] for o in overrides}
+        return main(["train", *(g for g in self.given if g.split("=")[0] not in names), *overrides])
+
+
+@pytest.fixture
+def run(model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    return Run(model_folder, pairs_file, tmp_path / "out")

@@ -1,0 +1,99 @@
+"""Bad input: one line on stderr that names the key or row and the remedy, exit code 2, and nothing half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+WRONG = [
+    ("loss=simpoo", "did you mean 'simpo'?"),
+    ("loss.bta=1", "did you mean 'loss.beta'?"),
+    ("loss.beta=abc", "could not be converted to Float"),
+    ("loss.beta=-1", "beta=-1.0 is not possible"),
+    ("trainer.learning_rat=1", "did you mean 'trainer.learning_rate'?"),
+    ("trainer.learning_rate=abc", "could not be converted to Float"),
+    ("trainer.gradient_accumulation_steps=2", "there is no option 'trainer.gradient_accumulation_steps'"),
+    ("trainer.lr_scheduler_type=foo", "not a valid SchedulerType"),
+    ("modle=local", "did you mean 'model'?"),
+    ("data=wrold", "did you mean 'world'?"),
+    ("experiment=nope", "unknown experiment 'nope'"),
+    ("+foo=1", "there is no option 'foo'"),
+    ("seed=x", "must be a whole number"),
+    ("model.path=/does/not/exist", "cannot load a model from model.path=/does/not/exist"),
+    ("model.path=package:no_such_package", "pip install"),
+    ("model.dtype=float8", "model.dtype=float8 is not one of"),
+    ("data.path=/does/not/exist.jsonl", "no such file or folder"),
+    ("batch.layout=forest", "not one of auto, tree, padded"),
+    ("batch.max_tokens=3", "more than batch.max_tokens=3"),
+    ("batch.records=0", "batch.records must be at least 1"),
+    ("resume=/does/not/exist", "there is no checkpoint in that folder"),
+    ("data.max_length=3", "no record is left"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG, ids=[o for o, _ in WRONG])
+def test_refused_by_name(run: Run, capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
+    assert run(override) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (run.out / "final").exists()
+
+
+def write(tmp_path: Path, *rows: object) -> Path:
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def good(i: int) -> dict[str, str]:
+    return {"prompt": f"Question {i}?", "chosen": f"Yes {i}.", "rejected": f"No {i}."}
+
+
+def test_wrong_columns(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"data.path={write(tmp_path, {'foo': 'a', 'bar': 'b'})}") == 2
+    error = capsys.readouterr().err
+    assert "foo" in error
+    assert "data.fields" in error or "data.schema" in error
+
+
+def test_empty_file(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"data.path={write(tmp_path)}") == 2
+    assert "given.jsonl" in capsys.readouterr().err
+
+
+def test_bad_rows_are_counted_and_listed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty completion, two equal sides, a prompt over the limit: each a rejection with its row and reason."""
+    bad = [
+        {"prompt": "Empty?", "chosen": "", "rejected": "No."},
+        {"prompt": "Same?", "chosen": "Yes.", "rejected": "Yes."},
+        {"prompt": "Long? " * 400, "chosen": "Yes.", "rejected": "No."},
+    ]
+    path = write(tmp_path, *map(good, range(20)), *bad)
+    assert run(f"data.path={path}", "data.eval_records=4", "data.max_length=64") == 0
+    rejected = [json.loads(line) for line in (run.out / "rejections.jsonl").read_text().splitlines()]
+    assert [r["source"].rsplit(":", 1)[-1] for r in rejected] == ["20", "21", "22"] or len(rejected) == 3
+    assert len({r["reason"] for r in rejected}) == 3
+    assert all(r["detail"] for r in rejected)
+    assert "3 rejected" in capsys.readouterr().out
+    counts = json.loads((run.out / "summary.json").read_text())["counts"]
+    assert counts["rows"] == 23
+    assert counts["train"] + counts["eval"] == 20
+
+
+def test_a_loss_that_does_not_fit_the_data(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Q{i}?", "completion": f"A{i}.", "label": i % 2 == 0} for i in range(20)]
+    assert run(f"data.path={write(tmp_path, *rows)}", "loss=dpo", "data.eval_records=0") == 2
+    assert "unpaired" in capsys.readouterr().err
+
+
+def test_a_nan_loss_stops_with_the_records(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("loss=ipo_sum", "trainer.learning_rate=1e30", "trainer.max_steps=8", "trainer.max_grad_norm=0") == 1
+    error = capsys.readouterr().err
+    assert "records" in error
+    assert error.count("\n") == 1
+    assert not (run.out / "summary.json").exists()
