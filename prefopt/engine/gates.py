@@ -57,8 +57,8 @@ def choose_layout(model: Any, wish: str = "auto") -> Verdict:
     if wish not in ("auto", "tree", "padded"):
         raise UserError(f"layout {wish!r} is not one of auto, tree, padded")
     causal = unwrap(model)
-    verdicts: dict[str, Verdict] = vars(causal).setdefault("_prefopt_verdicts", {})
-    key = type(model).__name__  # adapters may have come since
+    verdicts: dict[int, Verdict] = vars(causal).setdefault("_prefopt_verdicts", {})
+    key = sum(hasattr(module, "merged_adapters") for module in causal.modules())  # adapters may have come since
     if key not in verdicts:
         verdicts[key] = _judge(model, causal)
         logger.info("layout %s: %s", verdicts[key].layout, verdicts[key].reason)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import gates, score
-from prefopt.engine.forward import Ask, install
+from prefopt.engine.forward import Ask, install, uninstall
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Group, Layout
@@ -282,14 +283,77 @@ def test_lora_on_a_head_with_softcap_or_scale(family: str) -> None:
     assert apart(engine_grads(model, DATA, "tree"), want) < 1e-4
 
 
-def test_adapters_added_later_are_judged_again_and_prompt_tuning_is_refused() -> None:
+def test_adapters_added_later_are_judged_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "prefopt")
+    base = families.model("llama")
+    choose_layout(base)
+    adapted = lora(base, target_modules=["q_proj"])
+    choose_layout(adapted)
+    choose_layout(nn.parallel.DataParallel(adapted))  # the same model in another wrapper
+    assert len(caplog.records) == 2
+
+
+def test_prompt_tuning_is_refused() -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     base = families.model("llama")
-    assert choose_layout(base).layout == "tree"
+    choose_layout(base)
     tuned = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     with pytest.raises(UserError, match="virtual tokens"):
-        choose_layout(tuned)
+        score(tuned, DATA)
+
+
+# ---- heads that are more than a matrix, forwards that are patched
+
+
+def hooked(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda module, args, out: out * 1.5 + 0.1 * out.roll(1, -1))
+
+
+def parametrized(model: Any) -> None:
+    class Wavy(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + weight.sin()
+
+    nn.utils.parametrize.register_parametrization(model.lm_head, "weight", Wavy())
+
+
+def patched(model: Any) -> None:
+    head = model.lm_head
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden, head.weight) * 0.7
+
+
+@pytest.mark.parametrize("change", [hooked, parametrized, patched])
+def test_heads_that_are_more_than_a_matrix(change: Callable[[Any], None]) -> None:
+    model = families.model("granite")
+    before = tiny.plain(model, DATA)
+    change(model)
+    truth, want = tiny.plain(model, DATA), plain_grads(model, DATA)
+    assert np.abs(truth[0][0] - before[0][0]).max() > 0.001
+    assert not Head.of(model).plain
+    for layout in ("tree", "padded"):
+        assert worst(model, truth, layout=layout) < 1e-5
+        assert apart(engine_grads(model, DATA, layout), want) < 1e-4  # type: ignore[arg-type]
+
+
+def test_a_patched_forward_of_the_model_is_kept() -> None:
+    """As device hooks and mixed precision do it."""
+    model = families.model("llama")
+    calls = []
+
+    def through(self: Any, *args: Any, **kw: Any) -> Any:
+        calls.append(1)
+        return type(self).forward(self, *args, **kw)
+
+    patch = MethodType(through, model)
+    model.forward = patch
+    truth = tiny.plain(model, DATA)
+    assert worst(model, truth) < 1e-5
+    before = len(calls)
+    tiny.plain(model, DATA)
+    assert len(calls) == before + sum(len(r.completions) for r in DATA)
+    uninstall(model)
+    assert model.forward is patch
 
 
 # ---- training regimes
