@@ -1,7 +1,7 @@
-"""Write the tables of `benchmarks/README.md` from the result files, between their markers.
+"""Write the tables of `benchmarks/README.md` and of the project's README from the result files, between their markers.
 
-python benchmarks/tables.py            # rewrite the README
-python benchmarks/tables.py --check    # exit 1 if it is not what the result files say
+python benchmarks/tables.py            # rewrite the pages
+python benchmarks/tables.py --check    # exit 1 if they are not what the result files say
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).with_name("README.md")
+PAGES = (Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "README.md")
 RESULTS = Path(__file__).with_name("results")
 
 Row = Mapping[str, Any]
@@ -168,26 +168,74 @@ def reference_store(result: Any) -> str:
     return f"{markdown(reading, [disk | size])}\n\n{markdown(building, passes)}\n\n{words}"
 
 
+def real_model(result: Any) -> str:
+    columns = {
+        "model": ("", "{}"),
+        "accuracy": ("held-out accuracy", "{:.0%}"),
+        "accuracy_mean": ("per token", "{:.0%}"),
+        "margin": ("margin, nats", "{:+.2f}"),
+        "chosen": ("chosen log-prob", "{:.2f}"),
+        "kl": ("KL to the start, nats", "{}"),
+        "train_s": ("training, s", "{:.0f}"),
+        "total_s": ("whole run, s", "{:.0f}"),
+    }
+
+    def row(name: str, figures: Row, seconds: Row) -> dict[str, Any]:
+        return {
+            "model": name,
+            "accuracy": figures["accuracies/logps"],
+            "accuracy_mean": figures["accuracies/logps_mean"],
+            "margin": figures["margins/logps"],
+            "chosen": figures["logps/chosen"],
+            "kl": f"{figures['kl']:.2f} ± {figures['kl_sem']:.2f}" if "kl" in figures else None,
+            "train_s": seconds.get("train"),
+            "total_s": seconds.get("total"),
+        }
+
+    rows = result["rows"]
+    table = [row("before", rows[0]["before"], {})]
+    table += [row(f"`{r['method']}`", r["after"], r["seconds"]) for r in rows]
+    commands = "\n".join(f"    {r['command']}" for r in rows)
+    first = rows[0]
+    words = (
+        f"{first['train_records']} pairs to train on, {first['held_out_records']} held out, {first['steps']} steps, one "
+        "seed: differences between the two methods are not evidence."
+    )
+    texts = []
+    for i, sample in enumerate(first["samples"]):
+        prompt = _quoted(sample["prompt"].split("user\n")[-1].split("<|im_end|>")[0])
+        said = [("before", sample["before"]), *((r["method"], r["samples"][i]["after"]) for r in rows)]
+        texts.append("\n".join([f"> **{prompt}**", ">", *(f"> {name}: {_quoted(text)}  " for name, text in said)]))
+    return f"{commands}\n\n{markdown(columns, table)}\n\n{words}\n\n" + "\n\n".join(texts)
+
+
+def _quoted(text: str) -> str:
+    """A text on one line, with nothing in it that Markdown would read."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_<>#\[\]|])", r"\\\1", line)
+
+
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
     "growth": growth,
     "data_prep": data_prep,
     "reference_store": reference_store,
+    "real_model": real_model,
 }
 
 
 def rewritten(text: str) -> str:
-    """The README with the tables of every result file that is there."""
+    """A page with the tables of every result file that is there and that it has a place for."""
     for name, section in SECTIONS.items():
         file = RESULTS / f"{name}.json"
-        if not file.exists():
+        if not file.exists() or f"<!-- {name}: " not in text:
             continue
         table = section(json.loads(file.read_text()))
         pattern = re.compile(f"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)  # type: ignore[misc]
         if found != 1:
-            sys.exit(f"benchmarks/README.md has {found} places for the table {name!r}, expected one")
+            sys.exit(f"the page has {found} places for the table {name!r}, expected one")
     return text
 
 
@@ -195,11 +243,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the tables are not up to date")
     args = parser.parse_args()
-    old = README.read_text()
-    new = rewritten(old)
-    if args.check:
-        sys.exit(0 if new == old else "benchmarks/README.md is out of date: run `python benchmarks/tables.py`")
-    README.write_text(new)
+    for page in PAGES:
+        old = page.read_text()
+        new = rewritten(old)
+        if args.check and new != old:
+            sys.exit(f"{page.name} is out of date: run `python benchmarks/tables.py`")
+        if new != old:
+            page.write_text(new)
 
 
 if __name__ == "__main__":

@@ -73,3 +73,19 @@ def test_train(tiny: tuple[LlamaForCausalLM, object], tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.before["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.after["rewards/margins"] > 0
+
+
+def test_the_readme_runs(
+    tiny: tuple[LlamaForCausalLM, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python, as it stands there."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = (block.split("```")[0] for block in readme.split("```python\n")[1:])
+    folder, pairs_file = tmp_path / "model", tmp_path / "pairs.jsonl"
+    tiny[0].save_pretrained(folder)
+    tiny[1].save_pretrained(folder)  # type: ignore[attr-defined]
+    rows = (f'{{"prompt": "Is {i} odd?", "chosen": "Yes {i}", "rejected": "No way {i}"}}\n' for i in range(48))
+    pairs_file.write_text("".join(rows))
+    scope = {"folder": str(folder), "pairs_file": str(pairs_file), "out": str(tmp_path / "out")}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert "rewards/accuracies" in scope["result"].after  # type: ignore[attr-defined]

