@@ -31,24 +31,16 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the runs on two processes."""
-    folder = tmp_path_factory.mktemp("two")
-    done = launch(2, "tests.trainer.together", str(folder), *RUNS)
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    done = launch(2, "tests.trainer.together", str(tmp_path), *RUNS)
     assert done.returncode == 0, done.stderr[-4000:]
-    return folder
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_two_processes_do_what_one_does(run: str, two: Path, tmp_path: Path) -> None:
-    report, kept = together.train(run, tmp_path)
-    other = json.loads((two / f"{run}.json").read_text())
-    assert (other["processes"], other["wrapper"]) == (2, "DistributedDataParallel")
-    if "@1" in run:
-        assert other["fillers"] > 0
-    assert other["losses"] == pytest.approx(report["losses"], rel=1e-6)
-    for part in ("last", "before", "after"):
-        assert other[part] == pytest.approx(report[part], rel=1e-6, abs=1e-6), part
-    weights = load_file(two / f"{run}.safetensors")
-    assert together.tiny.apart(weights, kept.weights) < 1e-6
+    for run in RUNS:
+        report, kept = together.train(run, tmp_path / "one")
+        other = json.loads((tmp_path / f"{run}.json").read_text())
+        assert (other["processes"], other["wrapper"]) == (2, "DistributedDataParallel")
+        assert (other["fillers"] > 0) == ("@1" in run)
+        assert other["losses"] == pytest.approx(report["losses"], rel=1e-6), run
+        for part in ("last", "before", "after"):
+            assert other[part] == pytest.approx(report[part], rel=1e-6, abs=1e-6), (run, part)
+        weights = load_file(tmp_path / f"{run}.safetensors")
+        assert together.tiny.apart(weights, kept.weights) < 1e-6, run

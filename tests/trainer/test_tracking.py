@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ pytestmark = [
 ]
 
 
-def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
-    """The history of the one offline run in a folder: protobuf messages in the log format of LevelDB."""
+def _wandb_records(file: Path) -> list[Any]:
+    """What is in the file of an offline run: protobuf messages in the log format of LevelDB."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    raw, at, message, rows = file.read_bytes(), 7, b"", []
+    raw, at, message, records = file.read_bytes(), 7, b"", []
     while at + 7 <= len(raw):
         if (left := 32768 - at % 32768) < 7:  # a header is never cut: the rest of the block is empty
             at += left
@@ -35,13 +35,25 @@ def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
         message += raw[at + 7 : at + 7 + length]
         at += 7 + length
         if last:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(message)
+            records.append(wandb_internal_pb2.Record())
+            records[-1].ParseFromString(message)
             message = b""
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
+    return records
+
+
+def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
+    """The history of the one offline run in a folder, once its writer, a process of its own, has written the end."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(300):
+        records = _wandb_records(file)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
