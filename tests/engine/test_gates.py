@@ -102,6 +102,14 @@ def test_padded_sequences_elsewhere(family: str) -> None:
             refused()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2"])
+def test_gradients_of_long_trees(family: str) -> None:
+    """Trees that are attended piece by piece, beside a short one."""
+    data = tiny.records([(300, (40, 25)), (5, (4, 7)), (7, (330, 3))])
+    model = families.model(family)
+    assert apart(engine_grads(model, data, "tree"), plain_grads(model, data)) < 1e-4
+
+
 def test_samples_longer_than_the_window_are_really_cut() -> None:
     """The matrix above would prove nothing about windows if they made no difference."""
     windowed = families.model("mistral")
