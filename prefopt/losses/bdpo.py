@@ -1,4 +1,4 @@
-"""BDPO: Bounded-DPO, on the rejected side's degeneration in DPO (2025), arXiv 2506.12725."""
+"""BDPO (Bounded-DPO): Rethinking DPO, The Role of Rejected Responses in Preference Misalignment (Cho et al., 2025)."""
 
 from __future__ import annotations
 

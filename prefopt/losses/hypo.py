@@ -1,4 +1,4 @@
-"""HyPO: Hybrid reference policy optimization (2026), arXiv 2602.11902."""
+"""HyPO (Hybrid-DPO): Mitigating Mismatch within Reference-based Preference Optimization (Yuan et al., 2026)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HyPO:
 
     Value at policy = reference: log(1 + exp(beta * max(0, -d_ref))), log 2 where the reference agrees.
 
-    Differences: none known from the paper.
+    Differences: none from the paper, which keeps DPO's beta; its default here is DPO's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2602.11902"

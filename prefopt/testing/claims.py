@@ -63,7 +63,7 @@ def _settings_act(loss: Loss) -> Failures:
         value = getattr(loss, field.name)
         others = _other_values(value)
         if not others:
-            continue  # texts and tables act outside of the numbers, or by parts
+            continue  # tables act by parts
         pairs = [(base, _replaced(base, field.name, other)) for base in bases for other in others]
         if not any(_differ(base, changed, batches) for base, changed in pairs if base is not None):
             failures.append(f"{field.name} changes nothing: {value!r} and {others} give the same")
@@ -75,6 +75,8 @@ def _other_values(value: Any) -> list[Any]:
         return [not value]
     if isinstance(value, Enum):
         return [other for other in type(value) if other is not value]
+    if isinstance(value, str):
+        return [value + "."]
     if isinstance(value, float | int):
         kind: Any = type(value)
         return [kind(value * factor) for factor in (0.5, 2)] if value else [kind(1)]
@@ -91,7 +93,7 @@ def _replaced(loss: Any, name: str, value: Any) -> Any:
 def _differ(one: Any, other: Any, batches: list[samples.Named]) -> bool:
     if other is None:
         return False
-    if getattr(one, "reference_update", None) != getattr(other, "reference_update", None):
+    if any(getattr(one, a, None) != getattr(other, a, None) for a in ("reference_update", "control_text")):
         return True
     return any(not torch.allclose(value_of(one, n), value_of(other, n), rtol=1e-9, atol=1e-12) for n in batches)
 

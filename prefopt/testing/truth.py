@@ -95,8 +95,9 @@ def _marker_needs(loss: Loss) -> Failures:
     for flag, attribute in (("moving_reference", "reference_update"), ("state", "initial_state")):
         if getattr(loss.needs, flag) and not hasattr(loss, attribute):
             failures.append(f"{flag} is declared, but there is no `{attribute}`")
-    if loss.needs.control_text and not all(isinstance(getattr(loss, n, None), str) for n in ("good", "bad")):
-        failures.append("control_text is declared, but there are no texts `good` and `bad`")
+    good_and_bad = getattr(loss, "control_text", None)
+    if loss.needs.control_text and not (isinstance(good_and_bad, tuple) and len(set(good_and_bad)) == 2):
+        failures.append("control_text is declared, but `control_text` is not a pair of different texts (good, bad)")
     return failures
 
 

@@ -45,7 +45,7 @@ def test_twenty_steps(shared_data: Path, tmp_path: Path, file: str, loss_name: s
         path=str(shared_data / file), template="plain", max_length=4096, max_records=80, desirable_above=labels,
         cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
-    ready = prepare(config, made, loss.needs.data)
+    ready = prepare(config, made, loss.needs.data, control_text=getattr(loss, "control_text", None))
     short = ready.train.select(ready.train.prompt_lengths().argsort(kind="stable")[:32])
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
