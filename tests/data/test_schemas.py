@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
     ),
     "implicit text": (
         "implicit_prompt", {"chosen": f"Q: {Q} A: {GOOD}", "rejected": f"Q: {Q} A: {BAD}"},
-        f"Q: {Q} A: ", *PAIR, None, None,
+        f"Q: {Q} A:", Data.PAIRS, (f" {GOOD}", f" {BAD}"), None, None,
     ),
     "transcripts": (
         "hh_rlhf",

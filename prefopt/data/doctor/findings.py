@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data.record import Rejection
-from prefopt.errors import nearest, UserError
+from prefopt.errors import UserError, nearest
 
 SHOWN_IDS = 20
 

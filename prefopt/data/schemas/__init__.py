@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from prefopt.data.files import Row
 from prefopt.data.schemas import demonstrations, judgements, lists, pairs, trees, unpaired
 from prefopt.data.schemas.base import Schema
-from prefopt.errors import nearest, UserError
+from prefopt.errors import UserError, nearest
 
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema

@@ -72,10 +72,14 @@ def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
 
 
 def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
-    """(prompt, chosen, rejected) of two texts with a common beginning, cut after its last whitespace."""
+    """(prompt, chosen, rejected) of two texts with a common beginning, cut at its last whitespace.
+
+    A space goes with what follows it, as tokenizers have it; a line break stays with the prompt.
+    """
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     common = chosen[: min(len(chosen), len(rejected)) - 1 if length is None else length]
     cut = max((match.end() for match in re.finditer(r"\s", common)), default=0)
+    cut -= common[:cut].endswith(" ")
     if blank(common[:cut]):
         raise RowError("no_shared_prompt", "the row has no prompt column, and the two sides share no beginning")
     return chosen[:cut], chosen[cut:], rejected[cut:]
