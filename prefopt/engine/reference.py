@@ -47,13 +47,17 @@ NOISE = {"_name_or_path", "name_or_path", "transformers_version", "use_cache", "
 def fingerprint(model: Any, precision: str | None = None) -> str:
     """A hash of all that a model's log-probs depend on: weights, config, adapters, precision ("bf16" under autocast).
 
-    Reads every weight once. Call it before the model is sharded.
+    Reads every weight once. Call it before the model is sharded. Fresh LoRA adapters of any seed have one fingerprint.
     """
     digest = hashlib.blake2b(digest_size=16)
     facts = [_quiet(unwrap(model).config.to_dict()), _adapters(model), precision, torch.get_float32_matmul_precision()]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    state = model.state_dict(keep_vars=True)
+    idle = {n for n, t in state.items() if ".lora_B." in n and not t.detach().any()}  # B A = 0, whatever A is
+    for name, tensor in state.items():
+        if name.replace(".lora_A.", ".lora_B.") in idle:
+            continue
         if not isinstance(tensor, torch.Tensor):
             digest.update(f"{name}={tensor!r}".encode())
         elif id(tensor) in seen:  # a tied weight

@@ -15,6 +15,7 @@ from prefopt.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.allocator import keep_large_buffers
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.plan import EpochPlan
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
 from prefopt.plugin import Loss, Vocab
 from prefopt.trainer.arguments import autocast, training_arguments
@@ -147,29 +148,33 @@ def build(
     arguments = training_arguments(output_dir, seed=seed, records=batch.records, **trainer)
     if arguments.device.type == "cpu":
         keep_large_buffers()
-    choose_layout(model, batch.layout)
+    layout = choose_layout(model, batch.layout).layout
     feeds = {"train": Feed(records, needs, whole=False, seed=seed)}
     if eval is not None:
         feeds["eval"] = Feed(eval, needs, whole=True, seed=seed)
+    for feed in feeds.values():  # what cannot be planned is refused before the reference is computed
+        EpochPlan(feed.lengths(), seed=seed, epoch=0, records=batch.records, max_tokens=batch.max_tokens, layout=layout)
     wanted = {
         split: feed
         for split, feed in feeds.items()
         if split == "eval" or (needs.reference and not needs.moving_reference)
     }
     tables: dict[str, ReferenceTable] = {}
+    name = None
     if wanted:
         referee = (model if reference is None else reference).to(arguments.device)
         choose_layout(referee, batch.layout)
         about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
         precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
-        kept = ReferenceStore(store or cache_dir() / "reference", fingerprint(referee, precision), about)
+        name = fingerprint(referee, precision)
+        kept = ReferenceStore(store or cache_dir() / "reference", name, about)
         for split, feed in wanted.items():
             with autocast(arguments):
                 tables[split] = reference_table(
                     referee,
                     feed,
                     kept,
-                    max_tokens=max(batch.max_tokens, 1),
+                    max_tokens=batch.max_tokens,
                     entropy=Vocab.REF_ENTROPY in needs.vocab,
                     process=(arguments.process_index, arguments.world_size),
                     barrier=PartialState().wait_for_everyone,
@@ -191,6 +196,7 @@ def build(
         eval_reference=tables.get("eval"),
         reference_model=live if needs.moving_reference or Vocab.KL in needs.vocab else None,
         policy_is_reference=reference is None,
+        reference_name=name,
         tokenizer=tokenizer,
         callbacks=list(callbacks),
     )

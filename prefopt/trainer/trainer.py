@@ -7,6 +7,8 @@ It knows no loss by name: it reads `needs`. What transformers' loop calls a batc
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,6 +41,7 @@ from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally, means, tally_batch
 from prefopt.trainer.watch import check_first_batch, refuse_not_finite
 
+IDENTITY = "run.json"
 LOSS_STATE = "loss_state.safetensors"
 REFERENCE = "reference.safetensors"
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
@@ -58,6 +61,7 @@ class PreferenceTrainer(Trainer):
         reference_model: a live reference, for losses that need its whole vocabulary or move it. It is put into
             evaluation mode and needs no gradients from here on.
         policy_is_reference: the policy starts as the reference, so the first batch's loss is known beforehand.
+        reference_name: the reference's fingerprint; a resume with another one is refused.
         tokenizer: saved with the checkpoints.
 
     Raises:
@@ -77,6 +81,7 @@ class PreferenceTrainer(Trainer):
         eval_reference: ReferenceTable | None = None,
         reference_model: Any = None,
         policy_is_reference: bool = False,
+        reference_name: str | None = None,
         tokenizer: Any = None,
         callbacks: list[Any] | None = None,
     ) -> None:
@@ -98,10 +103,12 @@ class PreferenceTrainer(Trainer):
         self.loss = loss
         self.batch = batch or BatchConfig()
         self.tokenizer = tokenizer
-        self.layout = choose_layout(model, self.batch.layout)
+        verdicts = [choose_layout(m, self.batch.layout) for m in (model, reference_model) if m is not None]
+        self.layout = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
         install(model, self.layout.layout)
         self.feeds = {"train": train, "eval": eval}
         self.tables = {"train": train_reference, "eval": eval_reference}
+        self.reference_name = reference_name
         self.reference_model = reference_model
         if reference_model is not None:
             install(reference_model, self.layout.layout).eval().requires_grad_(False).to(args.device)
@@ -344,7 +351,25 @@ class PreferenceTrainer(Trainer):
         if output_dir is not None:
             Path(output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that it goes on from."""
+        lengths = self._feed("train").lengths()
+        digest = hashlib.blake2b(digest_size=16)
+        for name in lengths.ids or ():
+            digest.update(name.encode() + b"\0")
+        for column in (lengths.prompt, lengths.completions, lengths.offsets):
+            digest.update(column.astype("<i8").tobytes())
+        return {
+            "loss": repr(self.loss),
+            "records": digest.hexdigest(),
+            "batch.records": self.batch.records,
+            "seed": self.args.seed,
+            "reference": self.reference_name,
+        }
+
     def _save_extras(self, folder: Path) -> None:
+        (folder / IDENTITY).write_text(json.dumps(self.identity, indent=1))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if self.loss_state is not None:
@@ -357,8 +382,14 @@ class PreferenceTrainer(Trainer):
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
+        kept = json.loads((folder / IDENTITY).read_text()) if (folder / IDENTITY).exists() else {}
+        other = [name for name, value in kept.items() if self.identity.get(name) != value]
+        if other:
+            names = " and another ".join(other)
+            raise UserError(f"cannot resume from {folder}: it was made with another {names}; give what it was made "
+                            "with, or start from its weights in another folder")  # fmt: skip
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.loss.needs.state:
             self.loss_state = load_file(folder / LOSS_STATE)
         if self.loss.needs.moving_reference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefopt.errors import TrainingError
+from prefopt.errors import TrainingError, UserError
 from prefopt.plugin import Data
 from prefopt.registry import load
 from prefopt.trainer import BatchConfig, PreferenceTrainer
@@ -116,6 +117,23 @@ def test_a_full_disk_is_a_named_error_and_leaves_the_earlier_checkpoints(
     assert not list(tmp_path.glob("tmp-*"))
 
 
+def test_a_resume_with_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    loss, options = loss_and_options("dpo")
+    options |= {"max_steps": 2}
+    tiny.run(loss, DATA, tmp_path, **options)
+    other: list[tuple[str, Any, Any, Any]] = [
+        ("loss", load("dpo", beta=0.2), DATA, {}),
+        ("records", loss, DATA[:11], {}),
+        ("batch.records", loss, DATA, {"batch": BatchConfig(records=6)}),
+        ("seed", loss, DATA, {"seed": 1}),
+        ("reference", loss, DATA, {"policy": tiny.model(seed=1)}),
+        ("loss and another records", load("ipo"), DATA[1:], {}),
+    ]
+    for name, other_loss, data, changes in other:
+        with pytest.raises(UserError, match=f"it was made with another {re.escape(name)};"):
+            tiny.run(other_loss, data, tmp_path, resume=tmp_path / "checkpoint-1", **options | changes)
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
 def test_writing_keeps_what_was_there(error: Exception, tmp_path: Path) -> None:
     target = tmp_path / "checkpoint-1"
@@ -144,7 +162,7 @@ def test_a_checkpoint_has_no_code_in_it_and_plain_transformers_loads_it(tmp_path
     folder = tmp_path / "checkpoint-5"
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.json", "generation_config.json", "loss_state.safetensors", "model.safetensors", "optimizer.pt",
-        "rng_state.pth", "scheduler.pt", "trainer_state.json",
+        "rng_state.pth", "run.json", "scheduler.pt", "trainer_state.json",
     ]  # fmt: skip
     torch.load(folder / "optimizer.pt", weights_only=True)
     torch.load(folder / "scheduler.pt", weights_only=True)

@@ -56,6 +56,15 @@ def test_a_fresh_adapter_has_the_model_below_it_as_reference(tmp_path: Path) -> 
     assert all("lora" in name for name in kept.gradients[0]), "only the adapter is trained"
 
 
+def test_fresh_adapters_of_any_seed_share_the_stored_reference(tmp_path: Path) -> None:
+    first, second = (
+        tiny.make(load("dpo"), DATA, tmp_path, _lora(tiny.model(dtype=torch.float32), seed)) for seed in (0, 1)
+    )
+    assert first.reference_name == second.reference_name
+    tables = [made.tables["train"] for made in (first, second)]
+    assert [(t.hits, t.misses) for t in tables if t is not None] == [(0, 32), (32, 0)]
+
+
 @pytest.mark.parametrize("name", ["dpo", "tdpo2", "tr_dpo"])
 def test_after_lora_sft_the_reference_is_the_sft_model(name: str, tmp_path: Path) -> None:
     """Not the base model, which the policy with its adapter off would give."""

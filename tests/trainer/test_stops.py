@@ -100,9 +100,10 @@ def test_a_record_over_the_budget_is_named_before_training(tmp_path: Path) -> No
     longer = replace(PAIRS[5], prompt=np.arange(3, 60, dtype=np.int32))
     data = [*PAIRS[:5], longer, *PAIRS[6:]]
     size = 57 + sum(len(c) - 1 for c in longer.completions)
-    trainer = tiny.make(load("simpo"), data, tmp_path, batch=BatchConfig(records=8, max_tokens=50))
-    with pytest.raises(UserError, match=f"record 'pairs-5' has {size} tokens, more than batch.max_tokens=50"):
-        trainer.train()
+    for name in ("simpo", "dpo"):
+        with pytest.raises(UserError, match=f"record 'pairs-5' has {size} tokens, more than batch.max_tokens=50"):
+            tiny.make(load(name), data, tmp_path, batch=BatchConfig(records=8, max_tokens=50))
+    assert not (tmp_path / "reference").exists(), "refused before the reference is computed"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_record_over_the_budget_is_named_before_training(tmp_path: Path) -> No
 )
 def test_options_that_would_be_ignored_or_misread_are_refused(options: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
-        tiny.make(load("simpo"), PAIRS, tmp_path, **options).train()
+        tiny.make(load("simpo"), PAIRS, tmp_path, **options)
 
 
 def test_accumulation_is_refused_by_the_trainer_itself(tmp_path: Path) -> None:
