@@ -60,7 +60,7 @@ def to_view(
             yield from _apply(steps, record, log)
 
     if isinstance(records, RecordTable) and records.folder:
-        key = digest(records.folder.name, data.value, pairs_from, ties, desirable_above)
+        key = digest(records.folder.name, data.value, pairs_from, ties, desirable_above, split_pairs)
         table, log = stored("view", key, made, cache_dir)
         return ViewResult(records=table, rejections=log.rejections, counts=dict(log.counts))
     log = Log()

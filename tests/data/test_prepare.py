@@ -257,3 +257,16 @@ def test_warnings(tmp_path: Path) -> None:
 def test_nothing_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too_long 3"):
         prepare(DataConfig(path=write(tmp_path / "a.jsonl", 3), max_length=4), tokenizer(), Data.PAIRS)
+
+
+def test_control_texts_split_pairs_whatever_was_cached_before(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}?", "chosen": "yes", "rejected": "no", "margin": i} for i in range(3)
+    ]  # the first is a tie
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, made = DataConfig(path=str(tmp_path / "a.jsonl")), tokenizer()
+    pairs = prepare(config, made, Data.UNPAIRED)
+    split = prepare(config, made, Data.UNPAIRED, control_text=(" good:", " bad:"))
+    assert (len(pairs.train), pairs.train.kind, len(split.train), split.train.kind) == (2, Data.PAIRS, 4, Data.UNPAIRED)
+    texts = [(made.decode(row.prompt), row.desirable) for row in split.train]
+    assert texts[:2] == [("Q1? good:", True), ("Q1? bad:", False)]
