@@ -167,22 +167,26 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, asked: _Asked, referenc
 
 
 class _Running:
-    """The logsumexp of (N, V) logits that come in blocks of the vocabulary."""
+    """The logsumexp of (N, V) logits that come in blocks of the vocabulary; per token, so in float64 for little."""
 
-    def __init__(self, like: Tensor, n: int) -> None:
-        self.top = like.new_full((n,), -torch.inf)
-        self.total = like.new_zeros(n)
+    def __init__(self, n: int, logits: torch.dtype, device: torch.device) -> None:
+        self.top = torch.full((n,), -torch.inf, dtype=logits, device=device)
+        self.total = torch.zeros(n, dtype=_wide(device), device=device)
 
     def take(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (N, block) of a further block, and the factor (N,) by which all earlier weights shrink."""
         top = torch.maximum(self.top, logits.amax(1))
-        weights, shrink = (logits - top[:, None]).exp_(), (self.top - top).exp()
+        weights, shrink = (logits - top[:, None]).exp_(), (self.top - top).to(self.total.dtype).exp()
         self.top, self.total = top, self.total * shrink + weights.sum(1)
         return weights, shrink
 
     @property
     def logsumexp(self) -> Tensor:
         return self.top + self.total.log()
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _Blocked(torch.autograd.Function):
@@ -200,7 +204,7 @@ class _Blocked(torch.autograd.Function):
         reference: Reference | None,
     ) -> tuple[Tensor | None, ...]:
         work = _autocast(hidden)
-        wide = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # of logits, and of what is returned
         ctx.hidden_dtype, hidden = hidden.dtype, hidden if work is None else hidden.to(work)
         block, ref_block = _block_maker(hidden, weight, bias, head, work), None
         if asked.kl and reference is not None:
@@ -208,8 +212,8 @@ class _Blocked(torch.autograd.Function):
             ref_block = _block_maker(ref_hidden, *_plain_weights(reference.head), reference.head, work)
         n, vocab = len(target), weight.shape[0]
         size = max(64, BLOCK.get(hidden.device.type, BLOCK["cuda"]) // max(1, n))
-        own, ref = _Running(wide, n), _Running(wide, n)
-        hit, square, spread, cross = (wide.new_zeros(n) for _ in range(4))
+        own, ref = (_Running(n, exact, hidden.device) for _ in range(2))
+        hit, square, spread, cross = (torch.zeros_like(own.total) for _ in range(4))
         kept: list[Tensor] = []
         room = KEPT if asked.graph and not asked.kl else 0
         for start in range(0, vocab, size):
@@ -218,7 +222,7 @@ class _Blocked(torch.autograd.Function):
                 kept.append(logits)
                 room -= logits.numel()
             at, here = _within(target, start, logits.shape[1])
-            hit = torch.where(here, logits.gather(1, at[:, None])[:, 0], hit)
+            hit = torch.where(here, logits.gather(1, at[:, None])[:, 0].to(hit.dtype), hit)
             weights, shrink = own.take(logits)
             if asked.log_sum_sq:
                 square = square * shrink.square() + weights.square().sum(1)
@@ -229,13 +233,13 @@ class _Blocked(torch.autograd.Function):
                 weights, shrink = ref.take(ref_logits)
                 cross = cross * shrink + (weights * (ref_logits - logits)).sum(1)
         lse, ref_lse = own.logsumexp, ref.logsumexp
-        ctx.save_for_backward(hidden, weight, bias, target, lse, ref_lse)
+        ctx.save_for_backward(hidden, weight, bias, target, lse.to(exact), ref_lse.to(exact))
         ctx.head, ctx.work, ctx.size, ctx.kept, ctx.ref_block = head, work, size, kept, ref_block
-        kl = cross / ref.total - ref_lse + lse if asked.kl else None
-        log_sum_sq = square.log() - 2 * own.total.log() if asked.log_sum_sq else None
-        entropy = lse - spread / own.total if asked.entropy else None
+        log_sum_sq = (square.log() - 2 * own.total.log()).to(exact) if asked.log_sum_sq else None
+        entropy = (lse - spread / own.total).to(exact) if asked.entropy else None
+        kl = (cross / ref.total - ref_lse + lse).to(exact) if asked.kl else None
         ctx.mark_non_differentiable(*(s for s in (log_sum_sq, entropy) if s is not None))
-        return hit - lse, kl, log_sum_sq, entropy
+        return (hit - lse).to(exact), kl, log_sum_sq, entropy
 
     @staticmethod
     @once_differentiable
