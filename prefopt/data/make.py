@@ -55,6 +55,12 @@ def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirabl
         if not isinstance(completion, str) and completion[0]["role"] != "assistant":
             raise RowError("not_an_answer", f"the {side} completion must begin with an assistant turn, "
                                             f"not {completion[0]['role']!r}")  # fmt: skip
+        if not isinstance(completion, str) and (others := {turn["role"] for turn in completion} - {"assistant"}):
+            raise RowError(
+                "other_speaker",
+                f"the {side} completion has turns of {', '.join(sorted(others))}: they would be trained on as the "
+                "assistant's; end the prompt behind them",
+            )
     if kind is Data.PAIRS and completions[0] == completions[1]:
         raise RowError("identical_sides", "chosen and rejected are the same text: there is no preference to learn")
     content = [kind.value, prompt, completions, desirable, scores, weight]

@@ -13,6 +13,7 @@ from prefopt.data.schemas import SCHEMAS
 from prefopt.plugin import Data
 
 Q, GOOD, BAD = "How high is it?", "Eight thousand metres.", "No idea."
+CALL: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{"name": "map"}]}
 USER, SYSTEM = {"role": "user", "content": Q}, {"role": "system", "content": "Be brief."}
 
 
@@ -43,6 +44,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
         {"prompt": Q, "chosen": [USER, says(GOOD)], "rejected": [USER, says(BAD)], "score_chosen": 8.5,
          "score_rejected": 3},
         asked(), *PAIR, None, (8.5, 3.0),
+    ),
+    "an answer that calls a tool": (
+        "prompt_pair",
+        {"prompt": [USER], "chosen": [says("Let me look."), CALL],
+         "rejected": [says(BAD)]},
+        asked(), Data.PAIRS,
+        ((says("Let me look."), CALL), BAD), None, None,
     ),
     "implicit messages": (
         "implicit_prompt", {"chosen": [USER, says(GOOD)], "rejected": [USER, says(BAD)]}, asked(), *PAIR, None, None,
@@ -112,7 +120,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
         "dialogue",
         {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "map"}]},
                       {"role": "tool", "content": "8848"}, says(GOOD)]},
-        asked(USER, {"role": "assistant", "content": "", "tool_calls": [{"name": "map"}]},  # type: ignore[dict-item]
+        asked(USER, CALL,  # type: ignore[dict-item]
               {"role": "tool", "content": "8848"}),
         Data.DEMONSTRATIONS, (GOOD,), None, None,
     ),

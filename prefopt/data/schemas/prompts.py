@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from prefopt.data.files import Row
-from prefopt.data.messages import ROLES, blank, message, messages, simple, string
+from prefopt.data.messages import ROLES, blank, first, message, messages, simple, string
 from prefopt.data.record import Message, RowError, Text
 from prefopt.data.schemas.base import is_turns
 
@@ -86,8 +86,10 @@ def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
 
 
 def is_dialogue(value: object) -> bool:
-    """Whether a value is several chat turns, so that the last one alone is the answer."""
-    return isinstance(value, list) and len(value) > 1 and is_turns(value)
+    """Whether a value is a whole dialogue: several chat turns that somebody else than the assistant begins."""
+    if not isinstance(value, list) or len(value) < 2 or not is_turns(value):
+        return False
+    return ROLES.get(str(first(value[0], "role", "from")).lower()) != "assistant"
 
 
 def is_transcript(value: object) -> bool:
