@@ -1,4 +1,7 @@
-"""Running statistics of losses that carry state: updated once per global batch, before use."""
+"""Running statistics of losses that carry state: updated once per global batch, before use.
+
+They are float64 on the CPU, whatever the device of the batch: some devices have no float64.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def initial_moments() -> State:
 
 def update_moments(state: State, values: Tensor, decay: float) -> dict[str, Tensor]:
     """Exponential moving averages of the mean and the (n - 1) deviation of `values`; one value has deviation 0."""
-    values = values.detach().double()
+    values = values.detach().cpu().double()
     deviation = values.std() if len(values) > 1 else values.new_zeros(())
     return {
         "mean": _average(state["mean"], values.mean(), decay),
@@ -27,12 +30,12 @@ def update_moments(state: State, values: Tensor, decay: float) -> dict[str, Tens
 
 
 def z_score(values: Tensor, moments: State) -> Tensor:
-    """(values - mean) / deviation, detached; 0 where the deviation is rounding, as at policy = reference."""
-    values = values.detach().double()
+    """(values - mean) / deviation, detached, on the CPU; 0 where the deviation is rounding, as at step 0."""
+    values = values.detach().cpu().double()
     mean, deviation = moments["mean"], moments["deviation"]
     score = (values - mean) / deviation.clamp(min=_SMALLEST_DEVIATION)
     return torch.where(deviation < _SMALLEST_DEVIATION, torch.zeros_like(score), score)
 
 
 def _average(old: Tensor, new: Tensor, decay: float) -> Tensor:
-    return decay * old.to(new.device) + (1 - decay) * new
+    return decay * old + (1 - decay) * new

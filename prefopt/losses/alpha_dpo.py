@@ -52,7 +52,7 @@ class AlphaDPO:
         margin = logps.chosen.mean - logps.rejected.mean
         moved = margin - (logps.chosen.ref_mean - logps.rejected.ref_mean)
         moments = update_moments(state, moved, self.decay)
-        target = self.gamma_beta_ratio + self.alpha * z_score(moved, moments).to(margin.dtype)
+        target = self.gamma_beta_ratio + self.alpha * z_score(moved, moments).to(margin)
         return LossOutput(
             loss=-F.logsigmoid(self.beta * (margin - target)),
             chosen_reward=(self.beta * logps.chosen.mean).detach(),

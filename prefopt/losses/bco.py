@@ -42,11 +42,10 @@ class BCO:
 
     def __call__(self, logps: UnpairedLogps, state: State, /) -> LossOutput:
         reward = self.beta * logps.completion.ratio
-        seen = reward.detach().double()
-        count = state["count"].to(seen.device) + len(seen)
-        delta = state["delta"].to(seen.device)
-        delta = delta + (seen - delta).sum() / count
-        above = reward - delta.to(reward.dtype)
+        seen = reward.detach().cpu().double()
+        count = state["count"] + len(seen)
+        delta = state["delta"] + (seen - state["delta"]).sum() / count
+        above = reward - delta.to(reward)
         return LossOutput(
             loss=-F.logsigmoid(torch.where(logps.desirable, above, -above)),
             reward=reward.detach(),

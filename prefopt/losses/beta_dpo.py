@@ -58,14 +58,14 @@ class BetaDPO:
         margin = chosen - rejected
         moments = update_moments(state, margin, self.decay)
         kept = self._kept(logps, z_score(margin, moments), int(state["batches"]))
-        excess = margin.detach().double()[kept].mean() - moments["mean"]
-        beta = (self.beta * (1 + self.alpha * excess)).clamp(min=1e-3).to(margin.dtype)
-        share = kept.to(margin.dtype) * (len(margin) / int(kept.sum()))
+        excess = margin.detach().cpu().double()[kept].mean() - moments["mean"]
+        beta = (self.beta * (1 + self.alpha * excess)).clamp(min=1e-3).to(margin)
+        share = kept.to(margin) * (len(margin) / int(kept.sum()))
         return LossOutput(
             loss=-F.logsigmoid(beta * margin) * share,
             chosen_reward=(beta * chosen).detach(),
             rejected_reward=(beta * rejected).detach(),
-            metrics={"beta": beta, "kept": kept.to(margin.dtype)},
+            metrics={"beta": beta, "kept": kept.to(margin)},
             state={**moments, "batches": state["batches"] + 1},
         )
 
@@ -74,11 +74,11 @@ class BetaDPO:
         if logps.ids is None:
             raise ValueError("beta_dpo draws by record id: this batch has no ids")
         count = max(1, math.floor(self.keep * len(z) + 1e-9))
-        noise = -torch.log(-torch.log(uniform(logps.ids, batches))).to(z.device)
+        noise = -torch.log(-torch.log(uniform(logps.ids, batches)))
         kept = torch.zeros_like(z, dtype=torch.bool)
         kept[(noise - z**2 / 2).topk(count).indices] = True
         return kept
 
     def at_reference(self, logps: PairLogps, /) -> Tensor:
-        kept = self._kept(logps, torch.zeros_like(logps.chosen.sum, dtype=torch.float64), 0)
-        return math.log(2) * kept.to(logps.chosen.sum.dtype) * (len(kept) / int(kept.sum()))
+        kept = self._kept(logps, torch.zeros(len(logps.chosen.sum), dtype=torch.float64), 0)
+        return math.log(2) * kept.to(logps.chosen.sum) * (len(kept) / int(kept.sum()))
