@@ -102,8 +102,12 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     prepared = prepared_data(config, tokenizer)
     model = load_model(config.model)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_facts(config, prepared)
+    first_process = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate set it
+    if first_process:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_facts(config, prepared)
+    else:
+        say = _silent
     say(_counts_line(prepared))
     for warning in prepared.warnings:
         say(f"warning: {warning}")
@@ -130,10 +134,9 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
             **tracking,
             **config.trainer,
         )
-    process_zero = result.trainer.is_world_process_zero()
-    with writing(out / "final", writes=process_zero) as folder:
+    with writing(out / "final", writes=first_process) as folder:
         result.trainer.save_model(str(folder))
-        if process_zero:
+        if first_process:
             tokenizer.save_pretrained(folder)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing of ours is one
     after = dict(result.after)
@@ -150,7 +153,7 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
         "reference": {"found": result.reference_hits, "computed": result.reference_misses},
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},
     }
-    if process_zero:
+    if first_process:
         _write_lines(out / "samples.jsonl", samples)
         _write(out / "summary.json", json.dumps(summary, indent=1))
     return summary

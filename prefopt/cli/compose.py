@@ -35,7 +35,7 @@ KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume")
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
-class OutsidePresets(SearchPathPlugin):  # type: ignore[misc]
+class OutsidePresets(SearchPathPlugin):
     """Lets installed packages add presets: an entry point in the group `prefopt.conf` names a package of YAML files."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -131,7 +131,7 @@ def run_config(config: DictConfig) -> RunConfig:
     if name is None:
         raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
     try:
-        groups = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
+        groups: dict[str, Any] = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} has no value: give {error.full_key}=...") from error
     except OmegaConfBaseException:
@@ -202,7 +202,7 @@ def _keys(overrides: list[str]) -> list[str]:
     found: list[str] = []
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+        for key in map(str, node):
             child = node._get_node(key)
             found.append(f"{prefix}{key}")
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
