@@ -62,7 +62,7 @@ class RunConfig:
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        nested = {k: dataclasses.asdict(v) for k, v in known.items() if dataclasses.is_dataclass(v) and k != "loss"}
+        nested = {k: dataclasses.asdict(known[k]) for k in ("model", "data", "batch", "tracking", "evaluation")}
         loss = {"name": self.loss_name, **dataclasses.asdict(self.loss)}  # type: ignore[call-overload]
         plain: dict[str, Any] = json.loads(json.dumps(known | nested | {"loss": loss}, default=str))
         del plain["loss_name"]
@@ -93,8 +93,8 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     from prefopt.trainer.checkpoints import writing
 
     start = time.perf_counter()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     out = config.output_dir
@@ -157,6 +157,10 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
         _write_lines(out / "samples.jsonl", samples)
         _write(out / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def _silent(line: str) -> None:
+    """What the other processes say."""
 
 
 def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
@@ -240,7 +244,7 @@ def _write_facts(config: RunConfig, prepared: Any) -> None:
     from omegaconf import OmegaConf
 
     out = config.output_dir
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in VERSIONS:
         try:
             versions[package] = version(package)
