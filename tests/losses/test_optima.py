@@ -146,6 +146,28 @@ def test_other_divergences_recover_the_reward_in_their_own_way(name: str, settin
     assert float(share @ left_over.abs()) < 1e-2  # of a reward whose deviation is 1
 
 
+@pytest.mark.parametrize(("p", "tau"), [(0.9, 0.5), (0.6, 0.1)])
+def test_two_arms_under_ipo_sum(p: float, tau: float) -> None:
+    """logit of the first arm = its reference's + (2p - 1) / (2 tau), where it wins with probability p."""
+    reference = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
+    arm = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    loss = load("ipo_sum", tau=tau)
+    optimizer = torch.optim.LBFGS([arm], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        both = torch.cat([arm, -arm]).log_softmax(0)
+        numbers = {"chosen": both, "rejected": both.flip(0), "ref_chosen": reference, "ref_rejected": reference.flip(0)}
+        values = call(loss, build(loss.needs, numbers)).loss  # the first arm wins, and the second
+        value = p * values[0] + (1 - p) * values[1]
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    logit = 2 * arm.item()  # of softmax(arm, -arm)
+    assert logit == pytest.approx(float(reference[0] - reference[1]) + (2 * p - 1) / (2 * tau), abs=1e-6)
+
+
 def test_the_world_is_what_it_says() -> None:
     assert WORLD.reference.exp().sum().item() == pytest.approx(1)
     assert WORLD.win_rate() @ WORLD.reference.exp() == pytest.approx(0.5)
