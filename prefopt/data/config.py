@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -74,6 +74,10 @@ class DataConfig:
                     "eval_records": self.eval_records, "eval_fraction": self.eval_fraction}  # fmt: skip
         if len(given := [f"data.{name}" for name, value in held_out.items() if value]) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other: choose one way to hold out records")
+        if self.eval_split and self.mixture:
+            raise UserError(
+                "data.eval_split needs data.path; hold out of a mixture with data.eval_path or eval_records"
+            )
         if not 0 <= self.eval_fraction < 1:
             raise UserError(f"data.eval_fraction={self.eval_fraction} must be at least 0 and below 1")
         for name in ("eval_records", "max_length"):
@@ -81,6 +85,15 @@ class DataConfig:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
         if self.max_records is not None and self.max_records < 1:
             raise UserError(f"data.max_records={self.max_records} must be at least 1, or null for all")
+
+    def held_out(self) -> DataConfig | None:
+        """The settings of the held-out set where it is a set of its own (`eval_path`, `eval_split`)."""
+        if not (self.eval_path or self.eval_split):
+            return None
+        own: dict[str, Any] = {"eval_path": None, "eval_split": None, "max_records": None, "mixture": []}
+        if self.eval_path:
+            return replace(self, path=self.eval_path, split=None, **own)
+        return replace(self, split=self.eval_split, **own)
 
     def sources(self) -> list[Source]:
         """The sets to read: the mixture's, or the one of `path`."""

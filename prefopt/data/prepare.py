@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +52,7 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tup
     train, held_out = result.records, None
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
-    if config.eval_path or config.eval_split:
-        where = {"path": config.eval_path} if config.eval_path else {"split": config.eval_split}
-        other = dataclasses.replace(config, **where, mixture=[], eval_path=None, eval_split=None, max_records=None)
+    if other := config.held_out():
         other_result, other_log, other_counts = _tokens(read(other), tokenizer, other, data, control_text)
         held_out = other_result.records
         log += other_log

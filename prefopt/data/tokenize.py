@@ -27,7 +27,7 @@ from prefopt.errors import UserError
 from prefopt.plugin import Data
 
 BATCH_ROWS = 256
-PARALLEL_ROWS = 20_000  # below this, starting processes costs more than it saves
+WORKER_ROWS = 10_000  # of one process at least: fewer, and starting it costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataC
         import datasets
 
         source = datasets.Dataset.from_file(str(folder / RECORDS))
-        workers = config.num_proc or (os.cpu_count() or 1 if len(records) >= PARALLEL_ROWS else 1)
+        workers = config.num_proc or max(1, min(os.cpu_count() or 1, len(records) // WORKER_ROWS))
 
         def batch(columns: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             names = list(columns)

@@ -39,9 +39,8 @@ def examine(
     found = read(config)
     lengths = Lengths()
     checks: list[Check] = [Repetitions(), NearDuplicates(), lengths, Words(), Formats(), Labels(), Marks()]
-    if config.eval_path or config.eval_split:
-        where = {"path": config.eval_path} if config.eval_path else {"split": config.eval_split}
-        checks.append(Leaks(read(dataclasses.replace(config, **where, eval_path=None, eval_split=None)).records))
+    if held_out := config.held_out():
+        checks.append(Leaks(read(held_out).records))
     for record in found.records:
         for check in checks:
             check.see(record)
