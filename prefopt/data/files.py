@@ -124,20 +124,25 @@ def _json(stream: Any) -> Iterator[dict[str, Any] | str]:
             return _lines(io.BytesIO(raw))
         raise
     if isinstance(value, dict):
-        inside = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        columns = [v for v in value.values() if isinstance(v, list)]
-        if len(inside) == 1 and len(columns) == 1:
-            value = inside[0]
-        elif columns and len(columns) == len(value) and len({len(v) for v in columns}) == 1:
-            value = [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
-        else:
-            value = [value]
+        value = _unwrap(value)
     if not isinstance(value, list):
         raise ValueError(f"the file holds one {type(value).__name__}, not a list of rows")
     return (
         row if isinstance(row, dict) else f"a row must be an object of named columns, not {type(row).__name__}"
         for row in value
     )
+
+
+def _unwrap(value: Row) -> list[Any]:
+    """The rows of a JSON object: its one list of objects, its columns as rows, or itself as the only row."""
+    lists = [v for v in value.values() if isinstance(v, list)]
+    if any(isinstance(v[0], dict) and {"role", "from"} & v[0].keys() for v in lists if v):
+        return [value]  # lists of messages, not of rows
+    if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
+        return lists[0]
+    if lists and len(lists) == len(value) and len({len(v) for v in lists}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    return [value]
 
 
 def _csv(stream: Any, delimiter: str = ",") -> Iterator[dict[str, Any] | str]:

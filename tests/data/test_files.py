@@ -130,6 +130,15 @@ def test_format(tmp_path: Path, expected: list[str], name: str) -> None:
     assert ids(tmp_path / name) == expected
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_json_file_with_one_row(tmp_path: Path, labelled: bool) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    other = [turns[0], {"role": "assistant", "content": "Go away"}]
+    row = {"messages": turns, "label": True} if labelled else {"chosen": turns, "rejected": other}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert len(read(DataConfig(path=str(tmp_path / "a.json"))).records) == 1
+
+
 def test_ids_do_not_change(expected: list[str]) -> None:
     """A change of these is a change of every held-out split: it belongs under "Numbers changed"."""
     assert expected[:2] == ["b4e3d3b4f5193fd4", "a959254aab5d2f95"]

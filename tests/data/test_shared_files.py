@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from prefopt.data import DataConfig, Rejection, prepare, read, to_view
+from prefopt.data.schemas.prompts import transcript
 from prefopt.plugin import Data
 from tests.data.tiny import tokenizer
 
@@ -72,3 +76,42 @@ def test_every_file_is_prepared(shared_data: Path, name: str) -> None:
     assert len(ready.train) + 2 + len(ready.rejections) == rows
     assert ready.eval is not None
     assert not set(ready.train.prompt_keys()) & set(ready.eval.prompt_keys())
+
+
+def test_hh_rlhf_dialogues(shared_data: Path) -> None:
+    path = shared_data / "hh-rlhf/harmless-base-test.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    marked = sum(
+        any(re.search("(?:Human|Assistant):", turn["content"]) for turn in transcript(row[side], side))
+        for row in rows
+        for side in ("chosen", "rejected")
+    )
+    assert marked == 73  # speakers inside the text are no turns
+    records = read(DataConfig(path=str(path))).records
+    assert round(sum(len(record.prompt) > 1 for record in records) / len(records), 2) == 0.71
+
+
+def test_sharegpt_turns(shared_data: Path) -> None:
+    records = read(DataConfig(path=str(shared_data / "llama-factory/dpo_en_demo.json"))).records
+    roles = [[turn["role"] for turn in record.prompt if not isinstance(turn, str)] for record in records]
+    assert sum(turns[0] == "system" for turns in roles) == 80
+    assert sum(turns.count("user") > 1 for turns in roles) == 106
+    assert sum("\\x0c" in repr((record.prompt, record.completions)) for record in records) == 1  # the form feed stays
+
+
+def test_labels_and_parts(shared_data: Path) -> None:
+    labelled = read(DataConfig(path=str(shared_data / "llama-factory/kto_en_demo.json"))).records
+    assert [sum(record.desirable is side for record in labelled) for side in (True, False)] == [150, 150]
+    parts = read(DataConfig(path=str(shared_data / "llama-factory/v1_dpo_demo.jsonl"))).records
+    assert all(isinstance(text, str) for record in parts for text in record.completions)
+
+
+def test_inputs(shared_data: Path) -> None:
+    path = shared_data / "llms-from-scratch/instruction-data-with-preference.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    records = read(DataConfig(path=str(path))).records
+    asked = {record.source.rsplit(":", 1)[1]: record.prompt[-1]["content"] for record in records}  # type: ignore[index]
+    bare = [i for i, row in enumerate(rows) if not row["input"]]
+    assert len(bare) == 775
+    assert all(asked[str(i)] == rows[i]["instruction"] for i in bare if str(i) in asked)
