@@ -166,80 +166,82 @@ def lay_out(trees: Sequence[Tree], layout: Layout) -> Row:
 
 
 def _tree_row(trees: Sequence[Tree]) -> Row:
-    first_branch = np.cumsum([0, *(len(t.branches) for t in trees)])
+    sizes = np.array([tree.num_tokens for tree in trees])
     # Longest first: neighbours in the row are then alike, and can be attended together.
-    order = sorted(range(len(trees)), key=lambda i: (-trees[i].num_tokens, i))
-    ids, position, scope, tree_of = [], [], [], []
-    source: list[np.ndarray] = [np.empty(0, np.int64)] * int(first_branch[-1])
-    start = 0
-    for i in order:
-        tree = trees[i]
-        prompt = len(tree.prompt)
-        ids.append(tree.prompt)
-        position.append(np.arange(prompt))
-        scope.append(np.zeros(prompt, np.int64))
-        at = start + prompt
-        for b, branch in enumerate(tree.branches):
-            fed = len(branch) - 1
-            ids.append(branch[:-1])
-            position.append(np.arange(prompt, prompt + fed))
-            scope.append(np.full(fed, b + 1))
-            source[first_branch[i] + b] = np.concatenate(([start + prompt - 1], np.arange(at, at + fed)))
-            at += fed
-        tree_of.append(np.full(tree.num_tokens, i))
-        start = at
+    order = np.argsort(-sizes, kind="stable")
+    ordered = [trees[i] for i in order]
+    # A segment is a prompt, or a branch less its last token; `number` is 0 for the prompt, b + 1 for branch b.
+    segments = [s for tree in ordered for s in (tree.prompt, *(branch[:-1] for branch in tree.branches))]
+    length = np.array([len(s) for s in segments])
+    start = np.cumsum(length) - length
+    branches = np.array([len(tree.branches) for tree in ordered])
+    prompt = np.repeat(np.cumsum(branches + 1) - branches - 1, branches + 1)  # each segment's prompt
+    number = np.arange(len(segments)) - prompt
+    begin = np.where(number > 0, length[prompt], 0)
+    position = np.repeat(begin, length) + _count_up(length)
+    scope = np.repeat(number, length)
+    # Completions in the caller's order: the first token is predicted at the end of the prompt, the rest in the branch.
+    completion = np.flatnonzero(number)
+    completion = completion[np.argsort(np.repeat(order, branches), kind="stable")]
+    tokens = length[completion] + 1
+    step = _count_up(tokens)
+    end = (start + length - 1)[prompt[completion]]
+    source = np.where(step > 0, np.repeat(start[completion] - 1, tokens) + step, np.repeat(end, tokens))
     plan = TreePlan(
-        _parts([trees[i] for i in order]),
-        _long(np.concatenate(tree_of)),
-        _long(np.concatenate(scope)),
-        _long(np.concatenate(position)),
+        _parts(ordered, scope, position), _long(np.repeat(order, sizes[order])), _long(scope), _long(position)
     )
     return Row(
-        input_ids=_long(np.concatenate(ids))[None],
+        input_ids=_long(np.concatenate(segments))[None],
         position_ids=plan.position[None],
         tree=plan,
         attention_mask=None,
-        source=_long(np.concatenate(source)),
+        source=_long(source),
         **_targets(trees),
     )
 
 
-def _parts(trees: Sequence[Tree]) -> tuple[Group | Piece, ...]:
-    """Cut trees, longest first, into long ones and groups of similar length."""
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... in each of several runs end to end."""
+    counted: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return counted
+
+
+def _parts(trees: Sequence[Tree], scope: np.ndarray, position: np.ndarray) -> tuple[Group | Piece, ...]:
+    """Cut a row of trees, longest first, into long ones and groups of similar length."""
     parts: list[Group | Piece] = []
-    group: list[Tree] = []
+    group: list[int] = []
+    at = 0
+
+    def close() -> None:
+        nonlocal at
+        if group:
+            stop = at + sum(group)
+            parts.append(_group(np.array(group), scope[at:stop], position[at:stop]))
+            at = stop
+            group.clear()
+
     for tree in trees:
-        if tree.num_tokens > DENSE_TOKENS:
+        size = tree.num_tokens
+        if size > DENSE_TOKENS:
             parts.append(Piece(len(tree.prompt), tuple(len(b) - 1 for b in tree.branches if len(b) > 1)))
+            at += size
             continue
-        if group and tree.num_tokens < FILL * group[0].num_tokens:
-            parts.append(_group(group))
-            group = []
-        group.append(tree)
-    if group:
-        parts.append(_group(group))
+        if group and size < FILL * group[0]:
+            close()
+        group.append(size)
+    close()
     return tuple(parts)
 
 
-def _group(trees: Sequence[Tree]) -> Group:
-    size, longest = len(trees), trees[0].num_tokens
-    index = np.full((size, longest), -1)
-    scope = np.full((size, longest), -1)
-    position = np.zeros((size, longest), np.int64)
-    start = 0
-    for g, tree in enumerate(trees):
-        n, prompt = tree.num_tokens, len(tree.prompt)
-        index[g, :n] = np.arange(start, start + n)
-        scope[g, :prompt] = 0
-        position[g, :prompt] = np.arange(prompt)
-        at = prompt
-        for b, branch in enumerate(tree.branches):
-            fed = len(branch) - 1
-            scope[g, at : at + fed] = b + 1
-            position[g, at : at + fed] = np.arange(prompt, prompt + fed)
-            at += fed
-        start += n
-    return Group(start, _long(index), _long(scope), _long(position))
+def _group(sizes: np.ndarray, scope: np.ndarray, position: np.ndarray) -> Group:
+    there = np.arange(sizes[0]) < sizes[:, None]
+
+    def spread(values: np.ndarray, filling: int) -> Tensor:
+        spaced = np.full(there.shape, filling)
+        spaced[there] = values
+        return _long(spaced)
+
+    return Group(len(scope), spread(np.arange(len(scope)), -1), spread(scope, -1), spread(position, 0))
 
 
 def _padded_row(trees: Sequence[Tree]) -> Row:
