@@ -209,6 +209,17 @@ def test_huge_logits_do_not_overflow() -> None:
         assert torch.isfinite(value).all()
 
 
+@pytest.mark.usefixtures("path")
+def test_a_log_prob_is_never_above_zero() -> None:
+    """Not even by rounding, where a token is all but certain: log(1 - p) must stay a number."""
+    hidden, head = make(0, dtype=torch.float32, scale=20.0)
+    with torch.no_grad():
+        certain = head.logits(hidden).argmax(-1)
+        logp = token_stats(hidden, certain, head).logp
+    assert (logp > -1e-6).sum() > N / 2
+    assert (logp <= 0).all()
+
+
 def test_kl_without_a_reference_is_an_error() -> None:
     hidden, head = make(0, dtype=torch.float32)
     with pytest.raises(ValueError, match="reference's hidden states"):
