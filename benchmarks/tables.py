@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 PAGES = (Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "README.md")
@@ -83,11 +84,14 @@ def throughput(result: Any) -> str:
         "peak_gib": ("peak GiB", "{:.2f}"),
         "total_s": ("whole run, s", "{:.0f}"),
     }
-    rates = sorted(r["gflops_per_s"] for line in result["lines"] for r in line["raw"])
+    machine = [r["machine"] for line in result["lines"] for r in line["raw"]]
+    rates = ", ".join(
+        f"{name} {median(m[name] for m in machine):.0f}" for name in ("torch_mm", "onednn") if name in machine[0]
+    )
     s = result["setting"]
     facts = (
-        f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads; matrix products of its shapes ran at "
-        f"{rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s. Medians of the runs."
+        f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads. Matrix products of its shapes, "
+        f"GFLOP/s: {rates}. Medians of the runs."
     )
     return f"{facts}\n\n{markdown(first, ratios)}\n\n{markdown(second, contestants)}"
 
@@ -198,8 +202,8 @@ def real_model(result: Any) -> str:
     commands = "\n".join(f"    {r['command']}" for r in rows)
     first = rows[0]
     words = (
-        f"{first['train_records']} pairs to train on, {first['held_out_records']} held out, {first['steps']} steps, one "
-        "seed: differences between the two methods are not evidence."
+        f"{first['train_records']} pairs to train on, {first['held_out_records']} held out, {first['steps']} steps, "
+        "one seed: differences between the two methods are not evidence."
     )
     texts = []
     for i, sample in enumerate(first["samples"]):

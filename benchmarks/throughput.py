@@ -12,7 +12,8 @@ the same order. A step counts whole: data, forward, backward, optimizer, logging
 *Useful* tokens are those that carry information: every prompt once, both completions, a completion's last token not
 (nothing is predicted from it). *Useful* FLOPs are theirs, forward and backward, the output layer for completion tokens
 only; utilisation is useful FLOP/s over the FLOP/s of bare matrix products of the model's shapes, measured in the same
-run. Peak memory is the resident memory of the process, interpreter and libraries included.
+run, by the faster of the libraries that torch has (on some processors its default is the slower one). Peak memory is
+the resident memory of the process, interpreter and libraries included.
 
     python benchmarks/throughput.py --quick --json      # the first row of the table, within ten minutes
     python benchmarks/throughput.py --save              # everything; hours
@@ -91,7 +92,7 @@ class Bench:
         rounds: list[dict[str, Any]] = []
         for number in range(self.runs):
             began = time.perf_counter()
-            found: dict[str, Any] = {"gflops_per_s": self.machine(contest, preload)}
+            found: dict[str, Any] = {"machine": self.machine(contest, preload)}
             for contestant in contest.contestants:
                 answers = {m: self.run(contestant, contest, m, number, preload) for m in contest.methods}
                 found[contestant] = answers
@@ -136,7 +137,7 @@ class Bench:
         say(f"  steps {[round(s, 2) for s in answer['step_s']]} s, {answer['peak_gib']:.2f} GiB")
         return answer
 
-    def machine(self, contest: Contest, preload: str | None) -> float:
+    def machine(self, contest: Contest, preload: str | None) -> dict[str, float]:
         """GFLOP/s of matrix products at the model's shapes, with the tokens of a mean step of this contest."""
         lengths = self.lengths[: contest.records * contest.steps]
         tokens, completion_tokens = useful_tokens(lengths) / contest.steps, lengths[:, 1:].sum() / contest.steps
@@ -147,8 +148,8 @@ class Bench:
             "completion_tokens": min(round(completion_tokens), MAX_TOKENS),
             "repeats": 5,
         }
-        rate = json.loads(self._process(PEERS / "run_matmul.py", job, preload))["gflops_per_s"]
-        return float(rate)
+        rates: dict[str, float] = json.loads(self._process(PEERS / "run_matmul.py", job, preload))
+        return rates
 
     def _process(self, script: Path, job: dict[str, Any], preload: str | None) -> str:
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -172,7 +173,7 @@ class Bench:
         flops, tokens, pairs = useful_flops(lengths, self.config), useful_tokens(lengths), len(lengths)
         answers = [r[name] for r in rounds]
         seconds = [sum(a["dpo"]["step_s"][1:]) for a in answers]
-        utilisation = [flops / s / 1e9 / r["gflops_per_s"] for s, r in zip(seconds, rounds, strict=True)]
+        utilisation = [flops / s / 1e9 / r["machine"]["gflops_per_s"] for s, r in zip(seconds, rounds, strict=True)]
         return {
             "pairs_per_s": statistics.median(pairs / s for s in seconds),
             "useful_tokens_per_s": statistics.median(tokens / s for s in seconds),

@@ -2,7 +2,7 @@
 
 torch's wheels multiply float32 matrices with MKL, which on processors of other makers than Intel's takes a slower path
 than theirs allows; oneDNN, in the same wheels, does not. On an AMD EPYC with AVX-512 one core gives 98 GFLOP/s by MKL
-and 220 by oneDNN, both in IEEE float32. `benchmarks/matmul.py` measures it.
+and 220 by oneDNN, both in IEEE float32. `benchmarks/throughput.py` measures both.
 
 Which one is used depends on the processor's maker alone, never on a timing: runs stay repeatable bit by bit.
 """
