@@ -242,7 +242,11 @@ class PreferenceTrainer(Trainer):
     def _call_loss(self, facts: Sequence[Facts], flat: Flat) -> Outcome:
         examples = examples_of(facts, flat, self.loss.needs)
         state = (self.loss_state,) if self.loss.needs.state else ()
-        return Outcome(facts, flat, examples, self.loss(examples.logps, *state))
+        try:
+            output = self.loss(examples.logps, *state)
+        except ValueError as error:  # what a plugin says of numbers that it cannot take, such as scores out of range
+            raise UserError(f"{type(self.loss).__name__}: {error}") from error
+        return Outcome(facts, flat, examples, output)
 
     def _learn(self, facts: Sequence[Facts], flat: Flat) -> Outcome:
         """The loss on records that are learnt from: checked, and its state kept."""
