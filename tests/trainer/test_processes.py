@@ -32,7 +32,8 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    done = launch(2, "tests.trainer.together", str(tmp_path), *RUNS)
+    sharded = [f"fsdp:{name}" for name in ("dpo", "kto", "tdpo2")]
+    done = launch(2, "tests.trainer.together", str(tmp_path), *RUNS, *sharded)
     assert done.returncode == 0, done.stderr[-4000:]
     for run in RUNS:
         report, kept = together.train(run, tmp_path / "one")
@@ -44,3 +45,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert other[part] == pytest.approx(report[part], rel=1e-6, abs=1e-6), (run, part)
         weights = load_file(tmp_path / f"{run}.safetensors")
         assert together.tiny.apart(weights, kept.weights) < 1e-6, run
+        if f"fsdp:{run}" in sharded:
+            gradients = load_file(tmp_path / f"fsdp:{run}.safetensors")
+            size = max(float(g.abs().max()) for g in gradients.values())
+            assert together.tiny.apart(gradients, kept.gradients[0]) < 1e-6 * max(1.0, size), run

@@ -2,7 +2,7 @@
 
 A run is a loss, or `LOSS@N` with global batches of N records. It leaves `FOLDER/<run>.json` (losses, held-out figures
 before and after, figures of the last step) and `FOLDER/<run>.safetensors` (the weights after the last step), written by
-process 0.
+process 0. `fsdp:LOSS` leaves the gradients of one step of a model sharded with FSDP2 instead of weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from prefopt.plugin import Data
 from prefopt.registry import load
@@ -43,10 +45,28 @@ def train(run: str, folder: Path) -> tuple[dict[str, Any], tiny.Run]:
     return report, kept
 
 
+def sharded_gradients(name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Of the first step, whole, of a model that the processes share out among them."""
+    trainer = tiny.make(load(name), TRAIN, folder, batch=BatchConfig(records=18, max_tokens=90))
+    model: Any = trainer.model
+    mesh = init_device_mesh("cpu", (trainer.args.world_size,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert isinstance(model, FSDPModule)
+    trainer.training_step(model, next(iter(trainer.get_train_dataloader())))
+    return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     for run in sys.argv[2:]:
+        if run.startswith("fsdp:"):
+            gradients = sharded_gradients(run.removeprefix("fsdp:"), folder)
+            if torch.distributed.get_rank() == 0:
+                save_file(gradients, folder / f"{run}.safetensors")
+            continue
         report, kept = train(run, folder)
         report["processes"] = kept.trainer.args.world_size
         report["wrapper"] = type(kept.trainer.model_wrapped).__name__
