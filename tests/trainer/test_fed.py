@@ -91,6 +91,20 @@ def test_kto_on_pairs_gets_both_sides_of_a_pair_together(tmp_path: Path) -> None
         assert examples.record.tolist() == [place for place in range(16) for _ in range(2)]
 
 
+def test_a_pair_is_a_list_of_two(tmp_path: Path) -> None:
+    """Plackett-Luce on lists of two is DPO, whether the data says pair or list."""
+    data = tiny.records(Data.PAIRS, 32, weights=True)
+    lists = [replace(r, kind=Data.LISTS) for r in data]
+    dpo = tiny.run(load("dpo"), data, tmp_path, eval=data)
+    for same in (data, lists):
+        kept = tiny.run(load("plackett_luce"), same, tmp_path, eval=same)
+        assert kept.losses == pytest.approx(dpo.losses, rel=1e-6)
+        assert tiny.apart(kept.weights, dpo.weights) < 1e-6
+        names = ("loss", "rewards/chosen", "rewards/accuracies", "logps/rejected", "ratios/chosen", "margins/logps")
+        ours, theirs = kept.trainer.evaluate(), dpo.trainer.evaluate()
+        assert {n: ours[f"eval_{n}"] for n in names} == pytest.approx({n: theirs[f"eval_{n}"] for n in names}, abs=1e-6)
+
+
 def test_a_partner_has_another_prompt_and_is_drawn_by_the_seed() -> None:
     keys = np.array([0, 0, 2, 2, 2, 5, 6, 0])
     first = partners(keys, seed=0)

@@ -33,7 +33,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     sharded = [f"fsdp:{name}" for name in ("dpo", "kto", "tdpo2")]
-    done = launch(2, "tests.trainer.together", str(tmp_path), *RUNS, *sharded)
+    done = launch(2, "tests.trainer.together", str(tmp_path), *RUNS, *sharded, "resume:bco")
     assert done.returncode == 0, done.stderr[-4000:]
     for run in RUNS:
         report, kept = together.train(run, tmp_path / "one")

@@ -2,7 +2,8 @@
 
 A run is a loss, or `LOSS@N` with global batches of N records. It leaves `FOLDER/<run>.json` (losses, held-out figures
 before and after, figures of the last step) and `FOLDER/<run>.safetensors` (the weights after the last step), written by
-process 0. `fsdp:LOSS` leaves the gradients of one step of a model sharded with FSDP2 instead of weights.
+process 0. `fsdp:LOSS` leaves the gradients of one step of a model sharded with FSDP2 instead of weights; `resume:LOSS`
+goes on from a checkpoint, and checks itself that this is the run that was never stopped.
 """
 
 from __future__ import annotations
@@ -58,6 +59,18 @@ def sharded_gradients(name: str, folder: Path) -> dict[str, torch.Tensor]:
     return {n: p.grad.full_tensor() for n, p in model.named_parameters()}
 
 
+def resumed(name: str, folder: Path) -> None:
+    """A checkpoint that several processes wrote, and a run that goes on from it."""
+    options: dict[str, Any] = {"batch": BatchConfig(records=18, max_tokens=90), "max_steps": 3}
+    options |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    whole, again = (
+        tiny.run(load(name), TRAIN, folder, resume=resume, **options) for resume in (None, folder / "checkpoint-2")
+    )
+    assert again.losses == whole.losses
+    assert tiny.apart(again.weights, whole.weights) == 0.0
+    assert sorted(p.name for p in folder.glob("*checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -66,6 +79,9 @@ if __name__ == "__main__":
             gradients = sharded_gradients(run.removeprefix("fsdp:"), folder)
             if torch.distributed.get_rank() == 0:
                 save_file(gradients, folder / f"{run}.safetensors")
+            continue
+        if run.startswith("resume:"):
+            resumed(run.removeprefix("resume:"), folder / "resumed")
             continue
         report, kept = train(run, folder)
         report["processes"] = kept.trainer.args.world_size
