@@ -104,13 +104,14 @@ def _list(root: Path, *, as_json: bool) -> int:
 
     table = Table(title=f"reference log-probs in {root}", title_justify="left")
     table.add_column("name", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    table.add_column("model", no_wrap=True, overflow="ellipsis")
     table.add_column("dtype")
     for column in ("texts", "tokens", "size", "unused", "damaged"):
         table.add_column(column, justify="right", no_wrap=True)
     for f in facts:
         damaged = f["broken_parts"] + f["altered_parts"]
-        about = (str(f["about"].get("model", "")), str(f["about"].get("dtype", "")).removeprefix("torch."))
+        model = "/".join(Path(f["about"].get("model", "")).parts[-2:])
+        about = (model, str(f["about"].get("dtype", "")).removeprefix("torch."))
         size, unused = _size(f["bytes"]), f"{f['unused_days']:.0f} d"
         table.add_row(f["name"][:12], *about, f"{f['entries']:,}", f"{f['tokens']:,}", size, unused, str(damaged or ""))
     Console().print(table)
