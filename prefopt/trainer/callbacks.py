@@ -46,6 +46,14 @@ def _figures(line: str) -> dict[str, Any] | None:
     return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int | float) else None
 
 
+class LogLastStep(TrainerCallback):
+    """Logs after the last step too, whatever `logging_steps`, so that the figures cover every step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
+
+
 class Progress(TrainerCallback):
     """A rich progress bar with the figures that tell how it goes; lines of text where there is no terminal."""
 

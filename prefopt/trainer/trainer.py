@@ -34,6 +34,7 @@ from prefopt.errors import UserError
 from prefopt.plugin import Loss, LossOutput, State, Vocab
 from prefopt.trainer.arguments import autocast, computed_in
 from prefopt.trainer.batches import BatchConfig, GlobalBatch, Steps, StepSampler, Work, loader, per_token
+from prefopt.trainer.callbacks import LogLastStep
 from prefopt.trainer.checkpoints import point, rotate, writing
 from prefopt.trainer.coupled import Whole, pulled, random_state, set_random_state
 from prefopt.trainer.examples import Facts, Flat, Outcome, examples_of
@@ -122,7 +123,7 @@ class PreferenceTrainer(Trainer):
             args=args,
             train_dataset=self._steps("train"),
             eval_dataset=self._steps("eval") if eval is not None else None,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), LogLastStep()],
         )
         self.remove_callback(PrinterCallback)
 

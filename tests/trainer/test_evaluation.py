@@ -201,6 +201,17 @@ def test_result_and_metrics_file(tmp_path: Path) -> None:
         assert line.keys() >= {*design, "learning_rate", "logps_mean/chosen", "lengths/rejected", "tokens_per_second"}
 
 
+def test_figures_cover_every_step_up_to_the_last(tmp_path: Path) -> None:
+    data = tiny.records(Data.PAIRS, 32)
+    each = tiny.run(load("dpo"), data, tmp_path, max_steps=5)
+    some = tiny.run(load("dpo"), data, tmp_path, max_steps=5, logging_steps=3)
+    assert [log["step"] for log in some.logs] == [3, 5]
+    for log, steps in zip(some.logs, (each.logs[:3], each.logs[3:]), strict=True):
+        for name in ("loss", "rewards/margins", "logps/chosen"):
+            assert log[name] == pytest.approx(_mean(step[name] for step in steps), rel=1e-5)
+    assert tiny.run(load("dpo"), data, tmp_path, max_steps=5, logging_strategy="no").logs == []
+
+
 def test_the_reported_loss_is_the_weighted_one(tmp_path: Path) -> None:
     data = tiny.records(Data.PAIRS, 16)
     half = [replace(r, weight=0.5) for r in data]
