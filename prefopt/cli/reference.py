@@ -99,21 +99,20 @@ def _list(root: Path, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(facts, indent=1))
         return 0
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"reference log-probs in {root}", title_justify="left")
-    table.add_column("name", no_wrap=True)
+    table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True, min_width=12)
     table.add_column("model", no_wrap=True, overflow="ellipsis")
-    table.add_column("dtype")
-    for column in ("texts", "tokens", "size", "unused", "damaged"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column, width in (("texts", 7), ("tokens", 9), ("size", 9), ("unused", 6), ("damaged", 7)):
+        table.add_column(column, justify="right", no_wrap=True, min_width=width)
     for f in facts:
-        damaged = f["broken_parts"] + f["altered_parts"]
         model = "/".join(Path(f["about"].get("model", "")).parts[-2:])
-        about = (model, str(f["about"].get("dtype", "")).removeprefix("torch."))
-        size, unused = _size(f["bytes"]), f"{f['unused_days']:.0f} d"
-        table.add_row(f["name"][:12], *about, f"{f['entries']:,}", f"{f['tokens']:,}", size, unused, str(damaged or ""))
+        damaged = f["broken_parts"] + f["altered_parts"]
+        numbers = (f"{f['entries']:,}", f"{f['tokens']:,}", _size(f["bytes"]), f"{f['unused_days']:.0f} d")
+        table.add_row(f["name"][:12], model, *numbers, str(damaged or ""))
     Console().print(table)
     return 0
 
