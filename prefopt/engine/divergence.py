@@ -24,9 +24,15 @@ class Divergence:
 
     `exact_vocabulary` sums over the text's positions the KL between the two next-token distributions, computed over
     the whole vocabulary (Rao-Blackwellised: at each position the sampled token is replaced by its expectation).
-    `monte_carlo` is log policy(text) - log reference(text). Both have the same mean when the texts are samples of the
-    policy at temperature 1, cut off or not, and are scored on exactly the tokens that were drawn: a position after
-    the end token, or none for the end token itself, biases the first.
+    `monte_carlo` is log policy(text) - log reference(text).
+
+    Both have the same mean, cut-off texts included, but only over all texts as they were drawn. What breaks this:
+
+    - a choice among texts by what they say: over well-formed texts alone the first exceeded the second by 0.39 +- 0.01
+      nats where 81 % were well-formed, over ended texts alone by 0.04 (the choice favours tokens that the policy made
+      likelier less than the whole distribution says);
+    - a position after the end token, which belongs to no text: 7 nats in that example;
+    - sampling from another distribution than the one that is scored: at top-p 0.95 the first is too small by 0.27.
     """
 
     exact_vocabulary: NDArray[np.float64]

@@ -63,6 +63,7 @@ class DemoFacts:
     batch: int
     parameters: int
     samples_per_prompt: int
+    look_prompts: int  # of each look during training
     heldout: int
     ceiling: float  # share of held-out labels that the exact reward agrees with
     best_of_n: Sequence[tuple[int, float, Estimate]]
@@ -111,6 +112,7 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         pairs_text=f"{facts.world.pairs:,}",
         temperature=facts.world.label_temperature,
         words=len(WORDS),
+        look_prompts=facts.look_prompts,
         heldout=facts.heldout,
         ceiling=facts.ceiling,
         parameters=f"{facts.parameters:,}",

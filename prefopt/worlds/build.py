@@ -37,7 +37,7 @@ SECONDS = "seconds.json"
 
 BATCH = 128  # demonstrations a step
 BASE_STEPS, BASE_LEARNING_RATE = 100, 3e-3
-SFT_STEPS, SFT_LEARNING_RATE = 350, 3e-3
+SFT_STEPS, SFT_LEARNING_RATE = 250, 3e-3
 BASE_NOISE = 0.15  # share of words that the base model's corpus has at random
 
 _WORD_IDS = {word: i for i, word in enumerate(VOCABULARY)}

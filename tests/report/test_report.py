@@ -43,7 +43,8 @@ ROWS = [
     row("C", [0.1, 1.0, 0.2, 0.9]),
 ]
 FACTS = DemoFacts(
-    world=ReviewWorld(), seed=0, steps=10, batch=128, parameters=104832, samples_per_prompt=4, heldout=256,
+    world=ReviewWorld(), seed=0, steps=10, batch=128, parameters=104832, samples_per_prompt=4, look_prompts=256,
+    heldout=256,
     ceiling=0.85, best_of_n=[(1, 0.0, Estimate(0.0, 0.1)), (2, 0.19, Estimate(0.4, 0.1))], total_seconds=100.0,
     machine="2 cores", versions="prefopt",
 )  # fmt: skip
