@@ -106,8 +106,8 @@ def _list(root: Path, *, as_json: bool) -> int:
     table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)
     table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=16)
-    for column, width in (("texts", 7), ("tokens", 9), ("size", 9), ("unused", 6), ("damaged", 7)):
-        table.add_column(column, justify="right", no_wrap=True, min_width=width)
+    for column in ("texts", "tokens", "size", "unused", "damaged"):
+        table.add_column(column, justify="right", no_wrap=True)
     for f in facts:
         model = "/".join(Path(f["about"].get("model", "")).parts[-2:])
         damaged = f["broken_parts"] + f["altered_parts"]
