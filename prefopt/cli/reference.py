@@ -105,7 +105,7 @@ def _list(root: Path, *, as_json: bool) -> int:
 
     table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=16)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=12)
     for column in ("texts", "tokens", "size", "unused", "damaged"):
         table.add_column(column, justify="right", no_wrap=True)
     for f in facts:
