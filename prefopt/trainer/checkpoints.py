@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from prefopt.errors import PrefoptError, TrainingError
+from prefopt.engine.plan import Lengths
+from prefopt.errors import PrefoptError, TrainingError, UserError
 
+IDENTITY = "run.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -83,6 +88,32 @@ def rotate(folder: Path, keep: int | None, spared: str | None) -> None:
             gone = old.with_name(f"tmp-old-{old.name}")
             old.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def fingerprint_of_records(lengths: Lengths) -> str:
+    """A hash of the records' ids and lengths, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in lengths.ids or ():
+        digest.update(name.encode() + b"\0")
+    for column in (lengths.prompt, lengths.completions, lengths.offsets):
+        digest.update(column.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def write_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Put into a checkpoint what a resumed run must share with the run that it goes on from."""
+    (folder / IDENTITY).write_text(json.dumps(identity, indent=1))
+
+
+def refuse_other_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise UserError where a checkpoint was made by another run than this one."""
+    if not (folder / IDENTITY).exists():
+        return
+    kept = json.loads((folder / IDENTITY).read_text())
+    other = " and another ".join(name for name, value in kept.items() if identity.get(name) != value)
+    if other:
+        raise UserError(f"cannot resume from {folder}: it was made with another {other}; give what it was made with, "
+                        "or start from its weights in another folder")  # fmt: skip
 
 
 def _flush(folder: Path) -> None:

@@ -7,8 +7,6 @@ It knows no loss by name: it reads `needs`. What transformers' loop calls a batc
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,14 +33,20 @@ from prefopt.plugin import Loss, LossOutput, State, Vocab
 from prefopt.trainer.arguments import autocast, computed_in
 from prefopt.trainer.batches import BatchConfig, GlobalBatch, Steps, StepSampler, Work, loader, per_token
 from prefopt.trainer.callbacks import LogLastStep
-from prefopt.trainer.checkpoints import point, rotate, writing
+from prefopt.trainer.checkpoints import (
+    fingerprint_of_records,
+    point,
+    refuse_other_identity,
+    rotate,
+    write_identity,
+    writing,
+)
 from prefopt.trainer.coupled import Whole, pulled, random_state, set_random_state
 from prefopt.trainer.examples import Facts, Flat, Outcome, examples_of
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally, means, tally_batch
 from prefopt.trainer.watch import check_first_batch, refuse_not_finite
 
-IDENTITY = "run.json"
 LOSS_STATE = "loss_state.safetensors"
 REFERENCE = "reference.safetensors"
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
@@ -357,24 +361,13 @@ class PreferenceTrainer(Trainer):
             Path(output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the run that it goes on from."""
-        lengths = self._feed("train").lengths()
-        digest = hashlib.blake2b(digest_size=16)
-        for name in lengths.ids or ():
-            digest.update(name.encode() + b"\0")
-        for column in (lengths.prompt, lengths.completions, lengths.offsets):
-            digest.update(column.astype("<i8").tobytes())
-        return {
-            "loss": repr(self.loss),
-            "records": digest.hexdigest(),
-            "batch.records": self.batch.records,
-            "seed": self.args.seed,
-            "reference": self.reference_name,
-        }
+    def _identity(self) -> dict[str, Any]:
+        records = fingerprint_of_records(self._feed("train").lengths())
+        return {"loss": repr(self.loss), "records": records, "batch.records": self.batch.records,
+                "seed": self.args.seed, "reference": self.reference_name}  # fmt: skip
 
     def _save_extras(self, folder: Path) -> None:
-        (folder / IDENTITY).write_text(json.dumps(self.identity, indent=1))
+        write_identity(folder, self._identity)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         if self.loss_state is not None:
@@ -388,12 +381,7 @@ class PreferenceTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        kept = json.loads((folder / IDENTITY).read_text()) if (folder / IDENTITY).exists() else {}
-        other = [name for name, value in kept.items() if self.identity.get(name) != value]
-        if other:
-            names = " and another ".join(other)
-            raise UserError(f"cannot resume from {folder}: it was made with another {names}; give what it was made "
-                            "with, or start from its weights in another folder")  # fmt: skip
+        refuse_other_identity(folder, self._identity)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.loss.needs.state:
             self.loss_state = load_file(folder / LOSS_STATE)
