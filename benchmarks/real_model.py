@@ -1,5 +1,5 @@
-"""DPO and SimPO on SmolLM2-135M-Instruct and the pairs of "Build a Large Language Model (From Scratch)", by the command
-line that a user types. Writes `benchmarks/results/real_model.json`; `python benchmarks/tables.py` puts it in the README.
+"""DPO and SimPO on SmolLM2-135M-Instruct and the pairs of "Build a Large Language Model (From Scratch)", by the
+command line that a user types. Writes `benchmarks/results/real_model.json`; `python benchmarks/tables.py` puts it in the README.
 
     python benchmarks/real_model.py --data instruction-data-with-preference.json
 

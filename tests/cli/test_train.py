@@ -21,8 +21,8 @@ SHARED_METRICS = {
     "loss", "grad_norm", "learning_rate", "logps/chosen", "logps_mean/chosen", "lengths/chosen",
 }  # fmt: skip
 PAIR_METRICS = {
-    "rewards/chosen", "logps/rejected", "logps_mean/rejected", "lengths/rejected", "rewards/rejected", "rewards/margins",
-    "rewards/accuracies", "rewards/ties", "accuracies/logps", "accuracies/logps_mean",
+    "logps/rejected", "logps_mean/rejected", "lengths/rejected", "accuracies/logps", "accuracies/logps_mean",
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/ties",
 }  # fmt: skip
 
 
