@@ -55,7 +55,7 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 class Size:
     """How much work the demo does."""
 
-    steps: int = 186  # three epochs of the world's pairs
+    steps: int = 124  # two epochs of the world's pairs
     prompts: int = 512
     samples_per_prompt: int = 4
 

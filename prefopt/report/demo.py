@@ -134,7 +134,10 @@ def _finding(rows: Sequence[DemoRow], best: str, tied: Sequence[str]) -> str:
     else:
         who = f"{best} has the highest true reward by more than two standard errors"
     frugal = min((row for row in rows if row.is_method), key=lambda row: row.evaluation.kl.value)
-    near = f"{frugal.name} stayed closest to SFT, at {number(frugal.evaluation.kl.value)} nats"
+    if frugal.name == best:
+        near = "No other method stayed closer to SFT"
+    else:
+        near = f"{frugal.name} stayed closest to SFT, at {number(frugal.evaluation.kl.value)} nats"
     return f"{who}: {rise}, at a distance of {number(top.kl.value)} nats. {near}."
 
 
