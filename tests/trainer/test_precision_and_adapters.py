@@ -155,6 +155,15 @@ def test_mixed_precision_scores_policy_and_reference_alike(name: str, tmp_path: 
     assert {w.dtype for w in policy.parameters()} == {torch.float32}
 
 
+def test_the_reference_is_computed_in_the_precision_of_the_policy(tmp_path: Path) -> None:
+    """Most of its log-probs are then the policy's to the last bit; in float32 none would be."""
+    trainer = tiny.make(load("dpo"), DATA, tmp_path, tiny.model(dtype=torch.float32), bf16=True)
+    (batch,) = trainer.get_train_dataloader()
+    with torch.no_grad():
+        flat = trainer._score(trainer.model, batch.work[0])
+    assert (flat.sum == flat.ref_sum).float().mean() > 0.5
+
+
 def test_stored_log_probs_of_one_precision_are_not_taken_for_another(tmp_path: Path) -> None:
     tables = []
     for options in ({}, {"bf16": True}, {}):
