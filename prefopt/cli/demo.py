@@ -39,7 +39,7 @@ class Method:
 
 
 METHODS = (
-    Method("DPO", "dpo", {"beta": 0.1}, 1e-3),
+    Method("DPO", "dpo", {"beta": 0.6}, 1e-3),
     Method("IPO", "ipo", {"tau": 0.5}, 1e-3),
     Method("KTO", "kto", {"beta": 0.3}, 1e-3),
     Method("ORPO", "orpo", {"lam": 3.0}, 1e-3),

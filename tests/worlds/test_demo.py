@@ -48,4 +48,4 @@ def test_demo(
 
 
 def test_methods_say_how_to_repeat_them() -> None:
-    assert METHODS[0].setting == "loss=dpo loss.beta=0.1 trainer.learning_rate=0.001"
+    assert METHODS[0].setting == "loss=dpo loss.beta=0.6 trainer.learning_rate=0.001"
