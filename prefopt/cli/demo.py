@@ -256,16 +256,21 @@ def _result(row: DemoRow) -> dict[str, Any]:
 
 
 def _print_table(console: Console, rows: Sequence[DemoRow]) -> None:
+    from rich import box
     from rich.table import Table
 
     from prefopt.report.demo import standing
     from prefopt.report.page import number, signed
 
     best, tied = standing(rows)
-    table = Table(title="± is one standard error", title_justify="left", title_style="dim", header_style="bold")
+    # Fits eighty columns.
+    table = Table(
+        title="± is one standard error", title_justify="left", title_style="dim", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False,
+    )  # fmt: skip
     table.add_column("model")
-    headings = ("true reward", "KL to\nreference", "pair\naccuracy", "Δ log-prob\nchosen", "Δ log-prob\nrejected")
-    for heading in (*headings, "length", "valid", "seconds"):
+    headings = ("true\nreward", "KL to\nreference", "pair\nacc.", "Δ logp\nchosen", "Δ logp\nrej.")
+    for heading in (*headings, "len.", "valid", "sec."):
         table.add_column(heading, justify="right")
     for row in rows:
         e, still = row.evaluation, row.is_reference

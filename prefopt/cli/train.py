@@ -14,7 +14,9 @@ def main(argv: list[str]) -> int:
     console = Console()
 
     def task(config: RunConfig) -> None:
-        console.print(f"[bold]{config.loss_name}[/bold] on {config.data.path} from {config.model.path} → {config.output_dir}")
+        console.print(
+            f"[bold]{config.loss_name}[/bold] on {config.data.path} from {config.model.path} → {config.output_dir}"
+        )
         summary = run(config, say=lambda line: console.print(line, highlight=False, markup=False))
         table = Table(title=f"{config.loss_name}: held-out figures", title_justify="left")
         for column, justify in (("figure", "left"), ("before", "right"), ("after", "right")):
