@@ -194,16 +194,20 @@ class PreferenceTrainer(Trainer):
         value = torch.zeros((), device=self.args.device)
         for i, work in enumerate(inputs.work):
             with self._sync(model, last=i == len(inputs.work) - 1):
-                flat = self._score(model, work)
-                if work.real:
-                    outcome = self._learn(work.facts, flat)
-                    tally_batch(self.tally, outcome)
-                    objective = outcome.weighted.sum() / inputs.examples * self.args.world_size
-                    value += objective.detach()
-                else:
-                    objective = flat.sum.sum() * 0.0
-                self._backward(objective)
+                value += self._forward_backward(model, work, inputs.examples)
         return value
+
+    def _forward_backward(self, model: nn.Module, work: Work, examples: int) -> Tensor:
+        """One micro-batch's part of the step. A function of its own: its graph is gone before the next one grows."""
+        flat = self._score(model, work)
+        if not work.real:
+            self._backward(flat.sum.sum() * 0.0)
+            return torch.zeros((), device=self.args.device)
+        outcome = self._learn(work.facts, flat)
+        tally_batch(self.tally, outcome)
+        objective: Tensor = outcome.weighted.sum() / examples * self.args.world_size
+        self._backward(objective)
+        return objective.detach()
 
     def _step_in_two_passes(self, model: nn.Module, inputs: GlobalBatch) -> Tensor:
         """The same for a loss on the whole global batch: see `prefopt.trainer.coupled`."""
