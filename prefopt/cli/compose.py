@@ -81,6 +81,7 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
         UserError: what Hydra refuses, in one line, with the nearest valid name.
     """
     register()
+    argv = implied(argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, [program, *argv]
     failed: list[Exception] = []
@@ -103,6 +104,19 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
         sys.argv = saved
 
 
+def implied(overrides: list[str]) -> list[str]:
+    """The overrides, and the group that a path of one's own implies.
+
+    The world's model brings a learning rate, steps and a batch that would ruin another model.
+    """
+    given = {o.split("=", 1)[0] for o in overrides}
+    extra = []
+    for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):
+        if path in given and not given & {group, "experiment"} and f"{path}=world" not in overrides:
+            extra.append(f"{group}={choice}")
+    return [*overrides, *extra]
+
+
 def compose(overrides: list[str]) -> RunConfig:
     """The configuration that `prefopt train` would run with these overrides.
 
@@ -110,6 +124,7 @@ def compose(overrides: list[str]) -> RunConfig:
         UserError: as `run_hydra`.
     """
     register()
+    overrides = implied(overrides)
     try:
         with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
             config = hydra.compose("train", overrides, return_hydra_config=True)

@@ -148,3 +148,16 @@ def test_exit_codes_of_the_real_command(run: Run) -> None:
     unknown = command("trian")
     assert unknown.returncode == 2
     assert "did you mean 'train'?" in unknown.stderr
+
+
+def test_a_path_of_ones_own_does_not_get_the_worlds_settings(model_folder: Path, pairs_file: Path) -> None:
+    from prefopt.cli.compose import compose
+
+    own = compose([f"model.path={model_folder}", f"data.path={pairs_file}"])
+    assert own.trainer["learning_rate"] == 1e-6
+    assert own.trainer["max_steps"] == -1
+    assert own.batch.records == 32
+    assert own.data.template == "auto"
+    world = compose([])
+    assert world.trainer["learning_rate"] == 1e-3
+    assert world.batch.records == 128
