@@ -138,7 +138,6 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
         result.trainer.save_model(str(folder))
         if first_process:
             tokenizer.save_pretrained(folder)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing of ours is one
     after = dict(result.after)
     after |= _kl(config, model, tokenizer, prepared.eval)
     samples = _after_texts(config, model, tokenizer, prepared.eval, before_texts)

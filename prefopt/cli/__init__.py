@@ -39,6 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if os.environ.get("PREFOPT_TRACEBACK"):
+            raise
+        print(f"prefopt: {error}; free some space, or give another folder (output_dir=...)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("prefopt: interrupted", file=sys.stderr)
         return 130

@@ -17,6 +17,7 @@ from prefopt.engine.forward import Ask, install
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import TokenStats
 from prefopt.engine.layout import Layout, Row, Tree, lay_out
+from prefopt.engine.plan import same_prompt
 from prefopt.errors import UserError
 from prefopt.plugin import Vocab
 
@@ -41,10 +42,7 @@ class MicroBatch:
     @classmethod
     def of(cls, branches: Sequence[Branch], layout: Layout) -> MicroBatch:
         """Branches with the same prompt, whoever they belong to, share one tree."""
-        trees: dict[bytes, list[int]] = {}
-        for c, branch in enumerate(branches):
-            trees.setdefault(branch.prompt.tobytes(), []).append(c)
-        members = list(trees.values())
+        members = same_prompt([branch.prompt for branch in branches])
         row = lay_out([Tree(branches[m[0]].prompt, tuple(branches[c].completion for c in m)) for m in members], layout)
         slots = torch.empty(len(branches), dtype=torch.long)
         slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))

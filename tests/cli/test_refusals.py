@@ -97,3 +97,11 @@ def test_a_nan_loss_stops_with_the_records(run: Run, capsys: pytest.CaptureFixtu
     assert "records" in error
     assert error.count("\n") == 1
     assert not (run.out / "summary.json").exists()
+
+
+def test_a_folder_that_cannot_be_written(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("output_dir=/proc/nothing/can/be/here") == 1
+    error = capsys.readouterr().err
+    assert "/proc/nothing" in error
+    assert "give another folder" in error
+    assert error.count("\n") == 1
