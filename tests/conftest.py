@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at import, by whichever test comes first
 os.environ.setdefault("PREFOPT_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "prefopt"))
 
 from typing import TYPE_CHECKING
