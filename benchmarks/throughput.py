@@ -16,7 +16,8 @@ run, by the faster of the libraries that torch has (on some processors its defau
 the resident memory of the process, interpreter and libraries included.
 
     python benchmarks/throughput.py --quick --json      # the first row of the table, within ten minutes
-    python benchmarks/throughput.py --save              # everything; hours
+    python benchmarks/throughput.py --save              # everything; two hours
+    python benchmarks/throughput.py --save --only batch_16 --allocator installed    # one line; the others stay
 
 The full run has two lines for each contest: programs as installed, and with the same allocator (tcmalloc) preloaded.
 """
@@ -65,9 +66,9 @@ class Contest:
 # The first step of a run is left out, so `steps` is one more than is measured; except for whole runs, `methods`.
 QUICK = Contest("batch_4", ("prefopt", "trl"), records=4, steps=3)
 FULL = (
-    Contest("batch_4", ("prefopt", "trl", "naive"), records=4, steps=5),
-    Contest("batch_16", ("prefopt", "trl", "naive"), records=16, steps=3),
-    Contest("methods", ("prefopt", "trl"), records=4, steps=4, methods=METHODS),
+    Contest("batch_4", ("prefopt", "trl", "naive"), records=4, steps=3),
+    Contest("batch_16", ("prefopt", "trl"), records=16, steps=2),
+    Contest("methods", ("prefopt", "trl"), records=4, steps=2, methods=METHODS),
 )
 
 
@@ -215,6 +216,25 @@ def find_tcmalloc() -> str | None:
     return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
 
 
+def allocators(only: str | None) -> list[str | None]:
+    """What to preload, line by line: nothing, then tcmalloc where there is one."""
+    tcmalloc = find_tcmalloc()
+    if tcmalloc is None and only != "installed":
+        say("tcmalloc is not installed: its lines are left out (Debian: apt install libtcmalloc-minimal4)")
+    lines = [] if only == "tcmalloc" else [None]
+    return lines if tcmalloc is None or only == "installed" else [*lines, tcmalloc]
+
+
+def with_saved(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The new lines and those of the result file that they do not replace, in the order of `FULL`."""
+
+    def place(line: dict[str, Any]) -> tuple[int, bool]:
+        return [c.name for c in FULL].index(line["contest"]), line["preload"] is not None
+
+    saved = json.loads(RESULTS.read_text())["lines"] if RESULTS.exists() else []
+    return sorted(({place(line): line for line in [*saved, *lines]}).values(), key=place)
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -250,6 +270,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="batch 4 against TRL only")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no further round of --quick after this")
     parser.add_argument("--only", nargs="*", choices=[c.name for c in FULL], help="these contests only")
+    parser.add_argument("--allocator", choices=["installed", "tcmalloc"], help="this line only")
     parser.add_argument("--steps", type=int, help="optimizer steps of a run, the first of which is left out")
     parser.add_argument("--records", type=int, help="pairs of a step, in every contest")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -262,18 +283,16 @@ def main() -> None:
         if args.steps is not None and args.steps < 2:
             raise UserError("--steps must be at least 2: the first step is left out")
         contests = [replace(c, steps=args.steps or c.steps, records=args.records or c.records) for c in contests]
-        tcmalloc = None if args.quick else find_tcmalloc()
-        if tcmalloc is None and not args.quick:
-            say("tcmalloc is not installed: its lines are left out (Debian: apt install libtcmalloc-minimal4)")
+        preloads = [None] if args.quick else allocators(args.allocator)
         deadline = began + 60 * args.minutes if args.quick else float("inf")
         lines = []
         for contest in contests:
-            for preload in (None, tcmalloc) if tcmalloc else (None,):
+            for preload in preloads:
                 line = bench.contest(contest, preload=preload, deadline=deadline)
                 lines.append(compared(line) | line)
         report = {"setting": setting(bench), "lines": lines}
         if args.save:
-            RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(report | {"lines": with_saved(lines)}, indent=1) + "\n")
     if args.json:
         print(json.dumps(lines[0] | {"setting": report["setting"]} if args.quick else report))
     else:
