@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,28 +96,34 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def with_completion(self, extra: NDArray[np.integer]) -> Lengths:
-        """The same records with one more completion each, last, of (N,) `extra` tokens: KTO's mismatched one."""
-        completions = np.insert(self.completions, self.offsets[1:], extra)
-        return replace(self, completions=completions, offsets=self.offsets + np.arange(len(self) + 1))
-
     def tokens(self, layout: Layout = "tree") -> NDArray[np.int64]:
-        """(N,) tokens fed to the model; a completion's last token is not: nothing is predicted from it."""
-        tokens: Indices = self._copies(layout) * self.prompt + self._sum(self.completions - 1)
+        """(N,) positions that a record takes in a forward of its own: tokens, and in padded rows their filling.
+
+        A completion's last token is not fed: nothing is predicted from it.
+        """
+        if layout == "padded":
+            return self.rows() * self.widths()
+        tokens: Indices = self.prompt + self._sum(self.completions - 1)
         return tokens
+
+    def rows(self) -> Indices:
+        """(N,) padded rows of a record: one for each completion."""
+        return np.diff(self.offsets).astype(np.int64)
+
+    def widths(self) -> Indices:
+        """(N,) positions of a record's longest padded row."""
+        longest = np.maximum.reduceat(self.completions, self.offsets[:-1])
+        return self.prompt.astype(np.int64) + longest - 1
 
     def work(self, cost: Cost, layout: Layout = "tree") -> NDArray[np.float64]:
         """(N,) cost in units of one token's linear cost: tokens, query-key pairs, completion tokens in the head."""
         prompt, fed = self.prompt.astype(np.float64), (self.completions - 1).astype(np.float64)
-        pairs = self._copies(layout) * prompt**2 / 2 + prompt * self._sum(fed) + self._sum(fed**2) / 2
+        copies = self.rows() if layout == "padded" else 1
+        pairs = copies * prompt**2 / 2 + prompt * self._sum(fed) + self._sum(fed**2) / 2
         work: NDArray[np.float64] = (
             self.tokens(layout) + cost.attention * pairs + cost.head * self._sum(self.completions)
         )
         return work
-
-    def _copies(self, layout: Layout) -> NDArray[np.int64]:
-        """(N,) how often the prompt is fed: once in a tree, with every completion in padded rows."""
-        return np.diff(self.offsets).astype(np.int64) if layout == "padded" else np.ones(len(self), dtype=np.int64)
 
     def _sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """(N,) sums of a flat array over the completions of each record, in 64 bits."""
@@ -150,7 +156,7 @@ class EpochPlan:
         lengths: of the records.
         seed, epoch: key of the order, both >= 0. The order is the same on every machine and numpy release.
         records: records of a global batch, on all processes together.
-        max_tokens: most tokens of a micro-batch.
+        max_tokens: most positions of a micro-batch, the filling of padded rows included.
         processes: among which each global batch is divided.
         shuffle: draw the order, or keep that of the records.
         cost: what is balanced.
@@ -182,6 +188,8 @@ class EpochPlan:
         self.cost, self.layout = cost, layout
         self._tokens = lengths.tokens(layout)
         self._work = lengths.work(cost, layout)
+        if layout == "padded":
+            self._rows, self._widths = lengths.rows(), lengths.widths()
         self._share = lengths.prompt_key is not None and layout == "tree"
         self._refuse_longer()
         self.order = _shuffled(len(lengths), seed, epoch) if shuffle else np.arange(len(lengths), dtype=np.int64)
@@ -198,6 +206,8 @@ class EpochPlan:
     def step(self, index: int) -> Step:
         """The micro-batches of step `index`: as many for each process, a micro-batch without records where it must."""
         trees, tokens, work = self._trees(self.global_batch(index))
+        if self.layout == "padded":
+            return self._padded_step(trees, work.tolist())
         heaviest_first = np.argsort(-work, kind="stable")
         trees = [trees[i] for i in heaviest_first]
         tokens, work = tokens[heaviest_first].tolist(), work[heaviest_first].tolist()
@@ -214,12 +224,37 @@ class EpochPlan:
                 return [[_join([trees[i] for i in one]) for one in bins] for bins in packed]
             count += 1
 
+    def _padded_step(self, records: list[Indices], work: list[float]) -> Step:
+        """Rows of similar width together, so that little is filled; each process's widest first.
+
+        Every row of a micro-batch is as wide as its first record's, and counts as such against `max_tokens`.
+        """
+        index = _join(records)
+        rows, widths = self._rows[index], self._widths[index]
+        heaviest_first = np.argsort(-np.array(work), kind="stable")
+        shares = _deal([work[i] for i in heaviest_first], self.processes)
+        packed = []
+        for share in shares:
+            bins: list[list[int]] = []
+            room = 0
+            for i in sorted(heaviest_first[share].tolist(), key=lambda i: -widths[i]):
+                if not bins or (taken := int(rows[i] * widths[bins[-1][0]])) > room:
+                    bins.append([])
+                    room, taken = self.max_tokens, int(rows[i] * widths[i])
+                bins[-1].append(i)
+                room -= taken
+            packed.append([index[one] for one in bins])
+        most = max(map(len, packed))
+        return [[*bins, *[_join([])] * (most - len(bins))] for bins in packed]
+
     def work(self, micro_batch: Indices) -> float:
         """Work of a micro-batch in tokens' linear cost, shared prompts counted once."""
         return float(self._trees(micro_batch, whole=True)[2].sum())
 
     def tokens(self, micro_batch: Indices) -> int:
-        """Tokens of a micro-batch, shared prompts counted once."""
+        """Positions of a micro-batch: shared prompts counted once, the filling of padded rows too."""
+        if self.layout == "padded":
+            return int(self._rows[micro_batch].sum() * self._widths[micro_batch].max(initial=0))
         return int(self._trees(micro_batch, whole=True)[1].sum())
 
     def _refuse_longer(self) -> None:
