@@ -325,7 +325,7 @@ def _kl(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> dict[st
     limit = config.evaluation.max_new_tokens
     texts = generate(model, prompts, max_new_tokens=limit, eos_token_id=ends, temperature=1.0, seed=config.seed)
     reference = load_model(config.model, config.model.reference or config.model.path).to(model.device)
-    exact = divergence(model, reference, prompts, texts, max_tokens=config.batch.max_tokens).exact_vocabulary
+    exact = divergence(model, reference, prompts, texts).exact_vocabulary
     return {"kl": float(exact.mean()), "kl_sem": float(exact.std(ddof=1) / len(exact) ** 0.5)}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,8 +26,16 @@ class BatchConfig:
     """How records become batches. The defaults of the Hydra group `batch`."""
 
     records: int = 32  # records of one optimizer step, on all processes together
-    max_tokens: int = 4096  # tokens of one forward on one device; memory grows with it, results do not change
+    max_tokens: int | None = None  # positions of one forward on one device: memory, not results; None: by the device
     layout: str = "auto"  # auto, tree or padded
+
+    def settled(self, device: str, feeds: Iterable[Feed | None], layout: Layout) -> BatchConfig:
+        """With `max_tokens`, by default what suits the `device`: 4,096, and 1,024 on a CPU, where longer rows take
+        memory and save no time; never less than the longest record."""
+        if self.max_tokens is not None:
+            return self
+        longest = [int(feed.lengths().tokens(layout).max()) for feed in feeds if feed is not None and len(feed)]
+        return replace(self, max_tokens=max(1024 if device == "cpu" else 4096, *longest))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,12 +185,14 @@ class StepSampler:
         if epoch == self.epoch:
             return
         self.epoch = epoch
+        max_tokens = self.config.max_tokens
+        assert max_tokens is not None  # settled by the trainer
         self.plan = EpochPlan(
             self.lengths,
             seed=self.seed,
             epoch=epoch,
             records=self.config.records,
-            max_tokens=self.config.max_tokens,
+            max_tokens=max_tokens,
             processes=self.process[1],
             shuffle=self.shuffle,
             cost=self.cost,

@@ -152,8 +152,11 @@ def build(
     feeds = {"train": Feed(records, needs, whole=False, seed=seed)}
     if eval is not None:
         feeds["eval"] = Feed(eval, needs, whole=True, seed=seed)
+    batch = batch.settled(arguments.device.type, feeds.values(), layout)
+    max_tokens = batch.max_tokens
+    assert max_tokens is not None
     for feed in feeds.values():  # what cannot be planned is refused before the reference is computed
-        EpochPlan(feed.lengths(), seed=seed, epoch=0, records=batch.records, max_tokens=batch.max_tokens, layout=layout)
+        EpochPlan(feed.lengths(), seed=seed, epoch=0, records=batch.records, max_tokens=max_tokens, layout=layout)
     wanted = {
         split: feed
         for split, feed in feeds.items()
@@ -174,7 +177,7 @@ def build(
                     referee,
                     feed,
                     kept,
-                    max_tokens=batch.max_tokens,
+                    max_tokens=max_tokens,
                     entropy=Vocab.REF_ENTROPY in needs.vocab,
                     process=(arguments.process_index, arguments.world_size),
                     barrier=PartialState().wait_for_everyone,

@@ -106,10 +106,11 @@ class PreferenceTrainer(Trainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # one device a process: DataParallel cannot split a row; torchrun starts more processes
         self.loss = loss
-        self.batch = batch or BatchConfig()
         self.tokenizer = tokenizer
-        verdicts = [choose_layout(m, self.batch.layout) for m in (model, reference_model) if m is not None]
+        batch = batch or BatchConfig()
+        verdicts = [choose_layout(m, batch.layout) for m in (model, reference_model) if m is not None]
         self.layout = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
+        self.batch = batch.settled(args.device.type, (train, eval), self.layout.layout)
         install(model, self.layout.layout)
         self.feeds = {"train": train, "eval": eval}
         self.tables = {"train": train_reference, "eval": eval_reference}
