@@ -25,7 +25,8 @@ from prefopt import registry
 from prefopt.data.config import DataConfig
 from prefopt.errors import PrefoptError, UserError, nearest
 from prefopt.models import ModelConfig
-from prefopt.run import EvaluationConfig, RunConfig, TrackingConfig
+from prefopt.run import EvaluationConfig, RunConfig
+from prefopt.tracking import TrackingConfig
 from prefopt.trainer.arguments import schema as trainer_schema
 from prefopt.trainer.batches import BatchConfig
 
