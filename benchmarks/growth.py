@@ -32,7 +32,6 @@ import numpy as np
 from memory import peak_gib
 
 RESULTS = Path(__file__).with_name("results") / "growth.json"
-MAX_TOKENS = 4096
 STEP_TOKENS = 2048
 
 POINTS: dict[str, list[dict[str, Any]]] = {
@@ -151,7 +150,7 @@ def trainer(n: int) -> dict[str, Any]:
             records,
             output_dir=out,
             store=Path(out) / "reference",
-            batch=BatchConfig(records=128, max_tokens=MAX_TOKENS),
+            batch=BatchConfig(records=128),
             learning_rate=1e-4,
             logging_steps=100,
             use_cpu=True,
@@ -199,6 +198,8 @@ def main() -> None:
     }
     report = {"setting": {"threads": args.threads, "python": platform.python_version()}, "tables": tables}
     if args.save:
+        if args.only and RESULTS.exists():  # the other tables stay
+            report["tables"] = json.loads(RESULTS.read_text())["tables"] | tables
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

