@@ -10,6 +10,16 @@ from typing import Any
 
 import torch
 
+from prefopt.adapters import (
+    PeftConfig,
+    attach,
+    attach_saved,
+    base_twin,
+    is_adapted,
+    merged,
+    refuse_other_settings,
+    saved_settings,
+)
 from prefopt.cache import cache_dir, cached_folder
 from prefopt.errors import UserError
 
@@ -21,11 +31,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ModelConfig:
     """Which model. The defaults of the Hydra group `model`."""
 
-    path: str  # a folder, a hub id, `world`, or `package:NAME`
+    path: str  # a folder (of a model or an adapter), a hub id, `world`, or `package:NAME`
     revision: str | None = None  # of a hub id
     reference: str | None = None  # another model as reference; None: the model as it starts
     dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true
     trust_remote_code: bool = False  # runs code that the model's author wrote
+    quantization: str | None = None  # nf4: frozen weights in 4 bits below an adapter (QLoRA); needs CUDA
 
 
 def resolve(path: str) -> str:
@@ -53,7 +64,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> Any:
-    """A causal language model, from safetensors, without dropout (policy and reference must be comparable).
+    """A plain causal language model, from safetensors, without dropout (policy and reference must be comparable).
+
+    A folder with an adapter gives the model below it with the adapter merged.
 
     Args:
         config: how to load it.
@@ -62,20 +75,96 @@ def load_model(config: ModelConfig, path: str | None = None) -> Any:
     Raises:
         UserError: nothing loadable there, or an unknown dtype.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    resolved = resolve(path or config.path)
+    if (saved := saved_settings(resolved)) is not None:
+        return merged(attach_saved(_load(config, _base_of(saved)), resolved, trainable=False))
+    return _load(config, resolved, config.revision if path is None else None)
 
+
+def load_policy(config: ModelConfig, peft: PeftConfig, *, seed: int) -> Any:
+    """The model to train: a plain one for `peft.method=none`, else one with an adapter.
+
+    A folder with an adapter goes on with that adapter, whose settings must be those asked for.
+
+    Args:
+        config: which model.
+        peft: which weights are trained.
+        seed: of a fresh adapter.
+
+    Raises:
+        UserError: as `load_model`; settings that do not fit together.
+    """
+    peft.check()
+    if peft.method == "none":
+        if config.quantization is not None:
+            raise UserError(f"model.quantization={config.quantization}: 4-bit weights cannot be trained themselves; "
+                            "train an adapter on them (peft=qlora)")  # fmt: skip
+        return load_model(config)
+    quantization = quantized(config)
+    resolved = resolve(config.path)
+    if (saved := saved_settings(resolved)) is not None:
+        refuse_other_settings(saved, peft, config.path)
+        return attach_saved(_load(config, _base_of(saved), quantization=quantization), resolved, trainable=True)
+    return attach(_load(config, resolved, config.revision, quantization=quantization), peft, seed=seed)
+
+
+def load_reference(config: ModelConfig, policy: Any) -> Any:
+    """The reference that `config.reference` names; it shares the policy's frozen weights where they are the same."""
+    assert config.reference is not None
+    resolved = resolve(config.reference)
+    saved = saved_settings(resolved)
+    base = resolved if saved is None else _base_of(saved)
+    if not is_adapted(policy) or base != policy.get_base_model().config._name_or_path:
+        return load_model(config, config.reference)
+    below = base_twin(policy)
+    return below if saved is None else attach_saved(below, resolved, trainable=False)
+
+
+def quantized(config: ModelConfig) -> Any:
+    """transformers' settings for `model.quantization`, or None.
+
+    Raises:
+        UserError: an unknown kind, or a machine that cannot do it.
+    """
+    if config.quantization is None:
+        return None
+    if config.quantization != "nf4":
+        raise UserError(f"model.quantization={config.quantization} is not one of null, nf4")
+    if not torch.cuda.is_available():
+        raise UserError("model.quantization=nf4 needs a CUDA device, and there is none here: use peft=lora")
+    if find_spec("bitsandbytes") is None:
+        raise UserError("model.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_dtype(config),
+    )
+
+
+def _base_of(saved: dict[str, Any]) -> str:
+    return resolve(str(saved["base_model_name_or_path"]))
+
+
+def _dtype(config: ModelConfig) -> torch.dtype:
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
-    resolved = resolve(path or config.path)
-    shared = {"trust_remote_code": config.trust_remote_code}
-    if path is None:
-        shared["revision"] = config.revision  # type: ignore[assignment]
+    return DTYPES[config.dtype]
+
+
+def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, quantization: Any = None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shared: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision}
+    how: dict[str, Any] = {"dtype": _dtype(config), "use_safetensors": True}
+    if quantization is not None:
+        how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
     with _explaining(resolved):
         settings = AutoConfig.from_pretrained(resolved, **shared)
         without_dropout(settings)
-        return AutoModelForCausalLM.from_pretrained(
-            resolved, config=settings, dtype=DTYPES[config.dtype], use_safetensors=True, **shared
-        )
+        return AutoModelForCausalLM.from_pretrained(resolved, config=settings, **how, **shared)
 
 
 def without_dropout(settings: Any) -> None:

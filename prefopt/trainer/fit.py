@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from prefopt.adapters import twin
 from prefopt.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.allocator import keep_large_buffers
@@ -141,7 +141,8 @@ def build(
     training records only for losses that read it.
 
     Without `reference`, the reference is `model` as it is given here, adapters included: after LoRA SFT that is the SFT
-    model, and with a fresh adapter the model below it. A live reference is then a copy of it.
+    model, and with a fresh adapter the model below it. A live reference is then a copy of it
+    that shares the weights which an adapter leaves frozen.
     """
     batch = batch or BatchConfig()
     needs = loss.needs
@@ -185,7 +186,7 @@ def build(
                 )
     live = reference
     if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
-        live = copy.deepcopy(model if reference is None else reference)
+        live = twin(model, reference)
     if needs.moving_reference:
         callbacks = [*callbacks, MovingReference(live, *loss.reference_update)]  # type: ignore[attr-defined]
     return PreferenceTrainer(

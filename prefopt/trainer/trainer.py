@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
+from prefopt.adapters import own_weights
 from prefopt.engine.forward import Ask, install, unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head, Reference
@@ -378,7 +379,8 @@ class PreferenceTrainer(Trainer):
         if self.loss_state is not None:
             save_file({name: value.contiguous() for name, value in self.loss_state.items()}, folder / LOSS_STATE)
         if self.loss.needs.moving_reference:
-            save_file(_weights_of(self.reference_model), folder / REFERENCE)
+            own = own_weights(self.reference_model, self.model).items()
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in own}, folder / REFERENCE)
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
@@ -392,10 +394,5 @@ class PreferenceTrainer(Trainer):
             self.loss_state = load_file(folder / LOSS_STATE)
         if self.loss.needs.moving_reference:
             weights = load_file(folder / REFERENCE)
-            for name, weight in self.reference_model.named_parameters():
+            for name, weight in own_weights(self.reference_model, self.model).items():
                 weight.data.copy_(weights[name])
-
-
-def _weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight once: tied ones have one name among the parameters."""
-    return {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}

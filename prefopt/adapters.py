@@ -1,0 +1,194 @@
+"""LoRA and DoRA adapters on a causal language model, and references that share its frozen weights.
+
+Parameter-efficient tuning trains a small adapter; the weights below it stay as they are, so policy and reference can
+use the same ones in memory. `peft` does the adapters; here is what it leaves open: names that match nothing are
+refused, nothing is read but safetensors, the adapter's start depends on the seed alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefopt.errors import UserError, nearest
+
+METHODS = ("none", "lora", "dora")
+ALL_LINEAR = "all-linear"  # every linear layer but the output embedding
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+
+
+@dataclass(kw_only=True)
+class PeftConfig:
+    """Which weights are trained: all of the model's, or an adapter's. The defaults of the Hydra group `peft`."""
+
+    method: str = "none"  # none: all weights; lora (Hu et al., 2021); dora (Liu et al., 2024)
+    r: int = 16  # rank of the update of each matrix
+    alpha: int = 32  # the update is alpha / r * B A
+    target_modules: list[str] = field(default_factory=lambda: [ALL_LINEAR])  # names of layers, or all-linear
+
+    def check(self) -> None:
+        """Raise UserError where a value cannot be."""
+        if self.method not in METHODS:
+            raise UserError(f"peft.method={self.method} is not one of {', '.join(METHODS)}")
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise UserError(f"peft.{name}={getattr(self, name)} must be at least 1")
+        if not self.target_modules:
+            raise UserError("peft.target_modules is empty: name layers, or leave it out for all linear ones")
+        if ALL_LINEAR in self.target_modules and len(self.target_modules) > 1:
+            raise UserError(f"peft.target_modules: {ALL_LINEAR} already has every linear layer; give it alone")
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model carries adapters."""
+    return hasattr(model, "peft_config")
+
+
+def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
+    """A fresh adapter on a model, whose own weights are frozen. The outputs are the model's until it is trained.
+
+    Args:
+        model: a causal language model.
+        config: which adapter.
+        seed: of its first matrix; the second is zero.
+
+    Raises:
+        UserError: `peft` is not installed, or a name of a layer matches none.
+    """
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
+    config.check()
+    refuse_unknown_targets(model, config.target_modules)
+    every = config.target_modules == [ALL_LINEAR]
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        target_modules=ALL_LINEAR if every else list(config.target_modules),
+        lora_dropout=0.0,  # policy and reference must be comparable
+        use_dora=config.method == "dora",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, settings)
+
+
+def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
+    """The adapter in `folder` on the model it was made for.
+
+    Raises:
+        UserError: `peft` is not installed, or the folder has no adapter in safetensors.
+    """
+    require_peft()
+    from peft import PeftModel
+
+    if not (Path(folder) / WEIGHTS).is_file():
+        raise UserError(f"{folder} has {SETTINGS} but no {WEIGHTS}: adapters in other formats are not read")
+    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+
+def saved_settings(path: str) -> dict[str, Any] | None:
+    """The settings of the adapter in a folder, or None where the folder has no adapter.
+
+    Raises:
+        UserError: settings that cannot be read.
+    """
+    file = Path(path) / SETTINGS
+    if not file.is_file():
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if not isinstance(settings, dict) or not settings.get("base_model_name_or_path"):
+        raise UserError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    return settings
+
+
+def refuse_other_settings(saved: dict[str, Any], config: PeftConfig, path: str) -> None:
+    """Raise UserError where an adapter that goes on being trained is not of the kind that was asked for.
+
+    `target_modules` are the saved adapter's own, unless some were named.
+    """
+    method = "dora" if saved.get("use_dora") else "lora"
+    kept = {"method": method, "r": saved.get("r"), "alpha": saved.get("lora_alpha")}
+    if config.target_modules != [ALL_LINEAR]:
+        kept["target_modules"] = sorted(saved.get("target_modules") or [])
+    for name, value in kept.items():
+        asked = getattr(config, name)
+        if (sorted(asked) if isinstance(asked, list) else asked) != value:
+            raise UserError(f"model.path={path} is an adapter with {name}={value}, which is trained further as it is: "
+                            f"give peft.{name}={value}, or peft=none to merge it and train all weights")  # fmt: skip
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapter's update added to the weights: a plain model, all of which can be trained."""
+    return model.merge_and_unload().requires_grad_(True)
+
+
+def twin(model: Any, of: Any = None) -> Any:
+    """A copy of a model that shares every weight that `model` never changes.
+
+    Of a model that is trained in full it is a whole copy; of one with an adapter, a second frozen adapter (or what is
+    left of it) on the very same base. Training `model` does not move it, and moving it does not move `model`.
+
+    Args:
+        model: the policy.
+        of: what to copy, if not the policy itself.
+    """
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model if of is None else of, shared)
+
+
+def base_twin(model: Any) -> Any:
+    """The model below an adapter, as a plain model that shares its weights."""
+    return twin(model).unload()
+
+
+def own_weights(model: Any, shared_with: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a model that are not also another's, by name."""
+    others = {id(p) for p in shared_with.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in others}
+
+
+def refuse_unknown_targets(model: Any, targets: Iterable[str]) -> None:
+    """Raise UserError, with the nearest name, for a target that no layer of the model has."""
+    layers = _layers(model)
+    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    for target in targets:
+        if target == ALL_LINEAR:
+            if not layers:
+                raise UserError(f"{type(model).__name__} has no linear layer that an adapter could be put on")
+            continue
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise UserError(f"peft.target_modules: no layer of {type(model).__name__} is called {target!r}"
+                            f"{nearest(target, known)}; its layers: {', '.join(known)}")  # fmt: skip
+        head = model.get_output_embeddings()
+        tied = head is not None and head.weight is model.get_input_embeddings().weight
+        ends = {name for name, module in model.named_modules() if module in (head, model.get_input_embeddings())}
+        if tied and any(name == target or name.endswith(f".{target}") for name in ends):
+            raise UserError(f"peft.target_modules: {target} shares its weights between input and output of this model, "
+                            "so an adapter on one of them could not be merged; leave it out")  # fmt: skip
+
+
+def _layers(model: Any) -> dict[str, nn.Module]:
+    """What an adapter can be put on: linear layers and embeddings, by their full names."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | Conv1D)}
+
+
+def require_peft() -> None:
+    """Raise UserError where `peft` is not installed."""
+    if find_spec("peft") is None:
+        raise UserError('adapters need peft: pip install "prefopt[peft]"')
