@@ -10,6 +10,7 @@ from prefopt.errors import PrefoptError, UserError, nearest
 
 VERBS = {
     "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
+    "plan": "what a run will take: steps, tokens, memory, time, and warnings, before it runs",
     "demo": "see six methods on a small world with a known reward",
     "losses": "the menu of losses, and `losses check NAME`",
     "data": "look at preference data: `data check FILE`, `data show FILE --row ID`",

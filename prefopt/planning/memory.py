@@ -1,0 +1,98 @@
+"""Peak memory by part, in bytes: what is held while the heaviest row goes forward and back.
+
+weights      w bytes each (4 in float32)
+gradients    one for each trainable weight
+optimizer    two for each trainable weight under Adam
+activations  what the heaviest row keeps for its backward
+head         kept logits (at most 64 MiB), blocks of logits, and the gradient of the output matrix before it is added
+reference    a live reference, if the loss needs one; on a CPU also the copy that measures the KL after training,
+             because the memory of training is not handed back before it is made
+libraries    of the process before a model is there (on an accelerator: its context)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prefopt.engine.forward import unwrap
+from prefopt.engine.head import BLOCK, KEPT
+from prefopt.planning.schedule import Schedule
+
+CONTEXT = int(0.6e9)  # of CUDA with its libraries loaded
+# States of each optimizer in bytes for each trainable weight of w bytes.
+STATES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "adafactor": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak memory by part, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reference: int
+    libraries: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def gib(self) -> dict[str, float]:
+        """By part, and `total`."""
+        return {name: round(value / 2**30, 4) for name, value in (asdict(self) | {"total": self.total}).items()}
+
+
+def parameters(model: Any) -> tuple[int, int, int]:
+    """(bytes of all weights and buffers, bytes of the trainable ones, number of all weights); tied ones count once."""
+    weights = list(model.parameters())
+    held = sum(t.numel() * t.element_size() for t in [*weights, *model.buffers()])
+    trainable = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
+    return held, trainable, sum(p.numel() for p in weights)
+
+
+def optimizer_bytes(optim: str, trainable: int) -> int:
+    """Of the states; 8-bit optimizers keep one byte for each of float32's four."""
+    name = str(getattr(optim, "value", optim))
+    factor = next((factor for key, factor in STATES.items() if name.startswith(key)), 2)
+    return factor * trainable // (4 if "8bit" in name else 1)
+
+
+def head_bytes(model: Any, scored: int, device: str) -> int:
+    """Of projecting `scored` tokens onto the vocabulary and back."""
+    head = unwrap(model).get_output_embeddings()
+    vocab, hidden = head.weight.shape
+    block = BLOCK.get(device, BLOCK["cuda"])
+    kept = min(KEPT, scored * vocab) * 4
+    blocks = 2 * min(max(block, 64 * scored), scored * vocab) * 4
+    gradient = head.weight.numel() * head.weight.element_size() if head.weight.requires_grad else 0
+    return kept + blocks + gradient + 2 * scored * hidden * 4
+
+
+def on_this_machine(
+    model: Any, planned: Schedule, arguments: Any, *, kept: float, live: bool, copy: bool, libraries: int
+) -> Memory:
+    """The peak here.
+
+    Args:
+        model: the policy.
+        planned: the run's schedule.
+        arguments: `TrainingArguments`.
+        kept: bytes that the heaviest row keeps for its backward.
+        live: whether the loss keeps a reference model beside the policy.
+        copy: whether a copy of the policy's start is loaded after training, to measure the KL to it.
+        libraries: bytes of this process before the model was there.
+    """
+    device = arguments.device.type
+    held, trainable, _ = parameters(model)
+    return Memory(
+        weights=held,
+        gradients=trainable,
+        optimizer=optimizer_bytes(arguments.optim, trainable),
+        activations=int(kept),
+        head=head_bytes(model, planned.heaviest_scored, device),
+        reference=held * (live + (copy and device == "cpu")),
+        libraries=libraries if device == "cpu" else CONTEXT,
+    )

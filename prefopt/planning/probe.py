@@ -1,0 +1,158 @@
+"""A short measurement on this machine: how long a row takes, and how much it keeps for its backward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.engine.forward import Ask, install
+from prefopt.engine.plan import Indices
+from prefopt.plugin import Needs, Vocab
+from prefopt.trainer.arguments import autocast
+from prefopt.trainer.batches import StepSampler, Steps, Work
+
+SMALL, LARGE = 256, 1024  # tokens of the two rows that are run
+SAMPLE = 2**22  # weights of the optimizer step that is timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """`fixed + slope * x`, through two measured points."""
+
+    fixed: float
+    slope: float
+
+    @classmethod
+    def through(cls, x: Sequence[float], y: Sequence[float]) -> Line:
+        """A line that is nowhere negative; through the origin where both points are one."""
+        slope = (y[-1] - y[0]) / (x[-1] - x[0]) if x[-1] > x[0] else 0.0
+        if slope <= 0 or y[0] < slope * x[0]:
+            return cls(fixed=0.0, slope=max(b / a for a, b in zip(x, y, strict=True)))
+        return cls(fixed=y[0] - slope * x[0], slope=slope)
+
+    def __call__(self, x: float) -> float:
+        return self.fixed + self.slope * x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        train_seconds: of a row's forward and backward, by its work.
+        forward_seconds: of a row's forward without graph, by its work.
+        kept_bytes: that a row keeps for its backward, by its tokens; weights not counted.
+        optimizer_seconds: of one step.
+        tokens: of the rows that were run.
+    """
+
+    train_seconds: Line
+    forward_seconds: Line
+    kept_bytes: Line
+    optimizer_seconds: float
+    tokens: tuple[int, ...]
+
+
+def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, needs: Needs, arguments: Any) -> Probe:
+    """Run two rows of the run's own records, of about 256 and 1,024 tokens.
+
+    Args:
+        model: the policy, on the device that is meant; its gradients are dropped.
+        sampler, steps: of the training records.
+        heaviest: records of the run's heaviest micro-batch; the rows are parts of it.
+        needs: of the loss.
+        arguments: `TrainingArguments`, for precision and activation checkpointing.
+    """
+    plan = sampler.plan
+    install(model, sampler.layout).train()
+    if arguments.activation_checkpointing:
+        model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+    ask = Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
+    order = np.argsort(plan._tokens[heaviest], kind="stable")
+    sizes = sorted({_upto(plan._tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
+    parts = [heaviest[order[:size]] for size in sizes]
+    tokens = [plan.tokens(part) for part in parts]
+    works = [steps._work(part, True) for part in parts]
+    loads = [plan.work(part) for part in parts]
+
+    def forward(work: Work) -> Tensor:
+        with autocast(arguments):
+            return work.batch.forward(model, ask).sum.sum()
+
+    def both(work: Work) -> None:
+        forward(work).backward()  # type: ignore[no-untyped-call]
+
+    def alone(work: Work) -> None:
+        with torch.no_grad():
+            forward(work)
+
+    try:
+        both(works[0])  # warms up
+        kept = [_kept(model, forward, work) for work in works]
+        train = [_seconds(lambda w=work: both(w)) for work in works]
+        scoring = [_seconds(lambda w=work: alone(w)) for work in works]
+    finally:
+        model.zero_grad(set_to_none=True)
+        if arguments.activation_checkpointing:
+            model.gradient_checkpointing_disable()
+    return Probe(
+        train_seconds=Line.through(loads, train),
+        forward_seconds=Line.through(loads, scoring),
+        kept_bytes=Line.through(tokens, kept),
+        optimizer_seconds=_optimizer_seconds(model),
+        tokens=tuple(tokens),
+    )
+
+
+def _upto(tokens: np.ndarray, limit: int) -> int:
+    """How many records, at least one, come to about `limit` tokens."""
+    return max(1, int(np.searchsorted(np.cumsum(tokens), limit, side="right")))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """The better of two."""
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _kept(model: Any, forward: Callable[[Work], Tensor], work: Work) -> int:
+    """Bytes of the storages that autograd keeps for a row's backward, each counted once, weights left out."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    found: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        objective = forward(work)
+    del objective
+    return sum(found.values())
+
+
+def _optimizer_seconds(model: Any) -> float:
+    """Of AdamW on all trainable weights, from a step on a sample of as many bytes each."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trainable)
+    if not count:
+        return 0.0
+    size = min(count, SAMPLE)
+    sample = torch.nn.Parameter(torch.zeros(size, dtype=trainable[0].dtype, device=trainable[0].device))
+    sample.grad = torch.ones_like(sample)
+    optimizer = torch.optim.AdamW([sample], fused=True)
+    optimizer.step()
+    return _seconds(lambda: optimizer.step() and None) * count / size

@@ -1,0 +1,80 @@
+"""What a run will do: steps, tokens, the work of each part and its heaviest forward, from lengths alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefopt.engine.plan import EpochPlan, Indices
+from prefopt.trainer.batches import StepSampler
+
+PLANNED = 200  # steps that are planned one by one; the rest of an epoch is taken to be like them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Of one run on one device.
+
+    Attributes:
+        records: to train on.
+        records_per_step: of a full step.
+        steps: optimizer steps of the whole run.
+        steps_per_epoch: of one pass over the records.
+        micro_batches: forwards of a step, the mean.
+        tokens_per_step: tokens fed in a step, the mean.
+        work_per_step: in the unit of `prefopt.engine.plan.Cost`, the mean.
+        heaviest: the records of the micro-batch with the most tokens.
+        heaviest_tokens, heaviest_scored: its tokens fed, and its completion tokens.
+        several: whether any step has more than one micro-batch.
+    """
+
+    records: int
+    records_per_step: int
+    steps: int
+    steps_per_epoch: int
+    micro_batches: float
+    tokens_per_step: float
+    work_per_step: float
+    heaviest: Indices
+    heaviest_tokens: int
+    heaviest_scored: int
+    several: bool
+
+
+def schedule(sampler: StepSampler, arguments: Any) -> Schedule:
+    """The schedule that the trainer would follow with this sampler and these `TrainingArguments`."""
+    plan = sampler.plan
+    count = len(plan)
+    planned = range(count) if count <= PLANNED else np.linspace(0, count - 1, PLANNED).round().astype(int).tolist()
+    micro = [[m for m in plan.step(step)[0] if len(m)] for step in planned]
+    flat = [m for step in micro for m in step]
+    tokens = [plan.tokens(m) for m in flat]
+    heaviest = flat[int(np.argmax(tokens))]
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * count)
+    return Schedule(
+        records=len(plan.order),
+        records_per_step=min(plan.records, len(plan.order)),
+        steps=int(steps),
+        steps_per_epoch=count,
+        micro_batches=len(flat) / len(micro),
+        tokens_per_step=sum(tokens) / len(micro),
+        work_per_step=sum(plan.work(m) for m in flat) / len(micro),
+        heaviest=heaviest,
+        heaviest_tokens=max(tokens),
+        heaviest_scored=scored(plan, heaviest),
+        several=any(len(step) > 1 for step in micro),
+    )
+
+
+def scored(plan: EpochPlan, records: Indices) -> int:
+    """Completion tokens of some records."""
+    lengths = plan.lengths
+    return int(sum(lengths.completions[lengths.offsets[i] : lengths.offsets[i + 1]].sum() for i in records))
+
+
+def whole_work(sampler: StepSampler) -> float:
+    """The work of one pass over all records, trees shared by nobody."""
+    return float(sampler.lengths.work(sampler.cost, sampler.layout).sum())
