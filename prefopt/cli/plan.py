@@ -98,8 +98,8 @@ def _print_plan(config: RunConfig, found: Plan) -> None:
         f"{planned.steps:,} steps, {planned.steps / planned.steps_per_epoch:.2g} epochs"
     )
     console.print(
-        f"{planned.tokens_per_step:,.0f} tokens a step in {planned.micro_batches:.1f} forwards ({found.layout} layout), "
-        f"the longest {planned.heaviest_tokens:,} tokens"
+        f"{planned.tokens_per_step:,.0f} tokens a step in {planned.micro_batches:.1f} forwards, the longest of "
+        f"{planned.heaviest_tokens:,} tokens ({found.layout} layout)"
     )
     table = Table(title=f"peak memory on {found.device}", title_justify="left")
     table.add_column("part")
@@ -166,11 +166,12 @@ def _print_paper(name: str, found: Sharded, plain: dict[str, Any]) -> None:
 
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{name}: {found.weights / 1e9:.1f}e9 weights on {found.devices} x {found.device.name}. Arithmetic, not measured; "
-        "the formulas are in docs/planning.md."
+        f"{name}: {found.weights / 1e9:.1f}e9 weights on {found.devices} x {found.device.name}. Arithmetic, not "
+        "measured; the formulas are in docs/planning.md."
     )
     console.print(
-        f"{plain['steps']:,} steps of {found.tokens_per_step:,.0f} tokens, {found.micro_batches} forwards a device and step"
+        f"{plain['steps']:,} steps of {found.tokens_per_step:,.0f} tokens, in each {found.micro_batches} forwards of a "
+        "device"
     )
     table = Table(title="of one device and step", title_justify="left")
     table.add_column("")
@@ -184,8 +185,8 @@ def _print_paper(name: str, found: Sharded, plain: dict[str, Any]) -> None:
     for part, seconds in plain["seconds_per_step"].items():
         table.add_row(f"time, {part}", f"{seconds:.2f} s")
     console.print(table)
-    console.print(f"time: about {_time(plain['seconds'])}, {_time(plain['seconds_by_part']['reference'])} of it for the "
-                  "reference")  # fmt: skip
+    reference = _time(plain["seconds_by_part"]["reference"])
+    console.print(f"time: about {_time(plain['seconds'])}, {reference} of it for the reference")
     _print_warnings(console, plain["warnings"])
 
 

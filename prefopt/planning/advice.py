@@ -113,8 +113,8 @@ def not_tuned(model: Any, tokenizer: Any, records: Sequence[TokenRecord], data: 
     meaning = MEANINGS["end_of_turn"]
     if ends is not None and meaning.notice is not None and ends < meaning.notice:
         yield (
-            f"the model ends an answer of this data with a probability of {ends:.2g} (median of {SCORED}): a base model "
-            f"without SFT, or a chat template that is not its own; {remedy}"
+            f"the model ends an answer of this data with a probability of {ends:.2g} (median of {SCORED}): a base "
+            f"model without SFT, or a chat template that is not its own; {remedy}"
         )
 
 

@@ -49,7 +49,7 @@ DEVICES: dict[str, Device] = {
     "b200": Device("NVIDIA B200 (HGX)", 180, 2250, 1800, f"{_NVIDIA}/hgx"),
     "mi300x": Device("AMD MI300X", 192, 1307, 896, "https://www.amd.com/en/products/accelerators/instinct/mi300"),
 }
-# Share of the peak that training reaches: Llama 3 reports 38 to 43 % on H100 (https://arxiv.org/abs/2407.21783, Table 4).
+# Share of the peak that training reaches: Llama 3 reports 38 to 43 % on H100 (arXiv:2407.21783, Table 4).
 UTILISATION = 0.4
 
 

@@ -56,7 +56,7 @@ def parameters(model: Any) -> tuple[int, int, int]:
 def optimizer_bytes(optim: str, trainable: int) -> int:
     """Of the states; 8-bit optimizers keep one byte for each of float32's four."""
     name = str(getattr(optim, "value", optim))
-    factor = next((factor for key, factor in STATES.items() if name.startswith(key)), 2)
+    factor: int = next((factor for key, factor in STATES.items() if name.startswith(key)), 2)
     return factor * trainable // (4 if "8bit" in name else 1)
 
 
@@ -65,7 +65,7 @@ def head_bytes(model: Any, scored: int, device: str) -> int:
     head = unwrap(model).get_output_embeddings()
     vocab, hidden = head.weight.shape
     block = BLOCK.get(device, BLOCK["cuda"])
-    kept = min(KEPT, scored * vocab) * 4
+    kept: int = min(KEPT, scored * vocab) * 4
     blocks = 2 * min(max(block, 64 * scored), scored * vocab) * 4
     gradient = head.weight.numel() * head.weight.element_size() if head.weight.requires_grad else 0
     return kept + blocks + gradient + 2 * scored * hidden * 4

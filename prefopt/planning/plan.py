@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from prefopt.adapters import PeftConfig
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
 from prefopt.planning.memory import CONTEXT, Memory, head_bytes, on_this_machine, optimizer_bytes, parameters
@@ -78,13 +79,14 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
         UserError: what the run itself would refuse.
     """
     import datasets  # noqa: F401 - what a run has in memory before it has data and a model
+
     from prefopt.engine.gates import choose_layout
     from prefopt.engine.plan import Cost
-    from prefopt.models import load_model, load_tokenizer
+    from prefopt.models import load_policy, load_tokenizer
     from prefopt.planning.probe import probe
     from prefopt.run import prepared_data
     from prefopt.trainer.arguments import training_arguments
-    from prefopt.trainer.batches import StepSampler, Steps
+    from prefopt.trainer.batches import Steps, StepSampler
     from prefopt.trainer.feed import Feed
 
     tokenizer = load_tokenizer(config.model)
@@ -93,25 +95,26 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     needs = config.loss.needs
     with tempfile.TemporaryDirectory() as unused:
         arguments = training_arguments(unused, seed=config.seed, records=config.batch.records, **config.trainer)
-    model = load_model(config.model).to(arguments.device)
+    model = load_policy(config.model, getattr(config, "peft", None) or PeftConfig(), seed=config.seed).to(
+        arguments.device
+    )
     layout = choose_layout(model, config.batch.layout).layout
-    feeds = {
-        "train": Feed(prepared.train, needs, whole=False, seed=config.seed),
-        "eval": Feed(prepared.eval, needs, whole=True, seed=config.seed) if prepared.eval is not None else None,
-    }
+    feeds = {"train": Feed(prepared.train, needs, whole=False, seed=config.seed)}
+    if prepared.eval is not None:
+        feeds["eval"] = Feed(prepared.eval, needs, whole=True, seed=config.seed)
     batch = config.batch.settled(arguments.device.type, feeds.values(), layout)
     text = model.config.get_text_config()
     cost = Cost.of(hidden_size=text.hidden_size, num_layers=text.num_hidden_layers, vocab_size=text.vocab_size)
 
     def sampler(split: str, *, shuffle: bool) -> StepSampler:
         seed = config.seed if arguments.data_seed is None else arguments.data_seed
-        return StepSampler(feeds[split], needs, batch, layout, cost, seed=seed, process=(0, 1), shuffle=shuffle)  # type: ignore[arg-type]
+        return StepSampler(feeds[split], needs, batch, layout, cost, seed=seed, process=(0, 1), shuffle=shuffle)
 
     training = sampler("train", shuffle=True)
     planned = schedule(training, arguments)
     measured = probe(model, training, Steps(feeds["train"], needs, layout, None), planned.heaviest, needs, arguments)
     live = needs.moving_reference or Vocab.KL in needs.vocab
-    evaluated = feeds["eval"] is not None
+    evaluated = "eval" in feeds
     copy = evaluated and config.evaluation.kl_prompts > 1
     memory = on_this_machine(
         model, planned, arguments, kept=measured.kept_bytes(planned.heaviest_tokens), live=live, copy=copy,
@@ -120,7 +123,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
 
     # Work of the parts, in the planner's unit.
     scores_reference = needs.reference and not needs.moving_reference
-    whole = {split: whole_work(sampler(split, shuffle=False)) for split, feed in feeds.items() if feed is not None}
+    whole = {split: whole_work(sampler(split, shuffle=False)) for split in feeds}
     rows = planned.steps * planned.micro_batches
     twice = (needs.coupled or needs.state) and planned.several
     train_work = planned.steps * planned.work_per_step

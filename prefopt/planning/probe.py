@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from prefopt.engine.forward import Ask, install
 from prefopt.engine.plan import Indices
 from prefopt.plugin import Needs, Vocab
 from prefopt.trainer.arguments import autocast
-from prefopt.trainer.batches import StepSampler, Steps, Work
+from prefopt.trainer.batches import Steps, StepSampler, Work
 
 SMALL, LARGE = 256, 1024  # tokens of the two rows that are run
 SAMPLE = 2**22  # weights of the optimizer step that is timed
@@ -95,8 +96,8 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
     try:
         both(works[0])  # warms up
         kept = [_kept(model, forward, work) for work in works]
-        train = [_seconds(lambda w=work: both(w)) for work in works]
-        scoring = [_seconds(lambda w=work: alone(w)) for work in works]
+        train = [_seconds(partial(both, work)) for work in works]
+        scoring = [_seconds(partial(alone, work)) for work in works]
     finally:
         model.zero_grad(set_to_none=True)
         if arguments.activation_checkpointing:
@@ -115,7 +116,7 @@ def _upto(tokens: np.ndarray, limit: int) -> int:
     return max(1, int(np.searchsorted(np.cumsum(tokens), limit, side="right")))
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     """The better of two."""
     taken = []
     for _ in range(2):
@@ -147,7 +148,7 @@ def _kept(model: Any, forward: Callable[[Work], Tensor], work: Work) -> int:
 def _optimizer_seconds(model: Any) -> float:
     """Of AdamW on all trainable weights, from a step on a sample of as many bytes each."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in trainable)
+    count: int = sum(p.numel() for p in trainable)
     if not count:
         return 0.0
     size = min(count, SAMPLE)
@@ -155,4 +156,4 @@ def _optimizer_seconds(model: Any) -> float:
     sample.grad = torch.ones_like(sample)
     optimizer = torch.optim.AdamW([sample], fused=True)
     optimizer.step()
-    return _seconds(lambda: optimizer.step() and None) * count / size
+    return _seconds(optimizer.step) * count / size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Shape:
     def forward_flops(self, tokens: float, pairs: float, scored: float) -> float:
         """FLOPs of a forward: `tokens` fed, `pairs` of query and key that see each other, `scored` tokens projected.
 
-        Two for each weight and token; 4 A for each pair and layer (score, and sum of values); 2 H V for each scored one.
+        Two for each weight and token; 4 A for each pair and layer (score, sum of values); 2 H V for each scored one.
         """
         return (
             2.0 * self.linear_weights * tokens
@@ -103,15 +103,15 @@ class Shape:
         return (4 if fused else 8) * self.hidden + 2 * a + 2 * k + inner * self.inner
 
 
-_LLAMA3 = {"vocab": 128_256, "head_dim": 128, "kv_heads": 8}
+_LLAMA3 = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, inner=14_336, vocab=128_256)
 # Sizes as in the models' own config.json.
 SHAPES: dict[str, Shape] = {
     "smollm2-135m": Shape(
         hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, inner=1536, vocab=49_152, tied=True
     ),
-    "llama3-8b": Shape(hidden=4096, layers=32, heads=32, inner=14_336, **_LLAMA3),
-    "llama3-70b": Shape(hidden=8192, layers=80, heads=64, inner=28_672, **_LLAMA3),
-    "llama3-405b": Shape(hidden=16_384, layers=126, heads=128, inner=53_248, **_LLAMA3),
+    "llama3-8b": _LLAMA3,
+    "llama3-70b": replace(_LLAMA3, hidden=8192, layers=80, heads=64, inner=28_672),
+    "llama3-405b": replace(_LLAMA3, hidden=16_384, layers=126, heads=128, inner=53_248),
     "qwen2.5-7b": Shape(
         hidden=3584, layers=28, heads=28, kv_heads=4, head_dim=128, inner=18_944, vocab=152_064
     ),

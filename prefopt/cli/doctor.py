@@ -1,0 +1,206 @@
+"""`prefopt doctor`: versions, and what is usable on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+# What each optional package brings, and how it comes.
+OPTIONAL = {
+    "peft": ("LoRA and other adapters", "prefopt[peft]"),
+    "bitsandbytes": ("quantized base models (QLoRA), on CUDA", "bitsandbytes"),
+    "wandb": ("tracking=wandb", "prefopt[wandb]"),
+    "tensorboard": ("tracking=tensorboard", "prefopt[tensorboard]"),
+    "deepspeed": ("trainer.deepspeed", "deepspeed"),
+    "gguf": ("models from GGUF files", "gguf"),
+    "trl": ("parity tests and benchmarks", "prefopt[peers]"),
+}
+CORE = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy")
+LEAST_FREE_GIB = 5.0  # of the disk that runs and caches are on
+
+
+def main(argv: list[str]) -> int:
+    """Print what was found, or its JSON."""
+    parser = argparse.ArgumentParser(prog="prefopt doctor", description="Versions, and what is usable here.")
+    parser.add_argument("--json", action="store_true", help="one object")
+    args = parser.parse_args(argv)
+    found = examine()
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found)
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `prefopt doctor` says, as JSON values."""
+    found = {
+        "versions": _versions(),
+        "machine": _machine(),
+        "devices": _devices(),
+        "usable": _usable(),
+        "optional": {name: _version(name) for name in OPTIONAL},
+        "caches": _caches(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in _SHOWN},
+    }
+    return {**found, "notes": _notes(found)}
+
+
+_SHOWN = ("PREFOPT_CACHE", "PREFOPT_MALLOC", "PREFOPT_MATMUL", "PREFOPT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE",
+          "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LD_PRELOAD")  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, str | None]:
+    return {"prefopt": _version("prefopt"), "python": platform.python_version(), **{p: _version(p) for p in CORE}}
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    return {
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory.total / 2**30, 1),
+        "memory_free_gib": round(memory.available / 2**30, 1),
+        "disk_free_gib": round(disk.free / 2**30, 1),
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    devices = []
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        devices.append({"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1),
+                        "capability": f"{about.major}.{about.minor}"})  # fmt: skip
+    return devices
+
+
+def _usable() -> dict[str, bool]:
+    import torch
+
+    from prefopt.engine.matmul import available
+
+    cuda = torch.cuda.is_available()
+    return {
+        "cuda": cuda,
+        "mps": torch.backends.mps.is_available(),
+        "bf16": torch.cuda.is_bf16_supported() if cuda else _cpu_has("avx512_bf16", "amx_bf16"),
+        "flex_attention": cuda and find_spec("triton") is not None,  # it has no backward on a CPU
+        "fast_cpu_products": available(),
+        "tcmalloc": "tcmalloc" in os.environ.get("LD_PRELOAD", ""),
+        "distributed": torch.distributed.is_available(),
+    }
+
+
+def _cpu_has(*flags: str) -> bool:
+    """Whether the processor has one of these instruction sets (Linux only)."""
+    try:
+        line = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return bool(set(flags) & set(line.split()))
+
+
+def _caches() -> dict[str, Any]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from prefopt.cache import cache_dir
+
+    root = cache_dir()
+    parts = {part.name: _size(part) for part in sorted(root.iterdir()) if part.is_dir()} if root.is_dir() else {}
+    hub = Path(HF_HUB_CACHE)
+    return {
+        "prefopt": {"folder": str(root), "gib": round(sum(parts.values()) / 2**30, 2),
+                    "parts_gib": {name: round(size / 2**30, 2) for name, size in parts.items()}},
+        "hub": {"folder": str(hub), "gib": round(_size(hub) / 2**30, 2)},
+    }  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files of a folder; links are not followed."""
+    total = 0
+    for base, _, files in os.walk(folder):
+        for name in files:
+            try:
+                status = os.lstat(os.path.join(base, name))
+            except OSError:  # it went away meanwhile
+                continue
+            total += status.st_size
+    return total
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    """What is worth doing about it."""
+    notes = []
+    machine, usable = found["machine"], found["usable"]
+    if not usable["cuda"] and not usable["mps"]:
+        notes.append("no accelerator: models of up to a few hundred million weights train here; `prefopt plan` tells")
+    if usable["cuda"] and not usable["bf16"]:
+        notes.append("this GPU has no bfloat16: use trainer.fp16=true")
+    if machine["disk_free_gib"] < LEAST_FREE_GIB:
+        notes.append(f"only {machine['disk_free_gib']} GiB of disk are free; `prefopt reference prune` frees some")
+    if machine["threads"] > machine["cores"]:
+        notes.append(f"torch uses {machine['threads']} threads on {machine['cores']} cores: set OMP_NUM_THREADS")
+    if found["optional"]["peft"] is None:
+        notes.append("no peft: `pip install prefopt[peft]` brings LoRA")
+    return notes
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "not installed"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+
+    def section(title: str, rows: dict[str, Any]) -> None:
+        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        table.add_column(min_width=18)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, _word(value))
+        console.print(table)
+        console.print()
+
+    section("versions", found["versions"])
+    section("machine", {k.replace("_", " "): v for k, v in found["machine"].items()})
+    for device in found["devices"]:
+        section("device", device)
+    section("usable", {k.replace("_", " "): v for k, v in found["usable"].items()})
+    optional = {}
+    for name, installed in found["optional"].items():
+        brings, package = OPTIONAL[name]
+        optional[name] = f"{installed} ({brings})" if installed else f"no ({brings}: pip install '{package}')"
+    section("optional", optional)
+    caches = {name: f"{about['gib']} GiB in {about['folder']}" for name, about in found["caches"].items()}
+    section(
+        "caches", caches | {f"  {name}": f"{gib} GiB" for name, gib in found["caches"]["prefopt"]["parts_gib"].items()}
+    )
+    for note in found["notes"]:
+        console.print(f"note: {note}")
