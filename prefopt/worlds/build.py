@@ -26,7 +26,7 @@ from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
 from prefopt.trainer import BatchConfig, train
 from prefopt.worlds import review
-from prefopt.worlds.review import MAX_COMPLETION_TOKENS, WORDS, ReviewWorld
+from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(len(SPECIALS))
@@ -49,8 +49,9 @@ class WorldFiles:
 
     base: Path  # trained on corrupted reviews only: knows the words, hardly the grammar
     model: Path  # SFT on well-formed reviews: where every method starts, and the reference
-    train: Path  # .jsonl of prompt, chosen, rejected, score_chosen, score_rejected (exact rewards)
-    validation: Path  # the same, 256 pairs on prompts that `train` does not have
+    train: Path  # .jsonl of prompt, chosen, rejected, score_chosen, score_rejected (exact rewards); or of single texts
+    validation: Path  # 256 pairs on prompts that `train` does not have
+    test: Path  # the same, on prompts that neither has
     seconds: Mapping[str, float]  # that training took when the models were made: `base`, `sft`
 
 
@@ -58,20 +59,20 @@ def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[A
     """The files of a world, made now (about half a minute) unless they are in the cache.
 
     Args:
-        world: the knobs. The models depend on `seed` alone, so worlds with other labels share them.
+        world: the knobs. The models depend on `seed` alone and the texts not on the labels: worlds share what they can.
         root: instead of the `worlds` folder of prefopt's cache.
         callbacks: of transformers' kind, which see the training of the two models.
     """
     root = cache_dir() / "worlds" if root is None else root
-    models_folder = root / f"review-models-{_key(seed=world.seed)}"
+    models_folder = cached_folder(_models_folder(world, root), lambda folder: _make_models(world, folder, callbacks))
     pairs_folder = root / f"review-pairs-{_key(**dataclasses.asdict(world))}"
-    cached_folder(models_folder, lambda folder: _make_models(world, folder, callbacks))
-    cached_folder(pairs_folder, lambda folder: _make_pairs(world, models_folder / "sft", folder))
+    cached_folder(pairs_folder, lambda folder: _make_pairs(world, root, folder))
     return WorldFiles(
         base=models_folder / "base",
         model=models_folder / "sft",
         train=pairs_folder / "train.jsonl",
         validation=pairs_folder / "validation.jsonl",
+        test=pairs_folder / "test.jsonl",
         seconds=json.loads((models_folder / SECONDS).read_text(encoding="utf-8")),
     )
 
@@ -131,6 +132,10 @@ def _key(**content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _models_folder(world: ReviewWorld, root: Path) -> Path:
+    return root / f"review-models-{_key(seed=world.seed)}"
+
+
 def _make_models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> None:
     model = new_model(world.seed)
     records = [
@@ -184,54 +189,92 @@ def _corrupted(record: TokenRecord, rng: np.random.Generator) -> TokenRecord:
     return dataclasses.replace(record, completions=(ids,))
 
 
-def _make_pairs(world: ReviewWorld, model_folder: Path, folder: Path) -> None:
-    model = LlamaForCausalLM.from_pretrained(model_folder)
-    train = world.prompts(-(-world.pairs * 8 // 15), world.seed, "train")
-    validation = world.prompts(HELD_OUT_PAIRS * 8 // 15 + 1, world.seed, "validation")
-    rng = np.random.default_rng([world.seed, 1])
-    for name, prompts, count in (("train", train, world.pairs), ("validation", validation, HELD_OUT_PAIRS)):
-        rows = _label(world, prompts, _four_samples(model, prompts, seed=int(rng.integers(2**31))), rng)[:count]
+def _make_pairs(world: ReviewWorld, root: Path, folder: Path) -> None:
+    for split, count in _counts(world).items():
+        rows = _label(world, _samples(world, split, count, root), _rng(world, split, "labels"))[:count]
         if len(rows) < count:
-            raise PrefoptError(f"the samples gave {len(rows)} usable {name} pairs of {count}: another `seed` may do")
+            raise PrefoptError(f"the samples gave {len(rows)} usable {split} pairs of {count}: another `draw` may do")
+        if split == "train" and world.desirable_dropped > 0:
+            rows = _singles(rows, world.desirable_dropped, _rng(world, split, "dropped"))
         lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def _four_samples(model: LlamaForCausalLM, prompts: Sequence[str], seed: int) -> list[list[list[int]]]:
-    repeated = [prompt_ids(prompt) for prompt in prompts for _ in range(4)]
-    texts = generate(
-        model, repeated, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, temperature=1.0, seed=seed, batch_size=1024
-    )
-    return [texts[i : i + 4] for i in range(0, len(texts), 4)]
+def _counts(world: ReviewWorld) -> dict[Split, int]:
+    return {"train": world.pairs, "validation": HELD_OUT_PAIRS, "test": HELD_OUT_PAIRS}
+
+
+def _rng(world: ReviewWorld, split: Split, use: str) -> np.random.Generator:
+    """Random numbers of their own for each use, so that worlds with other labels have the same texts."""
+    return np.random.default_rng([world.draw, *f"{split} {use}".encode()])
+
+
+def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[str, list[list[int]]]:
+    """For each prompt the samples of its two pairs; worlds that differ in labels alone share the folder."""
+    wanted = min(-(-count * 8 // 15) + 8, MAX_PAIRS * 8 // 15)  # in reserve for pairs that cannot be used
+    prompts = world.prompts(wanted, world.draw, split)
+    each = 2 * (1 + world.best_of)
+    name = _key(seed=world.seed, draw=world.draw, split=split, prompts=len(prompts), each=each)
+
+    def make(folder: Path) -> None:
+        repeated = [prompt_ids(prompt) for prompt in prompts for _ in range(each)]
+        texts = generate(
+            LlamaForCausalLM.from_pretrained(_models_folder(world, root) / "sft"),
+            repeated,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=EOS,
+            temperature=1.0,
+            seed=int(_rng(world, split, "texts").integers(2**31)),
+            batch_size=1024,
+        )
+        (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+
+    folder = cached_folder(root / f"review-samples-{name}", make)
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    return {prompt: texts[i * each : (i + 1) * each] for i, prompt in enumerate(prompts)}
 
 
 def _label(
-    world: ReviewWorld, prompts: Sequence[str], samples: Sequence[Sequence[list[int]]], rng: np.random.Generator
+    world: ReviewWorld, samples: Mapping[str, Sequence[list[int]]], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Two pairs a prompt, first with second and third with fourth sample, labelled by the world.
+    """Two pairs a prompt, each a plain sample and the best of `best_of` others, labelled by the world.
 
     Left out are pairs of equal reward, whose label would be a coin's, and texts that a file would not give back token
     by token: empty ones, cut-off ones and ones with a special word inside.
     """
     rows = []
-    for prompt, four in zip(prompts, samples, strict=True):
-        for pair in (four[:2], four[2:]):
-            texts = [words(completion) for completion in pair]
-            rewards = world.reward([f"{prompt} {text}" for text in texts])
-            if rewards[0] == rewards[1] or not all(map(_usable, pair)):
+    for prompt, texts in samples.items():
+        for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
+            rewards = world.reward([f"{prompt} {words(text)}" for text in half])
+            best = 1 + int(rewards[1:].argmax())
+            pair, reward = (half[0], half[best]), (float(rewards[0]), float(rewards[best]))
+            if reward[0] == reward[1] or not all(map(_usable, pair)):
                 continue
-            first = rng.random() < world.preference(rewards[:1] - rewards[1:], len(pair[0]) - len(pair[1]))[0]
+            gap = np.array([reward[0] - reward[1]])
+            first = rng.random() < world.preference(gap, len(pair[0]) - len(pair[1]))[0]
             chosen, rejected = (0, 1) if first else (1, 0)
             rows.append(
                 {
                     "prompt": prompt,
-                    "chosen": " " + texts[chosen],
-                    "rejected": " " + texts[rejected],
-                    "score_chosen": float(rewards[chosen]),
-                    "score_rejected": float(rewards[rejected]),
+                    "chosen": " " + words(pair[chosen]),
+                    "rejected": " " + words(pair[rejected]),
+                    "score_chosen": reward[chosen],
+                    "score_rejected": reward[rejected],
                 }
             )
     return rows
+
+
+def _singles(rows: Sequence[Mapping[str, Any]], dropped: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Every rejected text and the chosen ones that are kept, each with its label; who drops more drops the same ones
+    and others."""
+    kept = rng.random(len(rows)) >= dropped
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row, keep in zip(rows, kept, strict=True)
+        for side in ("chosen", "rejected")
+        if keep or side == "rejected"
+    ]
 
 
 def _usable(text: Sequence[int]) -> bool:

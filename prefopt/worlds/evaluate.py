@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate, score
 from prefopt.engine.divergence import divergence
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids, words
-from prefopt.worlds.review import ReviewWorld
+from prefopt.worlds.review import ReviewWorld, Split
 
 Floats = NDArray[np.float64]
 
@@ -46,13 +47,8 @@ class Evaluation:
     """One policy in the review world. Standard errors are over prompts; samples of one prompt count as one.
 
     Attributes:
-        true_reward: exact reward of samples at temperature 1.
-        kl: KL(policy || reference) in nats a text, by exact next-token distributions on those samples.
-        kl_monte_carlo: the same quantity as mean log-ratio of the samples.
-        valid: share of samples that parse.
-        length: tokens of a sample, end of text included.
-        accuracy: share of held-out pairs whose log-ratio to the reference is larger on the chosen side; a tie is half.
-        chosen_change, rejected_change: mean log-ratio to the reference of the held-out chosen and rejected texts, nats.
+        true_reward, kl, kl_monte_carlo, valid, length, accuracy, chosen_change, rejected_change: means of what
+            `figures` measures under these names.
         reward_by_prompt: (P,) mean reward of each prompt's samples, for paired comparisons.
         samples: the first sample of each prompt.
     """
@@ -83,36 +79,108 @@ def evaluate(
     samples_per_prompt: int = 4,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluate `policy` on fresh samples behind test prompts, and on held-out pairs.
+    """Evaluate `policy` on fresh samples behind test prompts, and on held-out pairs; see `figures`."""
+    values, samples = figures(
+        world, policy, reference, pairs, prompts=prompts, samples_per_prompt=samples_per_prompt, seed=seed
+    )
+    names = [field.name for field in dataclasses.fields(Evaluation) if field.name in values]
+    return Evaluation(
+        **{name: Estimate.of(values[name]) for name in names},  # type: ignore[arg-type]
+        reward_by_prompt=values["true_reward"],
+        samples=samples,
+    )
 
-    Prompts and random numbers depend on `seed` alone, so that two policies are compared on the same draws.
+
+def figures(
+    world: ReviewWorld,
+    policy: Any,
+    reference: Any,
+    pairs: Sequence[TokenRecord],
+    *,
+    split: Split = "test",
+    prompts: int = 512,
+    samples_per_prompt: int = 4,
+    seed: int = 0,
+) -> tuple[dict[str, Floats], tuple[Sample, ...]]:
+    """Everything that is measured of a policy, prompt by prompt and pair by pair.
+
+    Prompts and random numbers depend on `split` and `seed` alone, so that policies are compared on the same draws. What
+    is chosen between policies is chosen on "validation"; "test" shares no prompt with it.
+
+    Args:
+        world: whose reward and prompts.
+        policy, reference: causal language models with the world's vocabulary.
+        pairs: held-out pairs with their exact rewards as `scores`.
+        split: of the prompts.
+        prompts: how many, drawn from the split.
+        samples_per_prompt: at temperature 1.
+        seed: of the prompts and of the samples.
+
+    Returns:
+        The first sample of each prompt, and (P,) means over each prompt's samples of
+
+        - `true_reward`: exact reward;
+        - `kl`: KL(policy || reference) in nats a text, by exact next-token distributions on the samples;
+        - `kl_monte_carlo`: the same quantity as the samples' log-ratio;
+        - `entropy`: nats a text, by exact next-token distributions on the samples;
+        - `valid`: whether it parses; `length`: tokens, end of text included;
+        - `distinct_1`, `distinct_2`: distinct words, and pairs of neighbouring words, among all in a prompt's samples
+          (Li et al., 2016, https://arxiv.org/abs/1510.03055); 0 where there are none;
+
+        and (n,) of the held-out pairs
+
+        - `accuracy`: whether the log-ratio to the reference is larger on the chosen side; a tie is half;
+        - `accuracy_sum`, `accuracy_mean`: the same by log-prob, and by log-prob per token, without the reference;
+        - `true_accuracy`: as `accuracy`, of the side with the larger exact reward, whatever the label says;
+        - `chosen_change`, `rejected_change`: log-ratios to the reference, nats; `margin`: their difference;
+        - `chosen_logp`: log-prob of the chosen side, nats.
     """
-    asked = world.prompts(prompts, seed, "test")
-    repeated = [prompt for prompt in asked for _ in range(samples_per_prompt)]
+    repeated = [prompt for prompt in world.prompts(prompts, seed, split) for _ in range(samples_per_prompt)]
     written = _write(policy, repeated, seed)
     completions = [words(text) for text in written]
     texts = [f"{prompt} {completion}" for prompt, completion in zip(repeated, completions, strict=True)]
     reward = world.reward(texts)
     distance = divergence(policy, reference, [prompt_ids(prompt) for prompt in repeated], written)
-
-    def by_prompt(values: NDArray[Any]) -> Floats:
-        means: Floats = values.astype(np.float64).reshape(prompts, samples_per_prompt).mean(1)
-        return means
-
-    ratio = log_ratios(policy, reference, pairs)
+    by_sample = {
+        "true_reward": reward,
+        "kl": distance.exact_vocabulary,
+        "kl_monte_carlo": distance.monte_carlo,
+        "entropy": distance.entropy,
+        "valid": world.valid(texts).astype(np.float64),
+        "length": np.array([float(len(text)) for text in written]),
+    }
     every = range(0, len(repeated), samples_per_prompt)
-    return Evaluation(
-        true_reward=Estimate.of(by_prompt(reward)),
-        kl=Estimate.of(by_prompt(distance.exact_vocabulary)),
-        kl_monte_carlo=Estimate.of(by_prompt(distance.monte_carlo)),
-        valid=Estimate.of(by_prompt(world.valid(texts))),
-        length=Estimate.of(by_prompt(np.array([len(text) for text in written]))),
-        accuracy=win_share(ratio),
-        chosen_change=Estimate.of(ratio[:, 0]),
-        rejected_change=Estimate.of(ratio[:, 1]),
-        reward_by_prompt=by_prompt(reward),
-        samples=tuple(Sample(repeated[i], completions[i], float(reward[i])) for i in every),
+    together = [completions[i : i + samples_per_prompt] for i in every]
+    values = {name: value.reshape(prompts, samples_per_prompt).mean(1) for name, value in by_sample.items()}
+    values |= {f"distinct_{n}": np.array([distinct(group, n) for group in together]) for n in (1, 2)}
+    return (
+        values | _of_pairs(policy, reference, pairs),
+        tuple(Sample(repeated[i], completions[i], float(reward[i])) for i in every),
     )
+
+
+def _of_pairs(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> dict[str, Floats]:
+    own = log_probs(policy, pairs)
+    ratio = own - log_probs(reference, pairs)
+    tokens = np.array([[len(side) for side in pair.completions] for pair in pairs])
+    scores = np.array([pair.scores for pair in pairs], dtype=np.float64)
+    by_reward = np.where(scores[:, :1] >= scores[:, 1:], ratio, ratio[:, ::-1])
+    return {
+        "accuracy": _wins(ratio),
+        "accuracy_sum": _wins(own),
+        "accuracy_mean": _wins(own / tokens),
+        "true_accuracy": _wins(by_reward),
+        "chosen_change": ratio[:, 0],
+        "rejected_change": ratio[:, 1],
+        "margin": ratio[:, 0] - ratio[:, 1],
+        "chosen_logp": own[:, 0],
+    }
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams of words among all n-grams of `texts`; 0 where they have none."""
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def log_ratios(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> Floats:
@@ -127,8 +195,13 @@ def log_probs(model: Any, pairs: Sequence[TokenRecord]) -> Floats:
 
 def win_share(ratio: Floats) -> Estimate:
     """Share of pairs whose log-ratio (n, 2) is larger on the chosen side; a tie is half."""
-    gap = ratio[:, 0] - ratio[:, 1]
-    return Estimate.of((gap > 0) + 0.5 * (gap == 0))
+    return Estimate.of(_wins(ratio))
+
+
+def _wins(values: Floats) -> Floats:
+    """(n,) 1 where the first of two values is larger, 1/2 where they are equal."""
+    gap = values[:, 0] - values[:, 1]
+    return (gap > 0) + 0.5 * (gap == 0)
 
 
 def sampled_reward(world: ReviewWorld, policy: Any, prompts: Sequence[str], *, seed: int = 0) -> Estimate:

@@ -15,6 +15,7 @@ A text of any other form has reward -3. The prompt's own clause earns nothing: t
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,7 @@ _SPLITS: Mapping[Split, slice] = {
     "test": slice(8960, 9984),
 }
 
+MAX_BEST_OF = 16
 MAX_PAIRS = 15_360  # two a prompt, less a sixteenth in reserve for pairs that cannot be used
 
 _CLASS = {"the": "T", "not": "X", ".": "P"}
@@ -136,7 +138,10 @@ class ReviewWorld:
     label_temperature: float = 0.5  # in units of reward; towards 0 the better text is always chosen
     label_flips: float = 0.0  # share of labels turned round, 0 to 0.5
     length_bias: float = 0.0  # reward per token that the labels see and the true reward does not
-    seed: int = 0  # of the model's weights, its training and the preferences
+    best_of: int = 1  # the second text of a pair is the best of so many samples of the SFT model, by exact reward
+    desirable_dropped: float = 0.0  # share of chosen texts left out; above 0 the training data are single texts
+    seed: int = 0  # of the model's weights and its training
+    draw: int = 0  # of the texts and their labels: the same models, other data
 
     def __post_init__(self) -> None:
         if not 1 <= self.pairs <= MAX_PAIRS:
@@ -145,6 +150,14 @@ class ReviewWorld:
             raise UserError(f"label_temperature must be above 0, got {self.label_temperature}; 1e-6 is 'no noise'")
         if not 0 <= self.label_flips <= 0.5:
             raise UserError(f"label_flips is a share from 0 to 0.5, got {self.label_flips}")
+        if not math.isfinite(self.length_bias):
+            raise UserError(f"length_bias must be a number, reward per token, got {self.length_bias}")
+        if not 1 <= self.best_of <= MAX_BEST_OF:
+            raise UserError(f"best_of is a number of samples from 1 to {MAX_BEST_OF}, got {self.best_of}")
+        if not 0 <= self.desirable_dropped < 1:
+            raise UserError(f"desirable_dropped is a share from 0 to below 1, got {self.desirable_dropped}")
+        if self.seed < 0 or self.draw < 0:
+            raise UserError(f"seed and draw must be at least 0, got {self.seed} and {self.draw}")
 
     def reward(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(n,) exact rewards of whole reviews, prompt and completion in one text."""

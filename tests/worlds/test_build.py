@@ -11,12 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt import worlds
 from prefopt.data.config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.engine import generate
+from prefopt.errors import UserError
 from prefopt.plugin import Data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld
+
+WORLD = ReviewWorld()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -47,7 +51,7 @@ def test_tokenizer_and_files_agree(world_files: WorldFiles) -> None:
 
 def test_models_before_and_after_sft(world_files: WorldFiles) -> None:
     """Base knows words and hardly the grammar; SFT writes reviews whose reward is about that of the demonstrations."""
-    world = ReviewWorld()
+    world = WORLD
     prompts = world.prompts(512, 0, "test")
     figures = {}
     for name, folder in (("base", world_files.base), ("sft", world_files.model)):
@@ -63,9 +67,11 @@ def test_models_before_and_after_sft(world_files: WorldFiles) -> None:
 
 def test_pairs(world_files: WorldFiles) -> None:
     world = ReviewWorld()
-    train, validation = rows(world_files.train), rows(world_files.validation)
-    assert (len(train), len(validation)) == (7936, 256)
-    assert not {row["prompt"] for row in train} & {row["prompt"] for row in validation}
+    splits = [rows(file) for file in (world_files.train, world_files.validation, world_files.test)]
+    assert [len(split) for split in splits] == [7936, 256, 256]
+    prompts = [{row["prompt"] for row in split} for split in splits]
+    assert not prompts[0] & prompts[1] | prompts[0] & prompts[2] | prompts[1] & prompts[2]
+    train = splits[0]
     for side in ("chosen", "rejected"):
         rewards = world.reward([whole(row, side) for row in train])
         assert rewards.tolist() == [row[f"score_{side}"] for row in train]
@@ -108,6 +114,54 @@ def test_length_bias_prefers_longer_texts(world_files: WorldFiles) -> None:
         return float(np.mean([c > r for c, r in sides if c != r]))
 
     assert longer_wins(ReviewWorld(pairs=400, length_bias=1.0)) > longer_wins(ReviewWorld(pairs=400)) + 0.2
+
+
+def test_a_better_writer(world_files: WorldFiles) -> None:
+    """With the best of eight on one side, the chosen texts are better than those of plain samples, the rejected too."""
+    root = world_files.train.parent.parent
+    plain, better = (rows(build(ReviewWorld(pairs=400, best_of=n), root).train) for n in (1, 8))
+    for row in better:
+        assert WORLD.reward([whole(row, "chosen")])[0] == row["score_chosen"]
+    chosen = [np.array([row["score_chosen"] for row in world]) for world in (plain, better)]
+    assert chosen[1].mean() > chosen[0].mean() + 0.5  # errors of the means: 1.2 / 20 each
+
+
+def test_few_desirable_texts(world_files: WorldFiles, tmp_path: Path) -> None:
+    """Of 400 chosen texts a share is left out, the more the same and others; what is left are single texts."""
+    root = world_files.train.parent.parent
+    pairs = rows(build(ReviewWorld(pairs=400), root).train)
+    kept = {}
+    for dropped in (0.5, 0.9):
+        files = build(ReviewWorld(pairs=400, desirable_dropped=dropped), root)
+        singles = rows(files.train)
+        bad = [(row["prompt"], row["completion"]) for row in singles if not row["label"]]
+        assert bad == [(row["prompt"], row["rejected"]) for row in pairs]
+        kept[dropped] = {(row["prompt"], row["completion"]) for row in singles if row["label"]}
+        # binomial: five standard deviations
+        assert abs(len(singles) - 400 - 400 * (1 - dropped)) < 5 * np.sqrt(400 * dropped * (1 - dropped))
+        assert len(rows(files.validation)) == 256
+    assert kept[0.9] < kept[0.5] < {(row["prompt"], row["chosen"]) for row in pairs}
+    config = DataConfig(path=str(files.train), eval_path=str(files.validation), cache_dir=str(tmp_path))
+    prepared = prepare(config, AutoTokenizer.from_pretrained(world_files.model), Data.UNPAIRED)
+    assert (len(prepared.train), len(prepared.eval or [])) == (len(singles), 256)
+
+
+def test_another_draw_is_other_data_from_the_same_models(world_files: WorldFiles) -> None:
+    root = world_files.train.parent.parent
+    first, second = (build(ReviewWorld(pairs=400, draw=draw), root) for draw in (0, 1))
+    assert first.model == second.model == world_files.model
+    texts = [{whole(row, "chosen") for row in rows(files.train)} for files in (first, second)]
+    assert len(texts[0] & texts[1]) < 40
+
+
+def test_worlds_by_their_knobs(world_files: WorldFiles) -> None:
+    assert worlds.resolve({}) == worlds.resolve() == world_files
+    assert worlds.knobs({"label_flips": 0.2, "pairs": 100}) == ReviewWorld(label_flips=0.2, pairs=100)
+    with pytest.raises(UserError, match="no knob 'label_flip'; did you mean 'label_flips'"):
+        worlds.knobs({"label_flip": 0.2})
+    for wrong in ({"pairs": 10.5}, {"label_flips": "much"}, {"best_of": True}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} of the review world is a"):
+            worlds.knobs(wrong)
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import generate
+from prefopt.engine import generate, score
 from prefopt.engine.divergence import divergence
 from prefopt.plugin import Data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, WorldFiles, prompt_ids
-from prefopt.worlds.evaluate import Estimate, best_of_n, evaluate, log_ratios, paired_difference
+from prefopt.worlds.evaluate import (
+    Estimate,
+    best_of_n,
+    distinct,
+    evaluate,
+    figures,
+    log_probs,
+    log_ratios,
+    paired_difference,
+)
 from prefopt.worlds.review import ReviewWorld
 
 WORLD = ReviewWorld()
@@ -40,12 +49,14 @@ def nudged(world_files: WorldFiles) -> Any:
 def record(prompt: str, chosen: str, rejected: str) -> TokenRecord:
     sides = tuple(np.array([*prompt_ids(text)[1:], EOS], dtype=np.int32) for text in (chosen, rejected))
     prompt_tokens = np.array(prompt_ids(prompt), dtype=np.int32)
-    return TokenRecord(id=chosen, kind=Data.PAIRS, prompt=prompt_tokens, completions=sides)
+    scores = tuple(WORLD.reward([f"{prompt} {text}" for text in (chosen, rejected)]).tolist())
+    return TokenRecord(id=chosen, kind=Data.PAIRS, prompt=prompt_tokens, completions=sides, scores=scores)
 
 
 PAIRS = [
     record("the soup was cold but", "the staff was kind .", "the staff was awful ."),
     record("the bed is fine and", "the pool was great .", "the wine felt stale but the view is nice ."),
+    record("the bed is fine and", "the pool was bad .", "the view is nice ."),  # a flipped label
 ]
 
 
@@ -114,6 +125,45 @@ def test_figures_are_what_they_say(sft: Any, nudged: Any) -> None:
     again = evaluate(WORLD, nudged, sft, PAIRS, prompts=64, samples_per_prompt=1, seed=2)
     assert again.estimates() == e.estimates()
     assert paired_difference(again, e) == Estimate(0.0, 0.0)
+
+
+def test_entropy_is_the_mean_of_minus_log_probs(sft: Any) -> None:
+    """Two unbiased estimates of one entropy: their paired difference is 0 within four standard errors."""
+    prompts, texts = fresh_texts(sft, 1024, seed=6)
+    records = [
+        TokenRecord(
+            id=str(i), kind=Data.DEMONSTRATIONS, prompt=np.array(p, np.int32), completions=(np.array(t, np.int32),)
+        )
+        for i, (p, t) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    sampled = -np.array([scored.sum[0] for scored in score(sft, records)])
+    exact = divergence(sft, sft, prompts, texts).entropy
+    difference = Estimate.of(exact - sampled)
+    assert abs(difference.value) < 4 * difference.se
+    assert exact.mean() > 20 * difference.se
+
+
+def test_distinct_by_hand() -> None:
+    assert distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)  # a b, b a, a b
+    assert distinct(["a", ""], 2) == 0  # no neighbours
+
+
+def test_figures_of_pairs_and_splits(sft: Any, nudged: Any) -> None:
+    size = {"prompts": 64, "samples_per_prompt": 2, "seed": 2}
+    values, samples = figures(WORLD, nudged, sft, PAIRS, **size)
+    ratio, own = log_ratios(nudged, sft, PAIRS), log_probs(nudged, PAIRS)
+    assert values["margin"] == pytest.approx(ratio[:, 0] - ratio[:, 1])
+    assert values["chosen_logp"] == pytest.approx(own[:, 0])
+    # by exact reward the third pair is the other way round
+    flipped = np.array([ratio[0], ratio[1], ratio[2, ::-1]])
+    assert values["true_accuracy"].tolist() == (flipped[:, 0] > flipped[:, 1]).tolist()
+    assert values["accuracy_sum"].tolist() == (own[:, 0] > own[:, 1]).tolist()
+    mean = own / [[6, 6], [6, 11], [6, 6]]  # words, full stop and end of text
+    assert values["accuracy_mean"].tolist() == (mean[:, 0] > mean[:, 1]).tolist()
+    assert all(len(values[name]) == 64 for name in ("true_reward", "kl", "entropy", "valid", "length", "distinct_2"))
+    _, others = figures(WORLD, nudged, sft, PAIRS, split="validation", **size)
+    assert not {s.prompt for s in samples} & {s.prompt for s in others}
 
 
 def test_estimate_by_hand() -> None:

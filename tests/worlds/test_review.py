@@ -135,7 +135,18 @@ def test_label_probabilities() -> None:
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"pairs": 0}, {"pairs": 15361}, {"label_temperature": 0.0}, {"label_flips": 0.6}, {"label_flips": -0.1}],
+    [
+        {"pairs": 0},
+        {"pairs": 15361},
+        {"label_temperature": 0.0},
+        {"label_flips": 0.6},
+        {"label_flips": -0.1},
+        {"length_bias": math.nan},
+        {"best_of": 0},
+        {"best_of": 17},
+        {"desirable_dropped": 1.0},
+        {"draw": -1},
+    ],
 )
 def test_impossible_worlds_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(knobs))):

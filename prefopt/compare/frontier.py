@@ -1,0 +1,201 @@
+"""Reward against distance: what each method buys for its KL, beside yardsticks that need no training.
+
+Points are ends of whole schedules at different strengths, never checkpoints of one run: a run that is stopped early has
+not had its learning rate brought down, and is worse at the same KL for that reason alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+
+Floats = NDArray[np.float64]
+
+KLS = (0.5, 1.0, 2.0, 3.5)  # nats, where methods are compared
+MIN_COVERED = 0.9  # share of resamples that must reach a KL for its reward to be quoted
+MIN_EFFECTIVE = 20.0  # effective samples a prompt below which a reweighted estimate is not quoted
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """One method's finished runs. S seeds, K strengths, P prompts; seeds and prompts are the same for all methods.
+
+    Attributes:
+        reward: (S, K, P) mean true reward behind each prompt.
+        kl: (S, K, P) mean KL to the start behind each prompt, nats.
+    """
+
+    reward: Floats
+    kl: Floats
+
+    def __post_init__(self) -> None:
+        if self.reward.ndim != 3 or self.reward.shape != self.kl.shape:
+            raise ValueError(
+                f"reward {self.reward.shape} and kl {self.kl.shape} must both be (seeds, strengths, prompts)"
+            )
+
+    def points(self) -> tuple[Floats, Floats]:
+        """(K,) KL and (K,) reward, means over seeds and prompts."""
+        return self.kl.mean((0, 2)), self.reward.mean((0, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtKL:
+    """A method's reward, or a difference of two, at one KL; all nan where it is not covered.
+
+    Attributes:
+        kl: nats.
+        value: of the runs as they are.
+        low, high: 95 % percentile interval over resampled prompts and seeds.
+        p: two-sided, that the value is 0; never below 1 / resamples. For differences.
+        covered: share of resamples whose points reach this KL from both sides.
+    """
+
+    kl: float
+    value: float
+    low: float
+    high: float
+    p: float
+    covered: float
+
+
+def interpolate(kl: Floats, reward: Floats, at: Sequence[float]) -> Floats:
+    """Reward at each KL of `at`, between measured points only: nan outside of them, nothing is extrapolated.
+
+    Monotone between neighbours (PCHIP; Fritsch and Carlson, 1980, https://doi.org/10.1137/0717021), in the square root
+    of KL, in which reward is nearly straight at first (Gao et al., 2023, https://arxiv.org/abs/2210.10760). It may
+    fall with KL: that a method overshoots is not smoothed away.
+
+    Args:
+        kl, reward: (K,) points in any order; points of one KL count as their mean.
+        at: nats.
+    """
+    finite = np.isfinite(kl) & np.isfinite(reward)
+    x, inverse = np.unique(np.sqrt(np.maximum(kl[finite], 0)).round(6), return_inverse=True)
+    if len(x) < 2:
+        return np.full(len(at), np.nan)
+    y = np.bincount(inverse, reward[finite]) / np.bincount(inverse)
+    found: Floats = PchipInterpolator(x, y, extrapolate=False)(np.sqrt(np.asarray(at, dtype=np.float64)))
+    return found
+
+
+def resampled(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """(resamples, len(at)) rewards at matched KL over resampled prompts and seeds, nan where not covered.
+
+    Resample b draws the same prompts and seeds for every method with as many of them, so that columns of two methods
+    can be subtracted. Few seeds make intervals too narrow: by a factor sqrt((S - 1) / S) in their share.
+    """
+    seeds, _, prompts = runs.reward.shape
+    rng = np.random.default_rng(seed)
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    by_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
+    kl, reward = (np.einsum("skp,bs,bp->bk", x, by_seed, by_prompt, optimize=True) for x in (runs.kl, runs.reward))
+    return np.stack([interpolate(k, r, at) for k, r in zip(kl, reward, strict=True)])
+
+
+def at_matched_kl(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> list[AtKL]:
+    """Reward at each KL, with intervals over prompts and seeds."""
+    return _summaries(interpolate(*runs.points(), at), resampled(runs, at, resamples=resamples, seed=seed), at)
+
+
+def difference(a: Runs, b: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> list[AtKL]:
+    """Reward of `a` less reward of `b` at each KL, paired over prompts and seeds."""
+    if a.reward.shape[::2] != b.reward.shape[::2]:
+        raise ValueError("methods are compared on the same seeds and prompts")
+    value = interpolate(*a.points(), at) - interpolate(*b.points(), at)
+    drawn = resampled(a, at, resamples=resamples, seed=seed) - resampled(b, at, resamples=resamples, seed=seed)
+    return _summaries(value, drawn, at)
+
+
+def _summaries(value: Floats, drawn: Floats, at: Sequence[float]) -> list[AtKL]:
+    summaries = []
+    for target, point, column in zip(at, value.tolist(), drawn.T, strict=True):
+        finite = column[np.isfinite(column)]
+        covered = len(finite) / len(column)
+        if not np.isfinite(point) or covered < MIN_COVERED:
+            summaries.append(AtKL(kl=target, value=np.nan, low=np.nan, high=np.nan, p=np.nan, covered=covered))
+            continue
+        low, high = np.quantile(finite, (0.025, 0.975)).tolist()
+        tail = min((finite <= 0).mean(), (finite >= 0).mean())
+        p = float(min(1.0, max(2 * tail, 1 / len(finite))))
+        summaries.append(AtKL(kl=target, value=point, low=low, high=high, p=p, covered=covered))
+    return summaries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """A point of a curve that takes no training.
+
+    Attributes:
+        setting: n of best-of-n, or the temperature of the tilt.
+        kl: measured, nats to the sampled model.
+        reward, reward_se: mean over prompts, and its standard error.
+        bound: on the KL of best-of-n; nan for the tilt.
+        effective: effective samples a prompt, (sum w)^2 / sum w^2, mean over prompts.
+    """
+
+    setting: float
+    kl: float
+    reward: float
+    reward_se: float
+    bound: float
+    effective: float
+
+
+def best_of_n(rewards: Floats, sizes: Sequence[int]) -> list[Yardstick]:
+    """Best-of-n policies of the model that wrote the samples, with the KL they really have.
+
+    A text of reward r is the best of n with probability pi(text) * (F(r)^n - F(r-)^n) / P(r), F the distribution of
+    reward behind its prompt and P(r) the share of that very reward: ties make the ratio depend on r alone, so that the
+    KL is sum over r of q log(q / P), q = F(r)^n - F(r-)^n, which samples give. It is at most log n - (n - 1) / n
+    (Beirami et al., 2024, https://arxiv.org/abs/2401.01879), and reaches that without ties.
+
+    Args:
+        rewards: (P, N) exact rewards of N samples behind each of P prompts, N well above the largest n.
+        sizes: n. Those of which fewer than 20 effective samples are left are not given.
+    """
+    points = []
+    for n in sizes:
+        found = np.array([_best_of(row, n) for row in rewards])
+        points.append(_yardstick(float(n), found, float(np.log(n) - (n - 1) / n)))
+    return [point for point in points if point.effective >= MIN_EFFECTIVE]
+
+
+def _best_of(row: Floats, n: int) -> tuple[float, float, float]:
+    levels, counts = np.unique(row, return_counts=True)
+    share = counts / len(row)
+    cumulative = np.minimum(np.cumsum(share), 1.0)
+    mass = cumulative**n - np.concatenate(([0.0], cumulative[:-1])) ** n
+    mass /= mass.sum()
+    there = mass > 0
+    kl = float((mass[there] * np.log(mass[there] / share[there])).sum())
+    return kl, float(mass @ levels), float(len(row) / (mass**2 / share).sum())
+
+
+def tilt(rewards: Floats, temperatures: Sequence[float]) -> list[Yardstick]:
+    """The policy pi * exp(reward / temperature) / Z, which has the most reward that its KL allows, by reweighting.
+
+    Args:
+        rewards: (P, N) exact rewards of N samples behind each of P prompts.
+        temperatures: in units of reward. Those of which fewer than 20 effective samples are left are not given.
+    """
+    points = []
+    for temperature in temperatures:
+        log_weight = (rewards - rewards.max(1, keepdims=True)) / temperature
+        weight = np.exp(log_weight)
+        weight /= weight.sum(1, keepdims=True)
+        kl = (weight * np.log(np.maximum(weight, 1e-300) * rewards.shape[1])).sum(1)
+        found = np.stack([kl, (weight * rewards).sum(1), 1 / (weight**2).sum(1)], axis=1)
+        points.append(_yardstick(temperature, found, float("nan")))
+    return [point for point in points if point.effective >= MIN_EFFECTIVE]
+
+
+def _yardstick(setting: float, found: Floats, bound: float) -> Yardstick:
+    kl, reward, effective = found.mean(0).tolist()
+    error = float(found[:, 1].std(ddof=1) / np.sqrt(len(found)))
+    return Yardstick(setting=setting, kl=kl, reward=reward, reward_se=error, bound=bound, effective=effective)
