@@ -125,6 +125,20 @@ def growth(result: Any) -> str:
     return "\n\n".join(tables)
 
 
+def precision(result: Any) -> str:
+    columns = {
+        "forward": ("float32", "{}"),
+        "median": ("median error, nats", "{:.1e}"),
+        "largest": ("largest", "{:.1e}"),
+        "below_1e-4": ("below 1e-4", "{:.0%}"),
+    }
+    facts = (
+        f"{result['completions']} completions of {result['tokens_median']:.0f} tokens (median; the longest "
+        f"{result['tokens_longest']}), log-probs about {result['log_prob_median']:.0f} nats."
+    )
+    return f"{facts}\n\n{markdown(columns, result['rows'])}"
+
+
 def data_prep(result: Any) -> str:
     columns = {
         "rows": ("pairs", "{:,}"),
@@ -225,6 +239,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
     "growth": growth,
+    "precision": precision,
     "data_prep": data_prep,
     "reference_store": reference_store,
     "real_model": real_model,
