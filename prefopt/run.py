@@ -160,11 +160,10 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
     if data.path == "world":
         from prefopt import worlds
 
-        files = worlds.resolve()
+        files = worlds.resolve(data.world)
         held_out = data.eval_path or data.eval_records or data.eval_fraction
-        data = dataclasses.replace(
-            data, path=str(files.train), eval_path=data.eval_path if held_out else str(files.validation)
-        )
+        eval_path = data.eval_path if held_out else str(files.validation)
+        data = dataclasses.replace(data, path=str(files.train), eval_path=eval_path, world={})
     needs = config.loss.needs
     control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
     return prepare(data, tokenizer, needs.data, control_text=control_text)

@@ -16,7 +16,7 @@ KL_CHECK_SAMPLES = 4096  # fresh samples from which on the two estimates of KL a
 KL_CHECK_SE = 5.0  # standard errors that they may differ by; of a million policies one differs by as much by chance
 
 
-def measure_world(
+def measure(
     policy: Any,
     world: ReviewWorld,
     *,
@@ -28,9 +28,8 @@ def measure_world(
 ) -> Measured:
     """Measure `policy` against the world's SFT model: true reward, KL, validity, length, diversity, held-out pairs.
 
-    What each figure means stands in `prefopt.worlds.evaluate.figures`; `true_reward` is called `reward` here. The KL is
-    Rao-Blackwellised over the vocabulary; `kl_gap` is what plain Monte-Carlo on the same samples says less (see
-    `kl_doubt`).
+    What each figure means stands in `prefopt.worlds.evaluate.figures`. The KL is Rao-Blackwellised over the vocabulary;
+    `kl_gap` is what it exceeds plain Monte-Carlo by on the same samples (see `kl_doubt`).
 
     Args:
         policy: a causal language model with the world's vocabulary.
@@ -45,10 +44,9 @@ def measure_world(
         UserError: more prompts than the split has.
     """
     reference, pairs = _yardsticks(world, split)
-    values, samples = figures(
+    arrays, samples = figures(
         world, policy, reference, pairs, split=split, prompts=prompts, samples_per_prompt=samples_per_prompt, seed=seed
     )
-    arrays = {"reward": values.pop("true_reward"), **values}
     arrays["kl_gap"] = arrays["kl"] - arrays["kl_monte_carlo"]
     return Measured(
         figures={name: float(array.mean()) for name, array in arrays.items()},
@@ -61,7 +59,7 @@ def kl_doubt(measured: Measured, samples: int) -> str | None:
     """What is wrong with a KL whose two estimates disagree by more than noise, as a sentence; None if nothing is.
 
     Args:
-        measured: by `measure_world`.
+        measured: by `measure`.
         samples: that it was measured on; below 4,096 nothing is said.
     """
     gap = Estimate.of(measured.arrays["kl_gap"])

@@ -38,6 +38,7 @@ class DataConfig:
     """
 
     path: str | None = None
+    world: dict[str, Any] = field(default_factory=dict)  # path=world: knobs of `prefopt.worlds.review.ReviewWorld`
     mixture: list[Source] = field(default_factory=list)
     schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
@@ -68,6 +69,8 @@ class DataConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"data.{name}={getattr(self, name)} is not one of {[a for a in allowed if a]}")
+        if self.world:
+            raise UserError(f"data.world is for data.path=world, not for data.path={self.path}")
         if bool(self.path) == bool(self.mixture):
             raise UserError("give data.path=FILE_FOLDER_OR_HUB_NAME (or data.mixture, but not both)")
         held_out = {"eval_path": self.eval_path, "eval_split": self.eval_split,

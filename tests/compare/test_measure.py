@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefopt.compare.measure import kl_doubt, measure_world
+from prefopt.compare.measure import kl_doubt, measure
 from prefopt.compare.spec import Measured
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.evaluate import Estimate
@@ -30,22 +30,22 @@ def policy(world_files: WorldFiles) -> Any:
 
 
 def test_measures_of_a_policy(policy: Any) -> None:
-    found = measure_world(policy, WORLD, split="test", prompts=48, samples_per_prompt=2, seed=1)
+    found = measure(policy, WORLD, split="test", prompts=48, samples_per_prompt=2, seed=1)
     assert {name: float(array.mean()) for name, array in found.arrays.items()} == found.figures
-    assert len(found.arrays["reward"]) == len(found.arrays["kl"]) == 48
+    assert len(found.arrays["true_reward"]) == len(found.arrays["kl"]) == 48
     assert len(found.arrays["accuracy"]) == 256
     assert set(found.figures) >= {"valid", "length", "entropy", "distinct_1", "chosen_change", "rejected_change"}
     assert found.figures["kl"] > 0
     assert found.texts[0].keys() == {"prompt", "text", "reward"}
-    again = measure_world(policy, WORLD, split="test", prompts=48, samples_per_prompt=2, seed=1)
+    again = measure(policy, WORLD, split="test", prompts=48, samples_per_prompt=2, seed=1)
     assert again.figures == found.figures
     assert again.texts == found.texts
-    other = measure_world(policy, WORLD, split="validation", prompts=48, samples_per_prompt=2, seed=1)
+    other = measure(policy, WORLD, split="validation", prompts=48, samples_per_prompt=2, seed=1)
     assert not {text["prompt"] for text in other.texts} & {text["prompt"] for text in found.texts}
 
 
 def test_exact_kl_agrees_with_monte_carlo_on_4096_samples(policy: Any) -> None:
-    found = measure_world(policy, WORLD, split="test", prompts=512, samples_per_prompt=8)
+    found = measure(policy, WORLD, split="test", prompts=512, samples_per_prompt=8)
     assert kl_doubt(found, 4096) is None
     assert found.figures["kl"] > 20 * Estimate.of(found.arrays["kl_gap"]).se  # the check can tell
 
