@@ -1,0 +1,122 @@
+"""What the suites on the review world share: a line of a table, its runs, and what is kept of them.
+
+A suite is a list of jobs of `prefopt.compare`: content-addressed, so that a suite that was stopped goes on where it
+stopped, and one whose lines were added to runs only the new ones. Seed s is the s-th draw of texts and labels and the
+s-th order of the records, the same for all lines, so that lines are compared on the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from prefopt.cli.compose import compose
+from prefopt.compare.contest import fingerprints
+from prefopt.compare.jobs import Job, Result
+from prefopt.compare.spec import MeasureConfig, Split
+from prefopt.compare.workers import run_jobs
+from prefopt.trainer.arguments import DEFAULTS
+
+RESULTS = Path(__file__).with_name("results")
+JOBS = Path("runs/benchmarks")
+SEEDS = (0, 1, 2)
+VALIDATION = MeasureConfig(prompts=512, samples_per_prompt=2, texts=0)
+TEST = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=2)  # 4,096 samples: both estimates of KL are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of a table: a method at the strengths of its grid.
+
+    Attributes:
+        name: in tables.
+        loss: of the menu.
+        strength: the hyper-parameter that says how far the method goes.
+        values: its grid, from the policy that stays nearest to the start to the one that goes furthest.
+        fixed: what else is set, as one would say it to `prefopt train`.
+        claim: what its paper says, in a few words.
+        seed_offset: added to the order's seed, not to the data's: the same method under two names.
+        sides_swapped: train on pairs turned round.
+    """
+
+    name: str
+    loss: str
+    strength: str = ""
+    values: tuple[float, ...] = ()
+    fixed: tuple[str, ...] = ()
+    claim: str = ""
+    seed_offset: int = 0
+    sides_swapped: bool = False
+
+    def overrides(self, value: float | None = None) -> list[str]:
+        """As one would say it to `prefopt train`."""
+        strength = [f"loss.{self.strength}={value:g}"] if value is not None else []
+        return [f"loss={self.loss}", *strength, *self.fixed]
+
+
+def job(line: Line, *overrides: str, value: float | None = None, seed: int = 0, split: Split = "test") -> Job:
+    """One run of a line on the `seed`-th draw of the data, measured on `split`."""
+    said = [*line.overrides(value), *overrides]
+    config = compose([*said, f"data.world.draw={seed}", f"seed={seed + line.seed_offset}", "output_dir=."])
+    config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
+    return Job(
+        method=line.name,
+        label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[1:])} seed={seed} {split}",
+        config=config,
+        fingerprints=fingerprints(config),
+        measure=VALIDATION if split == "validation" else TEST,
+        split=split,
+        sides_swapped=line.sides_swapped,
+        setting={line.strength: value} if value is not None else {},
+    )
+
+
+def run(suite: str, jobs: Sequence[Job], workers: int) -> list[Result]:
+    """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
+    start, ended = time.perf_counter(), 0
+
+    def say(job: Job, result: Result) -> None:
+        nonlocal ended
+        ended += 1
+        found = result.figures
+        told = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
+        print(f"{suite} {ended}/{len(jobs)} {time.perf_counter() - start:.0f} s  {job.label}: {told}", flush=True)
+
+    return run_jobs(jobs, JOBS, workers=workers, progress=say)
+
+
+def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
+    """Mean over seeds of each figure, its standard error over seeds as `NAME_se`, and how many runs did not finish."""
+    good = [result for result in results if result.ok]
+    found: dict[str, Any] = {"runs": len(results), "failed": len(results) - len(good)}
+    for name in names:
+        values = [result.figures[name] for result in good]
+        found[name] = round(fmean(values), 4) if values else None
+        found[f"{name}_se"] = round(stdev(values) / len(values) ** 0.5, 4) if len(values) > 1 else None
+    return found
+
+
+def processor_seconds(results: Sequence[Result]) -> float:
+    """What the runs took together; on a machine that does other things too, more than they need."""
+    return round(sum(sum(r.cost.get(part, 0.0) for part in ("train_seconds", "measure_seconds")) for r in results), 0)
+
+
+def save(suite: str, content: Mapping[str, Any]) -> None:
+    """Write the result file that tables and figures are made from."""
+    file = RESULTS / f"{suite}.json"
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {file}; now `make results`")
+
+
+def workers(description: str | None) -> int:
+    """The one option of a suite."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default: %(default)s)")
+    return int(parser.parse_args(sys.argv[1:]).workers)
