@@ -78,6 +78,11 @@ def job(line: Line, *overrides: str, value: float | None = None, seed: int = 0, 
     )
 
 
+def knob(name: str, value: float) -> tuple[str, ...]:
+    """A knob of the world as an override; none for 0, which is how the world is: suites then share the run."""
+    return (f"data.world.{name}={value:g}",) if value else ()
+
+
 def run(suite: str, jobs: Sequence[Job], workers: int) -> list[Result]:
     """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
     start, ended = time.perf_counter(), 0

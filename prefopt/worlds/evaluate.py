@@ -228,6 +228,13 @@ def paired_difference(a: Evaluation, b: Evaluation) -> Estimate:
     return Estimate.of(a.reward_by_prompt - b.reward_by_prompt)
 
 
+def rewards(world: ReviewWorld, model: Any, *, prompts: int, samples_per_prompt: int, seed: int = 0) -> Floats:
+    """(prompts, samples_per_prompt) exact rewards of samples of `model` at temperature 1 behind test prompts."""
+    asked = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(samples_per_prompt)]
+    texts = [f"{prompt} {words(text)}" for prompt, text in zip(asked, _write(model, asked, seed), strict=True)]
+    return world.reward(texts).reshape(prompts, samples_per_prompt)
+
+
 def best_of_n(
     world: ReviewWorld, model: Any, sizes: Sequence[int], *, prompts: int = 128, seed: int = 0
 ) -> list[tuple[int, float, Estimate]]:
@@ -238,10 +245,7 @@ def best_of_n(
         where no two samples have equal reward (Beirami et al., 2024, https://arxiv.org/abs/2401.01879).
     """
     drawn = max(sizes)
-    asked = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(drawn)]
-    written = _write(model, asked, seed)
-    texts = [f"{prompt} {words(text)}" for prompt, text in zip(asked, written, strict=True)]
-    reward = world.reward(texts).reshape(prompts, drawn)
+    reward = rewards(world, model, prompts=prompts, samples_per_prompt=drawn, seed=seed)
     points = []
     for n in sizes:
         groups = reward[:, : drawn // n * n].reshape(prompts, -1, n)

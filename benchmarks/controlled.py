@@ -1,0 +1,172 @@
+"""Which method gets the most reward for its distance? Twelve methods, four strengths, three seeds, on the review world.
+
+    python benchmarks/controlled.py        # about an hour of two cores; goes on where it was stopped
+
+Every run: 256 steps of 128 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
+rate of each method is the best of three, by true reward on validation prompts at the second strength, at a draw of the
+data of its own. Then every strength at three seeds, on test prompts, with 4,096 samples a run. Lines that test the
+suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
+
+Writes `benchmarks/results/controlled.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from statsmodels.stats.multitest import multipletests
+from world_suite import SEEDS, Line, job, over_seeds, processor_seconds, run, save, workers
+
+from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, difference, tilt
+from prefopt.compare.jobs import Job, Result
+
+STEPS = "trainer.max_steps=256"
+RATES = (3e-4, 1e-3, 3e-3)
+TUNING_SEED = 9
+BEST_OF = (1, 2, 4, 8, 16, 32)
+TEMPERATURES = (4.0, 2.0, 1.3, 1.0, 0.8, 0.65, 0.5, 0.4, 0.35)
+FIGURES = ("true_reward", "kl", "kl_monte_carlo", "valid", "length", "entropy", "distinct_2", "accuracy",
+           "true_accuracy", "accuracy_mean", "chosen_change", "rejected_change")  # fmt: skip
+
+DPO = Line(name="DPO", loss="dpo", strength="beta", values=(5, 2, 0.8, 0.3))
+METHODS = (
+    DPO,
+    Line(name="IPO (sum)", loss="ipo_sum", strength="tau", values=(1, 0.4, 0.15, 0.05)),
+    Line(name="IPO (mean)", loss="ipo", strength="tau", values=(8, 3, 1, 0.4)),
+    Line(name="Hinge", loss="hinge", strength="beta", values=(5, 2, 0.8, 0.3)),
+    Line(name="CPO", loss="cpo", strength="beta", values=(0.1, 0.3, 1, 3)),
+    Line(name="SimPO", loss="simpo", strength="beta", values=(20, 10, 5, 2.5)),
+    Line(name="ORPO", loss="orpo", strength="lam", values=(0.5, 2, 6, 20)),
+    Line(name="KTO", loss="kto", strength="beta", values=(5, 2, 0.8, 0.3)),
+    Line(name="APO-zero", loss="apo_zero", strength="beta", values=(5, 2, 0.8, 0.3)),
+    Line(name="NCA", loss="nca", strength="beta", values=(3, 1, 0.4, 0.15)),
+    Line(name="DPO + SFT", loss="irpo", strength="beta", values=(0.1, 0.3, 1, 3)),
+    Line(name="DPOP", loss="dpop", strength="beta", values=(3, 1, 0.5, 0.2), fixed=("loss.lam=1",)),
+)
+SFT = Line(name="SFT", loss="sft")
+AGAIN = dataclasses.replace(DPO, name="DPO again", seed_offset=100)
+WRONG = Line(name="DPO, sides swapped", loss="dpo", sides_swapped=True)
+
+
+def trials(line: Line) -> list[Job]:
+    """The search of a line's learning rate."""
+    value = line.values[1] if line.values else None
+    return [
+        job(line, STEPS, f"trainer.learning_rate={rate:g}", value=value, seed=TUNING_SEED, split="validation")
+        for rate in RATES
+    ]
+
+
+def finals(line: Line, rate: float) -> list[Job]:
+    """A line's strengths, and for each its seeds."""
+    values: Sequence[float | None] = line.values or (None,)
+    return [job(line, STEPS, f"trainer.learning_rate={rate:g}", value=v, seed=s) for v in values for s in SEEDS]
+
+
+def tuned(lines: Sequence[Line], team: int) -> dict[str, tuple[float, list[Result]]]:
+    """The best learning rate of each line, and its trials."""
+    jobs = {line.name: trials(line) for line in lines}
+    results = iter(run("tuning", [one for own in jobs.values() for one in own], team))
+    found = {}
+    for name, own in jobs.items():
+        tried = [next(results) for _ in own]
+        rewards = [r.figures["true_reward"] if r.ok else -np.inf for r in tried]
+        found[name] = (RATES[int(np.argmax(rewards))], tried)
+    return found
+
+
+def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
+    """A method's runs by strength and seed as arrays; strengths with a run that did not finish are left out."""
+    whole = [own for own in points if all(result.ok for result in own)]
+    if len(whole) < 2:
+        return None
+    reward, kl = (np.array([[r.arrays[n] for r in own] for own in whole]) for n in ("true_reward", "kl"))
+    return Runs(reward.swapaxes(0, 1), kl.swapaxes(0, 1))
+
+
+def told(rows: dict[str, list[AtKL]]) -> dict[str, list[dict[str, Any]]]:
+    """Differences to DPO with a verdict at 5 %, after Holm over all methods and all KL."""
+    flat = [(name, row) for name, own in rows.items() for row in own]
+    known = [i for i, (_, row) in enumerate(flat) if np.isfinite(row.p)]
+    holm = multipletests([flat[i][1].p for i in known], method="holm")[1] if known else []
+    corrected = dict(zip(known, map(float, holm), strict=True))
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    for i, (name, row) in enumerate(flat):
+        p = corrected.get(i)
+        verdict = None if p is None else "cannot tell" if p > 0.05 else "better" if row.value > 0 else "worse"
+        found[name].append(plain(row) | {"p_holm": None if p is None else round(p, 4), "verdict": verdict})
+    return found
+
+
+def plain(row: AtKL | Yardstick) -> dict[str, Any]:
+    """As JSON values."""
+    return {k: round(v, 4) if np.isfinite(v) else None for k, v in dataclasses.asdict(row).items()}
+
+
+def yardsticks() -> dict[str, Any]:
+    """Best-of-n and the oracle tilt of the SFT model, from 512 samples behind each of 128 test prompts."""
+    from prefopt.models import ModelConfig, load_model
+    from prefopt.worlds import resolve
+    from prefopt.worlds.evaluate import rewards
+    from prefopt.worlds.review import ReviewWorld
+
+    model = load_model(ModelConfig(path=str(resolve().model)))
+    drawn = rewards(ReviewWorld(), model, prompts=128, samples_per_prompt=512)
+    return {
+        "best_of_n": list(map(plain, best_of_n(drawn, BEST_OF))),
+        "tilt": list(map(plain, tilt(drawn, TEMPERATURES))),
+    }
+
+
+def main() -> None:
+    team = workers(__doc__)
+    rates = tuned((*METHODS, SFT), team)
+    rates[AGAIN.name] = rates[WRONG.name] = rates[DPO.name]
+    lines = (*METHODS, SFT, AGAIN, dataclasses.replace(WRONG, strength="beta", values=DPO.values[1:2]))
+    jobs = {line.name: finals(line, rates[line.name][0]) for line in lines}
+    results = iter(run("controlled", [one for own in jobs.values() for one in own], team))
+    by_line = {}
+    for line in lines:
+        own = [next(results) for _ in jobs[line.name]]
+        by_line[line.name] = [own[i : i + len(SEEDS)] for i in range(0, len(own), len(SEEDS))]
+    curves = {line.name: frontier(by_line[line.name]) for line in lines if len(line.values) > 1}
+    known = {name: curve for name, curve in curves.items() if curve is not None}
+    against = told({n: difference(c, known[DPO.name]) for n, c in known.items() if n != DPO.name})
+    every = [r for points in by_line.values() for own in points for r in own]
+    gaps = np.array([r.arrays["kl_gap"].mean() / (r.arrays["kl_gap"].std(ddof=1) / len(r.arrays["kl_gap"]) ** 0.5)
+                     for r in every if r.ok])  # fmt: skip
+    rows = [
+        {
+            "name": line.name,
+            "loss": line.loss,
+            "fixed": list(line.fixed),
+            "strength": line.strength,
+            "learning_rate": rates[line.name][0],
+            "trials": [
+                {"learning_rate": rate, **over_seeds([trial], "true_reward", "kl")}
+                for rate, trial in zip(RATES, rates[line.name][1], strict=True)
+            ],
+            "points": [
+                {"value": value, **over_seeds(own, *FIGURES)}
+                for value, own in zip(line.values or (None,), by_line[line.name], strict=True)
+            ],
+            "at_kl": [plain(row) for row in at_matched_kl(known[line.name])] if line.name in known else [],
+            "against_dpo": against.get(line.name, []),
+        }
+        for line in lines
+    ]
+    save("controlled", {
+        "setting": {"steps": 256, "batch": 128, "seeds": len(SEEDS), "kl": KLS, "rates": RATES},
+        "rows": rows,
+        "yardsticks": yardsticks(),
+        "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
+                     "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},
+        "processor_seconds": processor_seconds(every + [t for _, tried in rates.values() for t in tried]),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

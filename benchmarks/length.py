@@ -1,0 +1,59 @@
+"""Who writes longer because raters like it? Labels that favour length by 0.05 reward a token, against none.
+
+    python benchmarks/length.py
+
+The true reward does not know length, so what a policy gains in length is what it took from the labels' bias. Every run:
+128 steps of 128 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
+
+Writes `benchmarks/results/length.json`.
+"""
+
+from __future__ import annotations
+
+from world_suite import SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+
+STEPS = "trainer.max_steps=128"
+BIASES = (0.0, 0.05)
+LINES = (
+    Line(name="SFT", loss="sft", claim="writes as the chosen side does"),
+    Line(name="DPO", loss="dpo", fixed=("loss.beta=0.5",), claim="writes longer, beyond the data (2403.19159)"),
+    Line(
+        name="R-DPO",
+        loss="r_dpo",
+        fixed=("loss.beta=0.5", "loss.alpha=0.1"),
+        claim="shorter than DPO, as good (2403.19159)",
+    ),
+    Line(
+        name="SimPO",
+        loss="simpo",
+        fixed=("loss.beta=5", "trainer.learning_rate=3e-4"),
+        claim="not much longer (2405.14734)",
+    ),
+    Line(name="LD-DPO", loss="ld_dpo", fixed=("loss.beta=0.5",), claim="10 to 40 % shorter than DPO (2409.06411)"),
+    Line(name="DPO-norm", loss="dpo_norm", fixed=("loss.beta=5",), claim="better than DPO and SimPO (2411.15124)"),
+    Line(name="SamPO", loss="sam_po", fixed=("loss.beta=0.5",), claim="relies less on length than DPO (2406.10957)"),
+    Line(name="DPO again", loss="dpo", fixed=("loss.beta=0.5",), seed_offset=100, claim="control: DPO at other orders"),
+    Line(name="DPO, sides swapped", loss="dpo", fixed=("loss.beta=0.5",), sides_swapped=True, claim="control"),
+)
+FIGURES = ("length", "true_reward", "kl", "valid", "chosen_change", "rejected_change")
+
+
+def main() -> None:
+    team = workers(__doc__)
+    jobs = [job(line, STEPS, *knob("length_bias", b), seed=s) for b in BIASES for line in LINES for s in SEEDS]
+    results = run("length", jobs, team)
+    left = iter(results)
+    rows = [
+        {"bias": bias, "name": line.name, "claim": line.claim, **over_seeds([next(left) for _ in SEEDS], *FIGURES)}
+        for bias in BIASES
+        for line in LINES
+    ]
+    save("length", {
+        "setting": {"steps": 128, "batch": 128, "seeds": len(SEEDS)},
+        "rows": rows,
+        "processor_seconds": processor_seconds(results),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What if good examples are few? KTO with 50 to 90 % of the desirable texts dropped, against DPO on the pairs left.
+
+    python benchmarks/scarce.py
+
+KTO trains on every undesirable text and the desirable ones that are left, with equal weights and with weights that
+bring `desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only where
+both texts are left. Every run: 128 steps at learning rate 1e-3, three seeds; 128 pairs a step or 256 single texts, the
+same number of texts.
+
+Writes `benchmarks/results/scarce.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from world_suite import SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+
+STEPS = "trainer.max_steps=128"
+PAIRS = 7936
+DROPPED = (0.0, 0.5, 0.7, 0.9)
+FIGURES = ("true_reward", "kl", "valid", "length", "true_accuracy", "chosen_change", "rejected_change")
+CLAIM = "as good as DPO with up to 90 % of desirable texts dropped (2402.01306)"
+
+
+def lines(dropped: float) -> Iterator[Line]:
+    """The methods on what is left."""
+    single = (*knob("desirable_dropped", dropped), "batch.records=256") if dropped else ()
+    yield Line(name="KTO", loss="kto", fixed=("loss.beta=0.5", *single), claim=CLAIM)
+    if dropped:
+        weight = f"loss.desirable_weight={1 / (1 - dropped):.4g}"
+        yield Line(name="KTO, balanced", loss="kto", fixed=("loss.beta=0.5", weight, *single), claim=CLAIM)
+    pairs = knob("pairs", round(PAIRS * (1 - dropped))) if dropped else ()
+    yield Line(name="DPO on the pairs left", loss="dpo", fixed=("loss.beta=0.5", *pairs), claim="the baseline")
+    if not dropped:
+        yield Line(
+            name="KTO again",
+            loss="kto",
+            fixed=("loss.beta=0.5",),
+            seed_offset=100,
+            claim="control: KTO at other orders",
+        )
+        yield Line(
+            name="KTO, labels swapped", loss="kto", fixed=("loss.beta=0.5",), sides_swapped=True, claim="control"
+        )
+
+
+def main() -> None:
+    team = workers(__doc__)
+    pairs = [(dropped, line) for dropped in DROPPED for line in lines(dropped)]
+    results = run("scarce", [job(line, STEPS, seed=s) for _, line in pairs for s in SEEDS], team)
+    left = iter(results)
+    rows = [
+        {
+            "dropped": dropped,
+            "name": line.name,
+            "claim": line.claim,
+            **over_seeds([next(left) for _ in SEEDS], *FIGURES),
+        }
+        for dropped, line in pairs
+    ]
+    save("scarce", {
+        "setting": {"steps": 128, "batch": 128, "seeds": len(SEEDS)},
+        "rows": rows,
+        "processor_seconds": processor_seconds(results),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
