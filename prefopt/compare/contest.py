@@ -1,0 +1,199 @@
+"""The course of a comparison: trials, the choice of a setting, seeds, and what can be told from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.compare.jobs import Job, Result, digest_of_records, digest_of_weights
+from prefopt.compare.search import Setting, settings
+from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split
+from prefopt.errors import UserError
+
+if TYPE_CHECKING:
+    from prefopt.run import RunConfig
+
+TRIAL_SEED = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Row:
+    """A method's results.
+
+    Attributes:
+        method: None for the base model.
+        trials: one result for each setting that was tried, on validation prompts.
+        chosen: the setting of the best of them, None where none worked.
+        finals: one result for each seed at the chosen setting, on test prompts.
+    """
+
+    name: str
+    method: Method | None
+    config: RunConfig
+    settings: list[Setting] = field(default_factory=list)
+    trials: list[Result] = field(default_factory=list)
+    chosen: Setting | None = None
+    finals: list[Result] = field(default_factory=list)
+
+    @property
+    def control(self) -> bool:
+        """Whether it is there to test the comparison, not to compete."""
+        return self.method is not None and (self.method.sides_swapped or self.method.seed_offset > 0)
+
+
+class Contest:
+    """The jobs of a comparison, in two rounds: what the second holds depends on the first.
+
+    Args:
+        comparison: what is compared.
+
+    Raises:
+        UserError: something in it cannot be composed.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.methods = comparison.rows()
+        self.configs = {method.name: configuration(comparison, method) for method in self.methods}
+        self.settings = {name: settings(config, comparison.budget.trials) for name, config in self.configs.items()}
+
+    @property
+    def base_config(self) -> RunConfig:
+        """What the base model is measured with: that of the first method, whose loss plays no part."""
+        return self.configs[self.comparison.methods[0].name]
+
+    def trials(self) -> list[Job]:
+        """The first round: every setting of every method, on validation prompts; and the base model on both."""
+        jobs = [self._base("validation"), self._base("test")]
+        for method in self.methods:
+            for setting in self.settings[method.name]:
+                jobs.append(self._job(method, setting, TRIAL_SEED, "validation"))
+        return jobs
+
+    def finals(self, chosen: dict[str, Setting]) -> list[Job]:
+        """The second round: the chosen setting of every method at fresh seeds, on test prompts."""
+        return [
+            self._job(method, chosen[method.name], seed, "test")
+            for method in self.methods
+            if method.name in chosen
+            for seed in self._seeds()
+        ]
+
+    def rows(self, trials: Sequence[Result], finals: Sequence[Result]) -> list[Row]:
+        """The results by method, the base model first."""
+        base = [r for r in trials if r.method == BASE]
+        rows = [Row(name=BASE, method=None, config=self.base_config, trials=base[:1], finals=base[1:])]
+        for method in self.methods:
+            own = [r for r in trials if r.method == method.name]
+            rows.append(
+                Row(
+                    name=method.name,
+                    method=method,
+                    config=self.configs[method.name],
+                    settings=self.settings[method.name],
+                    trials=own,
+                    chosen=best(self.settings[method.name], own),
+                    finals=[r for r in finals if r.method == method.name],
+                )
+            )
+        return rows
+
+    def choose(self, trials: Sequence[Result]) -> dict[str, Setting]:
+        """The setting of each method whose trial was best on validation prompts."""
+        found = {row.name: row.chosen for row in self.rows(trials, []) if row.method is not None}
+        return {name: setting for name, setting in found.items() if setting is not None}
+
+    def _seeds(self) -> range:
+        return range(TRIAL_SEED + 1, TRIAL_SEED + 1 + self.comparison.seeds)
+
+    def _base(self, split: Split) -> Job:
+        config = self.base_config
+        return Job(
+            method=BASE, label=f"{BASE}, {split}", config=config, fingerprints=fingerprints(config),
+            measure=self.comparison.measure, split=split, trained=False,
+        )  # fmt: skip
+
+    def _job(self, method: Method, setting: Setting, seed: int, split: Split) -> Job:
+        config = dataclasses.replace(setting.apply(self.configs[method.name]), seed=seed + method.seed_offset)
+        return Job(
+            method=method.name,
+            label=f"{method.name} {setting}, seed {config.seed}, {split}",
+            config=config,
+            fingerprints=fingerprints(config),
+            measure=self.comparison.measure,
+            split=split,
+            sides_swapped=method.sides_swapped,
+            setting=setting.plain(),
+        )
+
+
+def configuration(comparison: Comparison, method: Method) -> RunConfig:
+    """A method's configuration before the search, as `prefopt train` would compose it.
+
+    Raises:
+        UserError: what Hydra or a schema refuses, with the nearest name.
+    """
+    from prefopt.cli.compose import compose
+    from prefopt.trainer.arguments import DEFAULTS
+
+    taken = ("loss", "seed", "output_dir", "-m", "--multirun")
+    for override in (*comparison.overrides, *method.overrides):
+        if override.split("=", 1)[0] in taken:
+            raise UserError(f"{override}: a comparison sets this itself (losses=[...], seeds=N, output_dir=DIR)")
+    config = compose([f"loss={method.loss}", *comparison.overrides, *method.overrides, "output_dir=."])
+    config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
+    return config
+
+
+def primary(results: Sequence[Result]) -> str | None:
+    """The figure by which these results are ranked: the first of `PRIMARY` that all working ones have."""
+    working = [r for r in results if r.ok]
+    return next((name for name in PRIMARY if working and all(name in r.figures for r in working)), None)
+
+
+def best(tried: Sequence[Setting], trials: Sequence[Result]) -> Setting | None:
+    """The setting with the best primary figure; the earlier one of equals."""
+    name = primary(trials)
+    if name is None:
+        return None
+    working = [(r.figures[name], -i) for i, r in enumerate(trials) if r.ok and r.figures[name] is not None]
+    return tried[-max(working)[1]] if working else None
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Of the records and of the weights that a run starts from."""
+    from prefopt.compare.execute import data_of
+    from prefopt.models import resolve
+
+    data = data_of(config)
+    paths = [resolve(path) for path in (config.model.path, config.model.reference) if path]
+    return {"data": _digest(data), "weights": " ".join(_digest_of_weights(path) for path in paths)}
+
+
+@cache
+def _digest(data: Any) -> str:
+    return digest_of_records(data.train, data.eval)
+
+
+@cache
+def _digest_of_weights(path: str) -> str:
+    return digest_of_weights(path)
+
+
+Runner = Callable[[Sequence[Job]], list[Result]]
+
+
+def hold(contest: Contest, run: Runner) -> list[Row]:
+    """Both rounds."""
+    trials = run(contest.trials())
+    finals = run(contest.finals(contest.choose(trials)))
+    return contest.rows(trials, finals)
+
+
+def jobs_folder(output_dir: Path) -> Path:
+    """Where a comparison keeps its jobs."""
+    return output_dir / "jobs"

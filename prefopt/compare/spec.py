@@ -1,0 +1,156 @@
+"""What is compared: methods, what they share, how much each may try, and how they are measured."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.errors import UserError
+
+Split = Literal["validation", "test"]
+BASE, SFT = "base", "sft"  # rows that are always there: the model before training, and SFT on the chosen side
+AGAIN, WRONG_SIGN = "again", "wrong_sign"  # suffix and name of the controls
+_NAME = re.compile(r"[\w.+-]{1,40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of a comparison.
+
+    Attributes:
+        name: how it is called in tables; one loss may have several rows.
+        loss: a name of the menu.
+        overrides: what this method alone sets, as one would say it to `prefopt train` (`loss.label_smoothing=0.1`).
+        sides_swapped: train on the records turned round: the wrong-sign control.
+        seed_offset: added to the seeds of its training: the same method under two names takes other seeds.
+    """
+
+    name: str
+    loss: str
+    overrides: tuple[str, ...] = ()
+    sides_swapped: bool = False
+    seed_offset: int = 0
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """What every method may spend on the search of its setting."""
+
+    trials: int = 4  # settings of strength and learning rate tried on validation prompts, 1 to 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How a trained model is measured; part of what a finished job is remembered by."""
+
+    prompts: int | None = None  # prompts that every model continues; None: 512 of a world, else evaluation.kl_prompts
+    samples_per_prompt: int | None = None  # of each, at temperature 1; None: 4 in a world, else 1
+    seed: int = 0  # of prompts and samples: the same draws for every model and every seed of training
+    texts: int = 6  # continuations kept to be read side by side
+    judge: str | None = None  # a folder of a reward model, or module:function
+    tasks: tuple[str, ...] = ()  # names or YAML files of lm-evaluation-harness tasks
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measured:
+    """What a measurement gives.
+
+    Attributes:
+        figures: means, by name (`METRICS` lists those that tables and pages know).
+        arrays: (n,) float64 by figure, one value per prompt or per pair. Order and n are the same for every method,
+            so that methods can be compared prompt by prompt; `figures[name] == arrays[name].mean()` where both exist.
+        texts: of the first prompts: `prompt`, `text`, and `reward` where it is known.
+    """
+
+    figures: dict[str, float]
+    arrays: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    texts: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that tables know; `better` is +1 where more is better, -1 where less is, 0 where neither."""
+
+    title: str
+    unit: str
+    better: int
+
+
+METRICS: dict[str, Metric] = {
+    "true_reward": Metric("True reward", "", 1),
+    "judge": Metric("Judge's score", "", 1),
+    "win_rate": Metric("Win rate against SFT", "", 1),
+    "accuracy": Metric("Held-out accuracy, by log-ratio", "", 1),
+    "accuracy_sum": Metric("Held-out accuracy, by log-prob", "", 1),
+    "accuracy_mean": Metric("Held-out accuracy, by log-prob per token", "", 1),
+    "margin": Metric("Held-out margin of log-ratios", "nats", 0),
+    "kl": Metric("KL to the start", "nats", 0),
+    "chosen_change": Metric("Change of chosen log-prob", "nats", 0),
+    "rejected_change": Metric("Change of rejected log-prob", "nats", 0),
+    "chosen_logp": Metric("Chosen log-prob", "nats", 0),
+    "valid": Metric("Valid texts", "", 1),
+    "length": Metric("Length", "tokens", 0),
+    "entropy": Metric("Entropy per token", "nats", 0),
+    "distinct_2": Metric("Distinct bigrams", "", 0),
+}
+PRIMARY = (
+    "true_reward",
+    "judge",
+    "win_rate",
+    "accuracy",
+)  # methods are chosen and told apart by the first that is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A whole comparison.
+
+    Attributes:
+        methods: the rows; base and SFT are added.
+        overrides: data, model, batch and trainer of all methods, as one would say them to `prefopt train`.
+        budget: trials of each method, all at seed 0 and on validation prompts.
+        seeds: trainings of the chosen setting, at seeds 1, 2, ..., measured on test prompts. Fresh ones, because the
+            trial that was chosen was lucky.
+        measure: how.
+        controls: add the first method under a second name, at other seeds, and DPO with its sides swapped.
+    """
+
+    methods: tuple[Method, ...]
+    overrides: tuple[str, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    seeds: int = 3
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    controls: bool = False
+
+    def rows(self) -> tuple[Method, ...]:
+        """Every trained row, SFT first and controls last.
+
+        Raises:
+            UserError: no methods, equal or impossible names, too few seeds.
+        """
+        if not self.methods:
+            raise UserError("there is nothing to compare: give losses=[dpo,ipo,simpo]; `prefopt losses` is the menu")
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 3 tell little")
+        rows = list(self.methods)
+        if not any(method.name == SFT for method in rows):
+            rows.insert(0, Method(name=SFT, loss=SFT))
+        if self.controls:
+            first = self.methods[0]
+            rows.append(
+                Method(name=f"{first.name}_{AGAIN}", loss=first.loss, overrides=first.overrides, seed_offset=self.seeds)
+            )
+            rows.append(Method(name=WRONG_SIGN, loss="dpo", sides_swapped=True))
+        names = [method.name for method in rows]
+        for name in names:
+            if names.count(name) > 1 or name == BASE:
+                raise UserError(
+                    f"two rows would be called {name!r}: give one of them another name (methods.NAME.loss=...)"
+                )
+            if not _NAME.fullmatch(name):
+                raise UserError(f"{name!r} cannot be the name of a row: use letters, digits and . + - _, at most 40")
+        return tuple(rows)
