@@ -28,6 +28,12 @@ class TrainingError(PrefoptError):
     """A run that had to stop: a loss that is not finite, or a first batch that is provably wrong."""
 
 
+class Stopped(PrefoptError):
+    """A signal ended the run; what it had is saved, and the same command goes on from there. Exit code 75."""
+
+    exit_code = 75
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest choice, or nothing."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

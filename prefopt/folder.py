@@ -1,20 +1,31 @@
-"""The folder of a run: files that are whole or absent, and the checkpoint to go on from."""
+"""The folder of a run: one process writes it, its files are whole or absent, and a checkpoint in it is gone on from."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError
+from prefopt.redact import printable, redact
+
+LOCK = ".lock"
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+    """Replace a file in one step, without the secrets that the text may have."""
     tmp = path.with_name(f"tmp-{path.name}")
-    tmp.write_text(text)
-    tmp.replace(path)
+    try:
+        tmp.write_text(redact(text), encoding="utf-8")
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -27,28 +38,96 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def checkpoint_to_resume(out: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from.
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps it for this process alone; a process that dies, however, lets go of it.
+
+    A folder that nothing was written into is gone again afterwards.
+
+    Raises:
+        UserError: another process has it.
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    while True:
+        file = lock.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no forked worker keeps it alive
+        except OSError as error:
+            file.seek(0)
+            holder = printable(file.readline().strip())[:200] or "another process"
+            file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(
+                f"output_dir={folder} is being written by {holder}: choose another folder, or wait"
+            ) from None
+        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            break
+        file.close()  # its holder removed it between our two calls
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
+
+
+def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from; of several processes all get the first one's answer.
 
     Args:
         out: the run's folder.
         resume: `auto`, `never`, or a checkpoint folder.
+        say: called with what was found, for a person.
 
     Raises:
-        UserError: the folder has a finished or another run, or no such checkpoint is there.
+        UserError: the folder has a finished or another run, or no such checkpoint is there, or it was altered.
     """
-    from prefopt.trainer.checkpoints import checkpoints
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from prefopt.errors import PrefoptError
+
+    answer: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            answer = [_checkpoint(out, resume, say)]
+        except PrefoptError as error:
+            answer = [error]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], PrefoptError):
+        raise answer[0]
+    checkpoint: Path | None = answer[0]
+    return checkpoint
+
+
+def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+    from prefopt.trainer.checkpoints import checkpoints, last_whole
+    from prefopt.trainer.checksums import about, wrong_with
 
     if resume not in ("auto", "never"):
         folder = Path(resume)
         if not (folder / "trainer_state.json").is_file():
             raise UserError(f"resume={resume}: there is no checkpoint in that folder")
+        if wrong := wrong_with(folder):
+            raise UserError(f"resume={resume}: {wrong}; take another checkpoint, or resume=auto for the last good one")
+        if not about(folder).get("resumable"):
+            raise UserError(f"resume={resume}: it has weights alone; give them as model.path to start from them")
+        say(f"resume={resume}: going on from it")
         return folder
     if (out / "summary.json").exists():
         raise UserError(f"output_dir={out} already has a finished run: choose another folder, or delete it")
-    found = checkpoints(out)
     if resume == "auto":
-        return found[-1] if found else None
-    if found:
+        found = last_whole(out, say)
+        say(f"resume=auto: going on from {found}" if found else "resume=auto: nothing to go on from, starting anew")
+        return found
+    if checkpoints(out):
         raise UserError(f"resume=never, but output_dir={out} has checkpoints: choose another folder, or delete them")
     return None

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import platform
+import shlex
+import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.folder import write, write_json, write_lines
 
 if TYPE_CHECKING:
+    from prefopt.data.table import TokenTable
     from prefopt.run import RunConfig
 
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
+ROWS = 65_536  # hashed at a time
 
 
-def write_manifest(config: RunConfig, prepared: Any) -> None:
-    """Leave the three files in the run's folder."""
+def write_manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Path | None = None) -> None:
+    """Leave the three files in the run's folder: enough to repeat the run, and to tell why a repetition differs.
+
+    A run that goes on from a `checkpoint` keeps the manifest of its beginning, and adds what it goes on with.
+    """
     from omegaconf import OmegaConf
 
     out = config.output_dir
-    manifest = {
-        "versions": versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "data": {"schema": prepared.schema, "counts": prepared.counts},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    now = {**setting(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    manifest = _earlier(out / "manifest.json") if checkpoint is not None else None
+    if manifest is None:
+        manifest = {**now, "data": data_facts(prepared), "weights": weights_fingerprint(model)}
+    else:
+        manifest.setdefault("resumed", []).append({**now, "from": str(checkpoint)})
     write(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))
     write_json(out / "manifest.json", manifest)
     write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
+
+
+def setting() -> dict[str, Any]:
+    """Command, versions, machine and the state of the user's own code."""
+    import torch
+    from accelerate import PartialState
+
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": PartialState().num_processes,
+        "git": git_state(Path.cwd()),
+    }
 
 
 def versions() -> dict[str, str | None]:
@@ -42,3 +69,58 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """`{"commit", "changed"}` of the repository around a folder, or None where there is none (or no git)."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def data_facts(prepared: Any) -> dict[str, Any]:
+    """Schema, counts, and a hash of the token records of each split."""
+    splits = {"train": prepared.train, "eval": prepared.eval}
+    hashes = {name: records_fingerprint(table) for name, table in splits.items() if table is not None}
+    return {"schema": prepared.schema, "counts": prepared.counts, "records": hashes}
+
+
+def records_fingerprint(table: TokenTable) -> str:
+    """A hash of all that training reads of the records, in their order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    digest = hashlib.sha256()
+    for start in range(0, len(table), ROWS):
+        part = table.table.take(pa.array(table.rows[start : start + ROWS]))
+        plain = [part.column(name).to_pylist() for name in ("id", "kind", "desirable", "scores", "weight")]
+        digest.update(json.dumps(plain).encode())
+        completions = pc.list_flatten(part.column("completions"))
+        counts = pc.list_value_length(part.column("completions"))
+        for lists in (part.column("prompt"), completions):
+            digest.update(pc.list_value_length(lists).to_numpy().astype("<i8").tobytes())
+            digest.update(pc.list_flatten(lists).to_numpy().astype("<i4").tobytes())
+        digest.update(counts.to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: Any) -> str:
+    """A hash of all that a model computes from."""
+    from prefopt.engine.reference import fingerprint
+
+    return fingerprint(model)
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return kept if isinstance(kept, dict) else None

@@ -8,18 +8,26 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
-from prefopt.folder import checkpoint_to_resume, write_json, write_lines
+from prefopt.errors import Stopped
+from prefopt.folder import checkpoint_to_resume, held, write_json, write_lines
 from prefopt.generations import greedy_texts, kl_to_start, side_by_side
 from prefopt.manifest import write_manifest
 from prefopt.models import ModelConfig
 from prefopt.plugin import Loss
+from prefopt.redact import printable, redact
 from prefopt.tracking import TrackingConfig, trainer_options
 from prefopt.trainer.batches import BatchConfig
+
+if TYPE_CHECKING:
+    from prefopt.trainer.stopping import Signals
 
 
 @dataclass(kw_only=True)
@@ -40,6 +48,7 @@ class RunConfig:
     output_dir: Path
     model: ModelConfig
     data: DataConfig
+    peft: PeftConfig = field(default_factory=PeftConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -47,18 +56,21 @@ class RunConfig:
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
     seed: int = 0
+    stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.stages`)
+    stages_folder: Path = Path("runs/stages")
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        nested = {k: dataclasses.asdict(known[k]) for k in ("model", "data", "batch", "tracking", "evaluation")}
+        nested = {k: dataclasses.asdict(known[k]) for k in ("model", "peft", "data", "batch", "tracking", "evaluation")}
         loss = {"name": self.loss_name, **dataclasses.asdict(self.loss)}  # type: ignore[call-overload]
-        plain: dict[str, Any] = json.loads(json.dumps(known | nested | {"loss": loss}, default=str))
+        stages = {name: stage.plain() for name, stage in self.stages.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(known | nested | {"loss": loss, "stages": stages}, default=str))
         del plain["loss_name"]
         return plain
 
 
-def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
+def run(config: RunConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Train as configured, and leave in `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `final/` (which plain transformers loads) and, last, `summary.json`.
 
@@ -72,11 +84,28 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     Raises:
         UserError: something given cannot be used.
         TrainingError: the run is wrong, and was stopped.
+        Stopped: a signal came; what there was is saved.
     """
+    from prefopt.trainer.arguments import training_arguments
+    from prefopt.trainer.stopping import Signals
+
+    # Options are refused before anything is made; the processes find each other as the options say.
+    training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
+    first_process = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate set it
+
+    def tell(line: str) -> None:
+        if first_process:
+            say(printable(redact(line)))
+
+    with held(config.output_dir) if first_process else nullcontext(), Signals(tell) as signals:
+        return _run(config, tell, signals, first_process)
+
+
+def _run(config: RunConfig, say: Callable[[str], None], signals: Signals, first_process: bool) -> dict[str, Any]:
     import datasets
     from transformers.utils import logging as transformers_logging
 
-    from prefopt.models import load_model, load_tokenizer
+    from prefopt.models import load_policy, load_reference, load_tokenizer
     from prefopt.progress import Progress, reference_bar
     from prefopt.trainer import train
     from prefopt.trainer.callbacks import MetricsFile
@@ -88,24 +117,18 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     out = config.output_dir
-    checkpoint = checkpoint_to_resume(out, config.resume)
+    checkpoint = checkpoint_to_resume(out, config.resume, say)
     tokenizer = load_tokenizer(config.model)
     prepared = prepared_data(config, tokenizer)
-    model = load_model(config.model)
-    first_process = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate set it
+    model = load_policy(config.model, config.peft, seed=config.seed)
     if first_process:
-        out.mkdir(parents=True, exist_ok=True)
-        write_manifest(config, prepared)
-    else:
-        say = _silent
+        write_manifest(config, prepared, model, checkpoint)
     say(_counts_line(prepared))
     for warning in prepared.warnings:
         say(f"warning: {warning}")
-    if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
     tracking = trainer_options(config.tracking, out)
-    watchers = [MetricsFile(out / "metrics.jsonl"), Progress(config.loss_name)]
+    watchers = [MetricsFile(out / "metrics.jsonl"), Progress(config.loss_name), signals]
     with reference_bar(config.loss_name) as progress:
         result = train(
             model,
@@ -115,7 +138,7 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
             eval=prepared.eval,
             batch=config.batch,
             seed=config.seed,
-            reference=load_model(config.model, config.model.reference) if config.model.reference else None,
+            reference=load_reference(config.model, model) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=tokenizer,
             callbacks=watchers,
@@ -124,13 +147,17 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
             **tracking,
             **config.trainer,
         )
-    with writing(out / "final", writes=first_process) as folder:
-        result.trainer.save_model(str(folder))
-        if first_process:
-            tokenizer.save_pretrained(folder)
-    after = dict(result.after)
-    after |= kl_to_start(config, model, tokenizer, prepared.eval)
-    after_texts = greedy_texts(config, model, tokenizer, prepared.eval)
+    try:
+        with signals.patience(), writing(out / "final", writes=first_process) as folder:
+            result.trainer.save_model(str(folder))
+            if first_process:
+                tokenizer.save_pretrained(folder)
+        signals.check()
+        after = result.after | kl_to_start(config, model, tokenizer, prepared.eval)
+        after_texts = greedy_texts(config, model, tokenizer, prepared.eval)
+    except Stopped:
+        result.trainer.keep()
+        raise
     summary = {
         "method": config.loss_name,
         "before": result.before,
@@ -143,13 +170,10 @@ def run(config: RunConfig, *, say: Any = print) -> dict[str, Any]:
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},
     }
     if first_process:
-        write_lines(out / "samples.jsonl", side_by_side(before_texts, after_texts))
-        write_json(out / "summary.json", summary)
+        with signals.patience():
+            write_lines(out / "samples.jsonl", side_by_side(before_texts, after_texts))
+            write_json(out / "summary.json", summary)
     return summary
-
-
-def _silent(line: str) -> None:
-    """What the other processes say."""
 
 
 def prepared_data(config: RunConfig, tokenizer: Any) -> Any:

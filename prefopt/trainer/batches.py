@@ -19,6 +19,7 @@ from prefopt.engine.scoring import Branch, Completions, MicroBatch
 from prefopt.plugin import Data, Needs, Vocab
 from prefopt.trainer.examples import Facts, Flat
 from prefopt.trainer.feed import Feed
+from prefopt.trainer.stopping import shield_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,9 @@ class StepSampler:
 
 def loader(steps: Steps, sampler: StepSampler, *, num_workers: int = 0) -> DataLoader[GlobalBatch]:
     """A plain loader of global batches."""
-    return DataLoader(steps, batch_sampler=sampler, collate_fn=_only, num_workers=num_workers)
+    return DataLoader(
+        steps, batch_sampler=sampler, collate_fn=_only, num_workers=num_workers, worker_init_fn=shield_worker
+    )
 
 
 def _only(batches: Sequence[GlobalBatch]) -> GlobalBatch:

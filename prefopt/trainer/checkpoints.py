@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefopt.engine.plan import Lengths
 from prefopt.errors import PrefoptError, TrainingError, UserError
+from prefopt.trainer.checksums import about, wrong_with
 
 IDENTITY = "run.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -23,6 +24,45 @@ def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = [(int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := NAME.fullmatch(p.name)) and p.is_dir()]
     return [p for _, p in sorted(found)]
+
+
+def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that a resume can start from, or None where the run has no checkpoint.
+
+    What is newer and cannot be used is named, and put aside as `broken-checkpoint-<step>` if it was altered or cut
+    short, so that nothing is written over it.
+
+    Args:
+        folder: of the run.
+        say: called with a line for each checkpoint that is passed over.
+
+    Raises:
+        UserError: there are checkpoints, but none can be used.
+    """
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        wrong = wrong_with(checkpoint)
+        if wrong is None and about(checkpoint).get("resumable"):
+            return checkpoint
+        if wrong is None:
+            say(f"{checkpoint.name} is passed over: it has weights alone (trainer.save_only_model)")
+            continue
+        aside = free_name(folder / f"broken-{checkpoint.name}")
+        checkpoint.rename(aside)
+        say(f"{checkpoint.name} is passed over: {wrong}; it is kept as {aside.name}")
+    if found:
+        raise UserError(
+            f"output_dir={folder} has checkpoints, but none that can be resumed from: choose another folder"
+        )
+    return None
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with the first number behind it that is not taken."""
+    taken, number = path, 2
+    while taken.exists():
+        taken, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return taken
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from prefopt.engine.allocator import keep_large_buffers
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.plan import EpochPlan
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
+from prefopt.errors import Stopped
 from prefopt.plugin import Loss, Vocab
 from prefopt.trainer.arguments import autocast, training_arguments
 from prefopt.trainer.batches import BatchConfig
@@ -82,6 +83,7 @@ def train(
     Raises:
         UserError: what was given does not fit together.
         TrainingError: the run is wrong, and was stopped.
+        Stopped: a signal came, and `prefopt.trainer.stopping.Signals` among the callbacks waited for it.
     """
     built = build(
         model,
@@ -102,12 +104,15 @@ def train(
     start = time.perf_counter()
     try:
         built.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+        seconds = time.perf_counter() - start
+        after = built.evaluate() if eval is not None else {}
+    except Stopped:
+        built.keep()
+        raise
     finally:
         for callback in callbacks:
             if hasattr(callback, "close"):
                 callback.close()
-    seconds = time.perf_counter() - start
-    after = built.evaluate() if eval is not None else {}
     tables = [table for table in built.tables.values() if table is not None]
     return Result(
         trainer=built,

@@ -28,17 +28,32 @@ class Tally:
         self._sums: dict[str, Tensor] = {}  # kept on the device: reading one waits for it
         self._counts: dict[str, int] = {}
 
+    @classmethod
+    def of(cls, sums: Iterable[Sums], device: torch.device) -> Tally:
+        """From what `sums` of one or several gave."""
+        tally = cls()
+        for part in sums:
+            for name, (total, count) in part.items():
+                wide = torch.tensor(total, dtype=_wide(device), device=device)
+                tally._sums[name] = tally._sums[name] + wide if name in tally._sums else wide
+                tally._counts[name] = tally._counts.get(name, 0) + count
+        return tally
+
     def add(self, name: str, values: Tensor) -> None:
         """Take in the elements of `values`."""
         if values.numel():
             values = values.detach()
-            wide = values.float() if values.device.type == "mps" else values.double()
+            wide = values.to(_wide(values.device))
             self._sums[name] = self._sums[name] + wide.sum() if name in self._sums else wide.sum()
             self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def sums(self) -> Sums:
         """(sum, count) by name."""
         return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def means(tallies: Iterable[Sums], prefix: str = "") -> dict[str, float]:

@@ -1,5 +1,4 @@
-"""`transformers.Trainer` for any loss plugin: global batches in token-budgeted micro-batches, exact figures, and
-checkpoints that are whole or absent.
+"""`transformers.Trainer` for any loss plugin: global batches in token-budgeted micro-batches, and exact figures.
 
 It knows no loss by name: it reads `needs`. What transformers' loop calls a batch is here a whole optimizer step.
 """
@@ -11,19 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from prefopt.adapters import own_weights
 from prefopt.engine.forward import Ask, install, unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head, Reference
@@ -34,26 +29,17 @@ from prefopt.plugin import Loss, LossOutput, State, Vocab
 from prefopt.trainer.arguments import autocast, computed_in
 from prefopt.trainer.batches import BatchConfig, GlobalBatch, Steps, StepSampler, Work, loader, per_token
 from prefopt.trainer.callbacks import LogLastStep
-from prefopt.trainer.checkpoints import (
-    fingerprint_of_records,
-    point,
-    refuse_other_identity,
-    rotate,
-    write_identity,
-    writing,
-)
 from prefopt.trainer.coupled import Whole, pulled, random_state, set_random_state
 from prefopt.trainer.examples import Facts, Flat, Outcome, examples_of
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally, means, tally_batch
+from prefopt.trainer.saving import GoOn, SavingTrainer
 from prefopt.trainer.watch import check_first_batch, refuse_not_finite
 
-LOSS_STATE = "loss_state.safetensors"
-REFERENCE = "reference.safetensors"
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(SavingTrainer):
     """Trains a causal language model with a loss plugin.
 
     Args:
@@ -129,7 +115,7 @@ class PreferenceTrainer(Trainer):
             args=args,
             train_dataset=self._steps("train"),
             eval_dataset=self._steps("eval") if eval is not None else None,
-            callbacks=[*(callbacks or []), LogLastStep()],
+            callbacks=[*(callbacks or []), LogLastStep(), GoOn(self)],
         )
         self.remove_callback(PrinterCallback)
 
@@ -300,6 +286,7 @@ class PreferenceTrainer(Trainer):
             with torch.no_grad():
                 for inputs in loader(self._steps("eval"), self._sampler("eval", shuffle=False)):
                     self._evaluate_batch(model, inputs, tally)
+                    self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         finally:
             model.train(training)
         metrics = means(self._from_all(tally.sums()), f"{metric_key_prefix}_")
@@ -332,67 +319,7 @@ class PreferenceTrainer(Trainer):
             speed = sum(tokens) / max(now - self._logged_at, 1e-9)
             logs.update({**means(sums), **logs, "tokens_per_second": speed})
             self.tally, self._tokens, self._logged_at = Tally(), 0, now
+        if "train_loss" in logs and self.state.global_step:  # of all steps, also of those before a resume
+            whole = self._loss_of_earlier_logs + self._total_loss_scalar
+            logs["train_loss"] = whole / self.state.global_step
         super().log(logs, start_time)
-
-    # ---- checkpoints
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Everything that a resume needs, in `checkpoint-<step>`, whole or not at all."""
-        run = Path(str(self.args.output_dir))
-        target = run / f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self.store_flos()
-        self.accelerator.wait_for_everyone()
-        with writing(target, writes=self.args.should_save) as folder:
-            self.accelerator.wait_for_everyone()
-            self.save_model(str(folder), _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-            if self.args.should_save:
-                self._save_extras(folder)
-            self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            point(run / "last", target)
-            if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
-                point(run / "best", Path(self.state.best_model_checkpoint))
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if output_dir is not None:
-            Path(output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        records = fingerprint_of_records(self._feed("train").lengths())
-        return {"loss": repr(self.loss), "records": records, "batch.records": self.batch.records,
-                "seed": self.args.seed, "reference": self.reference_name}  # fmt: skip
-
-    def _save_extras(self, folder: Path) -> None:
-        write_identity(folder, self._identity)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        if self.loss_state is not None:
-            save_file({name: value.contiguous() for name, value in self.loss_state.items()}, folder / LOSS_STATE)
-        if self.loss.needs.moving_reference:
-            own = own_weights(self.reference_model, self.model).items()
-            save_file({name: weight.detach().cpu().contiguous() for name, weight in own}, folder / REFERENCE)
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
-        self.state.save_to_json(str(folder / "trainer_state.json"))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        refuse_other_identity(folder, self._identity)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.loss.needs.state:
-            self.loss_state = load_file(folder / LOSS_STATE)
-        if self.loss.needs.moving_reference:
-            weights = load_file(folder / REFERENCE)
-            for name, weight in own_weights(self.reference_model, self.model).items():
-                weight.data.copy_(weights[name])

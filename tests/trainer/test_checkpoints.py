@@ -161,8 +161,8 @@ def test_a_checkpoint_has_no_code_in_it_and_plain_transformers_loads_it(tmp_path
     kept = tiny.run(loss, DATA, tmp_path, **options)
     folder = tmp_path / "checkpoint-5"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "generation_config.json", "loss_state.safetensors", "model.safetensors", "optimizer.pt",
-        "rng_state.pth", "run.json", "scheduler.pt", "trainer_state.json",
+        "checksums.json", "config.json", "figures.json", "generation_config.json", "loss_state.safetensors",
+        "model.safetensors", "optimizer.pt", "rng_state.pth", "run.json", "scheduler.pt", "trainer_state.json",
     ]  # fmt: skip
     torch.load(folder / "optimizer.pt", weights_only=True)
     torch.load(folder / "scheduler.pt", weights_only=True)

@@ -1,0 +1,222 @@
+"""The part of the trainer that saves, stops and goes on: a resumed run is the run that was never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from prefopt.adapters import own_weights
+from prefopt.errors import PrefoptError, UserError
+from prefopt.plugin import Loss, State
+from prefopt.trainer.batches import BatchConfig
+from prefopt.trainer.checkpoints import (
+    fingerprint_of_records,
+    point,
+    refuse_other_identity,
+    rotate,
+    write_identity,
+    writing,
+)
+from prefopt.trainer.checksums import checksums, files_of, write_checksums
+from prefopt.trainer.feed import Feed
+from prefopt.trainer.metrics import Tally
+from prefopt.trainer.stopping import EvaluationCut
+
+LOSS_STATE = "loss_state.safetensors"
+REFERENCE = "reference.safetensors"
+FIGURES = "figures.json"  # what has been summed up since the last log
+
+
+class SavingTrainer(Trainer):
+    """`transformers.Trainer` with checkpoints that are whole or absent, and hold everything that a resume needs."""
+
+    loss: Loss
+    batch: BatchConfig
+    tokenizer: Any
+    reference_name: str | None
+    reference_model: Any
+    loss_state: State | None
+    tally: Tally
+    _kept_figures: dict[str, Any] | None = None  # of the checkpoint that this run goes on from
+    _loss_of_earlier_logs = 0.0  # summed over the steps before the resume
+    _in_loop = False
+
+    def _feed(self, split: str) -> Feed:
+        raise NotImplementedError
+
+    def _from_all(self, value: Any) -> list[Any]:
+        raise NotImplementedError
+
+    # ---- writing
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *, evaluation_due: bool = False) -> None:
+        """Everything that a resume needs, in `checkpoint-<step>`, whole or not at all."""
+        run = Path(str(self.args.output_dir))
+        target = run / f"checkpoint-{self.state.global_step}"
+        resumable = not self.args.save_only_model or self.control.should_training_stop
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+        self.store_flos()
+        self.accelerator.wait_for_everyone()
+        with writing(target, writes=self.args.should_save) as folder:
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(folder), _internal_call=True)
+            if resumable:
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+            figures = self._figures(evaluation_due)
+            if self.args.should_save:
+                (folder / FIGURES).write_text(json.dumps(figures))
+                self._save_extras(folder)
+            self.accelerator.wait_for_everyone()
+            names = files_of(folder)[self.args.process_index :: self.args.world_size]
+            facts = self._from_all(checksums(folder, names))
+            if self.args.should_save:
+                write_checksums(folder, {k: v for part in facts for k, v in part.items()}, resumable=resumable)
+            self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            point(run / "last", target)
+            if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
+                point(run / "best", Path(self.state.best_model_checkpoint))
+            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def keep(self) -> None:
+        """Save the last step, if training has come so far and no checkpoint has it: for a run that is stopped."""
+        target = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        begun = self._in_loop and self.state.global_step > 0
+        if begun and not target.exists() and not self.args.load_best_model_at_end:
+            self.control.should_training_stop = True
+            self._save_checkpoint(self.model_wrapped, None)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if output_dir is not None:
+            Path(output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        records = fingerprint_of_records(self._feed("train").lengths())
+        return {"loss": repr(self.loss), "records": records, "batch.records": self.batch.records,
+                "seed": self.args.seed, "reference": self.reference_name}  # fmt: skip
+
+    def _save_extras(self, folder: Path) -> None:
+        write_identity(folder, self._identity)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.loss_state is not None:
+            save_file({name: value.contiguous() for name, value in self.loss_state.items()}, folder / LOSS_STATE)
+        if self.loss.needs.moving_reference:
+            own = own_weights(self.reference_model, self.model).items()
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in own}, folder / REFERENCE)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _figures(self, evaluation_due: bool) -> dict[str, Any]:
+        """What transformers and the tally have summed up since the last log, by process."""
+        sums, losses = zip(*self._from_all((self.tally.sums(), self._tr_loss.item())), strict=True)
+        return {
+            "sums": list(sums),
+            "losses": list(losses),
+            "loss_of_earlier_logs": self._loss_of_earlier_logs + self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "evaluation_due": evaluation_due,
+        }
+
+    # ---- stopping
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *rest: Any, **kw: Any
+    ) -> None:
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *rest, **kw)
+        except EvaluationCut:
+            self.control.should_training_stop = True
+            self._save_checkpoint(model, trial, evaluation_due=True)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    # ---- going on
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        with reading(folder):
+            refuse_other_identity(folder, self._identity)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self.loss.needs.state:
+                self.loss_state = load_file(folder / LOSS_STATE)
+            if self.loss.needs.moving_reference:
+                weights = load_file(folder / REFERENCE)
+                for name, weight in own_weights(self.reference_model, self.model).items():
+                    weight.data.copy_(weights[name])
+            self._kept_figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _go_on(self) -> None:
+        """Take up the sums since the last log; make the evaluation that the stop cut short."""
+        self._in_loop = True
+        self.tally, self._loss_of_earlier_logs = Tally(), 0.0
+        kept, self._kept_figures = self._kept_figures, None
+        if kept is None:
+            return
+        sums, losses = kept["sums"], kept["losses"]
+        if len(sums) == self.args.world_size:
+            self.tally = Tally.of([sums[self.args.process_index]], self.args.device)
+            loss = losses[self.args.process_index]
+        else:  # other processes than before: one takes up all sums, and each the mean loss, of which the mean is logged
+            self.tally = Tally.of(sums if self.args.process_index == 0 else [], self.args.device)
+            loss = sum(losses) / len(losses)
+        self._tr_loss += torch.tensor(loss, device=self._tr_loss.device, dtype=self._tr_loss.dtype)
+        self._loss_of_earlier_logs = kept["loss_of_earlier_logs"]
+        self._globalstep_last_logged = kept["last_logged"]
+        if kept["evaluation_due"]:
+            metrics = self._evaluate(None, None)
+            self._determine_best_metric(metrics=metrics, trial=None)
+
+
+class GoOn(TrainerCallback):
+    """Calls `_go_on` where transformers has set its sums to zero and has not begun."""
+
+    def __init__(self, trainer: SavingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._go_on()
+
+
+@contextlib.contextmanager
+def reading(folder: str | Path | None) -> Iterator[None]:
+    """Names the checkpoint that cannot be read: each library has its own errors for that."""
+    try:
+        yield
+    except PrefoptError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot resume from {folder}: {first[:300]}; resume=auto takes the last checkpoint that is whole, "
+            "resume=never starts anew in another folder"
+        ) from error
