@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format
+.PHONY: demo test check format results
 
 demo: $(VENV)/.demo
 	$(BIN)/prefopt demo
@@ -17,6 +17,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+# Tables and pictures of README.md, benchmarks/README.md and docs/img from the committed benchmarks/results/*.json.
+results: $(VENV)/.test
+	$(BIN)/python benchmarks/tables.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

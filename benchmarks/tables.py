@@ -1,6 +1,7 @@
-"""Write the tables of `benchmarks/README.md` and of the project's README from the result files, between their markers.
+"""Write the tables of `benchmarks/README.md` and of the project's README from the result files, between their markers,
+and the pictures of the suites into `docs/img`.
 
-python benchmarks/tables.py            # rewrite the pages
+python benchmarks/tables.py            # rewrite pages and pictures: `make results`
 python benchmarks/tables.py --check    # exit 1 if they are not what the result files say
 """
 
@@ -15,8 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import world_tables
+
 PAGES = (Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "README.md")
 RESULTS = Path(__file__).with_name("results")
+PICTURES = Path(__file__).parents[1] / "docs" / "img"
 
 Row = Mapping[str, Any]
 
@@ -243,6 +247,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "data_prep": data_prep,
     "reference_store": reference_store,
     "real_model": real_model,
+    **world_tables.TABLES,
 }
 
 
@@ -260,17 +265,26 @@ def rewritten(text: str) -> str:
     return text
 
 
+def pictures() -> dict[Path, str]:
+    """The content of every picture whose result file is there."""
+    found = {}
+    for name, draw in world_tables.PICTURES.items():
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            found[PICTURES / f"{name}.svg"] = draw(json.loads(file.read_text()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the tables are not up to date")
     args = parser.parse_args()
-    for page in PAGES:
-        old = page.read_text()
-        new = rewritten(old)
+    for file, new in ({page: rewritten(page.read_text()) for page in PAGES} | pictures()).items():
+        old = file.read_text() if file.exists() else ""
         if args.check and new != old:
-            sys.exit(f"{page.name} is out of date: run `python benchmarks/tables.py`")
+            sys.exit(f"{file.name} is out of date: run `make results`")
         if new != old:
-            page.write_text(new)
+            file.write_text(new)
 
 
 if __name__ == "__main__":
