@@ -14,6 +14,9 @@ VERBS = {
     "demo": "see six methods on a small world with a known reward",
     "losses": "the menu of losses, and `losses check NAME`",
     "data": "look at preference data: `data check FILE`, `data show FILE --row ID`",
+    "import": "settings of TRL or LLaMA-Factory as ours: import FILE --to OURS.yaml",
+    "doctor": "versions, and what is usable on this machine",
+    "completion": 'completion for bash, zsh and fish: eval "$(prefopt completion bash)"',
     "reference": "the store of reference log-probs: build, list, verify, prune",
 }
 
@@ -21,6 +24,10 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; a user's error is one line on stderr and exit code 2, never a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks at a Tab
+        from prefopt.cli.completion import answer
+
+        answer()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0

@@ -15,10 +15,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from prefopt.engine.forward import unwrap
 from prefopt.engine.head import BLOCK, KEPT
 from prefopt.planning.schedule import Schedule
 
+TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
 CONTEXT = int(0.6e9)  # of CUDA with its libraries loaded
 # States of each optimizer in bytes for each trainable weight of w bytes.
 STATES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "adafactor": 0}
@@ -45,6 +48,34 @@ class Memory:
         return {name: round(value / 2**30, 4) for name, value in (asdict(self) | {"total": self.total}).items()}
 
 
+def libraries() -> int:
+    """Bytes of this process once everything that a run uses has been loaded and used: a toy model takes a step.
+
+    Kernels for matrix products are made at their first use, and imports go on until then.
+    """
+    import datasets  # noqa: F401
+    import psutil
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import prefopt.trainer  # noqa: F401
+    from prefopt.engine import generate
+    from prefopt.engine.forward import install
+    from prefopt.engine.scoring import Branch, MicroBatch
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    toy = install(LlamaForCausalLM(LlamaConfig(vocab_size=256, **sizes)), "tree")
+    optimizer = torch.optim.AdamW(toy.parameters(), fused=True)
+    for length in TOY_ROWS:
+        ids = np.arange(length, dtype=np.int32) % 256
+        batch = MicroBatch.of([Branch(ids[: length // 2], ids[length // 2 :]), Branch(ids, ids[:9])], "tree")
+        batch.forward(toy).sum.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    generate(toy, [[1, 2, 3]], max_new_tokens=2, eos_token_id=[-1], temperature=0)
+    return int(psutil.Process().memory_info().rss)
+
+
 def parameters(model: Any) -> tuple[int, int, int]:
     """(bytes of all weights and buffers, bytes of the trainable ones, number of all weights); tied ones count once."""
     weights = list(model.parameters())
@@ -57,7 +88,7 @@ def optimizer_bytes(optim: str, trainable: int) -> int:
     """Of the states; 8-bit optimizers keep one byte for each of float32's four."""
     name = str(getattr(optim, "value", optim))
     factor: int = next((factor for key, factor in STATES.items() if name.startswith(key)), 2)
-    return factor * trainable // (4 if "8bit" in name else 1)
+    return int(factor * trainable // (4 if "8bit" in name else 1))
 
 
 def head_bytes(model: Any, scored: int, device: str) -> int:
@@ -68,7 +99,7 @@ def head_bytes(model: Any, scored: int, device: str) -> int:
     kept: int = min(KEPT, scored * vocab) * 4
     blocks = 2 * min(max(block, 64 * scored), scored * vocab) * 4
     gradient = head.weight.numel() * head.weight.element_size() if head.weight.requires_grad else 0
-    return kept + blocks + gradient + 2 * scored * hidden * 4
+    return int(kept + blocks + gradient + 2 * scored * hidden * 4)
 
 
 def on_this_machine(

