@@ -129,6 +129,10 @@ def growth(result: Any) -> str:
     return "\n\n".join(tables)
 
 
+def profile_step(result: Any) -> str:
+    return markdown({"kind": ("", "{}"), "share": ("share of a step", "{:.0%}")}, result["rows"])
+
+
 def precision(result: Any) -> str:
     columns = {
         "forward": ("float32", "{}"),
@@ -243,6 +247,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
     "growth": growth,
+    "profile_step": profile_step,
     "precision": precision,
     "data_prep": data_prep,
     "reference_store": reference_store,

