@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+SearchSpace = Mapping[str, tuple[float, ...]]  # the strength of a loss: four values to try, in rising order
 
 
 class Data(Enum):
@@ -97,6 +98,9 @@ class Loss(Protocol):
     `at_reference(logps)` gives the (B,) values (or one float for all) that the loss must have where policy equals
     reference, or None where there is no such value (a loss without reference). The trainer compares the first batch
     with it and stops a run that misses it.
+
+    `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it, or
+    nothing. A loss without it is compared over learning rates alone.
 
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
     """

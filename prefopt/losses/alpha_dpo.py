@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Data, LossOutput, Needs, State
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class AlphaDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.10148"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, coupled=True, state=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
 
     beta: float = 2.0  # reward per (nat/token); useful range 2 to 10
     gamma_beta_ratio: float = 0.5  # target margin in nats/token; 0.1 to 0.8

@@ -13,7 +13,7 @@ from torch import Tensor
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._numerics import exp_or_tangent
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class AMaPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2511.09385"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True, coupled=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 2.3, 2.6, 3.0)}
 
     beta: float = 3.0  # reward per (nat/token); useful range 2 to 3
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps, UnpairedLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class AOT:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -64,6 +65,7 @@ class AOTUnpaired:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps, UnpairedLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, State
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class BCO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True, state=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -71,6 +72,7 @@ class BCOPair:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class BDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.12725"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 0.5  # lambda, share of the policy in the mixture; useful range 0.1 to 1 (which is `dpo`), above 0

@@ -14,7 +14,7 @@ from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._numerics import uniform
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Data, LossOutput, Needs, State
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class BetaDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08639"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True, state=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # beta at the average margin, reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.6  # growth of beta, per nat of margin; useful range 0 to 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class CalDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.14516"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
 
     beta: float = 1e-3  # per nat: the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 

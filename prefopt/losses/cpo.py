@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class CPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the likelihood term, per (nat/token); useful range 0 to 2
@@ -61,6 +62,7 @@ class CPOSimPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
 
     beta: float = 10.0  # reward per (nat/token); useful range 2 to 10
     gamma_beta_ratio: float = 0.54  # target margin in nats/token; 0.1 to 0.8

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from prefopt.batch import UnpairedLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class CSFT:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.08582"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=False, lengths=True, control_text=True)
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     good: str = "<|good|>"  # text before a desirable completion; any text that the data does not hold
     bad: str = "<|bad|>"  # text before an undesirable completion; any text that the data does not hold

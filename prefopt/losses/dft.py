@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prefopt.batch import DemoLogps
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class DFT:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05629"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, tokens=True)
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         token = logps.chosen.per_token

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class DiscoPOPLRML:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.08414"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.025, 0.05, 0.1)}
     exceptions: ClassVar[dict[str, str]] = {
         "direction": "L'(0) = -3/4 + (1 - log 2)/(4 tau) > 0 for tau < 0.102: the blend moves to e^-z, which is larger"
     }

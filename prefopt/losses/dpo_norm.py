@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class DPONorm:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.15124"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 5.0, 10.0, 15.0)}
 
     beta: float = 5.0  # reward per (nat/token); useful range 2 to 15, far above DPO's 0.1
 

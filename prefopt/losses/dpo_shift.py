@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class DPOShift:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.07599"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 0.7  # lambda, weight of the rejected reward; useful range 0.5 to 1 (which is `dpo`), above 0

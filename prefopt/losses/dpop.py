@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class DPOP:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.13228"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.3  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 50.0  # lambda, weight of the penalty, nats per nat; useful range 1 to 50 (0 is `dpo`)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._numerics import expm1_or_tangent
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 class Divergence(Enum):
@@ -40,6 +40,7 @@ class FDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.16240"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per unit of f'; useful range 0.01 to 1
     divergence: Divergence = Divergence.JENSEN_SHANNON  # reverse_kl, forward_kl, jensen_shannon or alpha

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class FocalDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.06645"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     gamma: float = 0.5  # focusing exponent, no unit; useful range 0 (which is `dpo`) to 1, below 1.443

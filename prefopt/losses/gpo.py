@@ -14,7 +14,7 @@ from torch import Tensor
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._numerics import exp_or_tangent
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 class Convex(Enum):
@@ -42,6 +42,7 @@ class GPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05749"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     f: Convex = Convex.TRUNCATED_SQUARE  # logistic, hinge, square, exponential, truncated_square or savage

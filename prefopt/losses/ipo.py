@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class IPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.12036"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"tau": (0.1, 0.5, 2.0, 8.0)}
 
     tau: float = 0.1  # regularisation, per (nat/token); useful range 0.05 to 10; the target margin is 1/(2 tau)
 
@@ -58,6 +59,7 @@ class IPOSum:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.12036"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"tau": (0.03, 0.1, 0.3, 1.0)}
 
     tau: float = 0.1  # regularisation, per nat; useful range 0.01 to 1; the target margin is 1/(2 tau) nats
 

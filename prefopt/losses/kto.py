@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import UnpairedLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class KTO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01306"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, mismatched=True, coupled=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     desirable_weight: float = 1.0  # lambda_D; keep lambda_D n_D / (lambda_U n_U) within 1 to 3/2, n the label counts
@@ -66,6 +67,7 @@ class KTOZero:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01306"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     desirable_weight: float = 1.0  # lambda_D; keep lambda_D n_D / (lambda_U n_U) within 1 to 3/2, n the label counts

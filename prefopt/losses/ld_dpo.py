@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefopt.batch import Logps, PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class LDDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06411"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, tokens=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.5  # weight of a token past the shorter side, no unit; useful range 0 to 1 (which is `dpo`)

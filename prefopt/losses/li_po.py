@@ -13,7 +13,7 @@ from torch import Tensor
 from prefopt.batch import ListLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._lists import better_pairs
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class LiPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01878"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.3, 1.0)}
 
     beta: float = 0.05  # reward per nat of log-ratio; useful range 0.01 to 1
 

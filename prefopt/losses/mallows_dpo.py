@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, Vocab
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class MallowsDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.14953"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.REF_ENTROPY}))
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up
     beta: float = 0.1  # reward per nat of log-ratio at phi = 1; useful range 0.01 to 1

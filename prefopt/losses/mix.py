@@ -12,7 +12,7 @@ import torch
 
 from prefopt.batch import DemoLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, Loss, LossOutput, Needs, State
+from prefopt.plugin import Data, Loss, LossOutput, Needs, SearchSpace, State
 
 _MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
 
@@ -32,6 +32,7 @@ class Mix:
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     terms: dict[str, float] = field(default_factory=lambda: dict(_MPO))  # name -> weight; useful range by term
     options: dict[str, Any] = field(default_factory=dict)  # name -> {hyper-parameter: value}; defaults where left out

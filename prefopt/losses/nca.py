@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import ListLogps, PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class NCA:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat of log-ratio (the paper's alpha for pairs); useful range 1e-3 to 1
 
@@ -57,6 +58,7 @@ class NCAList:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
@@ -88,6 +90,7 @@ class InfoNCA:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1

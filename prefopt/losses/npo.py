@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class NPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.05868"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.14, 0.2)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.05 to 0.2; to 0 it is gradient ascent on the NLL
 

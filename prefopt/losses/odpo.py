@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class ODPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.10571"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 1.0  # offset in reward, per unit of log gap; useful range 0 (which is `dpo`) to 1

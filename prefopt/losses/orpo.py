@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._numerics import log_odds
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class ORPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07691"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"lam": (0.1, 0.5, 2.0, 8.0)}
 
-    lam: float = 0.1  # lambda, weight of the odds term; useful range 0.05 to 1 (the paper: 0.1 to 0.25)
+    lam: float = 0.1  # lambda, weight of the odds term; useful range 0.05 to 10 (the paper: 0.1 to 0.25)
 
     def __post_init__(self) -> None:
         require(self, lam=0 <= self.lam < math.inf)

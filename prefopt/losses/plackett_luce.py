@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.batch import ListLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._lists import best_first, log_sum_of_rest
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class PlackettLuce:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -11,7 +11,7 @@ import torch
 from prefopt.batch import ListLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._lists import best, best_first
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class PRO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.17492"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.03, 0.05, 0.1)}
 
     beta: float = 0.05  # weight of the likelihood term, times (K - 1)^2; useful range 0 to 0.1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
 from prefopt.losses.mallows_dpo import dispersion
-from prefopt.plugin import Data, LossOutput, Needs, Vocab
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class RainbowPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04203"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.REF_ENTROPY}))
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 5.0, 10.0, 15.0)}
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up
     beta: float = 10.0  # reward per (nat/token) at phi = 1; useful range 2 to 15

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class RePO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.07426"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"gamma": (0.2, 0.4, 0.6, 1.0)}
 
     gamma: float = 0.6  # target margin in nats/token; useful range 0.2 to 1
 

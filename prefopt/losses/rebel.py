@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class REBEL:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
 
     eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 100, above 0
 

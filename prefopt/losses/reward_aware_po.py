@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 class Distance(Enum):
@@ -38,6 +38,7 @@ class RewardAwarePO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00203"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.2, 0.5, 1.0)}
 
     beta: float = 0.2  # reward per nat of log-ratio; useful range 0.01 to 1
     eta: float = 1.0  # reward per unit of score; useful range 0.1 to 10

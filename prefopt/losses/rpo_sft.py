@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class RPOSFT:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16436"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.05, 0.15, 0.5)}
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 0.5
     eta: float = 0.005  # weight of the likelihood term, per unit of reward; useful range 0.001 to 0.2

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from prefopt.batch import ListLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._lists import best, better_pairs
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class RRHF:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2304.05302"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"lam": (1.0, 5.0, 20.0, 100.0)}
 
     lam: float = 1.0  # lambda, weight of the ranking term, nats per (nat/token); useful range 1 to 100
 

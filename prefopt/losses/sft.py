@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prefopt.batch import DemoLogps
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class SFT:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.mean)
@@ -44,6 +45,7 @@ class SFTTokenMean:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, coupled=True)
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.sum * len(logps.chosen.sum) / logps.chosen.num_tokens.sum())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class SimNPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.07163"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (1.0, 2.5, 3.5, 5.0)}
 
     beta: float = 2.5  # reward per (nat/token); useful range 1 to 5
     gamma: float = 0.0  # margin in units of reward, absolute; useful range 0 to 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prefopt.batch import PairLogps
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class SimPER:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00883"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class SimPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.14734"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
 
     beta: float = 2.0  # reward per (nat/token); useful range 2 to 10, far above DPO's 0.1
     gamma_beta_ratio: float = 0.5  # target margin in nats/token; 0.1 to 0.8

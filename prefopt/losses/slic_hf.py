@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class SLiCHF:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.10425"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
+    search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
 
     delta: float = 1.0  # margin of the hinge, nats; useful range 0.5 to 10
     lam: float = 0.1  # lambda, weight of the likelihood, nats per nat; useful range 0 to 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class SPPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 
@@ -55,6 +56,7 @@ class SPPOSoft:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-(P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 

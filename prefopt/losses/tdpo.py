@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefopt.batch import Logps, PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, Vocab
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class TDPO1:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, vocab=frozenset({Vocab.KL}))
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
 
@@ -56,6 +57,7 @@ class TDPO2:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, vocab=frozenset({Vocab.KL}))
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
     alpha: float = 0.5  # weight of the KL correction, no unit; useful range 0 (which is `dpo`) to 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefopt.batch import ListLogps
 from prefopt.hyperparameters import require
 from prefopt.losses._lists import best_first
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class TPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16681"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1
@@ -62,6 +63,7 @@ class TPOL:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16681"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 1.0, 10.0)}
 
     beta: float = 0.01  # reward per (nat/token); useful range 0.01 to 10
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1

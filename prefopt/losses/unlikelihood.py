@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from prefopt.batch import PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Unlikelihood:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
+    search_space: ClassVar[SearchSpace] = {"alpha": (0.01, 0.03, 0.1, 0.3)}
 
     alpha: float = 0.1  # weight of the rejected side, nats per nat; useful range 0 to 0.3, at most 1
 

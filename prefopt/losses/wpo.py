@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefopt.batch import Logps, PairLogps
 from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, Vocab
+from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class WPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11827"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
+    search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 
