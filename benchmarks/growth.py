@@ -1,10 +1,12 @@
 """How time and memory grow with the work: length, completions of a prompt, vocabulary, records.
 
-Every point runs in a process of its own, on texts of random tokens (their content changes no cost). The first three
-tables time whole steps of the engine: forward and backward of one row and AdamW, the first step left out.
+Every point runs in a process of its own, on texts of random tokens (their content changes no cost). The first four
+tables time whole steps of the engine: forward and backward, of one row but for `rows`, and AdamW; the first step of
+four is left out.
 
 - `length`: trees of 128 to 2,048 tokens (prompt a half, two completions a quarter each), 2,048 tokens a step. Only the
   share of attention grows.
+- `rows`: 4,096 tokens a step in trees of 256, in rows of 1,024 to 4,096: what `batch.max_tokens` does.
 - `completions`: 2, 4, 8 completions of 64 tokens behind a prompt of 256, as trees and as padded rows.
 - `vocabulary`: a model of the same hidden size with 1k to 150k words. `extra_gib` is the peak of the process less what
   it had before the model and less 16 bytes a weight (weight, gradient, Adam's two moments).
@@ -36,6 +38,7 @@ STEP_TOKENS = 2048
 
 POINTS: dict[str, list[dict[str, Any]]] = {
     "length": [{"length": n} for n in (128, 256, 512, 1024, 2048)],
+    "rows": [{"row": n} for n in (1024, 2048, 4096)],
     "completions": [{"completions": k, "layout": layout} for k in (2, 4, 8) for layout in ("tree", "padded")],
     "vocabulary": [{"vocabulary": v} for v in (1_000, 5_000, 15_000, 50_000, 150_000)],
     "records": [{"records": n} for n in (1_000, 10_000, 100_000)],
@@ -50,6 +53,8 @@ def measure(kind: str, point: dict[str, Any], model: str, threads: int) -> dict[
     if kind == "length":
         n = point["length"]
         row = engine(load(model), [(n // 2, [n // 4 + 1] * 2)] * (STEP_TOKENS // n), "tree")
+    elif kind == "rows":
+        row = engine(load(model), [(128, [65, 65])] * 16, "tree", row=point["row"])
     elif kind == "completions":
         row = engine(load(model), [(256, [65] * point["completions"])] * 4, point["layout"])
     elif kind == "vocabulary":
@@ -99,8 +104,10 @@ def random_records(shapes: list[tuple[int, list[int]]], vocabulary: int) -> list
     ]
 
 
-def engine(model: Any, shapes: list[tuple[int, list[int]]], layout: Any, steps: int = 4) -> dict[str, Any]:
-    """Whole steps on one row of these lengths, (prompt, completions)."""
+def engine(
+    model: Any, shapes: list[tuple[int, list[int]]], layout: Any, *, row: int | None = None, steps: int = 4
+) -> dict[str, Any]:
+    """Whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
     import torch
 
     from prefopt.engine.allocator import keep_large_buffers
@@ -113,21 +120,24 @@ def engine(model: Any, shapes: list[tuple[int, list[int]]], layout: Any, steps: 
     install(model, layout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     records = random_records(shapes, model.config.vocab_size)
-    branches = [Branch(r.prompt, c) for r in records for c in r.completions]
+    fed = sum(len(r.prompt) + sum(len(c) - 1 for c in r.completions) for r in records)
+    count = 1 if row is None else fed // row
+    rows = [[Branch(r.prompt, c) for r in records[i::count] for c in r.completions] for i in range(count)]
     taken = []
     for _ in range(steps):
         began = time.perf_counter()
-        objective = MicroBatch.of(branches, layout).forward(model).sum.mean()
-        objective.backward()  # type: ignore[no-untyped-call]
+        for branches in rows:
+            objective = MicroBatch.of(branches, layout).forward(model).sum.mean()
+            objective.backward()  # type: ignore[no-untyped-call]
+            del objective
         optimizer.step()
         optimizer.zero_grad()
         taken.append(time.perf_counter() - began)
     step_s = float(np.median(taken[1:]))
-    fed = sum(len(r.prompt) + sum(len(c) - 1 for c in r.completions) for r in records)
     return {
         "step_s": step_s,
         "useful_tokens_per_s": fed / step_s,
-        "completions_per_s": len(branches) / step_s,
+        "completions_per_s": sum(map(len, rows)) / step_s,
         "peak_gib": peak_gib(),
         "extra_gib": peak_gib() - before - 16 * weights / 2**30,
         "weights": weights,

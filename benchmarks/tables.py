@@ -113,6 +113,7 @@ def growth(result: Any) -> str:
     }
     columns: dict[str, dict[str, tuple[str, str]]] = {
         "length": {"length": ("tokens of a tree", "{:,}")} | timed,
+        "rows": {"row": ("tokens of a row", "{:,}")} | timed,
         "completions": {"completions": ("completions of a prompt", "{}"), "layout": ("layout", "{}")} | timed,
         "vocabulary": {"vocabulary": ("words", "{:,}")}
         | timed
