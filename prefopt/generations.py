@@ -140,9 +140,3 @@ def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: A
     start = load_model(config.model, config.model.reference or config.model.path).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
     return distance(model, start, tokenizer, prompts, sampling, max_tokens=config.batch.max_tokens or 4096)
-
-
-def kl_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> dict[str, float]:
-    """The KL of `distance_to_start`, in nats a text, with its standard error."""
-    far = distance_to_start(config, model, tokenizer, held_out)
-    return {} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.plugin import Data
+
+if TYPE_CHECKING:
+    from prefopt.engine.reference import ReferenceTable
 
 Floats = NDArray[np.float64]
 TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
@@ -111,18 +115,25 @@ def score(model: Any, records: Sequence[TokenRecord], *, max_tokens: int = 4096,
     Args:
         model: a transformers causal language model.
         records: in tokens, at least one.
-        max_tokens: of one forward; a longer record is refused.
+        max_tokens: of one forward; a longer record gets one of its own.
         progress: called with the number of records done since the last call.
 
     Raises:
-        UserError: no record, or one that does not fit into `max_tokens`.
+        UserError: no record.
     """
     from prefopt.engine import score as score_records
+    from prefopt.engine.scoring import fed_tokens
 
     if not len(records):
         raise UserError("there is no record to score")
+    max_tokens = max(max_tokens, *(fed_tokens(records[i], "padded") for i in range(len(records))))
     scored = score_records(model, records, max_tokens=max_tokens, **({"progress": progress} if progress else {}))
     return sides(records, [one.sum for one in scored])
+
+
+def of_table(records: Sequence[TokenRecord], table: ReferenceTable) -> HeldOut:
+    """Both sides of `records` under the reference, from the log-probs that are there already."""
+    return sides(records, [table.sum[a:b] for a, b in pairwise(table.offsets)])
 
 
 def sides(records: Sequence[TokenRecord], sums: Sequence[Any]) -> HeldOut:

@@ -1,71 +1,402 @@
-"""How far a run is, for people: a bar, or lines of text where there is no terminal."""
+"""How a run tells what it does: a live bar, plain lines, JSON lines, or nothing but warnings (`progress=...`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+import psutil
+import torch
 from transformers import TrainerCallback
 
+from prefopt.errors import UserError, nearest
+from prefopt.redact import printable
 
-class Progress(TrainerCallback):
-    """A rich progress bar with the figures that tell how it goes; lines of text where there is no terminal."""
+MODES = ("auto", "rich", "plain", "quiet", "json")
+WARNING = "warning: "
+MOST_LINES = 100  # of a whole run in plain mode
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.bar: Any = None
+# What is shown, by the first name that was logged, and how. `ratios/*` are log-ratios to the reference on the batch:
+# they say where the sides go, and are no KL; a KL is shown where one was measured.
+FIGURES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("loss", ("loss",), "{:.4f}"),
+    ("accuracy", ("rewards/accuracies", "accuracies/logps"), "{:.0%}"),
+    ("margin", ("rewards/margins", "margins/logps"), "{:+.3f}"),
+    ("KL", ("kl", "eval_kl"), "{:.2f}"),
+    ("chosen", ("ratios/chosen", "logps/chosen"), "{:+.2f}"),
+    ("rejected", ("ratios/rejected", "logps/rejected"), "{:+.2f}"),
+    ("tokens/s", ("tokens_per_second",), "{:,.0f}"),
+    ("GiB", ("memory_gib",), "{:.2f}"),
+)
+
+
+def watch(mode: str, label: str, stream: TextIO | None = None) -> Watch:
+    """What tells about a run named `label`.
+
+    Args:
+        mode: auto (rich on a terminal, else plain), rich, plain, quiet, json.
+        label: of the run: its method.
+        stream: where it is told; stdout.
+
+    Raises:
+        UserError: no such mode.
+    """
+    if mode not in MODES:
+        raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
+    stream = sys.stdout if stream is None else stream
+    if mode == "auto":
+        mode = "rich" if stream.isatty() else "plain"
+    kinds: dict[str, type[Watch]] = {"rich": RichWatch, "plain": PlainWatch, "quiet": Watch, "json": JsonWatch}
+    return kinds[mode](label, stream)
+
+
+def memory_gib() -> float:
+    """GiB in use: the most that CUDA had allocated, or what the process has in memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+def peak_memory_gib() -> float:
+    """GiB of this process at its peak so far; on CUDA, of what was allocated there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
+
+
+class Watch(TrainerCallback):
+    """Says nothing but warnings, on stderr; the other kinds say more."""
+
+    def __init__(self, label: str, stream: TextIO) -> None:
+        self.label, self.stream = label, stream
+        self._began, self._from = time.monotonic(), 0
+
+    def say(self, line: str) -> None:
+        """A line for a person; one that begins with "warning: " is not to be missed."""
+        if line.startswith(WARNING):
+            self.warn(line.removeprefix(WARNING))
+        else:
+            self.tell(line)
+
+    def tell(self, line: str) -> None:
+        """A plain line."""
+
+    def warn(self, line: str) -> None:
+        """A line not to be missed."""
+        print(f"{WARNING}{printable(line)}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def reference(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function to call with the number of records whose reference log-probs are ready."""
+        yield lambda count: None
+
+    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """The run has ended; its files are in `folder`."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+
+    def step(self, step: int, steps: int) -> None:
+        """A step is done."""
+
+    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Figures of training were logged."""
+
+    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Figures of held-out records were logged: before the first step, on the way, and after the last."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """Training begins after `step`."""
+
+    # ---- transformers' side
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+        self._began, self._from = time.monotonic(), state.global_step
         if state.is_world_process_zero:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
+            self.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
+        if state.is_world_process_zero:
+            self.step(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is None or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs:
             return
-        figures = [f"loss {logs['loss']:.4g}"]
-        for name, short in (("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")):
-            if name in logs:
-                figures.append(f"{short} {logs[name]:.3g}")
-        self.bar.update(self.task, figures="  ".join(figures))
-        if not self.bar.console.is_terminal:
-            self.bar.console.print(f"{self.label} {state.global_step}/{state.max_steps}  {'  '.join(figures)}")
+        if "loss" in logs:
+            self.log(state.global_step, state.max_steps, {**logs, "memory_gib": memory_gib()})
+        elif any(name.startswith("eval_") for name in logs):
+            self.evaluated(state.global_step, state.max_steps, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
 
+    def seconds_left(self, step: int, steps: int) -> float:
+        """At the pace since training began; nan before the first step."""
+        done = step - self._from
+        return (time.monotonic() - self._began) / done * (steps - step) if done > 0 else math.nan
+
+
+class PlainWatch(Watch):
+    """Lines without control characters, for logs and pipes: at most a hundred of them while training."""
+
+    _last = -1
+    _records, _told = 0, 0.0
+
+    def tell(self, line: str) -> None:
+        """A plain line."""
+        print(printable(line), file=self.stream, flush=True)
+
+    def warn(self, line: str) -> None:
+        """A line not to be missed."""
+        self.tell(f"{WARNING}{line}")
+
+    @contextmanager
+    def reference(self) -> Iterator[Callable[[int], None]]:
+        """Says every half minute how many records are done."""
+        self._told = time.monotonic()
+
+        def advance(count: int) -> None:
+            self._records += count
+            if count and time.monotonic() - self._told > 30:
+                self._told = time.monotonic()
+                self.tell(f"reference log-probs: {self._records:,} records done")
+
+        yield advance
+
+    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """One line, if it is due."""
+        due = step * MOST_LINES // max(steps, 1)
+        if due != self._last or step == steps:
+            self._last = due
+            left = self.seconds_left(step, steps)
+            time_left = f"  left {clock(left)}" if math.isfinite(left) and step < steps else ""
+            self.tell(f"{self.label} {step}/{steps}  {in_words(figures)}{time_left}")
+
+    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """One line on the way; what was before and is after comes at the end."""
+        if 0 < step < steps:
+            self.tell(f"{self.label} {step}/{steps}  held out: {in_words(_held_out(figures))}")
+
+    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """The verdict, the held-out table, and where everything is."""
+        from rich.console import Console
+
+        _tell_end(Console(file=self.stream, no_color=True, force_terminal=False, width=100), folder, summary)
+
+
+class RichWatch(Watch):
+    """A live bar with the latest figures under it."""
+
+    def __init__(self, label: str, stream: TextIO) -> None:
+        super().__init__(label, stream)
+        self.console = _console(stream)
+        self.bar: Any = None
+
+    def tell(self, line: str) -> None:
+        """A line above the bar."""
+        self.console.print(printable(line), highlight=False, markup=False)
+
+    def warn(self, line: str) -> None:
+        """A line not to be missed."""
+        self.console.print(f"{WARNING}{printable(line)}", style="yellow", highlight=False, markup=False)
+
+    @contextmanager
+    def reference(self) -> Iterator[Callable[[int], None]]:
+        """A bar that goes when it is done."""
+        from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("reference log-probs"), TextColumn("{task.completed:,.0f} records"), TimeElapsedColumn()
+        with Progress(*columns, console=self.console, transient=True) as shown:
+            task = shown.add_task("", total=None)
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                shown.update(task, completed=done)
+
+            yield advance
+
+    def begin(self, step: int, steps: int) -> None:
+        """Show the bar."""
+        self.bar = _bar(self.console)
+        self.bar.start()
+        self.task = self.bar.add_task(self.label, total=steps, completed=step)
+
+    def step(self, step: int, steps: int) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
+
+    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Show the figures."""
+        if self.bar is not None:
+            self.bar.figures = in_words(figures)
+            self.bar.refresh()
+
+    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """A line that stays above the bar; what was before and is after comes at the end."""
+        if 0 < step < steps:
+            self.tell(f"step {step}, held out: {in_words(_held_out(figures))}")
+
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Leave the last state of the bar standing."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
+    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """The verdict, the held-out table, and where everything is."""
+        _tell_end(self.console, folder, summary)
 
-@contextmanager
-def reference_bar(label: str) -> Iterator[Callable[[int], None]]:
-    """Gives a progress function for the reference pass; the bar appears with the first call."""
-    from rich.progress import Progress
 
-    shown = Progress(transient=True)
-    task = shown.add_task(f"{label}: reference log-probs", total=None)
+class JsonWatch(Watch):
+    """One JSON object a line: `event` is message, warning, begin, reference, log, evaluation or end."""
 
-    def advance(count: int) -> None:
-        shown.start()
-        shown.update(task, advance=count)
-        shown.stop()
+    def _emit(self, event: str, **content: Any) -> None:
+        print(json.dumps({"event": event, **_finite(content)}), file=self.stream, flush=True)
 
-    yield advance
+    def tell(self, line: str) -> None:
+        """A `message`."""
+        self._emit("message", text=line)
+
+    def warn(self, line: str) -> None:
+        """A `warning`."""
+        self._emit("warning", text=line)
+
+    @contextmanager
+    def reference(self) -> Iterator[Callable[[int], None]]:
+        """One `reference` when all are ready."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+
+        yield advance
+        self._emit("reference", records=done)
+
+    def begin(self, step: int, steps: int) -> None:
+        """A `begin`."""
+        self._emit("begin", method=self.label, step=step, steps=steps)
+
+    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """A `log` with every figure by its name."""
+        self._emit("log", step=step, steps=steps, seconds_left=self.seconds_left(step, steps), **figures)
+
+    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """An `evaluation` with every figure by its name."""
+        self._emit("evaluation", step=step, steps=steps, **figures)
+
+    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """An `end` with the run's summary and verdict."""
+        from prefopt.report.verdict import judge
+        from prefopt.runfolder import RunFolder
+
+        self._emit("end", output_dir=str(folder), summary=dict(summary), verdict=judge(RunFolder(folder)).plain())
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """The figures of a line: `loss 0.6931  accuracy 50%  ...`."""
+    shown = []
+    for words, names, form in FIGURES:
+        value = next((figures[n] for n in names if isinstance(figures.get(n), int | float)), None)
+        if value is not None:
+            after = words in ("tokens/s", "GiB")
+            shown.append(f"{form.format(value)} {words}" if after else f"{words} {form.format(value)}")
+    return "  ".join(shown)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+@functools.cache
+def _console(stream: TextIO) -> Any:
+    """One for each stream: lines of one console stay above the bar of the same."""
+    from rich.console import Console
+
+    return Console(file=stream, force_terminal=True)
+
+
+def _held_out(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("eval_"): value for name, value in figures.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity: such numbers become their names."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _bar(console: Any) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Bar(Progress):
+        """The bar, and a line of figures under it."""
+
+        figures = ""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            yield Text(f"  {self.figures}", style="dim")
+
+    return Bar(
+        TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        console=console, expand=True,
+    )  # fmt: skip
+
+
+def _tell_end(console: Any, folder: Path, summary: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    from prefopt.report.table import held_out_rows, written_rows
+    from prefopt.report.verdict import Facts, judge
+    from prefopt.runfolder import RunFolder
+
+    run = RunFolder(folder)
+    facts = Facts(run)
+    rows = [*held_out_rows(facts.before, facts.after, facts.change), *written_rows(run.summary.get("texts", {}))]
+    if rows:
+        table = Table(box=None, padding=(0, 2, 0, 0), title="held out", title_justify="left")
+        for column in ("", "base", "tuned", "change", ""):
+            table.add_column(column, justify="right" if column else "left")
+        for row in rows:
+            table.add_row(row.words, row.before, row.after, row.change, row.standing)
+        console.print(table)
+    verdict = judge(run)
+    style = {"✓": "bold", "!": "bold yellow", "✗": "bold red"}[verdict.state.value]
+    for i, line in enumerate(verdict.lines()):
+        console.print(printable(line), style=style if i == 0 else None, highlight=False, markup=False)
+    seconds = summary["seconds"]
+    for line in (
+        f"{summary['steps']} steps, {seconds['train']} s of training, {seconds['total']} s in all",
+        f"model:   {folder / 'final'}    (prefopt chat {folder})",
+        f"report:  {folder / 'report.html'}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

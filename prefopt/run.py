@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt import heldout
 from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
 from prefopt.errors import Stopped
 from prefopt.folder import checkpoint_to_resume, held, write_json, write_lines
-from prefopt.generations import greedy_texts, kl_to_start, side_by_side
+from prefopt.generations import distance_to_start, greedy_texts, side_by_side
 from prefopt.manifest import write_manifest
 from prefopt.models import ModelConfig
 from prefopt.plugin import Loss
@@ -27,6 +28,7 @@ from prefopt.tracking import TrackingConfig, trainer_options
 from prefopt.trainer.batches import BatchConfig
 
 if TYPE_CHECKING:
+    from prefopt.progress import Watch
     from prefopt.trainer.stopping import Signals
 
 
@@ -55,6 +57,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
+    progress: str = "auto"  # auto | rich | plain | quiet | json: how a run tells what it does (`prefopt.progress`)
     seed: int = 0
     stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.stages`)
     stages_folder: Path = Path("runs/stages")
@@ -70,13 +73,14 @@ class RunConfig:
         return plain
 
 
-def run(config: RunConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Train as configured, and leave in `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
-    `metrics.jsonl`, `samples.jsonl`, `final/` (which plain transformers loads) and, last, `summary.json`.
+    `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads), `summary.json` and,
+    made from all of these, `report.html`.
 
     Args:
         config: of the run.
-        say: called with lines for a person.
+        say: called with lines for a person; None tells them as `config.progress` says.
 
     Returns:
         The summary: figures before and after, counts, seconds.
@@ -86,6 +90,7 @@ def run(config: RunConfig, *, say: Callable[[str], None] = print) -> dict[str, A
         TrainingError: the run is wrong, and was stopped.
         Stopped: a signal came; what there was is saved.
     """
+    from prefopt.progress import watch
     from prefopt.trainer.arguments import training_arguments
     from prefopt.trainer.stopping import Signals
 
@@ -93,21 +98,27 @@ def run(config: RunConfig, *, say: Callable[[str], None] = print) -> dict[str, A
     training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
     first_process = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate set it
 
+    told = watch(config.progress, config.loss_name)
+
     def tell(line: str) -> None:
         if first_process:
-            say(printable(redact(line)))
+            (say or told.say)(printable(redact(line)))
 
     with held(config.output_dir) if first_process else nullcontext(), Signals(tell) as signals:
-        return _run(config, tell, signals, first_process)
+        return _run(config, tell, told, signals, first_process)
 
 
-def _run(config: RunConfig, say: Callable[[str], None], signals: Signals, first_process: bool) -> dict[str, Any]:
+def _run(
+    config: RunConfig, say: Callable[[str], None], told: Watch, signals: Signals, first_process: bool
+) -> dict[str, Any]:
     import datasets
     from transformers.utils import logging as transformers_logging
 
     from prefopt.models import load_policy, load_reference, load_tokenizer
-    from prefopt.progress import Progress, reference_bar
+    from prefopt.progress import peak_memory_gib
+    from prefopt.report.run import write_run_page
     from prefopt.trainer import train
+    from prefopt.trainer.arguments import autocast
     from prefopt.trainer.callbacks import MetricsFile
     from prefopt.trainer.checkpoints import writing
 
@@ -128,8 +139,8 @@ def _run(config: RunConfig, say: Callable[[str], None], signals: Signals, first_
         say(f"warning: {warning}")
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
     tracking = trainer_options(config.tracking, out)
-    watchers = [MetricsFile(out / "metrics.jsonl"), Progress(config.loss_name), signals]
-    with reference_bar(config.loss_name) as progress:
+    watchers = [MetricsFile(out / "metrics.jsonl"), told, signals]
+    with told.reference() as progress:
         result = train(
             model,
             config.loss,
@@ -153,7 +164,14 @@ def _run(config: RunConfig, say: Callable[[str], None], signals: Signals, first_
             if first_process:
                 tokenizer.save_pretrained(folder)
         signals.check()
-        after = result.after | kl_to_start(config, model, tokenizer, prepared.eval)
+        far = distance_to_start(config, model, tokenizer, prepared.eval)
+        after = result.after | ({} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se})
+        if prepared.eval is not None:
+            table = result.trainer.tables["eval"]
+            assert table is not None
+            base = heldout.of_table(prepared.eval, table)
+            with autocast(result.trainer.args):
+                scored = heldout.score(model, prepared.eval, max_tokens=config.batch.max_tokens or 4096)
         after_texts = greedy_texts(config, model, tokenizer, prepared.eval)
     except Stopped:
         result.trainer.keep()
@@ -162,17 +180,22 @@ def _run(config: RunConfig, say: Callable[[str], None], signals: Signals, first_
         "method": config.loss_name,
         "before": result.before,
         "after": after,
+        "texts": far.plain() if far is not None else {},
         "train": _last_figures(result.trainer.state.log_history),
         "steps": result.trainer.state.global_step,
         "layout": dataclasses.asdict(result.trainer.layout),
         "counts": prepared.counts,
         "reference": {"found": result.reference_hits, "computed": result.reference_misses},
+        "memory_gib": round(peak_memory_gib(), 3),
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},
     }
     if first_process:
         with signals.patience():
             write_lines(out / "samples.jsonl", side_by_side(before_texts, after_texts))
+            if prepared.eval is not None:
+                heldout.write_rows(out / "heldout.jsonl", base, scored)
             write_json(out / "summary.json", summary)
+            write_run_page(out)
     return summary
 
 

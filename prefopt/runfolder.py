@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import typing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +15,8 @@ from prefopt.errors import UserError, nearest
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
+# What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword.
+_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./-]*")
 
 
 @dataclass(frozen=True)
@@ -96,22 +101,54 @@ class RunFolder:
         model = self.config.get("model", {})
         return str(model.get("reference") or model.get("path"))
 
+    def overrides(self) -> list[str]:
+        """What `prefopt train` needs to be told to run the same again: every value that is not a default."""
+        name = str(self.config["loss"]["name"])
+        found = [f"loss={name}", "model=local", "data=auto"]
+        classes, plain = _schemas(name)
+        for group, value in self.config.items():
+            if group in classes:
+                known = _defaults(classes[group])
+                found += [
+                    f"{group}.{key}={_value(given)}"
+                    for key, given in value.items()
+                    if (group, key) != ("loss", "name") and (key not in known or given != known[key])
+                ]
+            elif group not in ("output_dir", "resume") and value != plain.get(group):
+                found.append(f"{group}={_value(value)}")
+        return found
+
     def run_config(self, *overrides: str) -> Any:
-        """The run's `RunConfig`, with overrides of the command line's kind on top."""
+        """The run's `RunConfig`, with overrides of the command line's kind on top; with other data, all of the run's
+        own settings of data are left out, since its columns and splits do not belong to them."""
         from prefopt.cli.compose import compose
 
-        config = self.config
-        flat = [f"loss={config['loss']['name']}", "model=local", "data=auto"]
-        for group in ("loss", "model", "data", "batch", "evaluation"):
-            flat += [f"{group}.{key}={_value(value)}" for key, value in config.get(group, {}).items() if key != "name"]
-        flat.append(f"seed={config.get('seed', 0)}")
         given = {o.split("=", 1)[0] for o in overrides}
-        # data=... and data.path=... start afresh: the run's own columns and splits do not belong to other data
-        afresh = given & {"data", "data.path", "data.mixture"}
-        kept = [
-            o for o in flat if not (afresh and o.startswith(("data=", "data."))) and o.split("=", 1)[0] not in given
-        ]
+        kept = [o for o in self.overrides() if o.split("=", 1)[0] not in given]
+        if given & {"data", "data.path", "data.mixture"}:
+            kept = [o for o in kept if not o.startswith(("data=", "data."))]
         return compose([*kept, *overrides])
+
+
+def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
+    """The dataclass of each group of a run's configuration, and the defaults of its plain values."""
+    from prefopt import registry
+    from prefopt.run import RunConfig
+    from prefopt.trainer.arguments import schema
+
+    hints = typing.get_type_hints(RunConfig)
+    classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return classes | {"loss": registry.loss_class(loss), "trainer": schema()}, _defaults(RunConfig)
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, as JSON values."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value is not dataclasses.MISSING:
+            found[field.name] = json.loads(json.dumps(value, default=str))
+    return found
 
 
 def _value(value: Any) -> str:
@@ -121,6 +158,8 @@ def _value(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, str):
+        if _PLAIN.fullmatch(value):
+            return value
         escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
         return f"'{escaped}'"
     if isinstance(value, list):
@@ -145,23 +184,14 @@ def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     Raises:
         UserError: nothing loadable there.
     """
+    from accelerate import PartialState
+
     from prefopt.models import ModelConfig, load_model, load_tokenizer
 
     path = model_path(name)
+    config = ModelConfig(path=path, dtype=dtype)
+    model = load_model(config)
     adapter = Path(path) / ADAPTER
-    if not adapter.is_file():
-        config = ModelConfig(path=path, dtype=dtype)
-        return load_model(config), load_tokenizer(config)
-    try:
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{adapter} does not name the model that the adapter belongs to") from error
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise UserError(f"{path} is a PEFT adapter: `pip install prefopt[peft]` brings what it needs") from error
-    config = ModelConfig(path=str(base), dtype=dtype)
-    own = Path(path, "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(ModelConfig(path=path) if own else config)
-    model = PeftModel.from_pretrained(load_model(config), path, is_trainable=False, use_safetensors=True)
-    return model, tokenizer
+    if adapter.is_file() and not Path(path, "tokenizer_config.json").is_file():  # peft alone saves no tokenizer
+        config = ModelConfig(path=json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return model.to(PartialState().device), load_tokenizer(config)

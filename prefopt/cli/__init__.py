@@ -11,6 +11,8 @@ from prefopt.errors import PrefoptError, UserError, nearest
 VERBS = {
     "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
     "plan": "what a run will take: steps, tokens, memory, time, and warnings, before it runs",
+    "report": "the page of a run: its verdict, figures, texts, data, cost",
+    "eval": "held-out figures of any model, against any other, on any data",
     "demo": "see six methods on a small world with a known reward",
     "losses": "the menu of losses, and `losses check NAME`",
     "data": "look at preference data: `data check FILE`, `data show FILE --row ID`",

@@ -18,7 +18,7 @@ from prefopt.cache import cached_folder
 from prefopt.data.config import DataConfig
 from prefopt.data.make import content_hash
 from prefopt.data.messages import blank
-from prefopt.data.record import Record, Rejection, RowError
+from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.store import RECORDS, RecordTable, code_key, data_cache, decode, digest, open_arrow
 from prefopt.data.table import SCHEMA, TokenTable
 from prefopt.data.templates import Chat, Plain, renderer
@@ -156,6 +156,10 @@ class Encoder:
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
+
+    def prompt(self, prompt: Text) -> list[int]:
+        """Tokens of a prompt that waits for its answer."""
+        return self._ids(self.render.render(prompt, ()).prompt)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -41,12 +41,12 @@ class Finding:
     @property
     def healthy(self) -> str:
         """The band, for reading."""
-        low, high = self.band.healthy
-        if math.isinf(high):
-            return f"at least {plain(low, self.band.unit)}"
-        if math.isinf(low):
-            return f"at most {plain(high, self.band.unit)}"
-        return f"{plain(low, self.band.unit, bare=True)} to {plain(high, self.band.unit)}"
+        unit = {"%": " %", "points": " points", "x": " times", "": ""}.get(self.band.unit, f" {self.band.unit}")
+        low, high = (f"{100 * v if self.band.unit in ('%', 'points') else v:g}".replace("-", "−")
+                     for v in self.band.healthy)  # fmt: skip
+        if math.isinf(self.band.healthy[1]):
+            return f"at least {low}{unit}"
+        return f"at most {high}{unit}" if math.isinf(self.band.healthy[0]) else f"{low} to {high}{unit}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,19 @@ class Verdict:
     details: list[str]
     findings: list[Finding]
     missing: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "state": self.state.name.lower(),
+            "headline": self.headline,
+            "details": self.details,
+            "figures": {f.band.figure: {**f.figure.plain(), "state": f.state.name.lower()} for f in self.findings},
+        }
+
+    def lines(self) -> list[str]:
+        """For a terminal or a log."""
+        return [f"{self.state.value} {self.headline}", *(f"  - {detail}" for detail in self.details)]
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,11 @@ def _of_preferences(facts: Facts) -> tuple[State, str]:
     grew = facts.judged.get("grew")
     if margin is None or accuracy is None:
         return _of_labels(facts)
+    if not math.isfinite(margin.se):
+        return State.LOOK, (
+            f"The held-out margin changed by {shown(margin, 'nats', sign=True)}; without figures of single records "
+            "nobody can say whether that is more than noise."
+        )
     share = f"the margin grew on {shown(grew, '%')} of the held-out pairs" if grew else "the margin grew"
     told = (f"it tells the better answer in {plain(facts.after['accuracies/logps'].value, '%')} of them, the base "
             f"model in {plain(facts.before['accuracies/logps'].value, '%')}")  # fmt: skip
@@ -267,15 +285,15 @@ def plain(value: float, unit: str, *, bare: bool = False, sign: bool = False) ->
     return f"{text} times" if unit == "x" else f"{text} {unit}"
 
 
-def shown(figure: Estimate, unit: str, *, sign: bool = False) -> str:
-    """A value ± its standard error, with the unit."""
+def shown(figure: Estimate, unit: str, *, sign: bool = False, bare: bool = False) -> str:
+    """A value ± its standard error, with the unit unless `bare`."""
     if not math.isfinite(figure.se):
-        return plain(figure.value, unit, sign=sign)
+        return plain(figure.value, unit, sign=sign, bare=bare)
     scale = 100.0 if unit in ("%", "points") else 1.0
     digits = 0 if scale > 1 and figure.se >= 0.01 else 1 if scale > 1 else 2 if figure.se >= 0.005 else 3
     write = signed if sign else number
     text = f"{write(scale * figure.value, digits)} ± {number(scale * figure.se, digits)}"
-    return f"{text} {'times' if unit == 'x' else unit}".rstrip()
+    return text if bare else f"{text} {'times' if unit == 'x' else unit}".rstrip()
 
 
 def _list(names: list[str]) -> str:
