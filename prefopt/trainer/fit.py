@@ -17,12 +17,13 @@ from prefopt.engine.allocator import keep_large_buffers
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.plan import EpochPlan
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
-from prefopt.errors import Stopped
+from prefopt.errors import Stopped, ThresholdError
 from prefopt.plugin import Loss, Vocab
 from prefopt.trainer.arguments import autocast, training_arguments
 from prefopt.trainer.batches import BatchConfig
 from prefopt.trainer.callbacks import MovingReference
 from prefopt.trainer.feed import Feed
+from prefopt.trainer.sentinels import Sentinels
 from prefopt.trainer.trainer import PreferenceTrainer
 
 
@@ -58,6 +59,8 @@ def train(
     store: Path | None = None,
     tokenizer: Any = None,
     callbacks: Sequence[Any] = (),
+    sentinels: Sentinels | None = None,
+    probe: Callable[[Any], dict[str, float]] | None = None,
     resume: str | Path | None = None,
     progress: Callable[[int], None] = lambda n: None,
     **trainer: Any,
@@ -76,6 +79,8 @@ def train(
         store: folder of the reference log-probs; None: in prefopt's cache.
         tokenizer: saved with checkpoints.
         callbacks: of transformers' kind.
+        sentinels: look at every log; by default with the bounds of `SentinelConfig`.
+        probe: more figures of an evaluation, from the model, such as the KL of its texts.
         resume: a checkpoint folder.
         progress: called with the number of records whose reference log-probs are ready.
         **trainer: `learning_rate`, `max_steps` and the other options of `prefopt.trainer.arguments`.
@@ -83,6 +88,7 @@ def train(
     Raises:
         UserError: what was given does not fit together.
         TrainingError: the run is wrong, and was stopped.
+        ThresholdError: a sentinel stopped it (`SentinelConfig.stop`).
         Stopped: a signal came, and `prefopt.trainer.stopping.Signals` among the callbacks waited for it.
     """
     built = build(
@@ -97,6 +103,8 @@ def train(
         store=store,
         tokenizer=tokenizer,
         callbacks=callbacks,
+        sentinels=sentinels,
+        probe=probe,
         progress=progress,
         **trainer,
     )
@@ -105,6 +113,8 @@ def train(
     try:
         built.train(resume_from_checkpoint=str(resume) if resume is not None else None)
         seconds = time.perf_counter() - start
+        if built.sentinels.config.stop and built.sentinels.findings:
+            raise ThresholdError(f"stopped after step {built.state.global_step}: {built.sentinels.findings[-1].text}")
         after = built.evaluate() if eval is not None else {}
     except Stopped:
         built.keep()
@@ -137,6 +147,8 @@ def build(
     store: Path | None = None,
     tokenizer: Any = None,
     callbacks: Sequence[Any] = (),
+    sentinels: Sentinels | None = None,
+    probe: Callable[[Any], dict[str, float]] | None = None,
     progress: Callable[[int], None] = lambda n: None,
     **trainer: Any,
 ) -> PreferenceTrainer:
@@ -208,4 +220,6 @@ def build(
         reference_name=name,
         tokenizer=tokenizer,
         callbacks=list(callbacks),
+        sentinels=sentinels,
+        probe=probe,
     )

@@ -16,11 +16,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from prefopt.adapters import own_weights
-from prefopt.errors import PrefoptError, UserError
+from prefopt.engine.forward import unwrap
+from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.plugin import Loss, State
-from prefopt.trainer.batches import BatchConfig
+from prefopt.trainer import replay
+from prefopt.trainer.batches import BatchConfig, GlobalBatch
 from prefopt.trainer.checkpoints import (
     fingerprint_of_records,
+    free_name,
     point,
     refuse_other_identity,
     rotate,
@@ -30,7 +33,10 @@ from prefopt.trainer.checkpoints import (
 from prefopt.trainer.checksums import checksums, files_of, write_checksums
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally
+from prefopt.trainer.replay import first_not_finite
+from prefopt.trainer.sentinels import Sentinels
 from prefopt.trainer.stopping import EvaluationCut
+from prefopt.trainer.watch import NotFinite
 
 LOSS_STATE = "loss_state.safetensors"
 REFERENCE = "reference.safetensors"
@@ -47,6 +53,9 @@ class SavingTrainer(Trainer):
     reference_model: Any
     loss_state: State | None
     tally: Tally
+    layout: Any  # the verdict of the gates
+    sentinels: Sentinels
+    _inputs: GlobalBatch  # of the step that runs
     _kept_figures: dict[str, Any] | None = None  # of the checkpoint that this run goes on from
     _loss_of_earlier_logs = 0.0  # summed over the steps before the resume
     _in_loop = False
@@ -138,6 +147,25 @@ class SavingTrainer(Trainer):
 
     # ---- stopping
 
+    def _explained(self, error: NotFinite) -> NotFinite:
+        """The error with the layer where it begins and the file that keeps the batch, where one process has both."""
+        if self.args.world_size > 1:
+            return error
+        works = [work for work in self._inputs.work if work.real]
+        layer = first_not_finite(unwrap(self.model), works)
+        target = free_name(Path(str(self.args.output_dir), f"not-finite-{self.state.global_step + 1}"))
+        kept = f"prefopt replay {target} shows the batch again"
+        try:
+            with writing(target, writes=True) as folder:
+                feed = self._feed("train")
+                records = [[feed[i] for i in work.index] for work in works]
+                replay.save(folder, works, records, step=self.state.global_step + 1, why=str(error),
+                            layout=self.layout.layout, state=self.loss_state)  # fmt: skip
+                self.save_model(str(folder / replay.MODEL), _internal_call=True)
+        except TrainingError as full:
+            kept = f"the batch could not be kept: {full}"
+        return NotFinite("; ".join(part for part in (str(error), layer, kept) if part))
+
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *rest: Any, **kw: Any
     ) -> None:
@@ -178,6 +206,7 @@ class SavingTrainer(Trainer):
     def _go_on(self) -> None:
         """Take up the sums since the last log; make the evaluation that the stop cut short."""
         self._in_loop = True
+        self.sentinels.begin(records=self.batch.records, history=self.state.log_history)
         self.tally, self._loss_of_earlier_logs = Tally(), 0.0
         kept, self._kept_figures = self._kept_figures, None
         if kept is None:

@@ -6,8 +6,9 @@ It knows no loss by name: it reads `needs`. What transformers' loop calls a batc
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -34,7 +35,8 @@ from prefopt.trainer.examples import Facts, Flat, Outcome, examples_of
 from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally, means, tally_batch
 from prefopt.trainer.saving import GoOn, SavingTrainer
-from prefopt.trainer.watch import check_first_batch, refuse_not_finite
+from prefopt.trainer.sentinels import Sentinels
+from prefopt.trainer.watch import NotFinite, check_first_batch, refuse_gradient_not_finite, refuse_not_finite
 
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 
@@ -55,6 +57,8 @@ class PreferenceTrainer(SavingTrainer):
         policy_is_reference: the policy starts as the reference, so the first batch's loss is known beforehand.
         reference_name: the reference's fingerprint; a resume with another one is refused.
         tokenizer: saved with the checkpoints.
+        sentinels: look at every log.
+        probe: more figures of an evaluation, from the model.
 
     Raises:
         UserError: arguments that do not fit together, or that the planner or the gates refuse.
@@ -76,6 +80,8 @@ class PreferenceTrainer(SavingTrainer):
         reference_name: str | None = None,
         tokenizer: Any = None,
         callbacks: list[Any] | None = None,
+        sentinels: Sentinels | None = None,
+        probe: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
         needs = loss.needs
         if args.gradient_accumulation_steps != 1:
@@ -94,6 +100,7 @@ class PreferenceTrainer(SavingTrainer):
             args._n_gpu = 1  # one device a process: DataParallel cannot split a row; torchrun starts more processes
         self.loss = loss
         self.tokenizer = tokenizer
+        self.sentinels, self.probe = sentinels or Sentinels(), probe
         batch = batch or BatchConfig()
         verdicts = [choose_layout(m, batch.layout) for m in (model, reference_model) if m is not None]
         self.layout = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
@@ -173,6 +180,13 @@ class PreferenceTrainer(SavingTrainer):
         if hasattr(self.optimizer, "train"):  # schedule-free optimizers
             self.optimizer.train()  # type: ignore[union-attr]
         self._tokens += inputs.tokens_fed
+        self._inputs = inputs
+        try:
+            return self._whole_step(model, inputs)
+        except NotFinite as error:
+            raise self._explained(error) from error
+
+    def _whole_step(self, model: nn.Module, inputs: GlobalBatch) -> Tensor:
         if self.whole and (len(inputs.work) > 1 or self.args.world_size > 1):
             return self._step_in_two_passes(model, inputs)
         return self._step(model, inputs)
@@ -269,6 +283,18 @@ class PreferenceTrainer(SavingTrainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.accelerator.backward(objective, **({"scale_wrt_gas": False} if deepspeed else {}))
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """transformers', refused where it is not finite; a scaler of half precision passes over such steps itself."""
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            try:
+                model.zero_grad()
+                self._whole_step(model, self._inputs)  # the same gradient before it was clipped, which spreads a NaN
+                refuse_gradient_not_finite(float(norm), model, self.state.global_step + 1)
+            except NotFinite as error:
+                raise self._explained(error) from error
+        return norm
+
     # ---- evaluation
 
     def evaluate(
@@ -287,9 +313,11 @@ class PreferenceTrainer(SavingTrainer):
                 for inputs in loader(self._steps("eval"), self._sampler("eval", shuffle=False)):
                     self._evaluate_batch(model, inputs, tally)
                     self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            found = self.probe(unwrap(self.model)) if self.probe is not None else {}
         finally:
             model.train(training)
         metrics = means(self._from_all(tally.sums()), f"{metric_key_prefix}_")
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_records"] = float(len(self._feed("eval")))
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 4)
         self.log(metrics)
@@ -322,4 +350,8 @@ class PreferenceTrainer(SavingTrainer):
         if "train_loss" in logs and self.state.global_step:  # of all steps, also of those before a resume
             whole = self._loss_of_earlier_logs + self._total_loss_scalar
             logs["train_loss"] = whole / self.state.global_step
+        found = self.sentinels.look(self.state.global_step, logs)
+        logs.update(found)
+        if found and self.sentinels.config.stop:
+            self.control.should_training_stop = self.control.should_save = True
         super().log(logs, start_time)

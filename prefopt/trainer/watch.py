@@ -1,35 +1,63 @@
-"""What stops a run: a loss that is not finite, or a first batch that is provably wrong."""
+"""What stops a run: numbers that are not finite, or a first batch that is provably wrong."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import nn
 
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError
 from prefopt.plugin import Loss
 from prefopt.trainer.examples import Outcome
+from prefopt.trainer.replay import side
 
 # Largest relative or absolute difference of a first batch's loss from the value that the plugin declares.
 SLACK = {torch.float64: 0.01, torch.float32: 0.01}
 SLACK_IN_HALF = 0.1
 
 
+class NotFinite(TrainingError):
+    """A loss or a gradient that is not finite."""
+
+
 def refuse_not_finite(outcome: Outcome, step: int) -> None:
     """Stop before such a loss reaches the weights.
 
     Raises:
-        TrainingError: naming the records.
+        NotFinite: naming the records, and the sides whose log-probs are not finite either.
     """
     loss = outcome.output.loss.detach()
     bad = (~torch.isfinite(loss)).nonzero().flatten().tolist()
     if bad:
         ids = sorted({outcome.facts[int(outcome.examples.record[b])].id for b in bad})
-        raise TrainingError(
+        sides = _sides_not_finite(outcome)
+        raise NotFinite(
             f"step {step}: the loss is {loss[bad[0]].item()} on {len(bad)} of {len(loss)} examples "
-            f"(records {', '.join(ids[:5])}); lower trainer.learning_rate, or look at these records"
+            f"(records {', '.join(ids[:5])}); "
+            + (f"not finite is the log-prob of {', '.join(sides[:5])}" if sides else "the log-probs are finite")
+            + "; lower trainer.learning_rate, or look at these records"
         )
+
+
+def _sides_not_finite(outcome: Outcome) -> list[str]:
+    names = [f"{f.id} {side(f, k)}" for f in outcome.facts for k in range(f.completions)]
+    bad = (~torch.isfinite(outcome.flat.sum.detach())).nonzero().flatten().tolist()
+    return [names[c] for c in bad]
+
+
+def refuse_gradient_not_finite(norm: float, model: nn.Module, step: int) -> None:
+    """Stop before such a gradient reaches the weights.
+
+    Raises:
+        NotFinite: naming the first weights with such a gradient.
+    """
+    if not math.isfinite(norm):
+        bad = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        where = f"in {len(bad)} tensors, first in {bad[0]}" if bad else "taken together"
+        raise NotFinite(f"step {step}: the loss is finite, but its gradient is {norm} {where}; lower "
+                        "trainer.learning_rate")  # fmt: skip
 
 
 def check_first_batch(outcome: Outcome, loss: Loss, precision: torch.dtype) -> None:
