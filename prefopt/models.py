@@ -31,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ModelConfig:
     """Which model. The defaults of the Hydra group `model`."""
 
-    path: str  # a folder (of a model or an adapter), a hub id, `world`, or `package:NAME`
+    path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
     revision: str | None = None  # of a hub id
     reference: str | None = None  # another model as reference; None: the model as it starts
     dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true
@@ -40,11 +40,13 @@ class ModelConfig:
 
 
 def resolve(path: str) -> str:
-    """The folder or hub id behind `path`; `world` and `package:` models are made once, in the cache."""
-    if path == "world":
+    """The folder or hub id behind `path`; `world`, `world/base` (before its SFT) and `package:` models are made once,
+    in the cache."""
+    if path in ("world", "world/base"):
         from prefopt import worlds
 
-        return str(worlds.resolve().model)
+        files = worlds.resolve()
+        return str(files.model if path == "world" else files.base)
     if path.startswith(PACKAGE):
         return str(_from_package(path.removeprefix(PACKAGE)))
     return path

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -22,17 +24,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt import registry
+from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
 from prefopt.errors import PrefoptError, UserError, nearest
 from prefopt.models import ModelConfig
 from prefopt.run import EvaluationConfig, RunConfig
+from prefopt.stages import for_stage, of_stages
 from prefopt.tracking import TrackingConfig
 from prefopt.trainer.arguments import schema as trainer_schema
 from prefopt.trainer.batches import BatchConfig
 
 CONF = "pkg://prefopt.conf"
-OBJECTS = ("loss", "model", "data", "batch", "tracking", "evaluation")
-KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume")
+OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation")
+KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder")
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
@@ -51,6 +55,7 @@ def register() -> None:
         store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
     groups: dict[str, type[Any]] = {
         "model": ModelConfig,
+        "peft": PeftConfig,
         "data": DataConfig,
         "tracking": TrackingConfig,
         "evaluation": EvaluationConfig,
@@ -82,14 +87,14 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
         UserError: what Hydra refuses, in one line, with the nearest valid name.
     """
     register()
-    argv = implied(argv)
+    argv, own = of_stages(implied(argv))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, [program, *argv]
     failed: list[Exception] = []
 
     def job(config: DictConfig) -> Any:
         try:
-            return task(run_config(config))
+            return task(run_config(config, own))
         except (PrefoptError, OmegaConfBaseException) as error:
             failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
             if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -110,12 +115,32 @@ def implied(overrides: list[str]) -> list[str]:
 
     The world's model brings a learning rate, steps and a batch that would ruin another model.
     """
-    given = {o.split("=", 1)[0] for o in overrides}
+    given = dict(o.split("=", 1) for o in overrides if "=" in o)
     extra = []
     for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):
-        if path in given and not given & {group, "experiment"} and f"{path}=world" not in overrides:
+        own = path in given and not given[path].startswith("world")
+        if own and group not in given and _of_the_world(group, given.get("experiment")):
             extra.append(f"{group}={choice}")
     return [*overrides, *extra]
+
+
+def _initialized() -> AbstractContextManager[Any]:
+    """Hydra ready to compose: made so, unless a job or a stage is being composed."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return hydra.initialize_config_module("prefopt.conf", version_base="1.3")
+
+
+def _of_the_world(group: str, experiment: str | None) -> bool:
+    """Whether a group would be the embedded world's, under a named set of overrides."""
+    if experiment is None:
+        return True
+    with _initialized():
+        try:
+            composed = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            return False  # refused, with a reason, when the whole is composed
+    return str(composed.hydra.runtime.choices[group]).startswith("world")
 
 
 def compose(overrides: list[str]) -> RunConfig:
@@ -125,18 +150,23 @@ def compose(overrides: list[str]) -> RunConfig:
         UserError: as `run_hydra`.
     """
     register()
-    overrides = implied(overrides)
+    overrides, own = of_stages(implied(overrides))
     try:
         with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
             config = hydra.compose("train", overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            return run_config(config)
+            return run_config(config, own)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 
 
-def run_config(config: DictConfig) -> RunConfig:
-    """Our types from Hydra's; every value is checked against its field here."""
+def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = None) -> RunConfig:
+    """Our types from Hydra's; every value is checked against its field here.
+
+    Args:
+        config: composed, with Hydra initialised.
+        own: overrides of the stages, by their names; None for a stage itself.
+    """
     for key in config:
         if key not in KEYS and key != "hydra":
             raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
@@ -162,9 +192,31 @@ def run_config(config: DictConfig) -> RunConfig:
         trainer=_given(config.trainer),
         reference_folder=config.reference_folder,
         resume=str(config.resume),
+        progress=str(config.progress),
         seed=config.seed,
+        stages={} if own is None else _stages(config, own),
+        stages_folder=Path(config.stages_folder),
         **groups,
     )
+
+
+def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
+    """The runs before the run, each composed as the run was, with the overrides of its own."""
+    planned: Any = OmegaConf.to_container(config.stages, resolve=True)
+    for name in own:
+        if name not in planned:
+            known = f"; its stages: {', '.join(planned)}" if planned else " (experiment=sft_then_dpo has stages)"
+            raise UserError(f"stages.{name}: the run has no such stage{nearest(name, planned)}{known}")
+    made: dict[str, RunConfig] = {}
+    for name, listed in planned.items():
+        if not isinstance(listed, list) or not all(isinstance(o, str) for o in listed):
+            raise UserError(f"stages.{name} must be a list of overrides, such as [loss=sft, trainer.max_steps=100]")
+        overrides = for_stage(HydraConfig.get().overrides.task, [*listed, *own.get(name, [])])
+        try:
+            made[name] = run_config(hydra.compose("train", overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"stage {name}: {explain(error, overrides)}") from error
+    return made
 
 
 def _given(trainer: DictConfig) -> dict[str, Any]:
@@ -209,8 +261,10 @@ def _choices(group: str) -> list[str]:
 
 def _keys(overrides: list[str]) -> list[str]:
     """Every option's full name, under the groups that were chosen."""
-    chosen = [o for o in overrides if re.fullmatch(r"(loss|model|data|batch|trainer|tracking|experiment)=[^,]*", o)]
-    with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
+    chosen = [
+        o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
+    ]
+    with _initialized():
         try:
             config = hydra.compose("train", chosen)
         except HydraException:

@@ -1,0 +1,184 @@
+"""Several runs in a row, each from the model that the one before left: SFT, then preference tuning.
+
+A stage is a run like any other, with a folder of its own that is named after everything its model depends on. So a
+finished stage is found again by every later call that asks for the same, an interrupted one goes on from its last
+checkpoint, and another preference method behind the same SFT pays for the SFT once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt import __version__
+from prefopt.errors import UserError
+from prefopt.folder import write_json
+from prefopt.models import resolve
+
+if TYPE_CHECKING:
+    from prefopt.run import RunConfig
+
+PREFIX = "stages."
+# What is tuned for one stage; an override of it is for the last stage, unless it says `stages.NAME.` in front.
+OF_ONE_STAGE = (
+    "loss", "batch.records", "model.reference", "output_dir", "resume", "stages", "tracking.run_name",
+    "trainer.learning_rate", "trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps",
+    "trainer.max_steps", "trainer.num_train_epochs", "trainer.optim", "trainer.optim_args",
+    "trainer.optim_target_modules", "trainer.weight_decay", "trainer.adam_beta1", "trainer.adam_beta2",
+    "trainer.adam_epsilon", "trainer.max_grad_norm", "hydra",
+)  # fmt: skip
+SETTINGS = ("trainer", "batch", "evaluation", "tracking")  # groups whose choice leaves other settings of theirs alone
+# What changes nothing in the model that a stage leaves.
+WITHOUT_EFFECT = ("output_dir", "resume", "reference_folder", "tracking", "evaluation", "stages", "stages_folder")
+WITHOUT_EFFECT_IN = {
+    "data": ("cache_dir", "num_proc"),
+    "trainer": ("logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay",
+                "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model", "disable_tqdm",
+                "log_level", "dataloader_num_workers"),
+}  # fmt: skip
+STAGES = "stages.json"
+
+
+def key_of(override: str) -> str:
+    """The name that an override sets."""
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def of_stages(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Overrides without, and by stage those with, a stage's name in front: `stages.sft.trainer.max_steps=100`.
+
+    Raises:
+        UserError: one that names a stage and nothing of it.
+    """
+    plain: list[str] = []
+    own: dict[str, list[str]] = {}
+    for override in overrides:
+        if not key_of(override).startswith(PREFIX):
+            plain.append(override)
+            continue
+        name, _, rest = override.removeprefix(PREFIX).partition(".")
+        if not rest or "=" in name:
+            raise UserError(f"{override}: say what of the stage, as in stages.NAME.trainer.learning_rate=1e-5")
+        own.setdefault(name, []).append(rest)
+    return plain, own
+
+
+def for_stage(given: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The overrides of an earlier stage.
+
+    Args:
+        given: those of the whole run; what is tuned for one stage is left out.
+        own: the stage's, which also silence what was given of the same: `loss=sft` silences `loss.beta=0.1`.
+    """
+    silenced = [*OF_ONE_STAGE, *map(key_of, own)]
+
+    def silent(key: str) -> bool:
+        return any(key == s or (key.startswith(f"{s}.") and s not in SETTINGS) for s in silenced)
+
+    kept = [o for o in given if not silent(key_of(o))]
+    last: dict[str, str] = {key_of(o): o for o in own}  # of two that set the same, the later
+    return [*kept, *last.values()]
+
+
+def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[str, Any]] | None = None) -> Any:
+    """Run the stages of a configuration that are not there yet, then the run itself from the last of them.
+
+    Besides what `run` leaves, `output_dir` gets `stages.json`: each stage's name, folder and method, and whether it
+    was found finished.
+
+    Args:
+        config: the last run; `config.stages` are run before it.
+        say: called with lines for a person.
+        run: instead of `prefopt.run.run`.
+
+    Returns:
+        The summary of the last run.
+
+    Raises:
+        UserError, TrainingError: as `prefopt.run.run`.
+    """
+    if run is None:
+        from prefopt.run import run as run_one
+
+        run = run_one
+    before: dict[str, Any] | None = None
+    done: list[dict[str, Any]] = []
+    for name, stage in config.stages.items():
+        stage = _from(stage, before)
+        digest = fingerprint(stage, before["digest"] if before else None)
+        folder = Path(config.stages_folder) / f"{name}-{digest}"
+        with _alone(folder):
+            found = (folder / "summary.json").exists()
+            say(f"stage {name}: {stage.loss_name}, {'found in' if found else 'in'} {folder}")
+            if not found:
+                run(dataclasses.replace(stage, output_dir=folder), say=say)
+        before = {"name": name, "digest": digest, "folder": str(folder), "method": stage.loss_name, "found": found}
+        done.append(before)
+    if done:
+        say(f"stage {config.loss_name}: the last, from {done[-1]['folder']}")
+    summary = run(dataclasses.replace(_from(config, before), stages={}), say=say)
+    if done and os.environ.get("RANK", "0") == "0":
+        write_json(config.output_dir / STAGES, done)
+    return summary
+
+
+def _from(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:
+    """A stage's configuration with the model that the stage before it left."""
+    if before is None:
+        return config
+    final = str(Path(before["folder"], "final").resolve())  # found from any folder, later
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, path=final, revision=None))
+
+
+def fingerprint(config: RunConfig, before: str | None = None) -> str:
+    """A hash of all that the model which a run leaves depends on: settings, data, the model that it starts from.
+
+    Args:
+        config: of the run.
+        before: the fingerprint of the stage whose model it starts from, if there is one.
+    """
+    facts = {k: v for k, v in config.plain().items() if k not in WITHOUT_EFFECT}
+    for group, names in WITHOUT_EFFECT_IN.items():
+        facts[group] = {k: v for k, v in facts[group].items() if k not in names}
+    facts["model"] |= {"path": before or _model(config.model.path), "reference": None}
+    files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
+    facts["files"] = [_content(Path(str(file))) for file in files if file]
+    facts["version"] = __version__
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+
+
+def _model(path: str) -> Any:
+    """A model by its files; a hub id by its name."""
+    folder = Path(resolve(path))
+    if not folder.is_dir():
+        return path
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]
+
+
+def _content(path: Path) -> Any:
+    """Data by what is in its files, wherever they lie; a hub set by its name."""
+    if path.is_dir():
+        return [_content(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    if not path.is_file():
+        return str(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _alone(folder: Path) -> AbstractContextManager[Any]:
+    """Of several runs that need a stage at once one makes it, and the others wait for it.
+
+    Processes of one run (torchrun) make it together.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return nullcontext()
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"))
