@@ -3,14 +3,14 @@
     python benchmarks/length.py
 
 The true reward does not know length, so what a policy gains in length is what it took from the labels' bias. Every run:
-128 steps of 128 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
+128 steps of 32 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
 
 Writes `benchmarks/results/length.json`.
 """
 
 from __future__ import annotations
 
-from world_suite import SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+from world_suite import BATCH, SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
 
 STEPS = "trainer.max_steps=128"
 BIASES = (0.0, 0.05)
@@ -49,7 +49,7 @@ def main() -> None:
         for line in LINES
     ]
     save("length", {
-        "setting": {"steps": 128, "batch": 128, "seeds": len(SEEDS)},
+        "setting": {"steps": 128, "batch": BATCH, "seeds": len(SEEDS)},
         "rows": rows,
         "processor_seconds": processor_seconds(results),
     })  # fmt: skip

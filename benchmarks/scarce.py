@@ -4,7 +4,7 @@
 
 KTO trains on every undesirable text and the desirable ones that are left, with equal weights and with weights that
 bring `desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only where
-both texts are left. Every run: 128 steps at learning rate 1e-3, three seeds; 128 pairs a step or 256 single texts, the
+both texts are left. Every run: 128 steps at learning rate 1e-3, three seeds; 32 pairs a step or 64 single texts, the
 same number of texts.
 
 Writes `benchmarks/results/scarce.json`.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from world_suite import SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+from world_suite import BATCH, SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
 
 STEPS = "trainer.max_steps=128"
 PAIRS = 7936
@@ -25,7 +25,7 @@ CLAIM = "as good as DPO with up to 90 % of desirable texts dropped (2402.01306)"
 
 def lines(dropped: float) -> Iterator[Line]:
     """The methods on what is left."""
-    single = (*knob("desirable_dropped", dropped), "batch.records=256") if dropped else ()
+    single = (*knob("desirable_dropped", dropped), f"batch.records={2 * BATCH}") if dropped else ()
     yield Line(name="KTO", loss="kto", fixed=("loss.beta=0.5", *single), claim=CLAIM)
     if dropped:
         weight = f"loss.desirable_weight={1 / (1 - dropped):.4g}"
@@ -60,7 +60,7 @@ def main() -> None:
         for dropped, line in pairs
     ]
     save("scarce", {
-        "setting": {"steps": 128, "batch": 128, "seeds": len(SEEDS)},
+        "setting": {"steps": 128, "batch": BATCH, "seeds": len(SEEDS)},
         "rows": rows,
         "processor_seconds": processor_seconds(results),
     })  # fmt: skip

@@ -27,8 +27,9 @@ from prefopt.trainer.arguments import DEFAULTS
 RESULTS = Path(__file__).with_name("results")
 JOBS = Path("runs/benchmarks")
 SEEDS = (0, 1, 2)
+BATCH = 32  # pairs a step
 VALIDATION = MeasureConfig(prompts=512, samples_per_prompt=2, texts=0)
-TEST = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=2)  # 4,096 samples: both estimates of KL are compared
+TEST = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: both estimates of KL are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +64,13 @@ class Line:
 
 def job(line: Line, *overrides: str, value: float | None = None, seed: int = 0, split: Split = "test") -> Job:
     """One run of a line on the `seed`-th draw of the data, measured on `split`."""
-    said = [*line.overrides(value), *overrides]
+    said = [f"batch.records={BATCH}", *line.overrides(value), *overrides]
+    said = list({one.split("=", 1)[0]: one for one in said}.values())  # what is said last counts
     config = compose([*said, f"data.world.draw={seed}", f"seed={seed + line.seed_offset}", "output_dir=."])
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
     return Job(
         method=line.name,
-        label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[1:])} seed={seed} {split}",
+        label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[2:])} seed={seed} {split}",
         config=config,
         fingerprints=fingerprints(config),
         measure=VALIDATION if split == "validation" else TEST,
