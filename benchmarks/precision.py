@@ -34,7 +34,8 @@ def plain(model: Any, records: list[TokenRecord]) -> tuple[np.ndarray, np.ndarra
 
     Two of them: log-softmax in the model's precision, and in float64.
     """
-    own, wide = [], []
+    own: list[float] = []
+    wide: list[float] = []
     for record in records:
         for completion in record.completions:
             ids = torch.from_numpy(np.concatenate([record.prompt, completion]).astype(np.int64))

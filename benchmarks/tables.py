@@ -106,7 +106,7 @@ def allocator(line: Row) -> str:
 
 def growth(result: Any) -> str:
     timed = {
-        "step_s": ("s a step", "{:.2f}"),
+        "step_s": ("processor s a step", "{:.2f}"),
         "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
         "completions_per_s": ("completions/s", "{:.1f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
@@ -120,7 +120,7 @@ def growth(result: Any) -> str:
         | {"extra_gib": ("beyond weights and Adam, GiB", "{:.2f}")},
         "records": {
             "records": ("pairs", "{:,}"),
-            "total_s": ("s, whole run", "{:.1f}"),
+            "total_s": ("processor s, whole run", "{:.1f}"),
             "ms_per_record": ("ms a pair", "{:.2f}"),
             "reference_mib": ("reference store, MiB", "{:.1f}"),
             "peak_gib": ("peak GiB", "{:.2f}"),
