@@ -23,17 +23,17 @@ MODES = ("auto", "rich", "plain", "quiet", "json")
 WARNING = "warning: "
 MOST_LINES = 100  # of a whole run in plain mode
 
-# What is shown, by the first name that was logged, and how. `ratios/*` are log-ratios to the reference on the batch:
-# they say where the sides go, and are no KL; a KL is shown where one was measured.
-FIGURES: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("loss", ("loss",), "{:.4f}"),
-    ("accuracy", ("rewards/accuracies", "accuracies/logps"), "{:.0%}"),
-    ("margin", ("rewards/margins", "margins/logps"), "{:+.3f}"),
-    ("KL", ("kl", "eval_kl"), "{:.2f}"),
-    ("chosen", ("ratios/chosen", "logps/chosen"), "{:+.2f}"),
-    ("rejected", ("ratios/rejected", "logps/rejected"), "{:+.2f}"),
-    ("tokens/s", ("tokens_per_second",), "{:,.0f}"),
-    ("GiB", ("memory_gib",), "{:.2f}"),
+# What is shown, by the first name that was logged, and how. A log-ratio is log-prob less the reference's, in nats, on
+# the batch: it says where each side goes, and is no KL. A KL is shown where one was measured.
+FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("loss",), "loss {:.4f}"),
+    (("rewards/accuracies", "accuracies/logps"), "accuracy {:.0%}"),
+    (("rewards/margins", "margins/logps"), "margin {:+.3f}"),
+    (("kl", "eval_kl"), "KL {:.2f} nats"),
+    (("ratios/chosen",), "log-ratio chosen {:+.2f}"),
+    (("ratios/rejected",), "rejected {:+.2f}"),
+    (("tokens_per_second",), "{:,.0f} tokens/s"),
+    (("memory_gib",), "{:.2f} GiB"),
 )
 
 
@@ -309,11 +309,10 @@ class JsonWatch(Watch):
 def in_words(figures: Mapping[str, float]) -> str:
     """The figures of a line: `loss 0.6931  accuracy 50%  ...`."""
     shown = []
-    for words, names, form in FIGURES:
+    for names, form in FIGURES:
         value = next((figures[n] for n in names if isinstance(figures.get(n), int | float)), None)
         if value is not None:
-            after = words in ("tokens/s", "GiB")
-            shown.append(f"{form.format(value)} {words}" if after else f"{words} {form.format(value)}")
+            shown.append(form.format(value))
     return "  ".join(shown)
 
 

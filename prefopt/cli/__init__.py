@@ -11,9 +11,14 @@ from prefopt.errors import PrefoptError, UserError, nearest
 VERBS = {
     "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
     "plan": "what a run will take: steps, tokens, memory, time, and warnings, before it runs",
+    "rerun": "a finished run again, and whether its numbers are identical: rerun FOLDER",
+    "replay": "a batch that broke a run, looked at again: replay FILE",
     "report": "the page of a run: its verdict, figures, texts, data, cost",
     "eval": "held-out figures of any model, against any other, on any data",
+    "sample": "what several models write behind the same prompts, side by side",
+    "chat": "talk with a tuned model in the terminal",
     "demo": "see six methods on a small world with a known reward",
+    "export": "the tuned model as a folder that transformers, vLLM and llama.cpp take: export RUN --to DIR",
     "losses": "the menu of losses, and `losses check NAME`",
     "data": "look at preference data: `data check FILE`, `data show FILE --row ID`",
     "import": "settings of TRL or LLaMA-Factory as ours: import FILE --to OURS.yaml",
@@ -45,18 +50,25 @@ def main(argv: list[str] | None = None) -> int:
     except PrefoptError as error:
         if os.environ.get("PREFOPT_TRACEBACK"):
             raise
-        print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         return 1
     except OSError as error:  # a full disk, a folder that cannot be written
         if os.environ.get("PREFOPT_TRACEBACK"):
             raise
-        print(f"prefopt: {error}; free some space, or give another folder (output_dir=...)", file=sys.stderr)
+        _complain(f"{error}; free some space, or give another folder (output_dir=...)")
         return 1
     except KeyboardInterrupt:
-        print("prefopt: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(message: str) -> None:
+    """One line for a person: no secret in it, and nothing that steers a terminal."""
+    from prefopt.redact import printable, redact
+
+    print(f"prefopt: {printable(redact(' '.join(message.split())))}", file=sys.stderr)
 
 
 def _usage() -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from prefopt.report.bands import State
 from prefopt.report.figures import Axes, Line, Style, curves
 from prefopt.report.page import render, write_page
 from prefopt.report.table import held_out_rows, written_rows
 from prefopt.report.verdict import Facts, judge, plain, sentinel_warnings, shown
+from prefopt.report.words import marked
 from prefopt.runfolder import RunFolder
 
 PAGE = "report.html"
@@ -113,22 +112,8 @@ def _mean(values: Sequence[float]) -> float:
 def _marked(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A text before and after, with the words that only one of them has marked."""
     before, after = str(sample.get("before", "")), str(sample.get("after", ""))
-    a, b = _words(before), _words(after)
-    left, right = [], []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        left.append(_span("del", a[i:j], kind != "equal"))
-        right.append(_span("ins", b[k:m], kind != "equal"))
-    return {"prompt": str(sample.get("prompt", "")), "before": Markup("").join(left), "after": Markup("").join(right),
-            "same": before == after}  # fmt: skip
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\s+|\w+|[^\w\s]", text)
-
-
-def _span(tag: str, words: Sequence[str], marked: bool) -> Markup:
-    text = escape("".join(words))
-    return Markup(f"<{tag}>{text}</{tag}>") if marked and text.strip() else text
+    left, right = marked(before, after)
+    return {"prompt": str(sample.get("prompt", "")), "before": left, "after": right, "same": before == after}
 
 
 def _card(run: RunFolder) -> list[tuple[str, str]]:

@@ -290,7 +290,8 @@ def shown(figure: Estimate, unit: str, *, sign: bool = False, bare: bool = False
     if not math.isfinite(figure.se):
         return plain(figure.value, unit, sign=sign, bare=bare)
     scale = 100.0 if unit in ("%", "points") else 1.0
-    digits = 0 if scale > 1 and figure.se >= 0.01 else 1 if scale > 1 else 2 if figure.se >= 0.005 else 3
+    whole = figure.se >= 0.01 and not sign  # per cent of a share; differences of shares get a digit more
+    digits = int(not whole) if scale > 1 else 2 if figure.se >= 0.005 else 3
     write = signed if sign else number
     text = f"{write(scale * figure.value, digits)} ± {number(scale * figure.se, digits)}"
     return text if bare else f"{text} {'times' if unit == 'x' else unit}".rstrip()

@@ -1,0 +1,25 @@
+"""Which words of two texts differ."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+Pieces = list[tuple[str, bool]]  # text, and whether only this side has it
+
+
+def marked(before: str, after: str) -> tuple[Pieces, Pieces]:
+    """Both texts in pieces, each marked where the other one differs; words are compared, and what is between them."""
+    a, b = _words(before), _words(after)
+    left: Pieces = []
+    right: Pieces = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        for pieces, words in ((left, a[i:j]), (right, b[k:m])):
+            text = "".join(words)
+            if text:
+                pieces.append((text, kind != "equal" and bool(text.strip())))
+    return left, right
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\s+|\w+|[^\w\s]", text)
