@@ -140,3 +140,11 @@ def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: A
     start = load_model(config.model, config.model.reference or config.model.path).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
     return distance(model, start, tokenizer, prompts, sampling, max_tokens=config.batch.max_tokens or 4096)
+
+
+def text_figures(far: Distance | None, prefix: str = "") -> dict[str, float]:
+    """A distance as the figures that sentinels look at; none where nothing was measured."""
+    if far is None:
+        return {}
+    figures = {"kl": far.kl.value, "sampled_length": far.length.value, "sampled_length_before": far.length_before.value}
+    return {prefix + name: value for name, value in figures.items()}

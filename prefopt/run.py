@@ -19,13 +19,14 @@ from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
 from prefopt.errors import Stopped
 from prefopt.folder import checkpoint_to_resume, held, write_json, write_lines
-from prefopt.generations import distance_to_start, greedy_texts, side_by_side
+from prefopt.generations import distance_to_start, greedy_texts, side_by_side, text_figures
 from prefopt.manifest import write_manifest
 from prefopt.models import ModelConfig
 from prefopt.plugin import Loss
 from prefopt.redact import printable, redact
 from prefopt.tracking import TrackingConfig, trainer_options
 from prefopt.trainer.batches import BatchConfig
+from prefopt.trainer.sentinels import SentinelConfig, Sentinels
 
 if TYPE_CHECKING:
     from prefopt.progress import Watch
@@ -55,6 +56,7 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sentinels: SentinelConfig = field(default_factory=SentinelConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
     progress: str = "auto"  # auto | rich | plain | quiet | json: how a run tells what it does (`prefopt.progress`)
@@ -65,7 +67,8 @@ class RunConfig:
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        nested = {k: dataclasses.asdict(known[k]) for k in ("model", "peft", "data", "batch", "tracking", "evaluation")}
+        groups = ("model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
+        nested = {k: dataclasses.asdict(known[k]) for k in groups}
         loss = {"name": self.loss_name, **dataclasses.asdict(self.loss)}  # type: ignore[call-overload]
         stages = {name: stage.plain() for name, stage in self.stages.items()}
         plain: dict[str, Any] = json.loads(json.dumps(known | nested | {"loss": loss, "stages": stages}, default=str))
@@ -88,6 +91,7 @@ def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[
     Raises:
         UserError: something given cannot be used.
         TrainingError: the run is wrong, and was stopped.
+        ThresholdError: a sentinel stopped it (`sentinels.stop`).
         Stopped: a signal came; what there was is saved.
     """
     from prefopt.progress import watch
@@ -140,6 +144,11 @@ def _run(
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
     tracking = trainer_options(config.tracking, out)
     watchers = [MetricsFile(out / "metrics.jsonl"), told, signals]
+    sentinels = Sentinels(config.sentinels, say)
+
+    def probe(policy: Any) -> dict[str, float]:
+        return text_figures(distance_to_start(config, policy, tokenizer, prepared.eval))
+
     with told.reference() as progress:
         result = train(
             model,
@@ -153,6 +162,8 @@ def _run(
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=tokenizer,
             callbacks=watchers,
+            sentinels=sentinels,
+            probe=probe if config.sentinels.measure else None,
             resume=checkpoint,
             progress=progress,
             **tracking,
@@ -166,6 +177,7 @@ def _run(
         signals.check()
         far = distance_to_start(config, model, tokenizer, prepared.eval)
         after = result.after | ({} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se})
+        sentinels.look(result.trainer.state.global_step, text_figures(far, "eval_"))
         if prepared.eval is not None:
             table = result.trainer.tables["eval"]
             assert table is not None
@@ -185,6 +197,7 @@ def _run(
         "steps": result.trainer.state.global_step,
         "layout": dataclasses.asdict(result.trainer.layout),
         "counts": prepared.counts,
+        "sentinels": [finding.plain() for finding in sentinels.findings],
         "reference": {"found": result.reference_hits, "computed": result.reference_misses},
         "memory_gib": round(peak_memory_gib(), 3),
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},

@@ -26,16 +26,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from prefopt import registry
 from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
-from prefopt.errors import PrefoptError, UserError, nearest
+from prefopt.errors import PrefoptError, Stopped, UserError, nearest
 from prefopt.models import ModelConfig
 from prefopt.run import EvaluationConfig, RunConfig
 from prefopt.stages import for_stage, of_stages
 from prefopt.tracking import TrackingConfig
 from prefopt.trainer.arguments import schema as trainer_schema
 from prefopt.trainer.batches import BatchConfig
+from prefopt.trainer.sentinels import SentinelConfig
 
 CONF = "pkg://prefopt.conf"
-OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation")
+OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
 KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder")
 ENTRY_POINT_GROUP = "prefopt.conf"
 
@@ -53,19 +54,27 @@ def register() -> None:
     store = ConfigStore.instance()
     for name in registry.names():
         store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
+    for group, node in schemas().items():
+        store.store(group=group, name="_schema", node=node)
+    if OutsidePresets not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(OutsidePresets)
+
+
+def schemas(loss: str | None = None) -> dict[str, DictConfig]:
+    """The schema of each group of one kind, and of the loss with that name."""
     groups: dict[str, type[Any]] = {
         "model": ModelConfig,
         "peft": PeftConfig,
         "data": DataConfig,
         "tracking": TrackingConfig,
         "evaluation": EvaluationConfig,
+        "sentinels": SentinelConfig,
         "batch": BatchConfig,
         "trainer": trainer_schema(),
     }
-    for group, cls in groups.items():
-        store.store(group=group, name="_schema", node=_node(cls))
-    if OutsidePresets not in Plugins.instance().discover(SearchPathPlugin):
-        Plugins.instance().register(OutsidePresets)
+    if loss is not None:
+        groups["loss"] = registry.loss_class(loss)
+    return {group: _node(cls) for group, cls in groups.items()}
 
 
 def _node(cls: type[Any]) -> DictConfig:
@@ -93,6 +102,8 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
     failed: list[Exception] = []
 
     def job(config: DictConfig) -> Any:
+        if any(isinstance(error, Stopped) for error in failed):
+            return None  # a signal ends a multirun, not one job of it
         try:
             return task(run_config(config, own))
         except (PrefoptError, OmegaConfBaseException) as error:
@@ -103,7 +114,7 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
         if failed:
-            raise failed[0]
+            raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, argv) from error
     finally:

@@ -80,7 +80,7 @@ def train(
         tokenizer: saved with checkpoints.
         callbacks: of transformers' kind.
         sentinels: look at every log; by default with the bounds of `SentinelConfig`.
-        probe: more figures of an evaluation, from the model, such as the KL of its texts.
+        probe: more figures of an evaluation in training, from the model, such as the KL of its texts.
         resume: a checkpoint folder.
         progress: called with the number of records whose reference log-probs are ready.
         **trainer: `learning_rate`, `max_steps` and the other options of `prefopt.trainer.arguments`.

@@ -162,6 +162,8 @@ class SavingTrainer(Trainer):
                 replay.save(folder, works, records, step=self.state.global_step + 1, why=str(error),
                             layout=self.layout.layout, state=self.loss_state)  # fmt: skip
                 self.save_model(str(folder / replay.MODEL), _internal_call=True)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder / replay.MODEL)
         except TrainingError as full:
             kept = f"the batch could not be kept: {full}"
         return NotFinite("; ".join(part for part in (str(error), layer, kept) if part))

@@ -36,7 +36,8 @@ class SentinelConfig:
     """The bounds. The defaults of the Hydra group `sentinels`; null switches one off."""
 
     stop: bool = False  # end the run at the first warning, after a checkpoint (exit code 3)
-    kl: float | None = 30.0  # nats a text: KL to the start, wherever it is measured (at evaluations)
+    measure: bool = False  # sample texts at evaluations in training too, for `kl` and `length_ratio`; else at the end
+    kl: float | None = 30.0  # nats a text: KL to the start
     chosen_fall: float | None = 1.0  # nats a token: how far the chosen side may fall below its first logged value
     easy_records: int | None = 128  # so many records on end, all ranked right …
     easy_steps: int = 20  # … within the first so many steps
@@ -75,7 +76,6 @@ class Sentinels:
         self._records = 1  # of a step
         self._step = 0  # of the last training log
         self._chosen: float | None = None  # nats a token, first logged
-        self._length: float | None = None  # tokens a sampled text, first logged
         self._easy = self._tied = 0  # records and steps on end
 
     def begin(self, *, records: int, history: Iterable[Mapping[str, float]] = ()) -> None:
@@ -136,10 +136,9 @@ class Sentinels:
         kl = figures.get("eval_kl")
         if kl is not None and bounds.kl is not None and kl > bounds.kl:
             yield "kl", kl, bounds.kl, {}
-        length = figures.get("eval_sampled_length")
-        if length is not None and bounds.length_ratio is not None:
-            self._length = self._length or length
-            ratio = length / self._length if self._length else 1.0
+        now, start = figures.get("eval_sampled_length"), figures.get("eval_sampled_length_before")
+        if now is not None and start and bounds.length_ratio is not None:
+            ratio = now / start
             if not 1 / bounds.length_ratio <= ratio <= bounds.length_ratio:
                 what = "length" if ratio > 1 else "brevity"
-                yield "length", ratio, bounds.length_ratio, {"now": length, "start": self._length, "what": what}
+                yield "length", ratio, bounds.length_ratio, {"now": now, "start": start, "what": what}

@@ -58,7 +58,7 @@ class PreferenceTrainer(SavingTrainer):
         reference_name: the reference's fingerprint; a resume with another one is refused.
         tokenizer: saved with the checkpoints.
         sentinels: look at every log.
-        probe: more figures of an evaluation, from the model.
+        probe: more figures of an evaluation in training, from the model.
 
     Raises:
         UserError: arguments that do not fit together, or that the planner or the gates refuse.
@@ -313,7 +313,7 @@ class PreferenceTrainer(SavingTrainer):
                 for inputs in loader(self._steps("eval"), self._sampler("eval", shuffle=False)):
                     self._evaluate_batch(model, inputs, tally)
                     self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            found = self.probe(unwrap(self.model)) if self.probe is not None else {}
+            found = self.probe(unwrap(self.model)) if self.probe is not None and self.is_in_train else {}
         finally:
             model.train(training)
         metrics = means(self._from_all(tally.sums()), f"{metric_key_prefix}_")

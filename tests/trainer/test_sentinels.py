@@ -84,17 +84,17 @@ def test_pairs_that_tie(tmp_path: Path) -> None:
 
 def test_kl_and_lengths_of_the_texts(tmp_path: Path) -> None:
     """Measured at evaluations, by whoever trains; here numbers that go astray."""
-    seen = iter([(0.0, 10.0), (31.0, 12.0), (40.0, 25.0)])
+    seen = iter([(29.0, 19.0), (31.0, 25.0)])
 
     def probe(model: Any) -> dict[str, float]:
         kl, length = next(seen)
-        return {"kl": kl, "sampled_length": length}
+        return {"kl": kl, "sampled_length": length, "sampled_length_before": 10.0}
 
     trainer, told = watched(
         load("dpo"), tmp_path, SentinelConfig(), learning_rate=1e-3, eval=PAIRS, eval_strategy="steps", eval_steps=3,
-        max_steps=3, probe=probe,
+        max_steps=6, probe=probe,
     )  # fmt: skip
-    assert [(f.sentinel, f.step, f.value) for f in trainer.sentinels.findings] == [("kl", 3, 31.0), ("length", 3, 2.5)]
+    assert [(f.sentinel, f.step, f.value) for f in trainer.sentinels.findings] == [("kl", 6, 31.0), ("length", 6, 2.5)]
     assert "31 nats a text away from its start" in told[0]
     assert "25 tokens on average, 10 at the start: the loss rewards length" in told[1]
 

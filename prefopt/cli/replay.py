@@ -1,0 +1,62 @@
+"""`prefopt replay FILE`: a batch that broke a run, again: log-probs, loss, and where it stops being finite."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0: the batch is finite now; 3: it is not."""
+    parser = argparse.ArgumentParser(prog="prefopt replay", description=__doc__)
+    parser.add_argument("file", type=Path, help="the folder not-finite-STEP of a run, or the batch.json in it")
+    parser.add_argument("--model", help="another model than that of the step: a folder, a hub id, a run's folder")
+    parser.add_argument("--loss", help="another loss than the run's, by its name and with its defaults")
+    arguments = parser.parse_args(argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    from prefopt import registry
+    from prefopt.errors import ThresholdError, UserError
+    from prefopt.redact import printable, redact
+    from prefopt.repeat import config_of
+    from prefopt.runfolder import is_run, open_model
+    from prefopt.trainer.replay import first_not_finite, load, rows
+
+    kept = load(arguments.file)
+    run = (arguments.file if arguments.file.is_dir() else arguments.file.parent).resolve().parent
+    if arguments.loss:
+        loss, name = registry.load(arguments.loss), arguments.loss
+    elif is_run(run):
+        config = config_of(run, run)
+        loss, name = config.loss, config.loss_name
+    else:
+        raise UserError(f"{run} is not the folder of a run, so its loss is unknown: give --loss NAME")
+    where = arguments.model or (str(kept.model) if kept.model else None)
+    if where is None:
+        raise UserError("the weights of that step were not kept: give --model FOLDER, such as an earlier checkpoint")
+    model = open_model(where)[0]
+
+    console = Console()
+    print(printable(redact(f"step {kept.step}: {kept.why}")))
+    table = Table(title=f"the batch again, under {name}", title_justify="left")
+    for column in ("record", "completion", "tokens", "policy, nats", "reference", "loss"):
+        table.add_column(column, justify="left" if column in ("record", "completion") else "right")
+    bad = 0
+    for row in rows(model, loss, kept):
+        numbers = [row["policy"], row["reference"], row["loss"]]
+        finite = all(value is None or math.isfinite(value) for value in numbers)
+        bad += not finite
+        shown = ["" if value is None else f"{value:.4g}" for value in numbers]
+        table.add_row(
+            printable(row["record"]),
+            row["completion"],
+            str(row["tokens"]),
+            *shown,
+            style=None if finite else "bold red",
+        )
+    console.print(table, markup=False)
+    layer = first_not_finite(model, kept.works)
+    print(f"{bad} of {table.row_count} completions are not finite" + (f"; {layer}" if layer else ""))
+    return ThresholdError.exit_code if bad else 0

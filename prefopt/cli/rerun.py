@@ -1,0 +1,30 @@
+"""`prefopt rerun FOLDER`: a finished run again, into a new folder, and whether the numbers are identical."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0: identical; 3: not."""
+    parser = argparse.ArgumentParser(prog="prefopt rerun", description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a finished run")
+    parser.add_argument("--output-dir", type=Path, help="of the repetition; by default FOLDER-rerun, or with a number")
+    arguments = parser.parse_args(argv)
+    from prefopt.errors import ThresholdError
+    from prefopt.redact import printable, redact
+    from prefopt.repeat import rerun, shown
+    from prefopt.trainer.checkpoints import free_name
+
+    folder: Path = arguments.folder
+    out = arguments.output_dir or free_name(folder.with_name(f"{folder.resolve().name}-rerun"))
+
+    def say(line: str) -> None:
+        print(printable(redact(line)), flush=True)
+
+    say(f"{folder} again, in {out}")
+    comparison = rerun(folder, out, say=say)
+    for line in shown(comparison):
+        say(line)
+    return 0 if comparison.identical else ThresholdError.exit_code

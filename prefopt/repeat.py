@@ -1,0 +1,137 @@
+"""A run again, from what its folder says, and whether the numbers are the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.errors import PrefoptError, UserError
+from prefopt.manifest import setting
+from prefopt.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from prefopt.run import RunConfig
+
+# Figures of the machine's day, not of the run.
+TIMES = re.compile(r"runtime|per_second|seconds|memory")
+SETTING = ("versions", "python", "platform", "device", "threads", "processes", "git")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs have in common: `figures` that were compared, and every difference as a line."""
+
+    figures: int
+    differences: tuple[str, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every figure, text and weight is the same, bit for bit."""
+        return self.figures > 0 and not self.differences
+
+
+def config_of(folder: Path, output_dir: Path) -> RunConfig:
+    """The configuration of a run, for another folder; tracking, which changes no number, is left out.
+
+    Raises:
+        UserError: it has no configuration, or one that this version cannot read.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from prefopt import registry
+    from prefopt.cli.compose import schemas
+    from prefopt.run import RunConfig
+
+    kept = RunFolder.open(folder).config
+    try:
+        given = {k: v for k, v in kept["loss"].items() if k != "name"}
+        name = kept["loss"]["name"]
+        groups = {group: kept[group] for group in schemas() if group in kept and group not in ("trainer", "tracking")}
+        plain = {"seed": int(kept["seed"]), "reference_folder": kept.get("reference_folder"), "resume": "never"}
+        trainer = dict(kept["trainer"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{folder}/config.yaml is not a run's configuration ({type(error).__name__}: {error})"
+        ) from error
+    try:
+        loss = OmegaConf.to_object(OmegaConf.merge(schemas(loss=name)["loss"], given))
+        objects = {g: OmegaConf.to_object(OmegaConf.merge(schemas()[g], section)) for g, section in groups.items()}
+    except PrefoptError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from error
+    assert name in registry.names()
+    return RunConfig(loss=loss, loss_name=name, output_dir=output_dir, trainer=trainer, **plain, **objects)  # type: ignore[arg-type]
+
+
+def rerun(folder: Path, output_dir: Path, *, say: Callable[[str], None] = print) -> Comparison:
+    """Run it again, and compare.
+
+    Args:
+        folder: of a finished run.
+        output_dir: of its repetition.
+        say: called with lines for a person.
+
+    Raises:
+        UserError: the run cannot be repeated.
+    """
+    from prefopt.run import run
+
+    before = RunFolder.open(folder)
+    if not before.summary:
+        raise UserError(f"the run in {folder} has not ended: there is nothing to compare a repetition with")
+    config = config_of(folder, output_dir)
+    for line in differences_of(before.manifest, setting(), SETTING):
+        say(f"warning: other than then: {line}")
+    run(config, say=say)
+    return compare(folder, output_dir)
+
+
+def compare(folder: Path, other: Path) -> Comparison:
+    """Two finished runs: what they started from, every figure of every step, texts, weights."""
+    from prefopt.trainer.checksums import checksums
+
+    one, two = RunFolder.open(folder), RunFolder.open(other)
+    found = list(differences_of(one.manifest, two.manifest, ("data", "weights")))
+    rows = [_timeless(run.metrics) for run in (one, two)]
+    if len(rows[0]) != len(rows[1]):
+        found.append(f"metrics.jsonl has {len(rows[0])} lines, and {len(rows[1])}")
+    for a, b in zip(*rows, strict=False):
+        found += [f"step {a.get('step')}: {line}" for line in differences_of(a, b, sorted(a.keys() | b.keys()))]
+    for name in ("samples.jsonl", "heldout.jsonl"):
+        if one.lines(name) != two.lines(name):
+            found.append(f"{name} differs")
+    weights = [sorted(p.name for p in run.final.glob("*.safetensors")) for run in (one, two)]
+    if weights[0] != weights[1] or checksums(one.final, weights[0]) != checksums(two.final, weights[1]):
+        found.append("the weights in final/ differ")
+    return Comparison(sum(map(len, rows[0])), tuple(found))
+
+
+def differences_of(one: Any, other: Any, names: tuple[str, ...] | list[str]) -> Iterator[str]:
+    """`name: value, and value` for each that is not the same in both; dicts entry by entry."""
+    for name in names:
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from (f"{name}.{line}" for line in differences_of(a, b, sorted(a.keys() | b.keys())))
+        elif a != b:
+            yield f"{name}: {json.dumps(a)}, and {json.dumps(b)}"
+
+
+def _timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not TIMES.search(k)} for line in lines]
+
+
+def shown(comparison: Comparison, most: int = 10) -> list[str]:
+    """The comparison in lines for a person."""
+    if comparison.identical:
+        return [f"identical: {comparison.figures:,} figures, the texts and the weights, bit for bit"]
+    lines = [f"not identical: {len(comparison.differences)} differences"]
+    rest = len(comparison.differences) - most
+    return (
+        lines + [f"  {line}" for line in comparison.differences[:most]] + ([f"  and {rest} more"] if rest > 0 else [])
+    )
