@@ -5,32 +5,16 @@ from __future__ import annotations
 
 def main(argv: list[str]) -> int:
     """Compose the configuration and run it."""
-    from rich.console import Console
-    from rich.table import Table
-
     from prefopt.cli.compose import run_hydra
-    from prefopt.run import RunConfig, run
-
-    console = Console()
+    from prefopt.progress import watch
+    from prefopt.run import RunConfig
+    from prefopt.stages import run_stages
 
     def task(config: RunConfig) -> None:
-        console.print(
-            f"[bold]{config.loss_name}[/bold] on {config.data.path} from {config.model.path} → {config.output_dir}"
-        )
-        summary = run(config, say=lambda line: console.print(line, highlight=False, markup=False))
-        table = Table(title=f"{config.loss_name}: held-out figures", title_justify="left")
-        for column, justify in (("figure", "left"), ("before", "right"), ("after", "right")):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        before, after = summary["before"], summary["after"]
-        for name in sorted(after):
-            if name not in ("epoch", "runtime", "records"):
-                was = before.get(name)
-                table.add_row(name, f"{was:.4g}" if was is not None else "", f"{after[name]:.4g}")
-        if after:
-            console.print(table)
-        seconds = summary["seconds"]
-        console.print(f"{summary['steps']} steps, {seconds['train']} s of training, {seconds['total']} s in all; "
-                      f"the model is in {config.output_dir}/final")  # fmt: skip
+        told = watch(config.progress, config.loss_name)
+        told.say(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}")
+        summary = run_stages(config, say=told.say)
+        told.end(config.output_dir, summary)
 
     run_hydra(task, argv, "prefopt train")
     return 0
