@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt import registry
 from prefopt.adapters import PeftConfig
+from prefopt.cli.experiments import from_file
 from prefopt.data.config import DataConfig
 from prefopt.errors import PrefoptError, Stopped, UserError, nearest
 from prefopt.models import ModelConfig
@@ -124,8 +125,10 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
 def implied(overrides: list[str]) -> list[str]:
     """The overrides, and the group that a path of one's own implies.
 
-    The world's model brings a learning rate, steps and a batch that would ruin another model.
+    The world's model brings a learning rate, steps and a batch that would ruin another model. A file after
+    `experiment=` becomes an experiment of its name.
     """
+    overrides = from_file(overrides)
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
     extra = []
     for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):

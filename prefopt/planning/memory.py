@@ -22,6 +22,7 @@ from prefopt.engine.head import BLOCK, KEPT
 from prefopt.planning.schedule import Schedule
 
 TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
+HOLES = 1.25
 CONTEXT = int(0.6e9)  # of CUDA with its libraries loaded
 # States of each optimizer in bytes for each trainable weight of w bytes.
 STATES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "adafactor": 0}
@@ -58,13 +59,16 @@ def libraries() -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    import prefopt.report.run
     import prefopt.trainer  # noqa: F401
     from prefopt.engine import generate
     from prefopt.engine.forward import install
     from prefopt.engine.scoring import Branch, MicroBatch
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    toy = install(LlamaForCausalLM(LlamaConfig(vocab_size=256, **sizes)), "tree")
+    settings = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+    )
+    toy = install(LlamaForCausalLM(settings), "tree")
     optimizer = torch.optim.AdamW(toy.parameters(), fused=True)
     for length in TOY_ROWS:
         ids = np.arange(length, dtype=np.int32) % 256
@@ -93,13 +97,15 @@ def optimizer_bytes(optim: str, trainable: int) -> int:
 
 def head_bytes(model: Any, scored: int, device: str) -> int:
     """Of projecting `scored` tokens onto the vocabulary and back."""
-    head = unwrap(model).get_output_embeddings()
+    causal = unwrap(model)
+    head = causal.get_output_embeddings()
     vocab, hidden = head.weight.shape
     block = BLOCK.get(device, BLOCK["cuda"])
     kept: int = min(KEPT, scored * vocab) * 4
     blocks = 2 * min(max(block, 64 * scored), scored * vocab) * 4
-    gradient = head.weight.numel() * head.weight.element_size() if head.weight.requires_grad else 0
-    return int(kept + blocks + gradient + 2 * scored * hidden * 4)
+    tables = [w for w in (head.weight, causal.get_input_embeddings().weight) if w.requires_grad]
+    gradients = sum(w.numel() * w.element_size() for w in tables)
+    return int(kept + blocks + gradients + 2 * scored * hidden * 4)
 
 
 def on_this_machine(
@@ -118,11 +124,12 @@ def on_this_machine(
     """
     device = arguments.device.type
     held, trainable, _ = parameters(model)
+    holes = HOLES if device == "cpu" and planned.several else 1.0
     return Memory(
         weights=held,
         gradients=trainable,
         optimizer=optimizer_bytes(arguments.optim, trainable),
-        activations=int(kept),
+        activations=int(kept * holes),
         head=head_bytes(model, planned.heaviest_scored, device),
         reference=held * (live + (copy and device == "cpu")),
         libraries=libraries if device == "cpu" else CONTEXT,

@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 
-from prefopt.adapters import PeftConfig
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
 from prefopt.planning.memory import CONTEXT, Memory, head_bytes, libraries, on_this_machine, optimizer_bytes, parameters
@@ -96,9 +95,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     needs = config.loss.needs
     with tempfile.TemporaryDirectory() as unused:
         arguments = training_arguments(unused, seed=config.seed, records=config.batch.records, **config.trainer)
-    model = load_policy(config.model, getattr(config, "peft", None) or PeftConfig(), seed=config.seed).to(
-        arguments.device
-    )
+    model = load_policy(config.model, config.peft, seed=config.seed).to(arguments.device)
     layout = choose_layout(model, config.batch.layout).layout
     feeds = {"train": Feed(prepared.train, needs, whole=False, seed=config.seed)}
     if prepared.eval is not None:
@@ -130,7 +127,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     train_work = planned.steps * planned.work_per_step
     forwards = {
         "reference": scores_reference * whole["train"] + whole.get("eval", 0.0),
-        "evaluation": 2 * whole.get("eval", 0.0),
+        "evaluation": 3 * whole.get("eval", 0.0),  # before, after, and by rows for the run's page
     }
     forward, back = measured.forward_seconds, measured.train_seconds
     extra = (1 if twice else 0) + (1 if live else 0)  # forwards without graph, of every row
@@ -183,7 +180,7 @@ def _generation_seconds(config: RunConfig, model: Any, held_out: Any) -> float:
 
     asked = config.evaluation
     prompts = [held_out[i].prompt.tolist() for i in range(min(8, len(held_out)))]
-    texts = 2 * asked.texts + (asked.kl_prompts if asked.kl_prompts > 1 else 0)
+    texts = 2 * asked.texts + 2 * (asked.kl_prompts if asked.kl_prompts > 1 else 0)  # before and after
     if not texts:
         return 0.0
     took = []
