@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     model = open_model(where)[0]
 
     console = Console()
-    print(printable(redact(f"step {kept.step}: {kept.why}")))
+    print(printable(redact(kept.why)))
     table = Table(title=f"the batch again, under {name}", title_justify="left")
     for column in ("record", "completion", "tokens", "policy, nats", "reference", "loss"):
         table.add_column(column, justify="left" if column in ("record", "completion") else "right")
