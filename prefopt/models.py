@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,19 @@ def load_model(config: ModelConfig, path: str | None = None) -> Any:
     Raises:
         UserError: nothing loadable there, or an unknown dtype.
     """
-    resolved = resolve(path or config.path)
-    if (saved := saved_settings(resolved)) is not None:
-        return merged(attach_saved(_load(config, _base_of(saved)), resolved, trainable=False))
-    return _load(config, resolved, config.revision if path is None else None)
+    if path is not None:
+        config = replace(config, path=path, revision=None)
+    model = load_as_trained(config)
+    return merged(model) if is_adapted(model) else model
+
+
+def load_as_trained(config: ModelConfig) -> Any:
+    """`load_model` without merging: an adapter stays beside the weights, as in training."""
+    resolved = resolve(config.path)
+    saved = saved_settings(resolved)
+    if saved is None:
+        return _load(config, resolved, config.revision)
+    return attach_saved(_load(config, _base_of(saved)), resolved, trainable=False)
 
 
 def load_policy(config: ModelConfig, peft: PeftConfig, *, seed: int) -> Any:

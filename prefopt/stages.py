@@ -35,7 +35,8 @@ OF_ONE_STAGE = (
 )  # fmt: skip
 SETTINGS = ("trainer", "batch", "evaluation", "tracking")  # groups whose choice leaves other settings of theirs alone
 # What changes nothing in the model that a stage leaves.
-WITHOUT_EFFECT = ("output_dir", "resume", "reference_folder", "tracking", "evaluation", "stages", "stages_folder")
+WITHOUT_EFFECT = ("output_dir", "resume", "reference_folder", "tracking", "evaluation", "sentinels",
+                  "progress", "stages", "stages_folder")  # fmt: skip
 WITHOUT_EFFECT_IN = {
     "data": ("cache_dir", "num_proc"),
     "trainer": ("logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay",
