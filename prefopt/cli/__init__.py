@@ -10,6 +10,7 @@ from prefopt.errors import PrefoptError, UserError, nearest
 
 VERBS = {
     "train": "tune a model with a loss: prefopt train loss=simpo model=... data=...",
+    "compare": "methods on the same data with an equal budget, and what can be told: compare losses=[dpo,ipo]",
     "plan": "what a run will take: steps, tokens, memory, time, and warnings, before it runs",
     "rerun": "a finished run again, and whether its numbers are identical: rerun FOLDER",
     "replay": "a batch that broke a run, looked at again: replay FILE",

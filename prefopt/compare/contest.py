@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.compare.jobs import Job, Result, digest_of_records, digest_of_weights
@@ -77,7 +76,7 @@ class Contest:
     def finals(self, chosen: dict[str, Setting]) -> list[Job]:
         """The second round: the chosen setting of every method at fresh seeds, on test prompts."""
         return [
-            self._job(method, chosen[method.name], seed, "test")
+            self._job(method, chosen[method.name], seed + method.seed_offset, "test")
             for method in self.methods
             if method.name in chosen
             for seed in self._seeds()
@@ -118,7 +117,7 @@ class Contest:
         )  # fmt: skip
 
     def _job(self, method: Method, setting: Setting, seed: int, split: Split) -> Job:
-        config = dataclasses.replace(setting.apply(self.configs[method.name]), seed=seed + method.seed_offset)
+        config = dataclasses.replace(setting.apply(self.configs[method.name]), seed=seed)
         return Job(
             method=method.name,
             label=f"{method.name} {setting}, seed {config.seed}, {split}",
@@ -145,6 +144,9 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
         if override.split("=", 1)[0] in taken:
             raise UserError(f"{override}: a comparison sets this itself (losses=[...], seeds=N, output_dir=DIR)")
     config = compose([f"loss={method.loss}", *comparison.overrides, *method.overrides, "output_dir=."])
+    if config.stages:
+        raise UserError("a comparison starts every method from one model: run the stages before it by themselves, and "
+                        "give what they leave as model.path=FOLDER")  # fmt: skip
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
     return config
 
@@ -182,18 +184,3 @@ def _digest(data: Any) -> str:
 @cache
 def _digest_of_weights(path: str) -> str:
     return digest_of_weights(path)
-
-
-Runner = Callable[[Sequence[Job]], list[Result]]
-
-
-def hold(contest: Contest, run: Runner) -> list[Row]:
-    """Both rounds."""
-    trials = run(contest.trials())
-    finals = run(contest.finals(contest.choose(trials)))
-    return contest.rows(trials, finals)
-
-
-def jobs_folder(output_dir: Path) -> Path:
-    """Where a comparison keeps its jobs."""
-    return output_dir / "jobs"

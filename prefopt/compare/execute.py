@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
 WORLD_PROMPTS, WORLD_SAMPLES = 512, 4
 CURVE = (
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "rewards/accuracies",
-    "rewards/margins",
-    "ratios/chosen",
-    "ratios/rejected",
-)
+    "loss", "learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+    "accuracies/logps", "accuracies/logps_mean", "lengths/chosen", "lengths/rejected",
+)  # fmt: skip
 
 
 def execute(job: Job) -> Result:
@@ -46,11 +41,11 @@ def execute(job: Job) -> Result:
 
 
 def _execute(job: Job) -> Result:
-    from prefopt.models import load_model
+    from prefopt.models import load_model, load_policy
 
     config = job.config
     data = data_of(config)
-    policy = load_model(config.model)
+    policy = load_policy(config.model, config.peft, seed=config.seed) if job.trained else load_model(config.model)
     cost: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if job.trained:
@@ -72,7 +67,7 @@ def _execute(job: Job) -> Result:
 
 
 def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict[str, float], list[dict[str, float]]]:
-    from prefopt.models import load_model
+    from prefopt.models import load_reference
     from prefopt.trainer import train
 
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
@@ -83,7 +78,7 @@ def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict
             output_dir=scratch,
             batch=config.batch,
             seed=config.seed,
-            reference=load_model(config.model, config.model.reference) if config.model.reference else None,
+            reference=load_reference(config.model, policy) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
             **(config.trainer | {"save_strategy": "no", "eval_strategy": "no"}),
         )

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "diverged", "failed"]
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
-IRRELEVANT = ("output_dir", "tracking", "resume", "reference_folder")  # change no number
+# change no number
+IRRELEVANT = ("output_dir", "tracking", "resume", "reference_folder", "progress", "sentinels", "stages_folder")
 VERSIONS = ("prefopt", "torch", "transformers", "accelerate")
 
 
@@ -87,6 +88,7 @@ class Result:
         figures, arrays, texts: of the measurement, see `prefopt.compare.spec.Measured`.
         curve: the figures that training logged, by step.
         cost: `train_seconds`, `measure_seconds`, `tokens`, `steps`, `peak_memory_mib`.
+        kept: it was there from before.
     """
 
     key: str
@@ -101,6 +103,7 @@ class Result:
     curve: list[dict[str, float]] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    kept: bool = False
 
     @property
     def ok(self) -> bool:
@@ -109,7 +112,7 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values; what is not finite is null."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "arrays"}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("arrays", "kept")}
         cleaned: dict[str, Any] = finite(fields)
         return cleaned
 
@@ -150,13 +153,13 @@ def load(folder: Path, job: Job) -> Result | None:
     try:
         plain = json.loads((target / RESULT).read_text(encoding="utf-8"))
         arrays = load_file(target / ARRAYS) if (target / ARRAYS).exists() else {}
-        known = {f.name for f in dataclasses.fields(Result)} - {"arrays"}
+        known = {f.name for f in dataclasses.fields(Result)} - {"arrays", "kept"}
         result = Result(arrays=arrays, **{name: value for name, value in plain.items() if name in known})
     except (OSError, ValueError, TypeError):
         return None
     if result.key != job.key or result.status == "failed":
         return None
-    return dataclasses.replace(result, method=job.method, label=job.label, setting=job.setting)
+    return dataclasses.replace(result, method=job.method, label=job.label, setting=job.setting, kept=True)
 
 
 def finite(value: Any) -> Any:

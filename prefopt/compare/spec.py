@@ -26,7 +26,7 @@ class Method:
         loss: a name of the menu.
         overrides: what this method alone sets, as one would say it to `prefopt train` (`loss.label_smoothing=0.1`).
         sides_swapped: train on the records turned round: the wrong-sign control.
-        seed_offset: added to the seeds of its training: the same method under two names takes other seeds.
+        seed_offset: added to the seeds of its final trainings: the same method under two names takes other seeds.
     """
 
     name: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -16,6 +16,8 @@ from typing import Any
 from prefopt.compare.jobs import Job, Result, failure, load, save
 from prefopt.compare.spec import METRICS
 
+PATIENCE = 10.0  # seconds for a worker to leave
+
 Say = Callable[[str], None]
 Done = Callable[[Job, Result], None]
 
@@ -24,7 +26,7 @@ def run_jobs(
     jobs: Sequence[Job],
     folder: Path,
     *,
-    workers: int = 1,
+    workers: int | Team = 1,
     progress: Done = lambda job, result: None,
     say: Say = lambda line: None,
 ) -> list[Result]:
@@ -35,8 +37,8 @@ def run_jobs(
     Args:
         jobs: to run.
         folder: of the results.
-        workers: processes; 0 runs the jobs in this one.
-        progress: called with each job that ends, the kept ones first.
+        workers: processes, 0 for this one; or a team of them that stays together from call to call.
+        progress: called with each job that ends and its result; those from before come first, and say so (`kept`).
         say: called with lines for a person.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,28 +49,15 @@ def run_jobs(
             found[job.key] = kept
             progress(job, kept)
     todo = list({job.key: job for job in jobs if job.key not in found}.values())
-    if todo:
-        if found:
-            say(f"{len(found)} of {len(found) + len(todo)} jobs are done already")
-        source = _here(todo) if workers == 0 else _elsewhere(todo, min(workers, len(todo)))
-        for job, result in source:
+    if todo and found:
+        say(f"{len(found)} of {len(found) + len(todo)} jobs are done already")
+    with contextlib.ExitStack() as stack:
+        team = workers if isinstance(workers, Team) else stack.enter_context(Team(workers))
+        for job, result in team.run(todo):
             save(folder, result)
             found[job.key] = result
             progress(job, result)
-    return [_under_its_name(found[job.key], job) for job in jobs]
-
-
-def _under_its_name(result: Result, job: Job) -> Result:
-    from dataclasses import replace
-
-    return replace(result, method=job.method, label=job.label, setting=job.setting)
-
-
-def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-    from prefopt.compare.execute import execute
-
-    for job in jobs:
-        yield job, execute(job)
+    return [dataclasses.replace(found[j.key], method=j.method, label=j.label, setting=j.setting) for j in jobs]
 
 
 @dataclass
@@ -84,40 +73,64 @@ class _Worker:
     def stop(self) -> None:
         with contextlib.suppress(OSError):
             self.pipe.close()
-        self.process.join(timeout=2)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
+        if self.job is None:  # it leaves by itself, and tidies up
+            self.process.join(timeout=PATIENCE)
+        self.process.terminate()
+        self.process.join()
 
 
-def _elsewhere(jobs: Sequence[Job], count: int) -> Iterator[tuple[Job, Result]]:
-    threads = max(1, cores() // count)
-    waiting = list(reversed(jobs))
-    team = [_hire(i, threads) for i in range(count)]
-    try:
-        for worker in team:
+class Team:
+    """Worker processes, started when there is work and kept until the end of the `with` block; 0 works here."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.threads = max(1, cores() // max(1, size))
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+        """Each job with its result, as they end."""
+        if self.size == 0:
+            from prefopt.compare.execute import execute
+
+            yield from ((job, execute(job)) for job in jobs)
+            return
+        waiting = list(reversed(jobs))
+        while len(self._workers) < min(self.size, len(jobs)):
+            self._workers.append(_hire(len(self._workers), self.threads))
+        for worker in self._workers:
             if waiting:
                 worker.give(waiting.pop())
-        while any(worker.job is not None for worker in team):
-            ready = wait([worker.pipe for worker in team if worker.job is not None])
-            for place, worker in enumerate(team):
-                if worker.pipe not in ready or worker.job is None:
+        while busy := [worker for worker in self._workers if worker.job is not None]:
+            ready = wait([worker.pipe for worker in busy])
+            for place, worker in enumerate(self._workers):
+                if worker.job is None or worker.pipe not in ready:
                     continue
                 job = worker.job
-                try:
-                    result: Result = worker.pipe.recv()
-                except (EOFError, OSError):
-                    worker.process.join()
-                    result = failure(job, "failed", _how_it_ended(worker.process.exitcode))
-                    worker.stop()
-                    worker = team[place] = _hire(place, threads)
-                worker.job = None
+                result = self._receive(place)
+                self._workers[place].job = None
                 yield job, result
                 if waiting:
-                    worker.give(waiting.pop())
-    finally:
-        for worker in team:
-            worker.stop()
+                    self._workers[place].give(waiting.pop())
+
+    def _receive(self, place: int) -> Result:
+        """What a worker sends; if it died instead, another takes its place."""
+        worker = self._workers[place]
+        assert worker.job is not None
+        try:
+            result: Result = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            self._workers[place] = _hire(place, self.threads)
+            return failure(worker.job, "failed", _how_it_ended(worker.process.exitcode))
+        return result
 
 
 def _hire(number: int, threads: int) -> _Worker:
@@ -176,27 +189,3 @@ def describe(result: Result) -> str:
         return f"{result.status}: {result.reason}"
     shown = [name for name in METRICS if name in result.figures and name in ("true_reward", "judge", "accuracy", "kl")]
     return ", ".join(f"{name.replace('true_', '')} {result.figures[name]:.2f}" for name in shown)
-
-
-class Clock:
-    """Time left, from what jobs have taken here."""
-
-    def __init__(self, total: int, workers: int) -> None:
-        self.total, self.workers, self.done, self.seconds, self.ran = total, max(1, workers), 0, 0.0, 0
-
-    def saw(self, seconds: float, *, kept: bool) -> None:
-        """A job ended after `seconds` of its own; a kept one took no time now."""
-        self.done += 1
-        if not kept:
-            self.ran, self.seconds = self.ran + 1, self.seconds + seconds
-
-    def left(self) -> float | None:
-        """Seconds, or None before the first job has ended."""
-        if not self.ran:
-            return None
-        return (self.total - self.done) * self.seconds / self.ran / self.workers
-
-    @staticmethod
-    def now() -> float:
-        """Seconds of a clock that only runs forward."""
-        return time.perf_counter()

@@ -1,0 +1,200 @@
+"""`prefopt compare losses=[dpo,ipo] ...`: methods on the same data with an equal budget, and what can be told of them.
+
+usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=3] [controls=true] [output_dir=DIR]
+                       [data=...] [model=...] [any option of `prefopt train`] [workers=N] [--dry-run] [--list]
+
+  losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always there
+  methods.NAME.loss=A     a row of another name, with methods.NAME.overrides=[loss.beta=0.5,...] of its own
+  budget.trials=N         settings tried for each method (1 to 12), on validation prompts
+  seeds=N                 trainings of each method's chosen setting, on test prompts
+  controls=true           the first method under a second name, and DPO with its sides swapped
+  judge=FOLDER            a reward model that scores the texts, or judge=module:function that compares them
+  tasks=[NAME_OR_FILE]    lm-evaluation-harness tasks (pip install prefopt[lm-eval])
+  measure.prompts=N       prompts that every model continues; measure.samples_per_prompt=N of each
+  workers=N               processes; 0 for this one
+  launcher=joblib         run the jobs by a Hydra launcher: joblib, submitit_slurm, ray, ... ; see docs/compare.md
+  only=KEY                run one job of `--list` and stop
+  --dry-run               what would be run, and how long it may take
+  --list                  the jobs that are known by now, with their keys
+
+A second call with the same output_dir goes on where the first stopped; another method is only added.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
+from prefopt.errors import UserError, nearest
+
+
+@dataclass(kw_only=True)
+class MethodConfig:
+    """A row with a name of its own."""
+
+    loss: str
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """The options of `prefopt compare` beside those of `prefopt train`."""
+
+    losses: list[str] = field(default_factory=list)
+    methods: dict[str, MethodConfig] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+    seeds: int = 3
+    controls: bool = False
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    judge: str | None = None
+    tasks: list[str] = field(default_factory=list)
+    workers: int | None = None
+    launcher: str | None = None
+    only: str | None = None
+    output_dir: str = "runs/compare"
+
+
+def main(argv: list[str]) -> int:
+    """Hold a comparison, or say what it would be."""
+    if any(a in ("-h", "--help") for a in argv) or not argv:
+        print(__doc__)
+        return 0
+    flags = {a for a in argv if a.startswith("--")}
+    if unknown := flags - {"--dry-run", "--list"}:
+        wrong = sorted(unknown)[0]
+        raise UserError(f"there is no option {wrong}{nearest(wrong, ['--dry-run', '--list', '--help'])}")
+    given = [a for a in argv if a not in flags]
+    config, comparison = parse(given)
+    from prefopt.cli import compare_jobs
+    from prefopt.compare.quiet import quiet
+
+    quiet()
+    if config.only is not None:
+        return compare_jobs.run_one(comparison, config)
+    if "--list" in flags:
+        return compare_jobs.print_list(comparison, config)
+    if "--dry-run" in flags:
+        return compare_jobs.dry_run(comparison, config)
+    return _hold(comparison, config, given)
+
+
+def _hold(comparison: Comparison, config: CompareConfig, argv: list[str]) -> int:
+    from rich.console import Console
+
+    from prefopt.cli.compare_jobs import launched
+    from prefopt.compare.contest import Contest
+    from prefopt.compare.course import compare, default_workers
+    from prefopt.compare.display import Display, print_outcome
+    from prefopt.compare.tracking import track
+
+    console = Console()
+    contest = Contest(comparison)
+    workers = default_workers(contest) if config.workers is None else config.workers
+    sizes = len(contest.methods) * comparison.budget.trials + 2, len(contest.methods) * comparison.seeds
+    command = shlex.join(["prefopt", "compare", *argv])
+    with Display(console, sizes, workers) as display:
+        result = compare(
+            contest,
+            config.output_dir,
+            workers=workers,
+            command=command,
+            progress=display.job,
+            say=display.say,
+            rounds=display.round,
+            runner=launched(argv, config) if config.launcher else None,
+        )
+    print_outcome(console, result)
+    track(result, contest.base_config.tracking, Path(config.output_dir))
+    console.print(
+        f"{result.seconds:.0f} s; open {Path(config.output_dir) / 'report.html'} in a browser", highlight=False
+    )
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
+    """Our options from `key=value` words of Hydra's grammar; the rest go to `prefopt train` as they are.
+
+    Raises:
+        UserError: a word that neither knows, or a value that cannot be, with the nearest name.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from prefopt.cli.compose import KEYS
+
+    node = OmegaConf.structured(CompareConfig)
+    for part in (node, node.measure):  # frozen dataclasses come read-only
+        OmegaConf.set_readonly(part, False)
+    ours = list(map(str, node))
+    rest: list[str] = []
+    parser = OverridesParser.create()
+    for word in argv:
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            raise UserError(
+                f"{word}: {str(error).splitlines()[0]}; give key=value, and lists as losses=[dpo,ipo]"
+            ) from error
+        key = str(override.key_or_group)
+        head = key.split(".", 1)[0].split("@", 1)[0].split("/", 1)[0]
+        if head not in ours:
+            if head not in (*KEYS, "experiment"):
+                raise UserError(f"there is no option {key!r}{nearest(head, [*ours, *KEYS, 'experiment'])}; "
+                                "`prefopt compare --help` tells more")  # fmt: skip
+            rest.append(word)
+            continue
+        if override.is_sweep_override():
+            raise UserError(f"{word}: a comparison is one run; give lists in brackets: losses=[dpo,ipo]")
+        value: Any = override.value()
+        try:
+            OmegaConf.update(node, key, value, merge=True, force_add=False)
+        except OmegaConfBaseException as error:
+            raise UserError(_refusal(word, key, node, str(error).splitlines()[0])) from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{word}: {error}") from error
+    try:
+        config: Any = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    return config, comparison(config, rest)
+
+
+def _refusal(word: str, key: str, node: Any, reason: str) -> str:
+    """Why a word is refused: an unknown part of a group, or a value of another type."""
+    from omegaconf import DictConfig, OmegaConf
+
+    head, _, tail = key.rpartition(".")
+    group = OmegaConf.select(node, head) if head else node
+    if isinstance(group, DictConfig) and tail not in group:
+        return f"there is no option {key!r}{nearest(tail, list(map(str, group)))}; `prefopt compare --help` tells more"
+    return f"{word}: {reason}"
+
+
+def comparison(config: CompareConfig, overrides: list[str]) -> Comparison:
+    """What the options say."""
+    import dataclasses
+
+    from prefopt import registry
+
+    named = {name: Method(name=name, loss=m.loss, overrides=tuple(m.overrides)) for name, m in config.methods.items()}
+    methods = [*(Method(name=name, loss=name) for name in config.losses), *named.values()]
+    for method in methods:
+        registry.loss_class(method.loss)  # an unknown name is refused before anything is composed
+    measure = dataclasses.replace(
+        config.measure,
+        judge=config.judge if config.judge is not None else config.measure.judge,
+        tasks=tuple(config.tasks) or tuple(config.measure.tasks),
+    )
+    return Comparison(
+        methods=tuple(methods),
+        overrides=tuple(overrides),
+        budget=config.budget,
+        seeds=config.seeds,
+        measure=measure,
+        controls=config.controls,
+    )

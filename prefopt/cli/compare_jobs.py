@@ -1,0 +1,188 @@
+"""The jobs of a comparison one by one: what they are, how long they take, and how to run them elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.compare.jobs import Job, Result, failure, load, save
+from prefopt.errors import UserError
+
+if TYPE_CHECKING:
+    from prefopt.cli.compare import CompareConfig
+    from prefopt.compare.contest import Contest
+    from prefopt.compare.spec import Comparison
+
+PROBE_STEPS = 8
+
+
+def jobs_folder(config: CompareConfig) -> Path:
+    """Where the results of single jobs lie."""
+    from prefopt.compare.course import JOBS
+
+    return Path(config.output_dir) / JOBS
+
+
+def known_jobs(contest: Contest, folder: Path) -> tuple[list[Job], list[Job] | None]:
+    """The jobs of the first round, and those of the second where every trial is there to choose by."""
+    trials = contest.trials()
+    kept = [load(folder, job) for job in trials]
+    if any(result is None for result in kept):
+        return trials, None
+    return trials, contest.finals(contest.choose([result for result in kept if result is not None]))
+
+
+def print_list(comparison: Comparison, config: CompareConfig) -> int:
+    """One line for each job that is known: key, whether it is done, name."""
+    from prefopt.compare.contest import Contest
+
+    folder = jobs_folder(config)
+    trials, finals = known_jobs(Contest(comparison), folder)
+    for job in (*trials, *(finals or ())):
+        result = load(folder, job)
+        print(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}")
+    if finals is None:
+        print("# the second round is known when every job of the first is done")
+    return 0
+
+
+def run_one(comparison: Comparison, config: CompareConfig) -> int:
+    """Run the job `only=KEY` unless it is done; what a cluster calls.
+
+    Raises:
+        UserError: no such job.
+    """
+    from prefopt.compare.contest import Contest
+    from prefopt.compare.display import describe
+    from prefopt.compare.execute import execute
+
+    folder = jobs_folder(config)
+    trials, finals = known_jobs(Contest(comparison), folder)
+    job = next((job for job in (*trials, *(finals or ())) if job.key == config.only), None)
+    if job is None:
+        raise UserError(f"only={config.only}: no job has this key; `prefopt compare ... --list` prints them")
+    result = load(folder, job)
+    if result is None:
+        result = execute(job)
+        save(folder, result)
+    print(f"{job.label}: {describe(result)}")
+    return 0
+
+
+def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[Job]], list[Result]]:
+    """A runner that hands jobs to a Hydra launcher, each as `prefopt compare ... only=KEY`.
+
+    Raises:
+        UserError: the launcher's plugin is not installed.
+    """
+    folder = jobs_folder(config)
+    words = [word for word in argv if not word.startswith(("launcher=", "only="))]
+
+    def run(jobs: Sequence[Job]) -> list[Result]:
+        todo = list(dict.fromkeys(job.key for job in jobs if load(folder, job) is None))
+        if todo:
+            launch(words, todo, str(config.launcher), folder.parent)
+        found = [load(folder, job) for job in jobs]
+        return [r or failure(j, "failed", "the launcher left no result") for j, r in zip(jobs, found, strict=True)]
+
+    return run
+
+
+def launch(words: Sequence[str], keys: Sequence[str], launcher: str, folder: Path) -> None:
+    """Run `prefopt compare *words only=KEY` for every key by Hydra's multirun.
+
+    Raises:
+        UserError: Hydra refuses, for example because the launcher's plugin is missing.
+    """
+    import sys
+
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    from prefopt.cli.compose import explain
+
+    ConfigStore.instance().store(name="compare_job", node={"words": list(words), "key": "?"})
+    arguments = [
+        "--multirun", f"key={','.join(keys)}", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder / 'launcher'}",
+        "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none",
+    ]  # fmt: skip
+    saved, sys.argv = sys.argv, ["prefopt compare", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=None, config_name="compare_job")(one_job)()
+    except HydraException as error:
+        raise explain(error, [f"launcher={launcher}"]) from error
+    finally:
+        sys.argv = saved
+
+
+def one_job(config: Any) -> None:
+    """What a launcher calls, perhaps on another machine that sees the same folder."""
+    from prefopt.cli import main
+
+    main(["compare", *config.words, f"only={config.key}"])
+
+
+def dry_run(comparison: Comparison, config: CompareConfig) -> int:
+    """The jobs and an estimate of the time they take."""
+    from rich.console import Console
+
+    from prefopt.compare.contest import Contest
+    from prefopt.compare.course import default_workers
+    from prefopt.compare.display import duration
+
+    console = Console()
+    folder = jobs_folder(config)
+    contest = Contest(comparison)
+    workers = max(1, default_workers(contest) if config.workers is None else config.workers)
+    trials, finals = known_jobs(contest, folder)
+    second = len(contest.methods) * comparison.seeds if finals is None else len(finals)
+    for job in trials:
+        console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
+    for method in contest.methods:
+        console.print(f"  {method.name}, its best setting, {comparison.seeds} seeds, test", highlight=False)
+    done = [result for job in (*trials, *(finals or ())) if (result := load(folder, job)) is not None]
+    todo = len(trials) + second - len(done)
+    seconds, source = seconds_of_a_job(folder, trials, done)
+    console.print(
+        f"{len(trials)} + {second} jobs, {len(done)} of them done; {todo} to do at about {seconds:.1f} s each "
+        f"({source}), {workers} at once: {duration(todo * seconds / workers)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0
+
+
+def seconds_of_a_job(folder: Path, trials: Sequence[Job], done: Sequence[Result]) -> tuple[float, str]:
+    """What a job takes here, and how that is known: from finished ones in the folder, or from a short probe."""
+    from prefopt.compare.execute import execute
+
+    known = [r.cost["train_seconds"] + r.cost["measure_seconds"] for r in done if "train_seconds" in r.cost and r.ok]
+    if known:
+        return statistics.median(known), f"as the {len(known)} finished ones took"
+    trained = [job for job in trials if job.trained]
+    job = trained[-1]
+    short = {**job.config.trainer, "max_steps": PROBE_STEPS}
+    start = time.perf_counter()
+    result = execute(dataclasses.replace(job, config=dataclasses.replace(job.config, trainer=short)))
+    if not result.ok:
+        raise UserError(f"{job.label} does not run: {result.reason}")
+    cost = result.cost
+    total = cost["train_seconds"] * steps_of(job) / PROBE_STEPS + cost["measure_seconds"]
+    return total, f"by a probe of {PROBE_STEPS} steps that took {time.perf_counter() - start:.0f} s"
+
+
+def steps_of(job: Job) -> int:
+    """Optimizer steps of a job."""
+    from prefopt.compare.execute import data_of
+    from prefopt.trainer.arguments import DEFAULTS
+
+    settings = {**DEFAULTS, **job.config.trainer}
+    steps = int(settings.get("max_steps") or -1)
+    if steps > 0:
+        return steps
+    records = len(data_of(job.config).train)
+    return max(1, round(float(settings["num_train_epochs"]) * records / job.config.batch.records))
