@@ -3,9 +3,9 @@
     python benchmarks/controlled.py        # goes on where it was stopped
 
 Every run: 256 steps of 32 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
-rate of each method is the best of three, by true reward on validation prompts after 128 steps at the second strength, on
-a draw of the data of its own. Then every strength at three seeds, on test prompts, with 4,096 samples a run. Lines that test the
-suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
+rate of each method is the best of three, by true reward on validation prompts after 128 steps at the second strength,
+on a draw of the data of its own. Then every strength at three seeds, on test prompts, with 4,096 samples a run. Lines
+that test the suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
 
 Writes `benchmarks/results/controlled.json`.
 """
@@ -18,15 +18,30 @@ from typing import Any
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
-from world_suite import BATCH, SEEDS, Line, job, over_seeds, processor_seconds, run, save, workers
+from world_suite import (
+    BATCH,
+    SEEDS,
+    VALIDATION,
+    Cell,
+    Line,
+    by_seed,
+    job,
+    over_seeds,
+    processor_seconds,
+    run,
+    save,
+    workers,
+)
 
 from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, difference, tilt
 from prefopt.compare.jobs import Job, Result
+from prefopt.compare.spec import MeasureConfig
 
 STEPS = "trainer.max_steps=256"
 TUNING_STEPS = "trainer.max_steps=128"
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 9
+MEASURE = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: estimates of KL are compared
 BEST_OF = (1, 2, 4, 8, 16, 32)
 TEMPERATURES = (4.0, 2.0, 1.3, 1.0, 0.8, 0.65, 0.5, 0.4, 0.35)
 FIGURES = ("true_reward", "kl", "kl_monte_carlo", "valid", "length", "entropy", "distinct_2", "accuracy",
@@ -56,15 +71,23 @@ def trials(line: Line) -> list[Job]:
     """The search of a line's learning rate."""
     value = line.values[1] if line.values else None
     return [
-        job(line, TUNING_STEPS, f"trainer.learning_rate={rate:g}", value=value, seed=TUNING_SEED, split="validation")
+        job(
+            line,
+            TUNING_STEPS,
+            f"trainer.learning_rate={rate:g}",
+            value=value,
+            seed=TUNING_SEED,
+            split="validation",
+            measure=VALIDATION,
+        )
         for rate in RATES
     ]
 
 
-def finals(line: Line, rate: float) -> list[Job]:
-    """A line's strengths, and for each its seeds."""
-    values: Sequence[float | None] = line.values or (None,)
-    return [job(line, STEPS, f"trainer.learning_rate={rate:g}", value=v, seed=s) for v in values for s in SEEDS]
+def final(line: Line, value: float | None, rate: float) -> Cell:
+    """A line at one strength, by seed."""
+    said = (STEPS, f"trainer.learning_rate={rate:g}")
+    return lambda seed: job(line, *said, value=value, seed=seed, measure=MEASURE)
 
 
 def tuned(lines: Sequence[Line], team: int) -> dict[str, tuple[float, list[Result]]]:
@@ -127,12 +150,11 @@ def main() -> None:
     rates = tuned((*METHODS, SFT), team)
     rates[AGAIN.name] = rates[WRONG.name] = rates[DPO.name]
     lines = (*METHODS, SFT, AGAIN, dataclasses.replace(WRONG, strength="beta", values=DPO.values[1:2]))
-    jobs = {line.name: finals(line, rates[line.name][0]) for line in lines}
-    results = iter(run("controlled", [one for own in jobs.values() for one in own], team))
-    by_line = {}
-    for line in lines:
-        own = [next(results) for _ in jobs[line.name]]
-        by_line[line.name] = [own[i : i + len(SEEDS)] for i in range(0, len(own), len(SEEDS))]
+    points = [(line, value) for line in lines for value in line.values or (None,)]
+    results = by_seed("controlled", [final(line, value, rates[line.name][0]) for line, value in points], team)
+    by_line: dict[str, list[list[Result]]] = {line.name: [] for line in lines}
+    for (line, _), own in zip(points, results, strict=True):
+        by_line[line.name].append(own)
     curves = {line.name: frontier(by_line[line.name]) for line in lines if len(line.values) > 1}
     known = {name: curve for name, curve in curves.items() if curve is not None}
     against = told({n: difference(c, known[DPO.name]) for n, c in known.items() if n != DPO.name})

@@ -4,7 +4,7 @@
 
 On-policy, both texts of a pair are samples of the model that is tuned; then the log-prob of chosen texts can rise by no
 more than KL(p_chosen || reference) on average, here some tenths of a nat. Off-policy, one of them is the best of eight
-samples by exact reward. Every run: 128 steps of 32 pairs at learning rate 1e-3, three seeds; changes are measured on
+samples by exact reward. Every run: 160 steps of 32 pairs at learning rate 1e-3, three seeds; changes are measured on
 256 held-out pairs of the same kind.
 
 Writes `benchmarks/results/displacement.json`.
@@ -12,9 +12,9 @@ Writes `benchmarks/results/displacement.json`.
 
 from __future__ import annotations
 
-from world_suite import BATCH, SEEDS, Line, job, over_seeds, processor_seconds, run, save, workers
+from world_suite import BATCH, SEEDS, Line, by_seed, cell, over_seeds, processor_seconds, save, workers
 
-STEPS = "trainer.max_steps=128"
+STEPS = "trainer.max_steps=160"
 WORLDS = {"on-policy": (), "off-policy": ("data.world.best_of=8",)}
 LINES = (
     Line(name="SFT", loss="sft", claim="raises it, by definition"),
@@ -57,18 +57,16 @@ FIGURES = ("chosen_change", "rejected_change", "true_reward", "kl", "valid", "le
 
 def main() -> None:
     team = workers(__doc__)
-    jobs = [job(line, STEPS, *knobs, seed=s) for knobs in WORLDS.values() for line in LINES for s in SEEDS]
-    results = run("displacement", jobs, team)
-    left = iter(results)
+    cells = [(world, line) for world in WORLDS for line in LINES]
+    found = by_seed("displacement", [cell(line, *WORLDS[world], STEPS) for world, line in cells], team)
     rows = [
-        {"world": world, "name": line.name, "claim": line.claim, **over_seeds([next(left) for _ in SEEDS], *FIGURES)}
-        for world in WORLDS
-        for line in LINES
+        {"world": world, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
+        for (world, line), own in zip(cells, found, strict=True)
     ]
     save("displacement", {
-        "setting": {"steps": 128, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
         "rows": rows,
-        "processor_seconds": processor_seconds(results),
+        "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

@@ -3,16 +3,16 @@
     python benchmarks/length.py
 
 The true reward does not know length, so what a policy gains in length is what it took from the labels' bias. Every run:
-128 steps of 32 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
+160 steps of 32 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
 
 Writes `benchmarks/results/length.json`.
 """
 
 from __future__ import annotations
 
-from world_suite import BATCH, SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+from world_suite import BATCH, SEEDS, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, workers
 
-STEPS = "trainer.max_steps=128"
+STEPS = "trainer.max_steps=160"
 BIASES = (0.0, 0.05)
 LINES = (
     Line(name="SFT", loss="sft", claim="writes as the chosen side does"),
@@ -40,18 +40,16 @@ FIGURES = ("length", "true_reward", "kl", "valid", "chosen_change", "rejected_ch
 
 def main() -> None:
     team = workers(__doc__)
-    jobs = [job(line, STEPS, *knob("length_bias", b), seed=s) for b in BIASES for line in LINES for s in SEEDS]
-    results = run("length", jobs, team)
-    left = iter(results)
+    cells = [(bias, line) for bias in BIASES for line in LINES]
+    found = by_seed("length", [cell(line, *knob("length_bias", bias), STEPS) for bias, line in cells], team)
     rows = [
-        {"bias": bias, "name": line.name, "claim": line.claim, **over_seeds([next(left) for _ in SEEDS], *FIGURES)}
-        for bias in BIASES
-        for line in LINES
+        {"bias": bias, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
+        for (bias, line), own in zip(cells, found, strict=True)
     ]
     save("length", {
-        "setting": {"steps": 128, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
         "rows": rows,
-        "processor_seconds": processor_seconds(results),
+        "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

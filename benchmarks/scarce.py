@@ -4,7 +4,7 @@
 
 KTO trains on every undesirable text and the desirable ones that are left, with equal weights and with weights that
 bring `desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only where
-both texts are left. Every run: 128 steps at learning rate 1e-3, three seeds; 32 pairs a step or 64 single texts, the
+both texts are left. Every run: 160 steps at learning rate 1e-3, three seeds; 32 pairs a step or 64 single texts, the
 same number of texts.
 
 Writes `benchmarks/results/scarce.json`.
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from world_suite import BATCH, SEEDS, Line, job, knob, over_seeds, processor_seconds, run, save, workers
+from world_suite import BATCH, SEEDS, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, workers
 
-STEPS = "trainer.max_steps=128"
+STEPS = "trainer.max_steps=160"
 PAIRS = 7936
 DROPPED = (0.0, 0.5, 0.7, 0.9)
 FIGURES = ("true_reward", "kl", "valid", "length", "true_accuracy", "chosen_change", "rejected_change")
@@ -48,21 +48,15 @@ def lines(dropped: float) -> Iterator[Line]:
 def main() -> None:
     team = workers(__doc__)
     pairs = [(dropped, line) for dropped in DROPPED for line in lines(dropped)]
-    results = run("scarce", [job(line, STEPS, seed=s) for _, line in pairs for s in SEEDS], team)
-    left = iter(results)
+    found = by_seed("scarce", [cell(line, STEPS) for _, line in pairs], team)
     rows = [
-        {
-            "dropped": dropped,
-            "name": line.name,
-            "claim": line.claim,
-            **over_seeds([next(left) for _ in SEEDS], *FIGURES),
-        }
-        for dropped, line in pairs
+        {"dropped": dropped, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
+        for (dropped, line), own in zip(pairs, found, strict=True)
     ]
     save("scarce", {
-        "setting": {"steps": 128, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
         "rows": rows,
-        "processor_seconds": processor_seconds(results),
+        "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -29,7 +29,7 @@ JOBS = Path("runs/benchmarks")
 SEEDS = (0, 1, 2)
 BATCH = 32  # pairs a step
 VALIDATION = MeasureConfig(prompts=512, samples_per_prompt=2, texts=0)
-TEST = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: both estimates of KL are compared
+TEST = MeasureConfig(prompts=1024, samples_per_prompt=2, texts=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,14 @@ class Line:
         return [f"loss={self.loss}", *strength, *self.fixed]
 
 
-def job(line: Line, *overrides: str, value: float | None = None, seed: int = 0, split: Split = "test") -> Job:
+def job(
+    line: Line,
+    *overrides: str,
+    value: float | None = None,
+    seed: int = 0,
+    split: Split = "test",
+    measure: MeasureConfig = TEST,
+) -> Job:
     """One run of a line on the `seed`-th draw of the data, measured on `split`."""
     said = [f"batch.records={BATCH}", *line.overrides(value), *overrides]
     said = list({one.split("=", 1)[0]: one for one in said}.values())  # what is said last counts
@@ -73,7 +80,7 @@ def job(line: Line, *overrides: str, value: float | None = None, seed: int = 0, 
         label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[2:])} seed={seed} {split}",
         config=config,
         fingerprints=fingerprints(config),
-        measure=VALIDATION if split == "validation" else TEST,
+        measure=measure,
         split=split,
         sides_swapped=line.sides_swapped,
         setting={line.strength: value} if value is not None else {},
@@ -89,14 +96,30 @@ def run(suite: str, jobs: Sequence[Job], workers: int) -> list[Result]:
     """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
     start, ended = time.perf_counter(), 0
 
-    def say(job: Job, result: Result) -> None:
+    def say(job: Job, result: Result, kept: bool) -> None:
         nonlocal ended
         ended += 1
         found = result.figures
         told = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
-        print(f"{suite} {ended}/{len(jobs)} {time.perf_counter() - start:.0f} s  {job.label}: {told}", flush=True)
+        when = "kept" if kept else f"{time.perf_counter() - start:.0f} s"
+        print(f"{suite} {ended}/{len(jobs)} {when}  {job.label}: {told}", flush=True)
 
     return run_jobs(jobs, JOBS, workers=workers, progress=say)
+
+
+Cell = Callable[[int], Job]  # from a seed to its job
+
+
+def cell(line: Line, *overrides: str) -> Cell:
+    """A line at its one setting, by seed."""
+    return lambda seed: job(line, *overrides, seed=seed)
+
+
+def by_seed(suite: str, cells: Sequence[Cell], workers: int) -> list[list[Result]]:
+    """For each cell of a table its results by seed; run seed after seed, so that what is cut short has whole seeds."""
+    results = iter(run(suite, [one(seed) for seed in SEEDS for one in cells], workers))
+    rounds = [[next(results) for _ in cells] for _ in SEEDS]
+    return [list(own) for own in zip(*rounds, strict=True)]
 
 
 def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
