@@ -13,11 +13,10 @@ Writes `benchmarks/results/controlled.json`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 from world_suite import (
     BATCH,
     SEEDS,
@@ -33,9 +32,10 @@ from world_suite import (
     workers,
 )
 
-from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, difference, tilt
+from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, matched, tilt
 from prefopt.compare.jobs import Job, Result
 from prefopt.compare.spec import MeasureConfig
+from prefopt.compare.statistics import compare
 
 STEPS = "trainer.max_steps=256"
 TUNING_STEPS = "trainer.max_steps=128"
@@ -111,17 +111,15 @@ def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
     return Runs(reward.swapaxes(0, 1), kl.swapaxes(0, 1))
 
 
-def told(rows: dict[str, list[AtKL]]) -> dict[str, list[dict[str, Any]]]:
-    """Differences to DPO with a verdict at 5 %, after Holm over all methods and all KL."""
-    flat = [(name, row) for name, own in rows.items() for row in own]
-    known = [i for i, (_, row) in enumerate(flat) if np.isfinite(row.p)]
-    holm = multipletests([flat[i][1].p for i in known], method="holm")[1] if known else []
-    corrected = dict(zip(known, map(float, holm), strict=True))
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
-    for i, (name, row) in enumerate(flat):
-        p = corrected.get(i)
-        verdict = None if p is None else "cannot tell" if p > 0.05 else "better" if row.value > 0 else "worse"
-        found[name].append(plain(row) | {"p_holm": None if p is None else round(p, 4), "verdict": verdict})
+def told(curves: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    """Every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm."""
+    found = []
+    for kl in KLS:
+        values = {name: rewards for name, curve in curves.items() if (rewards := matched(curve, kl)) is not None}
+        for pair in compare(values, "true_reward") if len(values) > 1 else ():
+            kept = {k: getattr(pair, k) for k in ("a", "b", "verdict", "seeds")}
+            numbers = {k: round(getattr(pair, k), 4) for k in ("difference", "low", "high", "p_holm")}
+            found.append({"kl": kl, **kept, **numbers})
     return found
 
 
@@ -157,7 +155,6 @@ def main() -> None:
         by_line[line.name].append(own)
     curves = {line.name: frontier(by_line[line.name]) for line in lines if len(line.values) > 1}
     known = {name: curve for name, curve in curves.items() if curve is not None}
-    against = told({n: difference(c, known[DPO.name]) for n, c in known.items() if n != DPO.name})
     every = [r for points in by_line.values() for own in points for r in own]
     gaps = np.array([r.arrays["kl_gap"].mean() / (r.arrays["kl_gap"].std(ddof=1) / len(r.arrays["kl_gap"]) ** 0.5)
                      for r in every if r.ok])  # fmt: skip
@@ -177,13 +174,13 @@ def main() -> None:
                 for value, own in zip(line.values or (None,), by_line[line.name], strict=True)
             ],
             "at_kl": [plain(row) for row in at_matched_kl(known[line.name])] if line.name in known else [],
-            "against_dpo": against.get(line.name, []),
         }
         for line in lines
     ]
     save("controlled", {
         "setting": {"steps": 256, "batch": BATCH, "seeds": len(SEEDS), "kl": KLS, "rates": RATES},
         "rows": rows,
+        "pairs": told(known),
         "yardsticks": yardsticks(),
         "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
                      "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},

@@ -10,7 +10,6 @@ from prefopt.report.figures import Axes, styles
 from prefopt.report.page import number, signed
 
 Row = Mapping[str, Any]
-ALIKE = "not told apart from DPO at any KL"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,10 +33,7 @@ def controlled(result: Any) -> str:
     rows = []
     for row in _by_reward(result):
         cells = [_at(row, i) for i in range(len(kls))]
-        told = [f"{one['verdict']} at {kls[i]:g}" for i, one in enumerate(row["against_dpo"])
-                if one["verdict"] in ("better", "worse")]  # fmt: skip
-        unknown = all(one["verdict"] is None for one in row["against_dpo"])
-        verdict = "" if row["name"] == "DPO" else "no KL in common" if unknown else ", ".join(told) or "cannot tell"
+        verdict = "" if row["name"] == "DPO" else _against(result["pairs"], row["name"], "DPO")
         rows.append([row["name"], f"{row['learning_rate']:g}", *cells, verdict])
     for name, label in (("tilt", "*oracle tilt*"), ("best_of_n", "*best of n*")):
         rows.append([label, "", *(_on(result["yardsticks"][name], kl) for kl in kls), ""])
@@ -61,10 +57,17 @@ def controlled(result: Any) -> str:
          for p in result["yardsticks"]["best_of_n"]],
     )  # fmt: skip
     check = result["kl_check"]
+    pairs = [p for p in result["pairs"] if "DPO again" not in (p["a"], p["b"])]
+    shares = "; ".join(
+        f"{sum(p['verdict'] != 'cannot_tell' for p in own)} of {len(own)} at KL {kl:g}"
+        for kl in kls
+        if (own := [p for p in pairs if p["kl"] == kl])
+    )
     words = (
-        f"Intervals: 95 %, bootstrap over prompts and seeds. Verdicts: 5 % after Holm over all methods and KL. A dash: "
-        f"the four strengths do not reach this KL, and nothing is extrapolated. {check['runs']} runs, "
-        f"{result['processor_seconds'] / 3600:.1f} hours of one core.\n\n"
+        f"Intervals: 95 %, bootstrap over prompts and seeds. Verdicts: 5 %, Holm over all pairs of methods at a KL "
+        f"(`prefopt.compare.statistics`). A dash: the strengths do not reach this KL, and nothing is extrapolated. "
+        f"Pairs of methods that can be told apart: {shares}. {check['runs']} runs, "
+        f"{result['processor_seconds'] / 3600:.1f} hours of a shared core.\n\n"
         f"The two estimates of KL, on 4,096 samples of each run: their difference over its standard error has mean "
         f"{signed(check['mean_z'])}, standard deviation {number(check['sd_z'])} (0 and 1 if both are right), at most "
         f"{number(check['largest_z'], 1)}."
@@ -73,6 +76,18 @@ def controlled(result: Any) -> str:
         f"{first}\n\n{words}\n\nBest of n samples of the SFT model:\n\n{best}\n\n"
         f"<details><summary>Every strength, ± one standard error over three seeds</summary>\n\n{second}\n\n</details>"
     )
+
+
+def _against(pairs: Sequence[Row], name: str, other: str) -> str:
+    """What is told of `name` against `other`, KL by KL."""
+    turned = {"better": "worse", "worse": "better"}
+    found = {
+        pair["kl"]: pair["verdict"] if pair["a"] == name else turned.get(pair["verdict"], pair["verdict"])
+        for pair in pairs
+        if {pair["a"], pair["b"]} == {name, other}
+    }
+    told = [f"{verdict} at {kl:g}" for kl, verdict in found.items() if verdict != "cannot_tell"]
+    return ", ".join(told) or ("cannot tell" if found else "no KL in common")
 
 
 def _by_reward(result: Any) -> list[Any]:

@@ -46,13 +46,12 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True)
 class AtKL:
-    """A method's reward, or a difference of two, at one KL; all nan where it is not covered.
+    """A method's reward at one KL; all nan where it is not covered.
 
     Attributes:
         kl: nats.
         value: of the runs as they are.
         low, high: 95 % percentile interval over resampled prompts and seeds.
-        p: two-sided, that the value is 0; never below 1 / resamples. For differences.
         covered: share of resamples whose points reach this KL from both sides.
     """
 
@@ -60,7 +59,6 @@ class AtKL:
     value: float
     low: float
     high: float
-    p: float
     covered: float
 
 
@@ -84,12 +82,8 @@ def interpolate(kl: Floats, reward: Floats, at: Sequence[float]) -> Floats:
     return found
 
 
-def resampled(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """(resamples, len(at)) rewards at matched KL over resampled prompts and seeds, nan where not covered.
-
-    Resample b draws the same prompts and seeds for every method with as many of them, so that columns of two methods
-    can be subtracted. Few seeds make intervals too narrow: by a factor sqrt((S - 1) / S) in their share.
-    """
+def _resampled(runs: Runs, at: Sequence[float], resamples: int, seed: int) -> Floats:
+    """(resamples, len(at)) rewards at matched KL over redrawn prompts and seeds, nan where not covered."""
     seeds, _, prompts = runs.reward.shape
     rng = np.random.default_rng(seed)
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
@@ -99,32 +93,42 @@ def resampled(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPL
 
 
 def at_matched_kl(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> list[AtKL]:
-    """Reward at each KL, with intervals over prompts and seeds."""
-    return _summaries(interpolate(*runs.points(), at), resampled(runs, at, resamples=resamples, seed=seed), at)
+    """Reward at each KL, with intervals by the bootstrap over prompts and seeds.
 
-
-def difference(a: Runs, b: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> list[AtKL]:
-    """Reward of `a` less reward of `b` at each KL, paired over prompts and seeds."""
-    if a.reward.shape[::2] != b.reward.shape[::2]:
-        raise ValueError("methods are compared on the same seeds and prompts")
-    value = interpolate(*a.points(), at) - interpolate(*b.points(), at)
-    drawn = resampled(a, at, resamples=resamples, seed=seed) - resampled(b, at, resamples=resamples, seed=seed)
-    return _summaries(value, drawn, at)
-
-
-def _summaries(value: Floats, drawn: Floats, at: Sequence[float]) -> list[AtKL]:
+    Few seeds make intervals too narrow, in their share by a factor sqrt((S - 1) / S). Two methods are compared by
+    `matched`, not by whether intervals overlap.
+    """
+    drawn = _resampled(runs, at, resamples, seed)
     summaries = []
-    for target, point, column in zip(at, value.tolist(), drawn.T, strict=True):
+    for target, point, column in zip(at, interpolate(*runs.points(), at).tolist(), drawn.T, strict=True):
         finite = column[np.isfinite(column)]
         covered = len(finite) / len(column)
+        low, high = np.quantile(finite, (0.025, 0.975)).tolist() if len(finite) else (np.nan, np.nan)
         if not np.isfinite(point) or covered < MIN_COVERED:
-            summaries.append(AtKL(kl=target, value=np.nan, low=np.nan, high=np.nan, p=np.nan, covered=covered))
-            continue
-        low, high = np.quantile(finite, (0.025, 0.975)).tolist()
-        tail = min((finite <= 0).mean(), (finite >= 0).mean())
-        p = float(min(1.0, max(2 * tail, 1 / len(finite))))
-        summaries.append(AtKL(kl=target, value=point, low=low, high=high, p=p, covered=covered))
+            point, low, high = np.nan, np.nan, np.nan
+        summaries.append(AtKL(kl=target, value=point, low=low, high=high, covered=covered))
     return summaries
+
+
+def matched(runs: Runs, kl: float) -> Floats | None:
+    """(S, P) rewards at one KL, to be compared with those of another method: `prefopt.compare.statistics.compare`.
+
+    Each seed is brought to this KL on its own frontier, by a straight line in the square root of KL between the two
+    points that enclose it, with the same weights for all of its prompts.
+
+    Returns:
+        None where a seed's points do not reach this KL from both sides.
+    """
+    found = []
+    for reward, distance in zip(runs.reward, np.sqrt(np.maximum(runs.kl.mean(2), 0)), strict=True):
+        order = np.argsort(distance)
+        above = int(np.searchsorted(distance[order], np.sqrt(kl)))
+        if above == 0 or above == len(order):
+            return None
+        low, high = order[above - 1], order[above]
+        share = (np.sqrt(kl) - distance[low]) / (distance[high] - distance[low])
+        found.append((1 - share) * reward[low] + share * reward[high])
+    return np.stack(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,47 @@
+"""Charts of a comparison: every method is there, by name and by its own look; the same input gives the same file."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+
+from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart, picture_file
+from prefopt.report.figures import Axes, styles
+
+AXES = Axes(x="KL", y="reward")
+
+
+def frontier() -> str:
+    curves = [
+        Curve(label="A", x=[2.0, 0.5, 1.0], y=[1.5, 0.5, 1.0], y_se=[0.1, 0.1, 0.1]),
+        Curve(label="B", x=[0.5, 1.0], y=[0.4, 0.8]),
+    ]
+    oracle = Curve(label="oracle", x=[0.5, 1.0, 9.0], y=[1.0, 1.5, 3.0])
+    return picture_file(
+        curves_chart(
+            curves, styles(["A", "B"]), AXES, yardsticks=[oracle, oracle], x_range=(0, 3), summary='Reward & "KL"'
+        )
+    )
+
+
+def test_a_picture_file_is_whole_and_repeatable() -> None:
+    drawn = frontier()
+    root = ET.fromstring(drawn)  # well-formed, and of the namespace that a browser draws
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.attrib["aria-label"] == 'Reward & "KL"'
+    assert f"matplotlib {mpl.__version__}" in drawn
+    assert "white" in root[0].attrib["fill"]  # readable on a dark page
+    assert frontier() == drawn
+
+
+def test_methods_have_their_own_look() -> None:
+    look = styles(["A", "B"])
+    drawn = frontier()
+    assert all(look[name].colour.lower() in drawn.lower() for name in "AB")
+
+
+def test_dots_leave_out_what_is_not_there() -> None:
+    series = [Dots(label="x", values={"A": (1.0, 0.1), "B": (2.0, 0.2)}), Dots(label="y", values={"A": (0.5, 0.1)})]
+    drawn = dots_chart(["A", "B"], series, styles(["x", "y"]), AXES, summary="two worlds")
+    assert ET.fromstring(str(drawn).replace("xlink:href", "href")).attrib["aria-label"] == "two worlds"
