@@ -60,7 +60,7 @@ METHODS = (
     Line(name="APO-zero", loss="apo_zero", strength="beta", values=(1.5, 0.6, 0.3, 0.12)),
     Line(name="NCA", loss="nca", strength="beta", values=(0.35, 0.15, 0.07, 0.03)),
     Line(name="DPO + SFT", loss="irpo", strength="alpha", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
-    Line(name="DPOP", loss="dpop", strength="beta", values=(1, 0.5, 0.25, 0.1), fixed=("loss.lam=1",)),
+    Line(name="DPOP", loss="dpop", strength="lam", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
 )
 SFT = Line(name="SFT", loss="sft")
 AGAIN = dataclasses.replace(DPO, name="DPO again", seed_offset=100)
