@@ -96,13 +96,12 @@ def run(suite: str, jobs: Sequence[Job], workers: int) -> list[Result]:
     """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
     start, ended = time.perf_counter(), 0
 
-    def say(job: Job, result: Result, kept: bool) -> None:
+    def say(job: Job, result: Result, *_: object) -> None:
         nonlocal ended
         ended += 1
         found = result.figures
         told = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
-        when = "kept" if kept else f"{time.perf_counter() - start:.0f} s"
-        print(f"{suite} {ended}/{len(jobs)} {when}  {job.label}: {told}", flush=True)
+        print(f"{suite} {ended}/{len(jobs)} {time.perf_counter() - start:.0f} s  {job.label}: {told}", flush=True)
 
     return run_jobs(jobs, JOBS, workers=workers, progress=say)
 

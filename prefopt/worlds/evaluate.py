@@ -85,7 +85,7 @@ def evaluate(
     )
     names = [field.name for field in dataclasses.fields(Evaluation) if field.name in values]
     return Evaluation(
-        **{name: Estimate.of(values[name]) for name in names},  # type: ignore[arg-type]
+        **{name: Estimate.of(values[name]) for name in names},
         reward_by_prompt=values["true_reward"],
         samples=samples,
     )
@@ -201,7 +201,8 @@ def win_share(ratio: Floats) -> Estimate:
 def _wins(values: Floats) -> Floats:
     """(n,) 1 where the first of two values is larger, 1/2 where they are equal."""
     gap = values[:, 0] - values[:, 1]
-    return (gap > 0) + 0.5 * (gap == 0)
+    wins: Floats = (gap > 0) + 0.5 * (gap == 0)
+    return wins
 
 
 def sampled_reward(world: ReviewWorld, policy: Any, prompts: Sequence[str], *, seed: int = 0) -> Estimate:
