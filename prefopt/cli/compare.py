@@ -93,7 +93,7 @@ def _hold(comparison: Comparison, config: CompareConfig, argv: list[str]) -> int
     console = Console()
     contest = Contest(comparison)
     workers = default_workers(contest) if config.workers is None else config.workers
-    sizes = len(contest.methods) * comparison.budget.trials + 2, len(contest.methods) * comparison.seeds
+    sizes = 1 + len(contest.methods) * comparison.budget.trials, 1 + len(contest.methods) * comparison.seeds
     command = shlex.join(["prefopt", "compare", *argv])
     with Display(console, sizes, workers) as display:
         result = compare(
@@ -152,7 +152,7 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
             raise UserError(f"{word}: a comparison is one run; give lists in brackets: losses=[dpo,ipo]")
         value: Any = override.value()
         try:
-            OmegaConf.update(node, key, value, merge=True, force_add=False)
+            node = OmegaConf.merge(node, _nested(key, value))
         except OmegaConfBaseException as error:
             raise UserError(_refusal(word, key, node, str(error).splitlines()[0])) from error
         except (TypeError, ValueError) as error:
@@ -162,6 +162,12 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     return config, comparison(config, rest)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """{a: {b: value}} of the key a.b."""
+    head, _, tail = key.partition(".")
+    return {head: _nested(tail, value) if tail else value}
 
 
 def _refusal(word: str, key: str, node: Any, reason: str) -> str:

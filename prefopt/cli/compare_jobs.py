@@ -140,7 +140,7 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     contest = Contest(comparison)
     workers = max(1, default_workers(contest) if config.workers is None else config.workers)
     trials, finals = known_jobs(contest, folder)
-    second = len(contest.methods) * comparison.seeds if finals is None else len(finals)
+    second = 1 + len(contest.methods) * comparison.seeds if finals is None else len(finals)
     for job in trials:
         console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
     for method in contest.methods:

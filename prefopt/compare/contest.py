@@ -66,16 +66,16 @@ class Contest:
         return self.configs[self.comparison.methods[0].name]
 
     def trials(self) -> list[Job]:
-        """The first round: every setting of every method, on validation prompts; and the base model on both."""
-        jobs = [self._base("validation"), self._base("test")]
+        """The first round: the base model and every setting of every method, on validation prompts."""
+        jobs = [self._base("validation")]
         for method in self.methods:
             for setting in self.settings[method.name]:
                 jobs.append(self._job(method, setting, TRIAL_SEED, "validation"))
         return jobs
 
     def finals(self, chosen: dict[str, Setting]) -> list[Job]:
-        """The second round: the chosen setting of every method at fresh seeds, on test prompts."""
-        return [
+        """The second round: the base model and the chosen settings at fresh seeds, on test prompts."""
+        return [self._base("test")] + [
             self._job(method, chosen[method.name], seed + method.seed_offset, "test")
             for method in self.methods
             if method.name in chosen
@@ -84,8 +84,8 @@ class Contest:
 
     def rows(self, trials: Sequence[Result], finals: Sequence[Result]) -> list[Row]:
         """The results by method, the base model first."""
-        base = [r for r in trials if r.method == BASE]
-        rows = [Row(name=BASE, method=None, config=self.base_config, trials=base[:1], finals=base[1:])]
+        at_start = [[r for r in results if r.method == BASE] for results in (trials, finals)]
+        rows = [Row(name=BASE, method=None, config=self.base_config, trials=at_start[0], finals=at_start[1])]
         for method in self.methods:
             own = [r for r in trials if r.method == method.name]
             rows.append(

@@ -11,8 +11,9 @@ from typing import Any
 
 from prefopt.compare.contest import Contest
 from prefopt.compare.jobs import Job, Result, sweep_leftovers
+from prefopt.compare.judge import with_win_rate
 from prefopt.compare.results import Outcome, outcome, write_results
-from prefopt.compare.spec import Comparison
+from prefopt.compare.spec import BASE, SFT, Comparison
 from prefopt.compare.workers import Done, Say, Team, cores, run_jobs
 from prefopt.errors import UserError
 
@@ -62,14 +63,30 @@ def compare(
         run = runner or here
         first = contest.trials()
         rounds(0, len(first))
-        trials = run(first)
+        trials = judged(run(first), BASE, contest, folder)
         second = contest.finals(contest.choose(trials))
         rounds(1, len(second))
-        finals = run(second)
+        finals = judged(run(second), SFT, contest, folder)
         seconds = time.perf_counter() - start
         result = outcome(contest.comparison, contest.rows(trials, finals), command=command, seconds=seconds)
         write_results(folder, result)
     return result
+
+
+def judged(results: Sequence[Result], against: str, contest: Contest, folder: Path) -> list[Result]:
+    """The results with win rates: the i-th run of a method against the i-th of the method `against`."""
+    judge = contest.comparison.measure.judge
+    if judge is None:
+        return list(results)
+    by_method: dict[str, list[Result]] = {}
+    for result in results:
+        by_method.setdefault(result.method, []).append(result)
+    others = [result for result in by_method.get(against, []) if result.ok]
+    return [
+        with_win_rate(result, others[i % len(others)], judge, folder / "judgements") if others and result.ok else result
+        for own in by_method.values()
+        for i, result in enumerate(own)
+    ]
 
 
 def default_workers(contest: Contest) -> int:

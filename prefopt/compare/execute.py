@@ -100,7 +100,7 @@ def _measure(job: Job, policy: Any, data: DataOf) -> tuple[Measured, list[str]]:
     config, settings = job.config, job.measure
     if config.data.path == "world":
         return _measure_in_world(job, policy)
-    from prefopt.compare.held_out import measure
+    from prefopt.compare.general import measure
 
     records = data.half(job.split)
     return measure(config, settings, policy=policy, tokenizer=data.tokenizer, records=records), []
@@ -111,6 +111,8 @@ def _measure_in_world(job: Job, policy: Any) -> tuple[Measured, list[str]]:
     from prefopt.worlds import knobs
 
     settings = job.measure
+    if settings.judge or settings.tasks:
+        raise UserError("judge=... and tasks=[...] are for real data: a world's reward is exact, its words are its own")
     each = settings.samples_per_prompt or WORLD_SAMPLES
     measured = measure(
         policy,

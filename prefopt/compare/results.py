@@ -193,7 +193,7 @@ def _warnings(
         near, far = min(distances, key=distances.__getitem__), max(distances, key=distances.__getitem__)
         found.append(f"unequal distance: {near} went {distances[near]:.2f} nats from the start, {far} "
                      f"{distances[far]:.2f}; look at the metric at matched KL, too")  # fmt: skip
-    return found + _broken_controls(comparison, pairs)
+    return _broken_controls(comparison, pairs) + found
 
 
 def _broken_controls(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
@@ -293,7 +293,8 @@ def finding(result: Outcome) -> list[str]:
         return ["No method could be measured: see the reasons below."]
     best = rivals[0]
     title = METRICS[result.metric].title.lower()
-    equals, beaten = [], []
+    equals: list[str] = []
+    beaten: list[str] = []
     for other in rivals[1:]:
         pair = verdict_of(result.pairs, best.name, other.name)
         (beaten if pair is not None and pair.verdict == "better" else equals).append(other.name)

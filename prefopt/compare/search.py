@@ -13,7 +13,7 @@ configured one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
     return parameter, tuple(values)
 
 
-def at_edge(chosen: Mapping[str, float], tried: list[Mapping[str, float]]) -> list[str]:
+def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
     """The axes on which the chosen setting is the lowest or highest of at least three that were tried."""
     found = []
     for axis, value in chosen.items():

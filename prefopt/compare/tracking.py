@@ -42,7 +42,7 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
                     run.log({name: value for name, value in point.items() if name != "step"}, step=int(point["step"]))
             run.summary.update({**standing.figures, **{f"cost/{name}": v for name, v in standing.cost.items()}})
     with wandb.init(name="summary", job_type="comparison", config={"command": result.command}, **common) as run:
-        run.log({"methods": wandb.Table(*_methods(result)), "verdicts": wandb.Table(*_verdicts(result))})
+        run.log({"methods": wandb.Table(**_methods(result)), "verdicts": wandb.Table(**_verdicts(result))})
         run.summary.update({"metric": result.metric, "warnings": result.warnings})
 
 
@@ -51,16 +51,17 @@ def _config(result: Outcome, standing: Standing) -> dict[str, Any]:
     return {"method": standing.name, **chosen, "command": train_command(result.comparison, standing.row)}
 
 
-def _methods(result: Outcome) -> tuple[list[str], list[list[Any]]]:
+def _methods(result: Outcome) -> dict[str, Any]:
     names = sorted({name for s in result.standings for name in s.figures})
     rows = [
         [s.name, *((s.value.point, s.value.low, s.value.high) if s.value else (None, None, None)), s.setting,
          *(s.figures.get(name) for name in names), s.cost["train_seconds"], s.reason]
         for s in result.standings
     ]  # fmt: skip
-    return ["method", result.metric, "low", "high", "setting", *names, "train_seconds", "reason"], rows
+    columns = ["method", result.metric, "low", "high", "setting", *names, "train_seconds", "reason"]
+    return {"columns": columns, "data": rows}
 
 
-def _verdicts(result: Outcome) -> tuple[list[str], list[list[Any]]]:
+def _verdicts(result: Outcome) -> dict[str, Any]:
     rows = [[p.a, p.b, p.difference, p.low, p.high, p.p_holm, say_verdict(p)] for p in result.pairs]
-    return ["a", "b", "difference", "low", "high", "p_holm", "verdict"], rows
+    return {"columns": ["a", "b", "difference", "low", "high", "p_holm", "verdict"], "data": rows}

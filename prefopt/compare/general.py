@@ -1,0 +1,128 @@
+"""Measures on any data, where no exact reward is known: held-out pairs, the policy's own texts, a judge, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.compare.judge import is_callable, reward_model
+from prefopt.compare.spec import MeasureConfig, Measured
+from prefopt.generations import Sampling, held_out_prompts, write_texts
+from prefopt.heldout import HeldOut, score
+
+if TYPE_CHECKING:
+    from prefopt.run import RunConfig
+
+Floats = NDArray[np.float64]
+MAX_TOKENS = 4096  # of one forward, where `batch.max_tokens` leaves it open
+
+
+def measure(
+    config: RunConfig, settings: MeasureConfig, *, policy: Any, tokenizer: Any, records: Sequence[Any]
+) -> Measured:
+    """A policy against the model that its training started from.
+
+    Of held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one; a tie is half),
+    `accuracy_sum` and `accuracy_mean` (the likelier side by log-prob and by log-prob per token; a tie is no win),
+    `margin` (nats, of log-ratios), `chosen_logp`, `chosen_change`, `rejected_change` (nats). Of the policy's own texts
+    at temperature 1: `kl` (nats a text, Rao-Blackwellised over the vocabulary), `length` (tokens); with a reward model
+    as judge `judge`, its score. Of tasks: `task/NAME/METRIC`.
+
+    Args:
+        config: of the run.
+        settings: prompts, samples, judge, tasks.
+        policy: the tuned model.
+        tokenizer: its tokenizer.
+        records: held-out records in tokens.
+    """
+    reference = _reference(_Start(config))
+    tuned, start = (score(model, records, max_tokens=_budget(config)) for model in (policy, reference))
+    arrays = _pairs(tuned, start)
+    texts: list[dict[str, Any]] = []
+    prompts = held_out_prompts(records, settings.prompts or config.evaluation.kl_prompts)
+    if len(prompts) > 1:
+        written, texts = _texts(config, settings, policy, reference, tokenizer, prompts)
+        arrays |= written
+    figures = {name: float(values.mean()) for name, values in arrays.items()}
+    if settings.tasks:
+        from prefopt.compare.harness import run_tasks
+
+        figures |= run_tasks(policy, tokenizer, settings.tasks)
+    return Measured(figures=figures, arrays=arrays, texts=texts)
+
+
+def _budget(config: RunConfig) -> int:
+    return config.batch.max_tokens or MAX_TOKENS
+
+
+def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
+    """Figures of held-out records, one value each; those of two sides where every record has them."""
+    chosen, rejected = (policy.sums[side] - start.sums[side] for side in ("chosen", "rejected"))
+    found: dict[str, Floats] = {}
+    if np.isfinite(chosen).all():
+        found |= {"chosen_logp": policy.sums["chosen"], "chosen_change": chosen}
+    if np.isfinite(rejected).all():
+        found["rejected_change"] = rejected
+    if len(found) == 3:
+        gap = chosen - rejected
+        means = {side: policy.sums[side] / policy.tokens[side] for side in ("chosen", "rejected")}
+        found |= {
+            "accuracy": (gap > 0) + 0.5 * (gap == 0),
+            "accuracy_sum": (policy.sums["chosen"] > policy.sums["rejected"]).astype(np.float64),
+            "accuracy_mean": (means["chosen"] > means["rejected"]).astype(np.float64),
+            "margin": gap,
+        }
+    return found
+
+
+def _texts(
+    config: RunConfig, settings: MeasureConfig, policy: Any, reference: Any, tokenizer: Any, prompts: list[list[int]]
+) -> tuple[dict[str, Floats], list[dict[str, Any]]]:
+    """Figures of the policy's texts, the mean of each prompt's samples, and the first sample of each prompt."""
+    from prefopt.engine.divergence import divergence
+
+    each = settings.samples_per_prompt or 1
+    repeated = [prompt for prompt in prompts for _ in range(each)]
+    sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=settings.seed)
+    written = write_texts(policy, tokenizer, repeated, sampling)
+    longest = max(len(p) + len(t) for p, t in zip(repeated, written, strict=True))
+    kl = divergence(policy, reference, repeated, written, max_tokens=max(_budget(config), longest)).exact_vocabulary
+
+    def by_prompt(values: Any) -> Floats:
+        means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)
+        return means
+
+    arrays = {"kl": by_prompt(kl), "length": by_prompt([len(text) for text in written])}
+    asked = [tokenizer.decode(prompt) for prompt in repeated]
+    said = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
+    if settings.judge and not is_callable(settings.judge):
+        arrays["judge"] = by_prompt(reward_model(settings.judge)(asked, said))
+    kept = len(prompts) if settings.judge else settings.texts  # a judge that compares needs all
+    texts = [{"prompt": asked[i * each], "text": said[i * each]} for i in range(min(kept, len(prompts)))]
+    return arrays, texts
+
+
+class _Start:
+    """A configuration that a cache finds by its model."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.name = repr(config.model)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Start) and self.name == other.name
+
+
+@lru_cache(maxsize=1)
+def _reference(start: _Start) -> Any:
+    from prefopt.models import load_model
+
+    model = start.config.model
+    return load_model(model, model.reference) if model.reference else load_model(model)

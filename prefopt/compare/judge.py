@@ -1,0 +1,155 @@
+"""Judges of texts that the user brings: a reward model that scores one text, or a function that compares two.
+
+A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. It is given prompt and
+text as one string, as the policy read and wrote them. Its scores are averaged, and turned into wins prompt by prompt.
+
+A function is named `module:function` and is called as
+
+    judge(prompts, first, second) -> one number for each prompt
+
+with the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. It is asked twice,
+with the texts in both orders, because judges favour a place (Zheng et al., 2023, https://arxiv.org/abs/2306.05685).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.compare.jobs import Result
+from prefopt.errors import UserError
+from prefopt.folder import write_json
+
+Floats = NDArray[np.float64]
+Compare = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+Score = Callable[[Sequence[str], Sequence[str]], Floats]
+BATCH = 16
+
+
+def is_callable(judge: str) -> bool:
+    """Whether it names a function; else it is a folder or a hub id."""
+    module, _, name = judge.partition(":")
+    return name.isidentifier() and all(part.isidentifier() for part in module.split(".")) and not Path(judge).exists()
+
+
+def function(judge: str) -> Compare:
+    """The function of `module:function`.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, name = judge.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"judge={judge}: {error}; give module:function of a module that Python can import") from error
+    if not callable(found):
+        raise UserError(f"judge={judge} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def reward_model(path: str) -> Score:
+    """(n,) scores of texts behind their prompts by the reward model in `path`.
+
+    Raises:
+        UserError: nothing loadable there, or a classifier with several outputs.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load a reward model from judge={path}: {first[:300]}") from error
+    if model.config.num_labels != 1:
+        raise UserError(f"judge={path} has {model.config.num_labels} outputs: a reward model has one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def scores(prompts: Sequence[str], texts: Sequence[str]) -> Floats:
+        whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(whole), BATCH):
+                batch = tokenizer(whole[start : start + BATCH], return_tensors="pt", padding=True).to(model.device)
+                found.append(model(**batch).logits[:, 0].double().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros(0)
+
+    return scores
+
+
+def wins(judge: Compare, prompts: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> Floats:
+    """(n,) how `texts` fare against `others`, from 0 to 1, each pair judged in both orders; equal texts tie.
+
+    Raises:
+        UserError: the function returns something else than n numbers from 0 to 1.
+    """
+    differ = [i for i, (a, b) in enumerate(zip(texts, others, strict=True)) if a != b]
+    result = np.full(len(texts), 0.5)
+    if differ:
+        asked, first, second = ([column[i] for i in differ] for column in (prompts, texts, others))
+        result[differ] = (_asked(judge, asked, first, second) + 1 - _asked(judge, asked, second, first)) / 2
+    return result
+
+
+def _asked(judge: Compare, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
+    try:
+        found = np.asarray(judge(prompts, first, second), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the judge failed: {error}; it is called as judge(prompts, first, second)") from error
+    if found.shape != (len(prompts),) or not ((found >= 0) & (found <= 1)).all():
+        raise UserError(f"the judge must return {len(prompts)} numbers from 0 to 1, one for each prompt")
+    return found
+
+
+def with_win_rate(result: Result, against: Result, judge: str, folder: Path) -> Result:
+    """The result with `win_rate`: how its texts fare against another model's, prompt by prompt.
+
+    Args:
+        result, against: of the same prompts.
+        judge: a folder of a reward model or a function.
+        folder: where what a function said is kept: it is asked once about each pair of runs.
+    """
+    if is_callable(judge):
+        array = _kept_wins(result, against, judge, folder)
+    elif "judge" in result.arrays:
+        gap = result.arrays["judge"] - against.arrays["judge"]
+        array = (gap > 0) + 0.5 * (gap == 0)
+    else:
+        return result
+    return dataclasses.replace(
+        result,
+        figures=result.figures | {"win_rate": float(array.mean())},
+        arrays=result.arrays | {"win_rate": array},
+    )
+
+
+def _kept_wins(result: Result, against: Result, judge: str, folder: Path) -> Floats:
+    name = hashlib.blake2b(f"{judge}\0{result.key}\0{against.key}".encode(), digest_size=12).hexdigest()
+    file = folder / f"{name}.json"
+    if file.exists():
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))["wins"]
+        return np.array(kept)
+    prompts, texts, others = (
+        [str(row[column]) for row in source]
+        for source, column in ((result.texts, "prompt"), (result.texts, "text"), (against.texts, "text"))
+    )
+    array = wins(function(judge), prompts, texts, others)
+    folder.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {"judge": judge, "of": result.label, "against": against.label}
+    write_json(file, about | {"wins": array.tolist()})
+    return array
