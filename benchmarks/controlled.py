@@ -2,10 +2,10 @@
 
     python benchmarks/controlled.py        # goes on where it was stopped
 
-Every run: 256 steps of 32 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
-rate of each method is the best of three, by true reward on validation prompts after 128 steps at the second strength,
-on a draw of the data of its own. Then every strength at three seeds, on test prompts, with 4,096 samples a run. Lines
-that test the suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
+Every run: 96 steps of 128 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
+rate of each method is the best of three, by true reward on validation prompts at the second strength, on a draw of the
+data of its own. Then every strength at three seeds, on test prompts, with 4,096 samples a run. Lines that test the
+suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
 
 Writes `benchmarks/results/controlled.json`.
 """
@@ -17,28 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from world_suite import (
-    BATCH,
-    SEEDS,
-    VALIDATION,
-    Cell,
-    Line,
-    by_seed,
-    job,
-    over_seeds,
-    processor_seconds,
-    run,
-    save,
-    workers,
-)
+from world_suite import VALIDATION, Cell, Line, by_seed, job, over_seeds, processor_seconds, run, save, size
 
 from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, matched, tilt
 from prefopt.compare.jobs import Job, Result
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.statistics import compare
 
-STEPS = "trainer.max_steps=256"
-TUNING_STEPS = "trainer.max_steps=128"
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 9
 MEASURE = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: estimates of KL are compared
@@ -47,20 +32,20 @@ TEMPERATURES = (4.0, 2.0, 1.3, 1.0, 0.8, 0.65, 0.5, 0.4, 0.35)
 FIGURES = ("true_reward", "kl", "kl_monte_carlo", "valid", "length", "entropy", "distinct_2", "accuracy",
            "true_accuracy", "accuracy_mean", "chosen_change", "rejected_change")  # fmt: skip
 
-DPO = Line(name="DPO", loss="dpo", strength="beta", values=(1, 0.5, 0.25, 0.1))
+DPO = Line(name="DPO", loss="dpo", strength="beta", values=(2, 1, 0.5, 0.2))
 METHODS = (
     DPO,
-    Line(name="IPO (sum)", loss="ipo_sum", strength="tau", values=(0.25, 0.12, 0.06, 0.03)),
-    Line(name="IPO (mean)", loss="ipo", strength="tau", values=(2.5, 1.2, 0.6, 0.3)),
-    Line(name="Hinge", loss="hinge", strength="beta", values=(1, 0.5, 0.25, 0.1)),
+    Line(name="IPO (sum)", loss="ipo_sum", strength="tau", values=(0.3, 0.15, 0.07, 0.03)),
+    Line(name="IPO (mean)", loss="ipo", strength="tau", values=(3, 1.5, 0.7, 0.3)),
+    Line(name="Hinge", loss="hinge", strength="beta", values=(2, 1, 0.5, 0.2)),
     Line(name="CPO", loss="cpo", strength="alpha", values=(2, 0.8, 0.3, 0.1), fixed=("loss.beta=0.3",)),
     Line(name="SimPO", loss="simpo", strength="beta", values=(20, 10, 5, 2.5)),
-    Line(name="ORPO", loss="orpo", strength="lam", values=(0.8, 2, 5, 15)),
-    Line(name="KTO", loss="kto", strength="beta", values=(1.5, 0.6, 0.3, 0.12)),
-    Line(name="APO-zero", loss="apo_zero", strength="beta", values=(1.5, 0.6, 0.3, 0.12)),
-    Line(name="NCA", loss="nca", strength="beta", values=(0.35, 0.15, 0.07, 0.03)),
-    Line(name="DPO + SFT", loss="irpo", strength="alpha", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
-    Line(name="DPOP", loss="dpop", strength="lam", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
+    Line(name="ORPO", loss="orpo", strength="lam", values=(1, 3, 9, 27)),
+    Line(name="KTO", loss="kto", strength="beta", values=(2, 1, 0.5, 0.2)),
+    Line(name="APO-zero", loss="apo_zero", strength="beta", values=(2, 1, 0.5, 0.2)),
+    Line(name="NCA", loss="nca", strength="beta", values=(0.6, 0.25, 0.1, 0.03)),
+    Line(name="DPO + SFT", loss="irpo", strength="alpha", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.5",)),
+    Line(name="DPOP", loss="dpop", strength="lam", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.5",)),
 )
 SFT = Line(name="SFT", loss="sft")
 AGAIN = dataclasses.replace(DPO, name="DPO again", seed_offset=100)
@@ -73,7 +58,6 @@ def trials(line: Line) -> list[Job]:
     return [
         job(
             line,
-            TUNING_STEPS,
             f"trainer.learning_rate={rate:g}",
             value=value,
             seed=TUNING_SEED,
@@ -86,8 +70,8 @@ def trials(line: Line) -> list[Job]:
 
 def final(line: Line, value: float | None, rate: float) -> Cell:
     """A line at one strength, by seed."""
-    said = (STEPS, f"trainer.learning_rate={rate:g}")
-    return lambda seed: job(line, *said, value=value, seed=seed, measure=MEASURE)
+    said = f"trainer.learning_rate={rate:g}"
+    return lambda seed: job(line, said, value=value, seed=seed, measure=MEASURE)
 
 
 def tuned(lines: Sequence[Line], team: int) -> dict[str, tuple[float, list[Result]]]:
@@ -144,12 +128,12 @@ def yardsticks() -> dict[str, Any]:
 
 
 def main() -> None:
-    team = workers(__doc__)
-    rates = tuned((*METHODS, SFT), team)
+    allowed = size(__doc__)
+    rates = tuned((*METHODS, SFT), allowed.workers)
     rates[AGAIN.name] = rates[WRONG.name] = rates[DPO.name]
     lines = (*METHODS, SFT, AGAIN, dataclasses.replace(WRONG, strength="beta", values=DPO.values[1:2]))
     points = [(line, value) for line in lines for value in line.values or (None,)]
-    results = by_seed("controlled", [final(line, value, rates[line.name][0]) for line, value in points], team)
+    results = by_seed("controlled", [final(line, value, rates[line.name][0]) for line, value in points], allowed)
     by_line: dict[str, list[list[Result]]] = {line.name: [] for line in lines}
     for (line, _), own in zip(points, results, strict=True):
         by_line[line.name].append(own)
@@ -178,7 +162,7 @@ def main() -> None:
         for line in lines
     ]
     save("controlled", {
-        "setting": {"steps": 256, "batch": BATCH, "seeds": len(SEEDS), "kl": KLS, "rates": RATES},
+        "setting": {**allowed.setting(), "kl": KLS, "rates": RATES},
         "rows": rows,
         "pairs": told(known),
         "yardsticks": yardsticks(),

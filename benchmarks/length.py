@@ -3,16 +3,15 @@
     python benchmarks/length.py
 
 The true reward does not know length, so what a policy gains in length is what it took from the labels' bias. Every run:
-160 steps of 32 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
+96 steps of 128 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
 
 Writes `benchmarks/results/length.json`.
 """
 
 from __future__ import annotations
 
-from world_suite import BATCH, SEEDS, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, workers
+from world_suite import Line, by_seed, cell, knob, over_seeds, processor_seconds, save, size
 
-STEPS = "trainer.max_steps=160"
 BIASES = (0.0, 0.05)
 LINES = (
     Line(name="SFT", loss="sft", claim="writes as the chosen side does"),
@@ -39,15 +38,15 @@ FIGURES = ("length", "true_reward", "kl", "valid", "chosen_change", "rejected_ch
 
 
 def main() -> None:
-    team = workers(__doc__)
+    allowed = size(__doc__)
     cells = [(bias, line) for bias in BIASES for line in LINES]
-    found = by_seed("length", [cell(line, *knob("length_bias", bias), STEPS) for bias, line in cells], team)
+    found = by_seed("length", [cell(line, *knob("length_bias", bias)) for bias, line in cells], allowed)
     rows = [
         {"bias": bias, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
         for (bias, line), own in zip(cells, found, strict=True)
     ]
     save("length", {
-        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": allowed.setting(),
         "rows": rows,
         "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip

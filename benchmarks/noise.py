@@ -2,7 +2,7 @@
 
     python benchmarks/noise.py
 
-cDPO and robust DPO are told the true share of flips. All at one strength, 160 steps of 32 pairs at learning rate
+cDPO and robust DPO are told the true share of flips. All at one strength, 96 steps of 128 pairs at learning rate
 1e-3, three seeds; held-out accuracy is that of exact rewards, not of labels.
 
 Writes `benchmarks/results/noise.json`.
@@ -10,9 +10,8 @@ Writes `benchmarks/results/noise.json`.
 
 from __future__ import annotations
 
-from world_suite import BATCH, SEEDS, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, workers
+from world_suite import Line, by_seed, cell, knob, over_seeds, processor_seconds, save, size
 
-STEPS = "trainer.max_steps=160"
 FLIPS = (0.0, 0.2, 0.4)
 CONTROLS = (
     Line(name="DPO again", loss="dpo", fixed=("loss.beta=0.5",), seed_offset=100, claim="control: DPO at other orders"),
@@ -43,15 +42,15 @@ def lines(flips: float) -> tuple[Line, ...]:
 
 
 def main() -> None:
-    team = workers(__doc__)
+    allowed = size(__doc__)
     pairs = [(flips, line) for flips in FLIPS for line in lines(flips)] + [(0.0, line) for line in CONTROLS]
-    found = by_seed("noise", [cell(line, *knob("label_flips", flips), STEPS) for flips, line in pairs], team)
+    found = by_seed("noise", [cell(line, *knob("label_flips", flips)) for flips, line in pairs], allowed)
     rows = [
         {"flips": flips, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
         for (flips, line), own in zip(pairs, found, strict=True)
     ]
     save("noise", {
-        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": allowed.setting(),
         "rows": rows,
         "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip

@@ -4,7 +4,7 @@
 
 KTO trains on every undesirable text and the desirable ones that are left, with equal weights and with weights that
 bring `desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only where
-both texts are left. Every run: 160 steps at learning rate 1e-3, three seeds; 32 pairs a step or 64 single texts, the
+both texts are left. Every run: 96 steps at learning rate 1e-3, three seeds; 128 pairs a step or 256 single texts, the
 same number of texts.
 
 Writes `benchmarks/results/scarce.json`.
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from world_suite import BATCH, SEEDS, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, workers
+from world_suite import BATCH, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, size
 
-STEPS = "trainer.max_steps=160"
 PAIRS = 7936
 DROPPED = (0.0, 0.5, 0.7, 0.9)
 FIGURES = ("true_reward", "kl", "valid", "length", "true_accuracy", "chosen_change", "rejected_change")
@@ -46,15 +45,15 @@ def lines(dropped: float) -> Iterator[Line]:
 
 
 def main() -> None:
-    team = workers(__doc__)
+    allowed = size(__doc__)
     pairs = [(dropped, line) for dropped in DROPPED for line in lines(dropped)]
-    found = by_seed("scarce", [cell(line, STEPS) for _, line in pairs], team)
+    found = by_seed("scarce", [cell(line) for _, line in pairs], allowed)
     rows = [
         {"dropped": dropped, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
         for (dropped, line), own in zip(pairs, found, strict=True)
     ]
     save("scarce", {
-        "setting": {"steps": 160, "batch": BATCH, "seeds": len(SEEDS)},
+        "setting": allowed.setting(),
         "rows": rows,
         "processor_seconds": processor_seconds([result for own in found for result in own]),
     })  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ from prefopt.trainer.arguments import DEFAULTS
 
 RESULTS = Path(__file__).with_name("results")
 JOBS = Path("runs/benchmarks")
-SEEDS = (0, 1, 2)
-BATCH = 32  # pairs a step
+STEPS, BATCH = 96, 128  # and pairs a step: one and a half times over the data
 VALIDATION = MeasureConfig(prompts=512, samples_per_prompt=2, texts=0)
 TEST = MeasureConfig(prompts=1024, samples_per_prompt=2, texts=1)
 
@@ -71,13 +69,13 @@ def job(
     measure: MeasureConfig = TEST,
 ) -> Job:
     """One run of a line on the `seed`-th draw of the data, measured on `split`."""
-    said = [f"batch.records={BATCH}", *line.overrides(value), *overrides]
+    said = [f"trainer.max_steps={STEPS}", f"batch.records={BATCH}", *line.overrides(value), *overrides]
     said = list({one.split("=", 1)[0]: one for one in said}.values())  # what is said last counts
     config = compose([*said, f"data.world.draw={seed}", f"seed={seed + line.seed_offset}", "output_dir=."])
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
     return Job(
         method=line.name,
-        label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[2:])} seed={seed} {split}",
+        label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[3:])} seed={seed} {split}",
         config=config,
         fingerprints=fingerprints(config),
         measure=measure,
@@ -114,10 +112,10 @@ def cell(line: Line, *overrides: str) -> Cell:
     return lambda seed: job(line, *overrides, seed=seed)
 
 
-def by_seed(suite: str, cells: Sequence[Cell], workers: int) -> list[list[Result]]:
+def by_seed(suite: str, cells: Sequence[Cell], size: Size) -> list[list[Result]]:
     """For each cell of a table its results by seed; run seed after seed, so that what is cut short has whole seeds."""
-    results = iter(run(suite, [one(seed) for seed in SEEDS for one in cells], workers))
-    rounds = [[next(results) for _ in cells] for _ in SEEDS]
+    results = iter(run(suite, [one(seed) for seed in range(size.seeds) for one in cells], size.workers))
+    rounds = [[next(results) for _ in cells] for _ in range(size.seeds)]
     return [list(own) for own in zip(*rounds, strict=True)]
 
 
@@ -144,8 +142,22 @@ def save(suite: str, content: Mapping[str, Any]) -> None:
     print(f"wrote {file}; now `make results`")
 
 
-def workers(description: str | None) -> int:
-    """The one option of a suite."""
+@dataclass(frozen=True)
+class Size:
+    """What a suite may take: processes of one thread each, and seeds."""
+
+    workers: int
+    seeds: int
+
+    def setting(self) -> dict[str, int]:
+        """For the result file."""
+        return {"steps": STEPS, "batch": BATCH, "seeds": self.seeds}
+
+
+def size(description: str | None) -> Size:
+    """The options of a suite."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default: %(default)s)")
-    return int(parser.parse_args(sys.argv[1:]).workers)
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the data (default: %(default)s)")
+    args = parser.parse_args()
+    return Size(args.workers, args.seeds)
