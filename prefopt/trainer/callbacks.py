@@ -18,13 +18,13 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a resume, drop what will be logged again: later steps, and evaluations of this same step."""
+        """After a resume, drop what will be logged again: later steps, evaluations of this same step, the end."""
         if not (state.is_world_process_zero and self.path.exists()):
             return
         kept: dict[tuple[float, frozenset[str]], str] = {}
         for line in self.path.read_text().splitlines():
             figures = _figures(line)
-            if figures is not None and figures["step"] <= state.global_step:
+            if figures is not None and figures["step"] <= state.global_step and "train_runtime" not in figures:
                 kept.setdefault((figures["step"], frozenset(figures)), line)
         tmp = self.path.with_name(f"tmp-{self.path.name}")
         tmp.write_text("".join(line + "\n" for line in kept.values()))

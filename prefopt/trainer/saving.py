@@ -68,11 +68,14 @@ class SavingTrainer(Trainer):
 
     # ---- writing
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any, *, evaluation_due: bool = False) -> None:
+    def _save_checkpoint(
+        self, model: nn.Module, trial: Any, *, evaluation_due: bool = False, stopped: bool = False
+    ) -> None:
         """Everything that a resume needs, in `checkpoint-<step>`, whole or not at all."""
         run = Path(str(self.args.output_dir))
         target = run / f"checkpoint-{self.state.global_step}"
-        resumable = not self.args.save_only_model or self.control.should_training_stop
+        stopped |= self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        resumable = stopped or not self.args.save_only_model
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self.store_flos()
@@ -106,8 +109,7 @@ class SavingTrainer(Trainer):
         target = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         begun = self._in_loop and self.state.global_step > 0
         if begun and not target.exists() and not self.args.load_best_model_at_end:
-            self.control.should_training_stop = True
-            self._save_checkpoint(self.model_wrapped, None)
+            self._save_checkpoint(self.model_wrapped, None, stopped=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -175,6 +177,7 @@ class SavingTrainer(Trainer):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *rest, **kw)
         except EvaluationCut:
             self.control.should_training_stop = True
+            self.control.should_evaluate = False
             self._save_checkpoint(model, trial, evaluation_due=True)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -204,6 +207,13 @@ class SavingTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(checkpoint):
             super()._load_rng_state(checkpoint)
+
+    def _run_epoch(self, *given: Any, **kw: Any) -> None:
+        """transformers', but for a run that goes on from its last checkpoint: that one would train another step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*given, **kw)  # type: ignore[no-untyped-call]
 
     def _go_on(self) -> None:
         """Take up the sums since the last log; make the evaluation that the stop cut short."""

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from prefopt.trainer.checkpoints import checkpoints, point, rotate, writing
 from tests.trainer import tiny
 
 DATA = tiny.records(Data.PAIRS, 12)  # an epoch is 3 steps of 4
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def loss_and_options(name: str) -> tuple[Any, dict[str, Any]]:
@@ -70,27 +67,6 @@ def test_resume_draws_the_same_dropout(tmp_path: Path) -> None:
     plain = tiny.run(loss, DATA, tmp_path, **options)
     assert resumed.losses == whole.losses
     assert plain.losses != whole.losses
-
-
-def test_a_kill_in_the_middle_of_a_save_leaves_whole_checkpoints_only(tmp_path: Path) -> None:
-    """SIGKILL at four places of the save of step 3, of a loss with running state; then resume from the last."""
-    name = "bco"
-    command = [sys.executable, "-m", "tests.trainer.killed", str(tmp_path), name, "3"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    loss, options = loss_and_options(name)
-    whole = tiny.run(loss, DATA, tmp_path / "whole", **options)
-    for place in ("weights", "optimizer", "extras", "rename"):
-        folder = tmp_path / place
-        assert _names(folder) == ["checkpoint-1", "checkpoint-2"], place
-        assert (folder / "tmp-checkpoint-3").is_dir(), "the kill came in the middle"
-        assert (folder / "last").resolve() == folder / "checkpoint-2"
-        resumed = tiny.run(loss, DATA, folder, resume=folder / "last", **options)
-        assert resumed.losses == whole.losses
-        assert tiny.apart(resumed.weights, whole.weights) == 0.0
-        assert _names(folder) == [f"checkpoint-{n}" for n in range(1, 6)]
-        assert not list(folder.glob("tmp-*"))
 
 
 def test_a_full_disk_is_a_named_error_and_leaves_the_earlier_checkpoints(
