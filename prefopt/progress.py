@@ -29,7 +29,7 @@ FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("loss",), "loss {:.4f}"),
     (("rewards/accuracies", "accuracies/logps"), "accuracy {:.0%}"),
     (("rewards/margins", "margins/logps"), "margin {:+.3f}"),
-    (("kl", "eval_kl"), "KL {:.2f} nats"),
+    (("kl",), "KL {:.2f} nats"),
     (("ratios/chosen",), "log-ratio chosen {:+.2f}"),
     (("ratios/rejected",), "rejected {:+.2f}"),
     (("tokens_per_second",), "{:,.0f} tokens/s"),
@@ -80,6 +80,7 @@ class Watch(TrainerCallback):
     def __init__(self, label: str, stream: TextIO) -> None:
         self.label, self.stream = label, stream
         self._began, self._from = time.monotonic(), 0
+        self._kl: dict[str, float] = {}  # the last that was measured
 
     def say(self, line: str) -> None:
         """A line for a person; one that begins with "warning: " is not to be missed."""
@@ -133,8 +134,9 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            self.log(state.global_step, state.max_steps, {**logs, "memory_gib": memory_gib()})
+            self.log(state.global_step, state.max_steps, {**self._kl, **logs, "memory_gib": memory_gib()})
         elif any(name.startswith("eval_") for name in logs):
+            self._kl = {"kl": logs["eval_kl"]} if "eval_kl" in logs else self._kl
             self.evaluated(state.global_step, state.max_steps, logs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -208,7 +208,10 @@ def _run(
             if prepared.eval is not None:
                 heldout.write_rows(out / "heldout.jsonl", base, scored)
             write_json(out / "summary.json", summary)
-            write_run_page(out)
+            try:
+                write_run_page(out)
+            except Exception as error:  # the run is whole without its page
+                say(f"warning: report.html could not be made ({error}); `prefopt report {out}` tries again")
     return summary
 
 

@@ -15,8 +15,9 @@ from prefopt.errors import UserError, nearest
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
-# What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword.
-_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./-]*")
+# What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword. Inside a list
+# or a dict a colon needs quotes.
+_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./:-]*")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class RunFolder:
                     for key, given in value.items()
                     if (group, key) != ("loss", "name") and (key not in known or given != known[key])
                 ]
-            elif group not in ("output_dir", "resume") and value != plain.get(group):
+            elif group not in ("output_dir", "resume", "progress") and value != plain.get(group):
                 found.append(f"{group}={_value(value)}")
         return found
 
@@ -151,20 +152,20 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     return found
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, *, inside: bool = False) -> str:
     """A plain value in Hydra's grammar, which reads quoted strings and JSON-like lists and dicts."""
     if value is None:
         return "null"
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, str):
-        if _PLAIN.fullmatch(value):
+        if _PLAIN.fullmatch(value) and not (inside and ":" in value):
             return value
         escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
         return f"'{escaped}'"
     if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
+        return f"[{','.join(_value(item, inside=True) for item in value)}]"
+    return "{" + ",".join(f"{key}:{_value(item, inside=True)}" for key, item in value.items()) + "}"
 
 
 def is_run(path: str | Path) -> bool:

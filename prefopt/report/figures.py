@@ -106,6 +106,7 @@ def curves(lines: Sequence[Line], style: Style, axes: Axes, *, summary: str) -> 
             marker=style.marker, ms=3.5, mec="white", mew=0.4,
         )  # fmt: skip
     plot.margins(x=0.04)
+    plot.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, summary)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -29,6 +30,7 @@ CHARTS: tuple[tuple[tuple[tuple[str, ...], ...], str, str], ...] = (
     ((("rewards/accuracies", "accuracies/logps"),), "Accuracy", "share of pairs"),
     ((("rewards/margins", "margins/logps"),), "Margin", "reward"),
     ((("ratios/chosen", "logps/chosen"), ("ratios/rejected", "logps/rejected")), "Log-prob", "nats"),
+    ((("eval_kl",),), "KL to the base model", "nats a text"),
     ((("grad_norm",),), "Gradient norm", ""),
     ((("learning_rate",),), "Learning rate", ""),
     ((("tokens_per_second",),), "Speed", "tokens a second"),
@@ -52,7 +54,7 @@ def run_page(run: RunFolder) -> str:
         method=facts.method,
         model=str(model.get("path")),
         reference=run.start,
-        data=str(data.get("path") or "a mixture"),
+        data=Path(str(data.get("path") or "a mixture")).name,
         verdict=verdict,
         words=WORDS,
         rows=held_out_rows(facts.before, facts.after, facts.change),

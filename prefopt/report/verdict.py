@@ -257,19 +257,8 @@ def _of_labels(facts: Facts) -> tuple[State, str]:
 
 
 def sentinel_warnings(run: RunFolder) -> list[str]:
-    """What was noticed while training, as lines; each once."""
-    found = run.summary.get("warnings", run.summary.get("sentinels", []))
-    rows = found if isinstance(found, list) else []
-    rows = [*rows, *(m["warning"] for m in run.metrics if "warning" in m)]
-    return list(dict.fromkeys(_line(row) for row in rows))
-
-
-def _line(row: Any) -> str:
-    if not isinstance(row, dict):
-        return str(row)
-    step = f"step {row['step']}: " if "step" in row else ""
-    words = row.get("message") or row.get("text") or row.get("detail") or row.get("name") or row
-    return f"{step}{words}"
+    """What the sentinels said, a line each."""
+    return [f"Step {found.get('step')}: {found.get('text')}" for found in run.summary.get("sentinels", [])]
 
 
 def plain(value: float, unit: str, *, bare: bool = False, sign: bool = False) -> str:

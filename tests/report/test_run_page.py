@@ -141,9 +141,10 @@ def test_a_run_that_has_not_ended_has_a_page_too(tmp_path: Path) -> None:
 
 
 def test_what_the_sentinels_said_is_shown_and_counts(tmp_path: Path) -> None:
-    run = run_folder(tmp_path / "run", warnings=[{"step": 40, "message": f"loss jumped {EVIL}"}, "another"])
+    run = run_folder(tmp_path / "run", sentinels=[{"sentinel": "kl", "step": 40, "value": 9.0, "bound": 3.0,
+                                                       "text": f"loss jumped {EVIL}"}])  # fmt: skip
     html = run_page(run)
-    assert "step 40: loss jumped" in html
+    assert "Step 40: loss jumped" in html
     assert EVIL not in html
     assert judge(run).state is not State.GOOD
 
