@@ -238,6 +238,19 @@ def real_model(result: Any) -> str:
     return f"{commands}\n\n{markdown(columns, table)}\n\n{words}\n\n" + "\n\n".join(texts)
 
 
+def plan_memory(result: Any) -> str:
+    parts = ("weights", "gradients", "optimizer", "activations", "head", "reference", "libraries")
+    columns = {
+        "setting": ("setting", "{}"),
+        "longest_row": ("longest row, tokens", "{:,}"),
+        **{part: (part, "{:.2f}") for part in parts},
+        "estimate": ("estimate, GiB", "{:.2f}"),
+        "measured": ("measured, GiB", "{:.2f}"),
+        "error": ("error", "{:+.1%}"),
+    }
+    return markdown(columns, result["rows"])
+
+
 def _quoted(text: str) -> str:
     """A text on one line, with nothing in it that Markdown would read."""
     line = " ".join(text.split())
@@ -253,6 +266,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "data_prep": data_prep,
     "reference_store": reference_store,
     "real_model": real_model,
+    "plan_memory": plan_memory,
     **world_tables.TABLES,
 }
 

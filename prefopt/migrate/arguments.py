@@ -23,8 +23,8 @@ NEEDLESS = {
     "skip_memory_metrics", "save_safetensors", "include_num_input_tokens_seen", "log_on_each_node",
     "per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only", "average_tokens_across_devices",
     "include_tokens_per_second", "plot_loss", "preprocessing_batch_size", "disable_dropout", "is_encoder_decoder",
-    "padding_value", "pad_token", "pad_to_multiple_of", "label_pad_token_id", "dataset_num_proc_", "class_name",
-    "_n_gpu", "local_rank", "auto_find_batch_size",
+    "padding_value", "pad_token", "pad_to_multiple_of", "label_pad_token_id", "class_name",
+    "_n_gpu", "local_rank", "auto_find_batch_size", "accelerator_config",
 }  # fmt: skip
 NO_EQUAL = {
     "neftune_noise_alpha": "noise on embeddings would make policy and reference incomparable",
@@ -34,7 +34,6 @@ NO_EQUAL = {
     "dataloader_drop_last": "the last, smaller step is kept, and weighted by its records",
     "push_to_hub": "`prefopt export --push` does it after the run",
     "hub_model_id": "see `prefopt export --push`",
-    "hub_token": "never written to a file; log in with `hf auth login`",
     "activation_offloading": "not offered",
     "deepspeed_plugin": "not offered",
     "ignore_data_skip": "a resume always goes on with the records that were to come",
@@ -116,7 +115,12 @@ def finish(t: Translation) -> None:
     """Sort what is left over: needless, known to have no equal, at its default, or unknown."""
     for name in list(t.given):
         value = t.given.pop(name)
-        if name in NEEDLESS or value in (None, False, "", [], {}) or (name in stock() and value == stock()[name]):
+        if (
+            name in NEEDLESS
+            or name.endswith("_token")
+            or value in (None, False, "", [], {})
+            or (name in stock() and value == stock()[name])
+        ):
             continue
         if name in stock() and isinstance(value, str) and value == str(stock()[name]):
             continue

@@ -44,7 +44,7 @@ class Translation:
 
     def leave(self, name: str, why: str) -> None:
         """One of their options, if it was given, has no equal here."""
-        if self.given.pop(name, None) is not None:
+        if self.given.pop(name, None) not in (None, False):
             self.no_equal[name] = why
 
     def lose(self, name: str, preset: str | None = None, **settings: Any) -> None:

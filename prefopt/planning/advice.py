@@ -71,7 +71,7 @@ def outside_range(loss: Any) -> Iterator[str]:
 def useful_range(comment: str) -> tuple[float, float] | None:
     """(low, high) of a field's comment that says `useful range LOW to HIGH`, or None."""
     bare = re.sub(r"\([^)]*\)", "", comment)
-    match = re.search(rf"useful range (?:above )?({_NUMBER})\s+to\s+({_NUMBER})", bare)
+    match = re.search(rf"useful range (?:above |by task, )?({_NUMBER})\s+to\s+({_NUMBER})", bare)
     if match is None:
         return None
     low, high = (float(number.replace(",", "")) for number in match.groups())
