@@ -74,7 +74,8 @@ def controlled(result: Any) -> str:
     )
     return (
         f"{first}\n\n{words}\n\nBest of n samples of the SFT model:\n\n{best}\n\n"
-        f"<details><summary>Every strength, ± one standard error over three seeds</summary>\n\n{second}\n\n</details>"
+        f"<details><summary>Every strength, ± one standard error over {result['setting']['seeds']} seeds</summary>\n\n"
+        f"{second}\n\n</details>"
     )
 
 

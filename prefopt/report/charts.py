@@ -50,10 +50,9 @@ def curves_chart(
         plot.plot(one.x, one.y, color=YARDSTICK, lw=1.3, ls=(0, (4, 2)) if number else (0, (1, 1.2)), zorder=1)
         inside = [i for i, x in enumerate(one.x) if x_range is None or x <= x_range[1]]
         at = (one.x[inside[-1]], one.y[inside[-1]])
-        below = bool(number)
         plot.annotate(
-            one.label, at, xytext=(-4, -6 if below else 5), textcoords="offset points", ha="right",
-            va="top" if below else "bottom", color=MUTED, fontsize=8.5,
+            one.label, at, xytext=(6, -8) if number else (-4, 5), textcoords="offset points",
+            ha="left" if number else "right", va="top" if number else "bottom", color=MUTED, fontsize=8.5,
         )  # fmt: skip
     for one in curves:
         look = style[one.label]
