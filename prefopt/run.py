@@ -132,6 +132,7 @@ def _run(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     out = config.output_dir
+    tracking = trainer_options(config.tracking, out)
     checkpoint = checkpoint_to_resume(out, config.resume, say)
     tokenizer = load_tokenizer(config.model)
     prepared = prepared_data(config, tokenizer)
@@ -142,7 +143,6 @@ def _run(
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
-    tracking = trainer_options(config.tracking, out)
     watchers = [MetricsFile(out / "metrics.jsonl"), told, signals]
     sentinels = Sentinels(config.sentinels, say)
 

@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from prefopt.errors import UserError, nearest
+
+MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}  # our extras
 
 
 @dataclass(kw_only=True)
 class TrackingConfig:
     """The defaults of the Hydra group `tracking`."""
 
-    report_to: str = "none"  # wandb, tensorboard, or another of transformers' integrations
-    project: str = "prefopt"  # wandb
+    report_to: str = "none"  # wandb, tensorboard, trackio, mlflow, or another of transformers' integrations
+    project: str = "prefopt"  # of wandb and trackio; the experiment of mlflow
     mode: str | None = None  # wandb: online, offline, disabled; None leaves it to wandb
-    run_name: str | None = None
+    run_name: str | None = None  # None: the name of the run's folder
 
 
 def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
-    """The trainer's options for it; sets the variables that transformers' integrations read."""
-    if tracking.report_to == "none":
+    """The trainer's options for it; sets the variables that transformers' integrations read, unless the user has.
+
+    Raises:
+        UserError: there is no such tracker, or it is not installed.
+    """
+    name = tracking.report_to
+    if name == "none":
         return {}
-    if tracking.report_to == "wandb":
+    _refuse_absent(name)
+    options: dict[str, Any] = {"report_to": [name], "run_name": tracking.run_name or out.name}
+    if name == "wandb":
         os.environ["WANDB_PROJECT"] = tracking.project
         os.environ["WANDB_DIR"] = str(out)
         if tracking.mode:
             os.environ["WANDB_MODE"] = tracking.mode
-    if tracking.report_to == "tensorboard":
+    if name == "tensorboard":
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
-    return {"report_to": [tracking.report_to], "run_name": tracking.run_name or out.name}
+    if name == "mlflow":
+        os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", tracking.project)
+    if name == "trackio":
+        options["project"] = tracking.project
+    return options
+
+
+def _refuse_absent(name: str) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if name not in INTEGRATION_TO_CALLBACK:
+        known = sorted(INTEGRATION_TO_CALLBACK)
+        raise UserError(f"tracking.report_to={name} is not one of none, {', '.join(known)}{nearest(name, known)}")
+    if name in MODULES and find_spec(MODULES[name]) is None:
+        raise UserError(f"tracking.report_to={name} is not installed: pip install 'prefopt[{name}]'")

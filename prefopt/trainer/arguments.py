@@ -60,13 +60,13 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
         output_dir: of the run.
         seed: of order and initialisation.
         records: of a global batch.
-        given: exposed fields that differ from the defaults, or `report_to`.
+        given: exposed fields that differ from the defaults, or `report_to`, `run_name`, `project` of a tracker.
 
     Raises:
         UserError: a field that is not exposed, or a value that transformers refuses.
     """
     for name in given:
-        if name not in EXPOSED and name not in ("report_to", "run_name"):
+        if name not in EXPOSED and name not in ("report_to", "run_name", "project"):
             close = difflib.get_close_matches(name, EXPOSED, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(EXPOSED)}"
             raise UserError(f"trainer.{name} is not an option here; {hint}")

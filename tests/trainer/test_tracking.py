@@ -1,4 +1,5 @@
-"""Figures arrive where they are sent: read back from wandb's offline run folder and from tensorboard's event file."""
+"""Figures arrive where they are sent: read back from wandb's offline run folder, tensorboard's event file, mlflow's
+store and trackio's database."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from prefopt.errors import UserError
 from prefopt.plugin import Data
 from prefopt.registry import load
+from prefopt.tracking import TrackingConfig, trainer_options
 from tests.trainer import tiny
 
 DATA = tiny.records(Data.PAIRS, 32)
@@ -92,3 +95,44 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_reported_unless_asked(tmp_path: Path) -> None:
     names = {type(c).__name__ for c in tiny.make(load("simpo"), DATA, tmp_path).callback_handler.callbacks}
     assert not names & {"WandbCallback", "TensorBoardCallback", "PrinterCallback", "ProgressCallback"}
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    options = trainer_options(TrackingConfig(report_to="mlflow", project="mine"), tmp_path / "run-1")
+    try:
+        kept = tiny.run(load("dpo"), DATA, tmp_path, **options)
+        client = mlflow.MlflowClient()
+        (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+        assert run.info.run_name == "run-1"
+        for name in WANTED:
+            found = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}
+            assert found == {n: log[name] for n, log in enumerate(kept.logs, 1)}, name
+    finally:
+        mlflow.end_run()
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+
+def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    options = trainer_options(TrackingConfig(report_to="trackio", project="mine"), tmp_path / "run-1")
+    kept = tiny.run(load("dpo"), DATA, tmp_path, **options)
+    from trackio.sqlite_storage import SQLiteStorage
+
+    rows = [row for row in SQLiteStorage.get_logs("mine", "run-1") if "train/loss" in row]
+    assert [row["train/loss"] for row in rows] == kept.losses
+    assert [row["train/rewards/accuracies"] for row in rows] == [log["rewards/accuracies"] for log in kept.logs]
+
+
+def test_a_tracker_that_is_none_or_not_there_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="did you mean 'wandb'"):
+        trainer_options(TrackingConfig(report_to="wanddb"), tmp_path)
+    monkeypatch.setattr("prefopt.tracking.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'prefopt\[mlflow\]'"):
+        trainer_options(TrackingConfig(report_to="mlflow"), tmp_path)
