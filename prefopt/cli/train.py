@@ -7,12 +7,13 @@ def main(argv: list[str]) -> int:
     """Compose the configuration and run it."""
     from prefopt.cli.compose import run_hydra
     from prefopt.progress import watch
+    from prefopt.redact import redact
     from prefopt.run import RunConfig
     from prefopt.stages import run_stages
 
     def task(config: RunConfig) -> None:
         told = watch(config.progress, config.loss_name)
-        told.say(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}")
+        told.say(redact(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"))
         summary = run_stages(config, say=told.say)
         told.end(config.output_dir, summary)
 

@@ -24,7 +24,9 @@ class MetricsFile(TrainerCallback):
         kept: dict[tuple[float, frozenset[str]], str] = {}
         for line in self.path.read_text().splitlines():
             figures = _figures(line)
-            if figures is not None and figures["step"] <= state.global_step and "train_runtime" not in figures:
+            if figures is not None and "train_runtime" in figures:
+                break  # the end of training, which comes again, and what was measured after it
+            if figures is not None and figures["step"] <= state.global_step:
                 kept.setdefault((figures["step"], frozenset(figures)), line)
         tmp = self.path.with_name(f"tmp-{self.path.name}")
         tmp.write_text("".join(line + "\n" for line in kept.values()))
