@@ -21,22 +21,22 @@ FIGURES = ("true_reward", "kl", "true_accuracy", "valid", "length", "chosen_chan
 
 
 def lines(flips: float) -> tuple[Line, ...]:
-    """The methods, those that take the share of flips told of it."""
-    told = f"loss.label_smoothing={flips:g}"
+    """The methods, those that take the share of flips told of it; told of none, they are DPO."""
+    told = ("loss.beta=0.5", f"loss.label_smoothing={flips:g}") if flips else ("loss.beta=0.5",)
     return (
         Line(name="DPO", loss="dpo", fixed=("loss.beta=0.5",), claim="suffers from flips (2403.00409)"),
         Line(
             name="IPO (sum)",
             loss="ipo_sum",
             fixed=("loss.tau=0.15",),
-            claim="does not overfit deterministic labels (2310.12036)",
+            claim="does not overfit sure labels (2310.12036)",
         ),
-        Line(name="cDPO", loss="cdpo", fixed=("loss.beta=0.5", told), claim="a finite target margin (Mitchell, 2023)"),
+        Line(name="cDPO", loss="cdpo" if flips else "dpo", fixed=told, claim="a finite target margin (Mitchell, 2023)"),
         Line(
             name="robust DPO",
-            loss="robust_dpo",
-            fixed=("loss.beta=0.5", told),
-            claim="unbiased, robust to flips (2403.00409)",
+            loss="robust_dpo" if flips else "dpo",
+            fixed=told,
+            claim="unbiased under flips (2403.00409)",
         ),
     )
 
