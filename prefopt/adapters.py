@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +80,7 @@ def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
         lora_dropout=0.0,  # policy and reference must be comparable
         use_dora=config.method == "dora",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
 
@@ -94,7 +96,8 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
 
     if not (Path(folder) / WEIGHTS).is_file():
         raise UserError(f"{folder} has {SETTINGS} but no {WEIGHTS}: adapters in other formats are not read")
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    with _quiet():
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
 def saved_settings(path: str) -> dict[str, Any] | None:
@@ -186,6 +189,14 @@ def _layers(model: Any) -> dict[str, nn.Module]:
     from transformers.pytorch_utils import Conv1D
 
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | Conv1D)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that peft draws from transformers, whose attribute it asks for by an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
+        yield
 
 
 def require_peft() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -132,12 +133,13 @@ def distance(
 
 def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> Distance | None:
     """The `distance` of a tuned model to the run's reference, or else to the model that training started from."""
-    from prefopt.models import load_model
+    from prefopt.models import load_reference
 
     prompts = held_out_prompts(held_out, config.evaluation.kl_prompts)
     if len(prompts) < 2 or not end_tokens(model, tokenizer):
         return None
-    start = load_model(config.model, config.model.reference or config.model.path).to(model.device)
+    named = dataclasses.replace(config.model, reference=config.model.reference or config.model.path)
+    start = load_reference(named, model).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
     return distance(model, start, tokenizer, prompts, sampling, max_tokens=config.batch.max_tokens or 4096)
 

@@ -125,10 +125,17 @@ def load_reference(config: ModelConfig, policy: Any) -> Any:
     resolved = resolve(config.reference)
     saved = saved_settings(resolved)
     base = resolved if saved is None else _base_of(saved)
-    if not is_adapted(policy) or base != policy.get_base_model().config._name_or_path:
+    if not is_adapted(policy) or _sharded(policy) or base != policy.get_base_model().config._name_or_path:
         return load_model(config, config.reference)
     below = base_twin(policy)
     return below if saved is None else attach_saved(below, resolved, trainable=False)
+
+
+def _sharded(model: Any) -> bool:
+    """Whether the weights are spread over processes (FSDP2), so that they cannot be shared with another model here."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def quantized(config: ModelConfig) -> Any:

@@ -21,9 +21,6 @@ from tests.trainer import tiny
 DATA = tiny.records(Data.PAIRS, 16)
 METHODS = ("lora", "dora")
 
-# peft asks transformers by a name that it will drop
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-
 
 def sums(model: Any) -> torch.Tensor:
     """The sum of log-probs of every completion, by plain forwards."""

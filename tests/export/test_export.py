@@ -29,8 +29,6 @@ from prefopt.models import ModelConfig, load_as_trained, load_model
 from prefopt.plugin import Data
 from prefopt.runfolder import RunFolder
 
-# peft asks transformers by a name that it will drop
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 FRESH = Path(module.__file__).with_name("fresh.py")
 
 

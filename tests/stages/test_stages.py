@@ -135,8 +135,6 @@ def first_loss(out: str) -> float:
     return float(next(line["loss"] for line in lines if "learning_rate" in line))
 
 
-# peft asks transformers by a name that it will drop
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("peft", ["none", "lora"])
 def test_the_last_stage_starts_from_the_first_and_has_it_as_reference(call: Call, peft: str) -> None:
     (sft,) = call("one", f"peft={peft}")
