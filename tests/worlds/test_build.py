@@ -12,11 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt import worlds
+from prefopt.cli import main
+from prefopt.cli.compose import compose
 from prefopt.data.config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.engine import generate
 from prefopt.errors import UserError
 from prefopt.plugin import Data
+from prefopt.run import prepared_data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld
 
@@ -172,3 +175,14 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         build(ReviewWorld(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_knobs_on_the_command_line(world_files: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`data.world.KNOB=VALUE` trains on that world; a knob that is not there is refused by name."""
+    assert main(["train", "data.world.label_flip=0.2", f"output_dir={tmp_path / 'a'}"]) == 2
+    assert "did you mean 'label_flips'" in capsys.readouterr().err
+    assert main(["train", "data.world.pairs=100", "data.path=x.jsonl", f"output_dir={tmp_path / 'b'}"]) == 2
+    assert "data.world is for data.path=world" in capsys.readouterr().err
+    config = compose(["data.world.pairs=100", "data.world.label_flips=0.5"])
+    prepared = prepared_data(config, AutoTokenizer.from_pretrained(world_files.model))
+    assert (len(prepared.train), len(prepared.eval)) == (100, 256)
