@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +154,11 @@ def test_label_probabilities() -> None:
 def test_impossible_worlds_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(knobs))):
         ReviewWorld(**knobs)
+
+
+def test_the_page_has_every_knob_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "world.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", page, re.MULTILINE))
+    assert {name: float(value) for name, value in rows.items()} == {
+        field.name: float(field.default) for field in dataclasses.fields(ReviewWorld)
+    }
