@@ -74,15 +74,13 @@ def prefopt(*argv: str) -> str:
     return done.stdout
 
 
-def measure(name: str, overrides: str, data: str, middle: Path) -> dict[str, Any]:
-    """One setting: estimate and measured peak."""
+def measure(name: str, overrides: str, data: str, middle: Path, known: float | None) -> dict[str, Any]:
+    """One setting: estimate and measured peak; a `known` peak is not measured again."""
     # Data are tokenized once beforehand: a run that does it itself takes what tokenizing takes.
     given = [*overrides.format(data=data, middle=middle).split(), *SHARED.split()]
     given = [g for i, g in enumerate(given) if g.split("=")[0] not in {o.split("=")[0] for o in given[:i]}]
     planned = json.loads(prefopt("plan", "--json", *given).rpartition("peak_gib")[0])
-    with tempfile.TemporaryDirectory() as folder:
-        said = prefopt("train", *given, f"output_dir={folder}/run")
-    peak = float(said.rpartition("peak_gib")[2])
+    peak = known if known is not None else trained_peak(given)
     memory = planned["memory_gib"]
     return {
         "setting": name,
@@ -95,10 +93,17 @@ def measure(name: str, overrides: str, data: str, middle: Path) -> dict[str, Any
     }
 
 
+def trained_peak(given: list[str]) -> float:
+    """GiB that `prefopt train` takes with these overrides."""
+    with tempfile.TemporaryDirectory() as folder:
+        return float(prefopt("train", *given, f"output_dir={folder}/run").rpartition("peak_gib")[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="instruction-data-with-preference.json")
     parser.add_argument("--only", help="settings whose name has this in it")
+    parser.add_argument("--estimates", action="store_true", help="plan again, and keep the peaks that were measured")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}; settings not run keep their rows")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -107,7 +112,8 @@ def main() -> None:
         middle = middle_model(Path(folder))
         for name, overrides in SETTINGS.items():
             if args.only is None or args.only in name:
-                row = measure(name, overrides, args.data, middle)
+                known = old[name]["measured"] if args.estimates and name in old else None
+                row = measure(name, overrides, args.data, middle, known)
                 print(json.dumps(row), flush=True)
                 old[name] = row
                 if args.save:

@@ -22,7 +22,7 @@ from prefopt.engine.head import BLOCK, KEPT
 from prefopt.planning.schedule import Schedule
 
 TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
-HOLES = 1.25
+HOLES = 0.25
 CONTEXT = int(0.6e9)  # of CUDA with its libraries loaded
 # States of each optimizer in bytes for each trainable weight of w bytes.
 STATES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "adafactor": 0}
@@ -124,7 +124,7 @@ def on_this_machine(
     """
     device = arguments.device.type
     held, trainable, _ = parameters(model)
-    holes = HOLES if device == "cpu" and planned.several else 1.0
+    holes = 1 + HOLES * trainable / held if device == "cpu" and planned.several else 1.0
     return Memory(
         weights=held,
         gradients=trainable,
