@@ -4,7 +4,8 @@ usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=
                        [data=...] [model=...] [any option of `prefopt train`] [workers=N] [--dry-run] [--list]
 
   losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always there
-  methods.NAME.loss=A     a row of another name, with methods.NAME.overrides=[loss.beta=0.5,...] of its own
+  methods.NAME.OPTION=V   an option of one row alone: methods.simpo.loss.gamma_beta_ratio=0.3
+  methods.NAME.loss=A     a row of another name: methods.dpo_slow.loss=dpo methods.dpo_slow.trainer.max_steps=32
   budget.trials=N         settings tried for each method (1 to 12), on validation prompts
   seeds=N                 trainings of each method's chosen setting, on test prompts
   controls=true           the first method under a second name, and DPO with its sides swapped
@@ -22,6 +23,7 @@ A second call with the same output_dir goes on where the first stopped; another 
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,19 +34,10 @@ from prefopt.errors import UserError, nearest
 
 
 @dataclass(kw_only=True)
-class MethodConfig:
-    """A row with a name of its own."""
-
-    loss: str
-    overrides: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
 class CompareConfig:
     """The options of `prefopt compare` beside those of `prefopt train`."""
 
     losses: list[str] = field(default_factory=list)
-    methods: dict[str, MethodConfig] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     seeds: int = 3
     controls: bool = False
@@ -130,8 +123,9 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
     node = OmegaConf.structured(CompareConfig)
     for part in (node, node.measure):  # frozen dataclasses come read-only
         OmegaConf.set_readonly(part, False)
-    ours = list(map(str, node))
+    ours = [*map(str, node), "methods"]
     rest: list[str] = []
+    rows: dict[str, dict[str, str]] = {}
     parser = OverridesParser.create()
     for word in argv:
         try:
@@ -142,6 +136,10 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
             ) from error
         key = str(override.key_or_group)
         head = key.split(".", 1)[0].split("@", 1)[0].split("/", 1)[0]
+        if head == "methods":
+            name, option, given = _of_one_row(word)
+            rows.setdefault(name, {})[option] = given
+            continue
         if head not in ours:
             if head not in (*KEYS, "experiment"):
                 raise UserError(f"there is no option {key!r}{nearest(head, [*ours, *KEYS, 'experiment'])}; "
@@ -161,7 +159,17 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
         config: Any = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
-    return config, comparison(config, rest)
+    return config, comparison(config, rest, rows)
+
+
+def _of_one_row(word: str) -> tuple[str, str, str]:
+    """(name, option, value) of `methods.NAME.OPTION=VALUE`."""
+    key, _, value = word.partition("=")
+    _, _, tail = key.partition(".")
+    name, _, option = tail.partition(".")
+    if not name or not option:
+        raise UserError(f"{word}: give methods.NAME.loss=LOSS, or methods.NAME.OPTION=VALUE of `prefopt train`")
+    return name, option, value
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -181,16 +189,22 @@ def _refusal(word: str, key: str, node: Any, reason: str) -> str:
     return f"{word}: {reason}"
 
 
-def comparison(config: CompareConfig, overrides: list[str]) -> Comparison:
-    """What the options say."""
-    import dataclasses
+def comparison(config: CompareConfig, overrides: list[str], rows: dict[str, dict[str, str]]) -> Comparison:
+    """What the options say.
 
+    Args:
+        config: ours.
+        overrides: those of all rows.
+        rows: those of one row alone, by its name; `loss` says which loss a row of another name is.
+    """
     from prefopt import registry
 
-    named = {name: Method(name=name, loss=m.loss, overrides=tuple(m.overrides)) for name, m in config.methods.items()}
-    methods = [*(Method(name=name, loss=name) for name in config.losses), *named.values()]
-    for method in methods:
+    methods = []
+    for name in [*config.losses, *(name for name in rows if name not in config.losses)]:
+        own = dict(rows.get(name, {}))
+        method = Method(name=name, loss=own.pop("loss", name), overrides=tuple(f"{k}={v}" for k, v in own.items()))
         registry.loss_class(method.loss)  # an unknown name is refused before anything is composed
+        methods.append(method)
     measure = dataclasses.replace(
         config.measure,
         judge=config.judge if config.judge is not None else config.measure.judge,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from prefopt.compare.execute import data_of
 from prefopt.compare.jobs import Job, Result, digest_of_records, digest_of_weights
 from prefopt.compare.search import Setting, settings
 from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split
@@ -67,6 +68,8 @@ class Contest:
 
     def trials(self) -> list[Job]:
         """The first round: the base model and every setting of every method, on validation prompts."""
+        if self.base_config.data.path != "world":
+            data_of(self.base_config).half("test")  # refused here, not by every job
         jobs = [self._base("validation")]
         for method in self.methods:
             for setting in self.settings[method.name]:
@@ -168,7 +171,6 @@ def best(tried: Sequence[Setting], trials: Sequence[Result]) -> Setting | None:
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Of the records and of the weights that a run starts from."""
-    from prefopt.compare.execute import data_of
     from prefopt.models import resolve
 
     data = data_of(config)

@@ -149,7 +149,7 @@ class Comparison:
         for name in names:
             if names.count(name) > 1 or name == BASE:
                 raise UserError(
-                    f"two rows would be called {name!r}: give one of them another name (methods.NAME.loss=...)"
+                    f"two rows would be called {name!r}: give one of them another name (methods.NAME.loss=LOSS)"
                 )
             if not _NAME.fullmatch(name):
                 raise UserError(f"{name!r} cannot be the name of a row: use letters, digits and . + - _, at most 40")

@@ -95,7 +95,7 @@ def test_settings_are_chosen_on_validation_prompts_only(hold: Hold, monkeypatch:
 
 
 def test_a_run_that_diverges_is_a_row_with_its_reason(hold: Hold, tmp_path: Path) -> None:
-    found = hold("losses=[dpo,ipo]", "methods.wild.loss=dpo", "methods.wild.overrides=[trainer.learning_rate=1e30]")
+    found = hold("losses=[dpo,ipo]", "methods.wild.loss=dpo", "methods.wild.trainer.learning_rate=1e30")
     rows = {row["name"]: row for row in found["methods"]}
     assert rows["wild"]["point"] is None
     assert rows["wild"]["reason"].startswith("diverged: ")
@@ -168,6 +168,8 @@ def test_a_folder_is_held_by_one(
         (["losses=[dpo]", "loss=ipo"], "a comparison sets this itself"),
         (["losses=[dpo,dpo]"], "two rows would be called 'dpo'"),
         (["seeds=2"], "nothing to compare"),
+        (["losses=[dpo]", "methods.dpo=3"], "methods.NAME.OPTION=VALUE"),
+        (["losses=[dpo]", "methods.dpo.loss.bta=3"], "no option 'loss.bta'"),
         (["losses=[dpo]", "seeds=0"], "seeds=0 must be at least 1"),
         (["losses=[dpo]", "--dry"], "no option --dry"),
         (["losses=[dpo]", "budget.trials=13"], "from 1 to 12"),

@@ -1,0 +1,92 @@
+"""A comparison that is killed goes on; jobs run by a launcher; tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.compare import execute as execution
+from prefopt.errors import UserError
+
+Hold = Callable[..., dict[str, Any]]
+MAIN = "import sys; from prefopt.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def figures(content: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on how the jobs were run."""
+    rows = {
+        row["name"]: {name: row[name] for name in ("point", "interval", "chosen", "figures", "by_seed")}
+        for row in content["methods"]
+    }
+    return {"rows": rows, "verdicts": content["verdicts"], "metric": content["metric"]}
+
+
+def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tmp_path: Path) -> None:
+    """Killed with -9 after some jobs, on worker processes; then finished here: bit for bit what one go gives."""
+    whole = hold("losses=[dpo]", folder=tmp_path / "whole")
+    folder = tmp_path / "killed"
+    given = [word for word in words if not word.startswith("workers=")]
+    command = [sys.executable, "-c", MAIN, "compare", *given, "losses=[dpo]", "workers=2", f"output_dir={folder}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(folder.glob("jobs/*/result.json"))) < 2:
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = len(list(folder.glob("jobs/*/result.json")))
+    assert 2 <= done < 8
+    assert not (folder / "results.json").exists()
+    assert figures(hold("losses=[dpo]", folder=folder)) == figures(whole)
+
+
+def test_jobs_by_a_hydra_launcher(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's own launcher runs them one after another; what it gives is what the workers give."""
+    expected = hold("losses=[dpo]", "seeds=1", folder=Path("plain"))
+    assert figures(hold("losses=[dpo]", "seeds=1", "launcher=basic", folder=Path("launched"))) == figures(expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness's own
+def test_tasks_of_the_harness(hold: Hold, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [{"question": f"Is {i} even?", "answer": i % 2} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tmp_path / "even.yaml"
+    task.write_text(
+        f"task: even\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'rows.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: [' yes', ' no']\ndoc_to_target: answer\nmetric_list:\n  - metric: acc\n"
+    )
+    found = hold("losses=[dpo]", "seeds=1", f"tasks=['{task}']")
+    for row in found["methods"]:
+        assert 0 <= row["figures"]["task/even/acc"] <= 1
+
+
+def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefopt.compare.harness import run_tasks
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match=r"pip install prefopt\[lm-eval\]"):
+        run_tasks(None, None, ["even"])
+
+
+def test_worlds_have_no_judge() -> None:
+    """The reward of a world is exact: a judge beside it is refused, job by job."""
+
+    from prefopt.cli.compose import compose
+    from prefopt.compare.jobs import Job
+    from prefopt.compare.spec import MeasureConfig
+
+    job = Job(
+        method="base", label="base", config=compose(["loss=dpo", "output_dir=."]), fingerprints={}, split="test",
+        measure=MeasureConfig(judge="m:f"), trained=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="for real data"):
+        execution._measure_in_world(job, None)
