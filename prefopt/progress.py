@@ -193,7 +193,9 @@ class PlainWatch(Watch):
         """The verdict, the held-out table, and where everything is."""
         from rich.console import Console
 
-        _tell_end(Console(file=self.stream, no_color=True, force_terminal=False, width=100), folder, summary)
+        from prefopt.report.terminal import show_end
+
+        show_end(Console(file=self.stream, no_color=True, force_terminal=False, width=100), folder, summary)
 
 
 class RichWatch(Watch):
@@ -203,6 +205,7 @@ class RichWatch(Watch):
         super().__init__(label, stream)
         self.console = _console(stream)
         self.bar: Any = None
+        self.passing: Any = None
 
     def tell(self, line: str) -> None:
         """A line above the bar."""
@@ -214,23 +217,26 @@ class RichWatch(Watch):
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """A bar that goes when it is done."""
+        """A bar that comes with the first records and goes when training begins."""
         from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
         columns = TextColumn("reference log-probs"), TextColumn("{task.completed:,.0f} records"), TimeElapsedColumn()
-        with Progress(*columns, console=self.console, transient=True) as shown:
-            task = shown.add_task("", total=None)
-            done = 0
+        self.passing = Progress(*columns, console=self.console, transient=True)
+        task = self.passing.add_task("", total=None)
 
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                shown.update(task, completed=done)
+        def advance(count: int) -> None:
+            self.passing.start()
+            self.passing.update(task, advance=count)
 
+        try:
             yield advance
+        finally:
+            self.passing.stop()
 
     def begin(self, step: int, steps: int) -> None:
         """Show the bar."""
+        if self.passing is not None:
+            self.passing.stop()
         self.bar = _bar(self.console)
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=steps, completed=step)
@@ -259,11 +265,15 @@ class RichWatch(Watch):
 
     def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
         """The verdict, the held-out table, and where everything is."""
-        _tell_end(self.console, folder, summary)
+        from prefopt.report.terminal import show_end
+
+        show_end(self.console, folder, summary)
 
 
 class JsonWatch(Watch):
-    """One JSON object a line: `event` is message, warning, begin, reference, log, evaluation or end."""
+    """One JSON object a line: `event` is message, warning, begin, log, evaluation or end."""
+
+    _records = 0
 
     def _emit(self, event: str, **content: Any) -> None:
         print(json.dumps({"event": event, **_finite(content)}), file=self.stream, flush=True)
@@ -278,19 +288,16 @@ class JsonWatch(Watch):
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """One `reference` when all are ready."""
-        done = 0
+        """Counts them for `begin`."""
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
+            self._records += count
 
         yield advance
-        self._emit("reference", records=done)
 
     def begin(self, step: int, steps: int) -> None:
-        """A `begin`."""
-        self._emit("begin", method=self.label, step=step, steps=steps)
+        """A `begin`, with the number of records whose reference log-probs were asked for."""
+        self._emit("begin", method=self.label, step=step, steps=steps, reference_records=self._records)
 
     def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
         """A `log` with every figure by its name."""
@@ -371,33 +378,3 @@ def _bar(console: Any) -> Any:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         console=console, expand=True,
     )  # fmt: skip
-
-
-def _tell_end(console: Any, folder: Path, summary: Mapping[str, Any]) -> None:
-    from rich.table import Table
-
-    from prefopt.report.table import held_out_rows, written_rows
-    from prefopt.report.verdict import Facts, judge
-    from prefopt.runfolder import RunFolder
-
-    run = RunFolder(folder)
-    facts = Facts(run)
-    rows = [*held_out_rows(facts.before, facts.after, facts.change), *written_rows(run.summary.get("texts", {}))]
-    if rows:
-        table = Table(box=None, padding=(0, 2, 0, 0), title="held out", title_justify="left")
-        for column in ("", "base", "tuned", "change", ""):
-            table.add_column(column, justify="right" if column else "left")
-        for row in rows:
-            table.add_row(row.words, row.before, row.after, row.change, row.standing)
-        console.print(table)
-    verdict = judge(run)
-    style = {"✓": "bold", "!": "bold yellow", "✗": "bold red"}[verdict.state.value]
-    for i, line in enumerate(verdict.lines()):
-        console.print(printable(line), style=style if i == 0 else None, highlight=False, markup=False)
-    seconds = summary["seconds"]
-    for line in (
-        f"{summary['steps']} steps, {seconds['train']} s of training, {seconds['total']} s in all",
-        f"model:   {folder / 'final'}    (prefopt chat {folder})",
-        f"report:  {folder / 'report.html'}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+
 
 def main(argv: list[str]) -> int:
     """Compose the configuration and run it."""
-    from prefopt.cli.compose import run_hydra
-    from prefopt.progress import watch
-    from prefopt.redact import redact
-    from prefopt.run import RunConfig
-    from prefopt.stages import run_stages
+    with redirect_stdout(sys.stderr):  # some libraries greet on import, and stdout may be asked to be JSON
+        import prefopt.trainer  # noqa: F401
+        from prefopt.cli.compose import run_hydra
+        from prefopt.progress import watch
+        from prefopt.run import RunConfig
+        from prefopt.stages import run_stages
 
     def task(config: RunConfig) -> None:
         told = watch(config.progress, config.loss_name)
-        told.say(redact(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"))
+        told.say(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}")
         summary = run_stages(config, say=told.say)
         told.end(config.output_dir, summary)
 

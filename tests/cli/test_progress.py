@@ -43,7 +43,7 @@ def test_json_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["step"] for e in events if e["event"] == "log"] == [1, 2, 3, 4]
     begin = next(e for e in events if e["event"] == "begin")
-    assert begin == {"event": "begin", "method": "dpo", "step": 0, "steps": 4}
+    assert begin == {"event": "begin", "method": "dpo", "step": 0, "steps": 4, "reference_records": 40}
     log = next(e for e in events if e["event"] == "log")
     assert {"loss", "rewards/accuracies", "logps/chosen", "memory_gib", "seconds_left"} <= log.keys()
     assert [e["step"] for e in events if e["event"] == "evaluation"] == [0, 4]
@@ -148,14 +148,30 @@ def test_json_has_no_nan() -> None:
 
 def test_what_is_told_about_the_reference() -> None:
     stream = io.StringIO()
-    with watch("json", "dpo", stream).reference() as advance:
+    told = watch("json", "dpo", stream)
+    with told.reference() as advance:
         advance(3)
         advance(4)
-    assert json.loads(stream.getvalue()) == {"event": "reference", "records": 7}
+        told.begin(0, 8)
+    assert json.loads(stream.getvalue())["reference_records"] == 7
     plain = io.StringIO()
     with watch("plain", "dpo", plain).reference() as advance:
         advance(3)
     assert plain.getvalue() == ""  # it took less than half a minute
+
+
+def test_the_reference_bar_goes_when_training_begins() -> None:
+    terminal = Terminal()
+    told = watch("rich", "dpo", terminal)
+    with told.reference() as advance:
+        assert terminal.getvalue() == ""
+        advance(7)
+        told.begin(0, 8)
+        before = len(terminal.getvalue())
+        told.log(1, 8, FIGURES)
+        told.close()
+    assert "7 records" in terminal.getvalue()[:before]
+    assert "records" not in terminal.getvalue()[before:]
 
 
 def test_a_multirun_tells_each(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

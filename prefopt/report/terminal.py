@@ -1,0 +1,42 @@
+"""The end of a run on a terminal or in a log: the held-out table, the verdict, and where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prefopt.redact import printable
+from prefopt.report.bands import State
+from prefopt.report.table import held_out_rows, written_rows
+from prefopt.report.verdict import Facts, judge
+from prefopt.runfolder import RunFolder
+
+STYLES = {State.GOOD: "bold", State.LOOK: "bold yellow", State.BAD: "bold red"}
+
+
+def show_end(console: Console, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Print what the run in `folder` came to; `summary` is what `prefopt.run.run` gave back."""
+    run = RunFolder(folder)
+    facts, verdict = Facts(run), judge(run)
+    rows = [*held_out_rows(facts.before, facts.after, facts.change), *written_rows(run.summary.get("texts", {}))]
+    if rows:
+        table = Table(box=None, padding=(0, 2, 0, 0), title="held out", title_justify="left")
+        for column in ("", "base", "tuned", "change", ""):
+            table.add_column(column, justify="right" if column else "left")
+        for row in rows:
+            table.add_row(row.words, row.before, row.after, row.change, row.standing)
+        console.print(table)
+    for i, line in enumerate(verdict.lines()):
+        style = None if i else STYLES[verdict.state]
+        console.print(printable(line), style=style, highlight=False, markup=False, soft_wrap=True)
+    seconds = summary["seconds"]
+    for line in (
+        f"{summary['steps']} steps, {seconds['train']} s of training, {seconds['total']} s in all",
+        f"model:   {folder / 'final'}    (prefopt chat {folder})",
+        f"report:  {folder / 'report.html'}",
+    ):
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
