@@ -27,7 +27,7 @@ def translate(given: dict[str, Any], processes: int, folder: Path) -> Translatio
     stage = t.take("stage", "sft")
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is not offered here: {', '.join(STAGES)} are")
-    {"dpo": _dpo, "kto": _kto, "sft": lambda t: t.lose("sft_token_mean", "trl_sft")}[stage](t)
+    {"sft": _sft, "dpo": _dpo, "kto": _kto}[stage](t)
     _model(t)
     _data(t, folder)
     training_arguments(t, {}, processes)
@@ -35,6 +35,10 @@ def translate(given: dict[str, Any], processes: int, folder: Path) -> Translatio
         t.take(name)
     finish(t)
     return t
+
+
+def _sft(t: Translation) -> None:
+    t.lose("sft_token_mean", "trl_sft")
 
 
 def _dpo(t: Translation) -> None:

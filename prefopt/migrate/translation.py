@@ -47,7 +47,7 @@ class Translation:
         if self.given.pop(name, None) not in (None, False):
             self.no_equal[name] = why
 
-    def lose(self, name: str, preset: str | None = None, **settings: Any) -> None:
+    def lose(self, name: str, preset: str | None = None, /, **settings: Any) -> None:
         """Choose the loss `name` with its settings; what `preset` says of the difference is said here."""
         self.groups["loss"] = name
         self.put(**{f"loss__{key}": value for key, value in settings.items()})

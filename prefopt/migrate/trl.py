@@ -88,8 +88,11 @@ def _dpo(t: Translation) -> None:
     for kind in kinds:
         if kind not in PLAIN:
             raise UserError(f"loss_type {kind!r} of DPOConfig is not known{nearest(str(kind), PLAIN)}")
-    own = {"exo_pair": {"label_smoothing": smoothing or None}, "robust": {"label_smoothing": smoothing},
-           "discopop": {"tau": tau}}  # fmt: skip
+    own: dict[str, dict[str, Any]] = {
+        "exo_pair": {"label_smoothing": smoothing} if smoothing else {},  # 0 is refused there
+        "robust": {"label_smoothing": smoothing},
+        "discopop": {"tau": tau},
+    }
 
     def options(kind: str) -> dict[str, Any]:
         name = PLAIN[kind][1]
