@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
@@ -11,6 +12,12 @@ from scipy import stats
 from prefopt.compare.statistics import compare, interval, turned, verdict_of
 
 SAME = 6  # methods that differ in nothing
+
+
+@pytest.fixture(autouse=True)
+def hundreds_of_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """statsmodels collects garbage at every correction, a tenth of a second each in a process with torch."""
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
 def table(rng: np.random.Generator, methods: int, seeds: int, prompts: int, **sd: float) -> dict[str, np.ndarray]:
@@ -109,9 +116,10 @@ def test_the_model_before_training_has_no_seeds() -> None:
 
 
 def test_intervals_hold_the_mean() -> None:
+    """Of independent values: the two-way resampling is wide, at most three times the variance (Owen, 2007)."""
     values = np.random.default_rng(0).normal(2, 1, (3, 100))
     found = interval(values)
     assert found.low < found.point == pytest.approx(values.mean())
     assert found.point < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 / math.sqrt(300), rel=0.5)
+    assert 1 < (found.high - found.low) / (2 * 1.96 / math.sqrt(300)) < math.sqrt(3)
     assert interval(values) == found  # the same resamples every time
