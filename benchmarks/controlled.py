@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from world_suite import VALIDATION, Cell, Line, by_seed, job, over_seeds, processor_seconds, run, save, size
+from world_suite import VALIDATION, Cell, Line, by_seed, job, over_seeds, run, save, size, worker_seconds
 
 from prefopt.compare.frontier import KLS, AtKL, Runs, Yardstick, at_matched_kl, best_of_n, matched, tilt
 from prefopt.compare.jobs import Job, Result
@@ -169,7 +169,7 @@ def main() -> None:
         "yardsticks": yardsticks(),
         "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
                      "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},
-        "processor_seconds": processor_seconds(every + [t for _, tried in rates.values() for t in tried]),
+        "worker_seconds": worker_seconds(every + [t for _, tried in rates.values() for t in tried]),
     })  # fmt: skip
 
 

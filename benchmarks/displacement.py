@@ -12,7 +12,7 @@ Writes `benchmarks/results/displacement.json`.
 
 from __future__ import annotations
 
-from world_suite import Line, by_seed, cell, over_seeds, processor_seconds, save, size
+from world_suite import Line, by_seed, cell, over_seeds, save, size, worker_seconds
 
 WORLDS = {"on-policy": (), "off-policy": ("data.world.best_of=8",)}
 LINES = (
@@ -65,7 +65,7 @@ def main() -> None:
     save("displacement", {
         "setting": allowed.setting(),
         "rows": rows,
-        "processor_seconds": processor_seconds([result for own in found for result in own]),
+        "worker_seconds": worker_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

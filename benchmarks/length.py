@@ -10,7 +10,7 @@ Writes `benchmarks/results/length.json`.
 
 from __future__ import annotations
 
-from world_suite import Line, by_seed, cell, knob, over_seeds, processor_seconds, save, size
+from world_suite import Line, by_seed, cell, knob, over_seeds, save, size, worker_seconds
 
 BIASES = (0.0, 0.05)
 LINES = (
@@ -48,7 +48,7 @@ def main() -> None:
     save("length", {
         "setting": allowed.setting(),
         "rows": rows,
-        "processor_seconds": processor_seconds([result for own in found for result in own]),
+        "worker_seconds": worker_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

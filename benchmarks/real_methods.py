@@ -1,6 +1,6 @@
 """Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, three seeds.
 
-    python benchmarks/real_methods.py --data FOLDER    # holds hh-rlhf/ and llms-from-scratch/; about 40 minutes of a core
+    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 40 minutes of a core
 
 One `prefopt compare` for each set: 48 pairs to train on, 6 steps of 8, the learning rate and strength that `prefopt
 compare` tries first, no search; held-out accuracy on 32 pairs, and KL on the model's own texts. It goes on where it was

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from world_suite import BATCH, Line, by_seed, cell, knob, over_seeds, processor_seconds, save, size
+from world_suite import BATCH, Line, by_seed, cell, knob, over_seeds, save, size, worker_seconds
 
 PAIRS = 7936
 DROPPED = (0.0, 0.5, 0.7, 0.9)
@@ -55,7 +55,7 @@ def main() -> None:
     save("scarce", {
         "setting": allowed.setting(),
         "rows": rows,
-        "processor_seconds": processor_seconds([result for own in found for result in own]),
+        "worker_seconds": worker_seconds([result for own in found for result in own]),
     })  # fmt: skip
 
 

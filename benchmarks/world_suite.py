@@ -130,8 +130,8 @@ def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
     return found
 
 
-def processor_seconds(results: Sequence[Result]) -> float:
-    """What the runs took together; on a machine that does other things too, more than they need."""
+def worker_seconds(results: Sequence[Result]) -> float:
+    """What the runs took together, by the clock."""
     return round(sum(sum(r.cost.get(part, 0.0) for part in ("train_seconds", "measure_seconds")) for r in results), 0)
 
 

@@ -67,7 +67,7 @@ def controlled(result: Any) -> str:
         f"Intervals: 95 %, bootstrap over prompts and seeds. Verdicts: 5 %, Holm over all pairs of methods at a KL "
         f"(`prefopt.compare.statistics`). A dash: the strengths do not reach this KL, and nothing is extrapolated. "
         f"Pairs of methods that can be told apart: {shares}. {check['runs']} runs, "
-        f"{result['processor_seconds'] / 3600:.1f} hours of a shared core.\n\n"
+        f"{result['worker_seconds'] / 3600:.1f} hours of one worker on a machine shared with other work.\n\n"
         f"The two estimates of KL, on 4,096 samples of each run: their difference over its standard error has mean "
         f"{signed(check['mean_z'])}, standard deviation {number(check['sd_z'])} (0 and 1 if both are right), at most "
         f"{number(check['largest_z'], 1)}."
@@ -186,7 +186,7 @@ def _cost(result: Any) -> str:
     s = result["setting"]
     return (
         f"± one standard error over {s['seeds']} seeds. {s['steps']} steps of {s['batch']} records. {ended} "
-        f"{result['processor_seconds'] / 60:.0f} minutes of one core."
+        f"{result['worker_seconds'] / 60:.0f} minutes of one worker on a machine shared with other work."
     )
 
 
