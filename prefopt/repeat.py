@@ -48,6 +48,8 @@ def config_of(folder: Path, output_dir: Path) -> RunConfig:
     from prefopt.run import RunConfig
 
     kept = RunFolder.open(folder).config
+    if "${" in json.dumps(kept, default=str):  # resolved when it was written; one here would read this environment
+        raise UserError(f"{folder}/config.yaml has an interpolation, which no run writes")
     try:
         given = {k: v for k, v in kept["loss"].items() if k != "name"}
         name = kept["loss"]["name"]

@@ -44,8 +44,14 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved configuration, as plain values."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
-        loaded: Any = OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=False)
+        try:
+            loaded: Any = OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=False)
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{self.path / CONFIG} is not the configuration of a run: {first[:200]}") from error
         return loaded if isinstance(loaded, dict) else {}
 
     @cached_property
@@ -67,10 +73,10 @@ class RunFolder:
         """The objects of a JSON-lines file; lines cut short by a kill are left out."""
         found = []
         file = self.path / name
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 found.append(value)
@@ -80,7 +86,7 @@ class RunFolder:
         file = self.path / name
         try:
             value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not valid JSON ({error}); it may have been cut short: run again") from error
         return value if isinstance(value, dict) else {}
 

@@ -22,14 +22,14 @@ class MetricsFile(TrainerCallback):
         if not (state.is_world_process_zero and self.path.exists()):
             return
         kept: dict[tuple[float, frozenset[str]], str] = {}
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             figures = _figures(line)
             if figures is not None and "train_runtime" in figures:
                 break  # the end of training, which comes again, and what was measured after it
             if figures is not None and figures["step"] <= state.global_step:
                 kept.setdefault((figures["step"], frozenset(figures)), line)
         tmp = self.path.with_name(f"tmp-{self.path.name}")
-        tmp.write_text("".join(line + "\n" for line in kept.values()))
+        tmp.write_text("".join(line + "\n" for line in kept.values()), encoding="utf-8")
         tmp.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -43,7 +43,7 @@ def _figures(line: str) -> dict[str, Any] | None:
     """What a line says, or None for one cut short by a kill."""
     try:
         figures = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int | float) else None
 

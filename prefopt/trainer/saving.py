@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from prefopt.adapters import own_weights
@@ -194,7 +194,12 @@ class SavingTrainer(Trainer):
                 weights = load_file(folder / REFERENCE)
                 for name, weight in own_weights(self.reference_model, self.model).items():
                     weight.data.copy_(weights[name])
-            self._kept_figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+            refuse_strange_state(TrainerState.load_from_json(str(folder / "trainer_state.json")))
+            self._kept_figures = figures_of(folder / FIGURES)
+
+    def _init_training_state(self, *given: Any, **kw: Any) -> Any:
+        with reading(given[3] if len(given) > 3 else kw.get("resume_from_checkpoint")):
+            return super()._init_training_state(*given, **kw)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint):
@@ -229,7 +234,7 @@ class SavingTrainer(Trainer):
             loss = losses[self.args.process_index]
         else:  # other processes than before: one takes up all sums, and each the mean loss, of which the mean is logged
             self.tally = Tally.of(sums if self.args.process_index == 0 else [], self.args.device)
-            loss = sum(losses) / len(losses)
+            loss = sum(losses) / max(len(losses), 1)
         self._tr_loss += torch.tensor(loss, device=self._tr_loss.device, dtype=self._tr_loss.dtype)
         self._loss_of_earlier_logs = kept["loss_of_earlier_logs"]
         self._globalstep_last_logged = kept["last_logged"]
@@ -246,6 +251,37 @@ class GoOn(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._go_on()
+
+
+def refuse_strange_state(state: TrainerState) -> None:
+    """Raise ValueError where transformers' state has values of other kinds than it writes."""
+    kinds: dict[str, Any] = {"global_step": int, "max_steps": int, "num_train_epochs": int, "total_flos": int | float,
+                             "log_history": list, "stateful_callbacks": dict | None, "epoch": int | float | None,
+                             "best_global_step": int | None, "best_metric": int | float | None,
+                             "best_model_checkpoint": str | None, "num_input_tokens_seen": int}  # fmt: skip
+    for name, kind in kinds.items():
+        value = getattr(state, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"trainer_state.json: {name} is of another kind")
+    if not 0 <= state.global_step < 2**53 or not all(isinstance(entry, dict) for entry in state.log_history):
+        raise ValueError("trainer_state.json: its steps are none")
+    for entry in state.log_history:
+        if not isinstance(entry.get("step", 0), int) or not all(
+            isinstance(v, int | float | str) for v in entry.values()
+        ):
+            raise ValueError("trainer_state.json: log_history has something else than figures")
+
+
+def figures_of(path: Path) -> dict[str, Any]:
+    """What `SavingTrainer._figures` gave, as it was written; ValueError, TypeError or KeyError where it is not that."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "sums": [{str(n): (float(total), int(count)) for n, (total, count) in part.items()} for part in kept["sums"]],
+        "losses": [float(loss) for loss in kept["losses"]],
+        "loss_of_earlier_logs": float(kept["loss_of_earlier_logs"]),
+        "last_logged": int(kept["last_logged"]),
+        "evaluation_due": bool(kept["evaluation_due"]),
+    }
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from a run that was never disturbed (nothing, if all is well).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -171,12 +172,10 @@ def main(root: Path, count: int, seed: int) -> None:
     draw = random.Random(seed)
     whole: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
-    places = [*PLACES, TIMER]
-    names = list(SCENARIOS)
-    draw.shuffle(names)
+    pairs = list(itertools.product(SCENARIOS, [*PLACES, TIMER]))
+    draw.shuffle(pairs)
     for n in range(count):
-        # Every place and every scenario in turn: with enough kills, each pair.
-        scenario, place = names[n % len(names)], places[(n + n // len(names)) % len(places)]
+        scenario, place = pairs[n % len(pairs)]
         if scenario not in whole:
             folder = root / f"whole {scenario}"
             folder.mkdir(parents=True)
