@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).with_name("results") / "plan_memory.json"
-SMOLLM2 = "model=smollm2_gguf data=instruction_pairs data.path={data} data.max_records=40"
+SMOLLM2 = "model=smollm2_gguf data=instruction_pairs data.path={data} data.max_records=64"
 SHARED = (
-    "data.eval_records=4 evaluation.kl_prompts=2 evaluation.texts=2 evaluation.max_new_tokens=8 trainer.max_steps=2"
+    "data.eval_records=8 evaluation.kl_prompts=4 evaluation.texts=2 evaluation.max_new_tokens=8 trainer.max_steps=2"
 )
+FEW = "batch.records=8 data.max_records=40 data.eval_records=4 evaluation.kl_prompts=2"
 LONG = "batch.max_tokens=2048"
 # name -> overrides beside those that all settings share
 SETTINGS = {
     "world, full, dpo": "loss=dpo",
     "world, full, kto, rows of 1,024": "loss=kto batch.max_tokens=1024",
     "12M weights, full, dpo": "loss=dpo model.path={middle} data=world data.template=plain batch.records=128",
-    "SmolLM2-135M, full, dpo, rows of 256": f"loss=dpo batch.records=8 batch.max_tokens=256 {SMOLLM2}",
+    "SmolLM2-135M, full, dpo, rows of 512": f"loss=dpo batch.records=16 batch.max_tokens=512 {SMOLLM2}",
     "SmolLM2-135M, full, simpo, rows of 2,048": f"loss=simpo batch.records=16 {LONG} {SMOLLM2}",
-    "SmolLM2-135M, full, kto, rows of 512": f"loss=kto batch.records=8 batch.max_tokens=512 {SMOLLM2}",
-    "SmolLM2-135M, LoRA, dpo, rows of 512": f"loss=dpo peft=lora batch.records=8 batch.max_tokens=512 {SMOLLM2}",
+    "SmolLM2-135M, full, kto, rows of 512": f"loss=kto {FEW} batch.max_tokens=512 {SMOLLM2}",
+    "SmolLM2-135M, LoRA, dpo, rows of 512": f"loss=dpo peft=lora {FEW} batch.max_tokens=512 {SMOLLM2}",
     "SmolLM2-135M, LoRA, simpo, rows of 2,048": f"loss=simpo peft=lora batch.records=16 {LONG} {SMOLLM2}",
 }
 PROGRAM = f"""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefopt.errors import UserError
+
+if TYPE_CHECKING:
+    from prefopt.migrate import Translation
 
 EXAMPLES = """examples:
   prefopt import dpo_config.json --to ours.yaml
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(found, to: Path | None) -> None:  # type: ignore[no-untyped-def]
+def _show(found: Translation, to: Path | None) -> None:
     import shlex
 
     from rich.console import Console

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
+    import datasets
     from transformers.utils import logging
 
     from prefopt.cli.compose import compose
@@ -71,7 +71,7 @@ def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
     if args.devices != 1:
         raise UserError("--devices is for --model-shape: a plan with weights is that of one device")
     if not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        datasets.disable_progress_bars()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     named = device(args.device) if args.device else None

@@ -92,7 +92,7 @@ def learning_rate(name: str, rate: float, *, adapters: bool, weights: int) -> It
         )
 
 
-def adapters(config: Any, model: Any) -> Iterator[str]:
+def adapters(model: Any) -> Iterator[str]:
     """Adapters that train nothing."""
     if not any(p.requires_grad for p in model.parameters()):
         yield "no weight is trainable: the adapter's target modules name none of the model's layers"
