@@ -160,7 +160,8 @@ def seconds_of_a_job(folder: Path, trials: Sequence[Job], done: Sequence[Result]
     """What a job takes here, and how that is known: from finished ones in the folder, or from a short probe."""
     from prefopt.compare.execute import execute
 
-    known = [r.cost["train_seconds"] + r.cost["measure_seconds"] for r in done if "train_seconds" in r.cost and r.ok]
+    trained_ones = [r.cost for r in done if r.ok and "train_seconds" in r.cost]
+    known = [cost["train_seconds"] + cost["measure_seconds"] for cost in trained_ones]
     if known:
         return statistics.median(known), f"as the {len(known)} finished ones took"
     trained = [job for job in trials if job.trained]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -165,7 +166,7 @@ def best(tried: Sequence[Setting], trials: Sequence[Result]) -> Setting | None:
     name = primary(trials)
     if name is None:
         return None
-    working = [(r.figures[name], -i) for i, r in enumerate(trials) if r.ok and r.figures[name] is not None]
+    working = [(r.figures[name], -i) for i, r in enumerate(trials) if r.ok and math.isfinite(r.figures[name])]
     return tried[-max(working)[1]] if working else None
 
 

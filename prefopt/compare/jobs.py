@@ -147,6 +147,7 @@ def save(folder: Path, result: Result) -> None:
 
 def load(folder: Path, job: Job) -> Result | None:
     """The kept result of a job under its present name, or None: it must be run (again)."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     target = folder / job.key
@@ -154,8 +155,9 @@ def load(folder: Path, job: Job) -> Result | None:
         plain = json.loads((target / RESULT).read_text(encoding="utf-8"))
         arrays = load_file(target / ARRAYS) if (target / ARRAYS).exists() else {}
         known = {f.name for f in dataclasses.fields(Result)} - {"arrays", "kept"}
+        plain["figures"] = {name: math.nan if v is None else float(v) for name, v in plain["figures"].items()}
         result = Result(arrays=arrays, **{name: value for name, value in plain.items() if name in known})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
         return None
     if result.key != job.key or result.status == "failed":
         return None

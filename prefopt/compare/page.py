@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from prefopt.compare.contest import Row
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
-from prefopt.compare.results import Outcome, Standing, finding, say_verdict, train_command
+from prefopt.compare.results import Outcome, Standing, finding, say_needed, say_verdict, train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
 from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart
@@ -29,8 +29,8 @@ class _Line:
     """One row of the first table."""
 
     standing: Standing
-    against_best: str
-    against_sft: str
+    against_best: tuple[str, str]  # a verdict, and what it would take
+    against_sft: tuple[str, str]
     tone: str
 
 
@@ -66,13 +66,12 @@ def compare_page(result: Outcome) -> str:
 
 
 def _line(result: Outcome, s: Standing, best: str | None) -> _Line:
-    def against(other: str | None) -> str:
+    def against(other: str | None) -> tuple[str, str]:
         pair = verdict_of(result.pairs, s.name, other) if other is not None and other != s.name else None
-        return say_verdict(pair) if pair is not None else ""
+        return (pair.verdict.replace("_", " "), say_needed(pair)) if pair is not None else ("", "")
 
-    said = against(best)
-    tone = "down" if said == "worse" else "up" if said == "better" else ""
-    return _Line(s, "best by number" if s.name == best else said, against(SFT), tone)
+    said = ("best by number", "") if s.name == best else against(best)
+    return _Line(s, said, against(SFT), {"worse": "down", "better": "up"}.get(said[0], ""))
 
 
 def _errors(s: Standing, metric: str) -> tuple[float, float]:

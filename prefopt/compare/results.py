@@ -280,10 +280,14 @@ def _plain_row(result: Outcome, s: Standing) -> dict[str, Any]:
 
 def say_verdict(pair: Pair) -> str:
     """A verdict in words, with what it would take where there is none."""
-    if pair.verdict != "cannot_tell":
-        return pair.verdict
+    needed = say_needed(pair)
+    return pair.verdict.replace("_", " ") + (f" ({needed})" if needed else "")
+
+
+def say_needed(pair: Pair) -> str:
+    """What it would take to tell: `42 seeds might`; empty where nothing would, or it is told."""
     needs = [f"{count:,} {name}" for name, count in (("seeds", pair.seeds), ("prompts", pair.prompts)) if count]
-    return f"cannot tell ({' or '.join(needs)} might)" if needs else "cannot tell"
+    return f"{' or '.join(needs)} might" if needs else ""
 
 
 def finding(result: Outcome) -> list[str]:
@@ -316,7 +320,8 @@ def finding(result: Outcome) -> list[str]:
         elif gained or lost:
             parts = [f"better than {who}: {_list(gained)}"] if gained else []
             parts += [f"worse: {_list(lost)}"] if lost else []
-            said.append(f"{'; '.join(parts).capitalize()}.")
+            text = "; ".join(parts)
+            said.append(f"{text[0].upper()}{text[1:]}.")
     return said
 
 

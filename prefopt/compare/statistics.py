@@ -10,7 +10,7 @@ Prompts are many, so theirs is estimated from the prompts of the pair itself, as
 Seeds are few: two or three values say next to nothing of a variance. Theirs is therefore pooled over the methods, as
 the residual mean square of the table of means, methods by seeds (a randomised block design; Fisher, 1935), whose
 degrees of freedom are (methods - 1)(seeds - 1); it rests on methods being about as noisy as each other, so a pair
-whose own seeds scatter more than the pool explains (F test, 10 %) is judged by its own seeds and their S - 1 degrees
+whose own seeds scatter more than the pool explains (F test, 1 %) is judged by its own seeds and their S - 1 degrees
 of freedom. The two parts add up (the rest is counted twice, on the safe side), the degrees of freedom are Welch's and
 Satterthwaite's, and t gives p and the interval. A bootstrap over two seeds would know nothing of the seeds that were
 not drawn (its interval is too narrow by sqrt((S-1)/S) and more); it is used for one method's own interval, and as a
@@ -38,7 +38,7 @@ Verdict = Literal["better", "worse", "cannot_tell"]
 
 ALPHA = 0.05  # of a whole family of comparisons
 POWER = 0.8  # with which a difference as large as the one seen should be found
-HETEROGENEITY = 0.10  # level at which a pair's own seed variance replaces the pooled one
+HETEROGENEITY = 0.01  # level at which a pair's own seed variance replaces the pooled one
 RESAMPLES = 2000
 TOO_MANY = 10_000  # seeds or prompts that nobody will run
 
