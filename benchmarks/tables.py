@@ -51,25 +51,22 @@ def planner(result: Any) -> str:
     )
 
 
-def throughput(result: Any) -> str:
-    titles = {
-        "batch_4": "DPO, reference ready, batch 4",
-        "batch_16": "DPO, reference ready, batch 16",
-        "methods": "five methods, reference included",
-    }
-    ratios = []
+CONTESTS = {
+    "batch_4": "DPO, reference ready, batch 4",
+    "batch_16": "DPO, reference ready, batch 16",
+    "methods": "five methods, reference included",
+}
+
+
+def ratios(result: Any) -> str:
+    """The short table: prefopt against TRL."""
+    rows = []
     for line in result["lines"]:
         # A contest of steps compares steps, one of whole runs compares runs.
         kept = ("wall_ratio",) if line["contest"] == "methods" else ("speed_ratio", "utilisation")
         shown = {key: line[key] for key in (*kept, "memory_ratio", "runs")}
-        ratios.append(shown | {"line": titles[line["contest"]], "allocator": allocator(line)})
-    contestants = [
-        line[name] | {"line": titles[line["contest"]], "allocator": allocator(line), "program": name}
-        for line in result["lines"]
-        for name in ("prefopt", "trl", "naive")
-        if name in line
-    ]
-    first = {
+        rows.append(shown | {"line": CONTESTS[line["contest"]], "allocator": allocator(line)})
+    columns = {
         "line": ("", "{}"),
         "allocator": ("allocator", "{}"),
         "speed_ratio": ("pairs/s against TRL", "{:.2f}×"),
@@ -78,7 +75,17 @@ def throughput(result: Any) -> str:
         "utilisation": ("utilisation", "{:.2f}"),
         "runs": ("runs", "{}"),
     }
-    second = {
+    return markdown(columns, rows)
+
+
+def throughput(result: Any) -> str:
+    contestants = [
+        line[name] | {"line": CONTESTS[line["contest"]], "allocator": allocator(line), "program": name}
+        for line in result["lines"]
+        for name in ("prefopt", "trl", "naive")
+        if name in line
+    ]
+    columns = {
         "line": ("", "{}"),
         "allocator": ("allocator", "{}"),
         "program": ("program", "{}"),
@@ -97,7 +104,7 @@ def throughput(result: Any) -> str:
         f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads. Matrix products of its shapes, "
         f"GFLOP/s: {rates}. Medians of the runs."
     )
-    return f"{facts}\n\n{markdown(first, ratios)}\n\n{markdown(second, contestants)}"
+    return f"{facts}\n\n{ratios(result)}\n\n{markdown(columns, contestants)}"
 
 
 def allocator(line: Row) -> str:
@@ -260,6 +267,7 @@ def _quoted(text: str) -> str:
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
+    "throughput/ratios": ratios,
     "growth": growth,
     "profile_step": profile_step,
     "precision": precision,
@@ -274,7 +282,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
 def rewritten(text: str) -> str:
     """A page with the tables of every result file that is there and that it has a place for."""
     for name, section in SECTIONS.items():
-        file = RESULTS / f"{name}.json"
+        file = RESULTS / f"{name.split('/')[0]}.json"  # the rest names one of several tables of a file
         if not file.exists() or f"<!-- {name}: " not in text:
             continue
         table = section(json.loads(file.read_text()))
