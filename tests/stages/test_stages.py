@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -81,6 +82,28 @@ def test_a_model_of_ones_own_gets_rates_of_sft_and_of_preference_tuning(tmp_path
 def test_mistakes_are_one_line_with_a_remedy(given: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compose(given)
+
+
+def test_the_group_peft_says_what_is_trained_and_how_the_model_is_loaded(tmp_path: Path) -> None:
+    found = {}
+    for name in ("none", "lora", "dora", "qlora"):
+        config = compose(["experiment=sft_then_dpo", f"model.path={tmp_path}", "data.path=x.json", f"peft={name}"])
+        for one in (config, *config.stages.values()):
+            found[name] = (one.peft.method, one.model.quantization, one.model.dtype)
+    assert found == {
+        "none": ("none", None, "float32"),
+        "lora": ("lora", None, "float32"),
+        "dora": ("dora", None, "float32"),
+        "qlora": ("lora", "nf4", "bfloat16"),
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_qlora_is_refused_without_cuda(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *call.given, "output_dir=out", "peft=qlora"]) == 2
+    assert (
+        "model.quantization=nf4 needs a CUDA device, and there is none here: use peft=lora" in capsys.readouterr().err
+    )
 
 
 # ---- what makes two stages the same
