@@ -103,14 +103,19 @@ def told(curves: Mapping[str, Runs]) -> list[dict[str, Any]]:
         values = {name: rewards for name, curve in curves.items() if (rewards := matched(curve, kl)) is not None}
         for pair in compare(values, "true_reward") if len(values) > 1 else ():
             kept = {k: getattr(pair, k) for k in ("a", "b", "verdict", "seeds")}
-            numbers = {k: round(getattr(pair, k), 4) for k in ("difference", "low", "high", "p_holm")}
-            found.append({"kl": kl, **kept, **numbers})
+            numbers = {k: getattr(pair, k) for k in ("difference", "low", "high", "p_holm")}
+            found.append({"kl": kl, **kept, **rounded(numbers)})
     return found
 
 
 def plain(row: AtKL | Yardstick) -> dict[str, Any]:
     """As JSON values."""
-    return {k: round(v, 4) if np.isfinite(v) else None for k, v in dataclasses.asdict(row).items()}
+    return rounded(dataclasses.asdict(row))
+
+
+def rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """To four digits; what is not finite is none."""
+    return {name: round(value, 4) if np.isfinite(value) else None for name, value in numbers.items()}
 
 
 def yardsticks() -> dict[str, Any]:

@@ -8,10 +8,12 @@ s-th order of the records, the same for all lines, so that lines are compared on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,6 +23,7 @@ from prefopt.compare.contest import fingerprints
 from prefopt.compare.jobs import Job, Result
 from prefopt.compare.spec import MeasureConfig, Split
 from prefopt.compare.workers import run_jobs
+from prefopt.run import RunConfig
 from prefopt.trainer.arguments import DEFAULTS
 
 RESULTS = Path(__file__).with_name("results")
@@ -71,8 +74,12 @@ def job(
     """One run of a line on the `seed`-th draw of the data, measured on `split`."""
     said = [f"trainer.max_steps={STEPS}", f"batch.records={BATCH}", *line.overrides(value), *overrides]
     said = list({one.split("=", 1)[0]: one for one in said}.values())  # what is said last counts
-    config = compose([*said, f"data.world.draw={seed}", f"seed={seed + line.seed_offset}", "output_dir=."])
-    config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
+    config = _composed(tuple(said))
+    config = dataclasses.replace(
+        config,
+        seed=seed + line.seed_offset,
+        data=dataclasses.replace(config.data, world=config.data.world | {"draw": seed}),
+    )
     return Job(
         method=line.name,
         label=f"{line.name} {' '.join(o.split('.')[-1] for o in said[3:])} seed={seed} {split}",
@@ -83,6 +90,14 @@ def job(
         sides_swapped=line.sides_swapped,
         setting={line.strength: value} if value is not None else {},
     )
+
+
+@cache
+def _composed(said: tuple[str, ...]) -> RunConfig:
+    """What `prefopt train` would run; composed once for all seeds."""
+    config = compose([*said, "output_dir=."])
+    config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
+    return config
 
 
 def knob(name: str, value: float) -> tuple[str, ...]:
