@@ -184,8 +184,9 @@ def _cost(result: Any) -> str:
     failed = sum(row["failed"] for row in result["rows"])
     ended = "All runs finished." if not failed else f"{failed} runs did not finish; the rows are of those that did."
     s = result["setting"]
+    errors = f"± one standard error over {s['seeds']} seeds." if s["seeds"] > 1 else "One seed, so no standard errors."
     return (
-        f"± one standard error over {s['seeds']} seeds. {s['steps']} steps of {s['batch']} records. {ended} "
+        f"{errors} {s['steps']} steps of {s['batch']} records. {ended} "
         f"{result['worker_seconds'] / 60:.0f} minutes of one worker on a machine shared with other work."
     )
 
