@@ -113,7 +113,10 @@ def point(link: Path, target: Path) -> None:
 
 
 def rotate(folder: Path, keep: int | None, spared: str | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`, but never the newest or `spared` (a folder's path)."""
+    """Delete the oldest checkpoints beyond `keep`, but never the newest or `spared` (a folder's path), and what deletions
+    that were cut short left."""
+    for gone in folder.glob("tmp-old-checkpoint-*"):
+        shutil.rmtree(gone, ignore_errors=True)
     if not keep:
         return
     found = checkpoints(folder)

@@ -176,8 +176,10 @@ def test_rotation_by_steps_not_by_names(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["checkpoint-10", "checkpoint-100"]
     rotate(tmp_path, 1, str(tmp_path / "checkpoint-10"))
     assert _names(tmp_path) == ["checkpoint-10", "checkpoint-100"], "neither the newest nor the spared"
+    (tmp_path / "tmp-old-checkpoint-1").mkdir()  # of a process that was killed here
     rotate(tmp_path, 1, None)
     assert _names(tmp_path) == ["checkpoint-100"]
+    assert not list(tmp_path.glob("tmp-*"))
     point(tmp_path / "last", tmp_path / "checkpoint-100")
     point(tmp_path / "last", tmp_path / "checkpoint-x")
     assert os.readlink(tmp_path / "last") == "checkpoint-x"
