@@ -195,7 +195,7 @@ def _headline(facts: Facts, findings: list[Finding]) -> tuple[State, str]:
     if trouble and state is not State.BAD:
         state, sentence = (
             State.BAD,
-            f"{sentence} But {_list([f.band.title.lower() for f in trouble])} is out of bounds.",
+            f"{sentence} But {_list([f.band.title[0].lower() + f.band.title[1:] for f in trouble])} is out of bounds.",
         )
     elif state is State.GOOD and any(f.state is State.LOOK for f in findings):
         state = State.LOOK
