@@ -43,6 +43,7 @@ def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
     for checkpoint in reversed(found):
         wrong = wrong_with(checkpoint)
         if wrong is None and about(checkpoint).get("resumable"):
+            sweep(folder)
             return checkpoint
         if wrong is None:
             say(f"{checkpoint.name} is passed over: it has weights alone (trainer.save_only_model)")
@@ -55,6 +56,12 @@ def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
             f"output_dir={folder} has checkpoints, but none that can be resumed from: choose another folder"
         )
     return None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what deletions that were cut short left."""
+    for gone in folder.glob("tmp-old-checkpoint-*"):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def free_name(path: Path) -> Path:
@@ -113,10 +120,8 @@ def point(link: Path, target: Path) -> None:
 
 
 def rotate(folder: Path, keep: int | None, spared: str | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`, but never the newest or `spared` (a folder's path), and what deletions
-    that were cut short left."""
-    for gone in folder.glob("tmp-old-checkpoint-*"):
-        shutil.rmtree(gone, ignore_errors=True)
+    """Delete the oldest checkpoints beyond `keep`, but never the newest or `spared` (a folder's path)."""
+    sweep(folder)
     if not keep:
         return
     found = checkpoints(folder)
