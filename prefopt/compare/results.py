@@ -100,7 +100,8 @@ def outcome(comparison: Comparison, rows: Sequence[Row], *, command: str, second
     """
     metric = _metric(rows)
     better = METRICS[metric].better
-    values = {row.name: of for row in rows if (of := seeds_by_prompts(row, metric)) is not None}
+    seeds = common_seeds(rows, metric)
+    values = {row.name: of for row in rows if (of := seeds_by_prompts(row, metric, seeds)) is not None}
     standings = sorted((_standing(row, values.get(row.name)) for row in rows), key=lambda s: _order(s, better))
     pairs = compare({s.name: values[s.name] for s in standings if s.name in values}, metric, better=better)
     return Outcome(
@@ -115,9 +116,31 @@ def outcome(comparison: Comparison, rows: Sequence[Row], *, command: str, second
     )
 
 
-def seeds_by_prompts(row: Row, metric: str) -> Floats | None:
-    """(S, P) of the final runs that worked, in the order of the seeds; None where none did."""
-    arrays = [result.arrays[metric] for result in row.finals if result.ok and metric in result.arrays]
+def common_seeds(rows: Sequence[Row], metric: str) -> list[int] | None:
+    """Places of the final runs that worked for every method with any: a failed one leaves its seed out for all.
+
+    None where that would leave nothing: then each method has its own.
+    """
+    worked = [
+        {place for place, result in enumerate(row.finals) if result.ok and metric in result.arrays}
+        for row in rows
+        if row.method is not None
+    ]
+    worked = [places for places in worked if places]
+    return sorted(set.intersection(*worked)) or None if worked else None
+
+
+def seeds_by_prompts(row: Row, metric: str, seeds: Sequence[int] | None = None) -> Floats | None:
+    """(S, P) of the final runs that worked, in the order of the seeds; None where none did.
+
+    Args:
+        row: the method.
+        metric: its figure.
+        seeds: places of the runs that count; None, and for the model before training: all.
+    """
+    wanted = range(len(row.finals)) if seeds is None or row.method is None else seeds
+    runs = [row.finals[place] for place in wanted if place < len(row.finals)]
+    arrays = [result.arrays[metric] for result in runs if result.ok and metric in result.arrays]
     return np.stack(arrays) if arrays else None
 
 
