@@ -221,7 +221,7 @@ def allocators(only: str | None) -> list[str | None]:
     tcmalloc = find_tcmalloc()
     if tcmalloc is None and only != "installed":
         say("tcmalloc is not installed: its lines are left out (Debian: apt install libtcmalloc-minimal4)")
-    lines = [] if only == "tcmalloc" else [None]
+    lines: list[str | None] = [] if only == "tcmalloc" else [None]
     return lines if tcmalloc is None or only == "installed" else [*lines, tcmalloc]
 
 

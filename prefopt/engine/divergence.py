@@ -78,7 +78,8 @@ def divergence(
                 # The engine's statistic is KL(its reference || the model it runs): here the policy stands first.
                 ask = Ask(vocab=frozenset({Vocab.KL}), reference=Reference(hidden, Head.of(policy)))
                 other = batch.forward(reference, ask)
-                assert other.stats.kl is not None and own.stats.entropy is not None
+                assert other.stats.kl is not None
+                assert own.stats.entropy is not None
                 exact[chunk] = other.padded(other.stats.kl).double().sum(1).cpu().numpy()
                 sampled[chunk] = (own.sum - other.sum).double().cpu().numpy()
                 entropy[chunk] = own.padded(own.stats.entropy).double().sum(1).cpu().numpy()
