@@ -122,9 +122,17 @@ def launch(words: Sequence[str], keys: Sequence[str], launcher: str, folder: Pat
 
 def one_job(config: Any) -> None:
     """What a launcher calls, perhaps on another machine that sees the same folder."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
     from prefopt.cli import main
 
-    main(["compare", *config.words, f"only={config.key}"])
+    launcher = Singleton.get_state()
+    GlobalHydra.instance().clear()  # the job composes configurations of its own
+    try:
+        main(["compare", *config.words, f"only={config.key}"])
+    finally:
+        Singleton.set_state(launcher)
 
 
 def dry_run(comparison: Comparison, config: CompareConfig) -> int:
