@@ -89,12 +89,14 @@ def tuned(lines: Sequence[Line], team: int) -> dict[str, tuple[float, list[Resul
 
 
 def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
-    """A method's runs by strength and seed as arrays; strengths with a run that did not finish are left out."""
-    whole = [own for own in points if all(result.ok for result in own)]
-    if len(whole) < 2:
+    """A method's runs by seed and strength as arrays; a seed with a run that did not finish is left out."""
+    seeds = [seed for seed in range(len(points[0])) if all(own[seed].ok for own in points)]
+    if not seeds:
         return None
-    reward, kl = (np.array([[r.arrays[n] for r in own] for own in whole]) for n in ("true_reward", "kl"))
-    return Runs(reward.swapaxes(0, 1), kl.swapaxes(0, 1))
+    reward, kl = (
+        np.array([[own[seed].arrays[name] for own in points] for seed in seeds]) for name in ("true_reward", "kl")
+    )
+    return Runs(reward, kl)
 
 
 def told(curves: Mapping[str, Runs]) -> list[dict[str, Any]]:

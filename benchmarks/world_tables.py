@@ -93,7 +93,7 @@ def _against(pairs: Sequence[Row], name: str, other: str) -> str:
 
 
 def _by_reward(result: Any) -> list[Any]:
-    """Rows with a curve, by reward at the KL that most methods reach; then those that do not reach it, then controls."""
+    """Rows with a curve, by reward at the KL that most methods reach; then those that do not, then the control."""
     rows = [row for row in result["rows"] if row["at_kl"]]
     shared = [sum(row["at_kl"][i]["value"] is not None for row in rows) for i in range(len(result["setting"]["kl"]))]
     most = shared.index(max(shared))
