@@ -88,8 +88,12 @@ def _against(pairs: Sequence[Row], name: str, other: str) -> str:
         for pair in pairs
         if {pair["a"], pair["b"]} == {name, other}
     }
-    told = [f"{verdict} at {kl:g}" for kl, verdict in found.items() if verdict != "cannot_tell"]
-    return ", ".join(told) or ("cannot tell" if found else "no KL in common")
+    told = [
+        f"{word} at {', '.join(f'{kl:g}' for kl in where)}"
+        for word in turned
+        if (where := [kl for kl, verdict in found.items() if verdict == word])
+    ]
+    return "; ".join(told) or ("cannot tell" if found else "no KL in common")
 
 
 def _by_reward(result: Any) -> list[Any]:

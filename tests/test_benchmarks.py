@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
+import controlled  # noqa: E402
 import hh_rlhf  # noqa: E402
 import planner  # noqa: E402
 import run_prefopt  # noqa: E402
 import tables  # noqa: E402
 import throughput  # noqa: E402
 
+from prefopt.cli.compose import compose  # noqa: E402
+from prefopt.compare.frontier import Runs  # noqa: E402
 from prefopt.data.tokens import TokenRecord  # noqa: E402
 from prefopt.engine.plan import EpochPlan, Lengths  # noqa: E402
 from prefopt.errors import UserError  # noqa: E402
 from prefopt.plugin import Data  # noqa: E402
+from prefopt.worlds.build import WorldFiles  # noqa: E402
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda p: str(p.relative_to(BENCHMARKS.parent)))
 def test_a_page_says_what_the_results_say(page: Path) -> None:
     text = page.read_text()
     assert tables.rewritten(text) == text, "run `python benchmarks/tables.py`"
+
+
+def test_pictures_say_what_the_results_say() -> None:
+    """Drawn anew they are the same, for one matplotlib; and every picture that a page shows is there."""
+    drawn = tables.pictures()
+    for file, content in drawn.items():
+        kept = file.read_text()
+        if f"<!-- matplotlib {matplotlib.__version__} -->" in kept:
+            assert kept == content, f"{file.name}: run `make results`"
+    for page in tables.PAGES:
+        for shown in re.findall(r"!\[[^]]*\]\(([^)]+\.svg)\)", page.read_text()):
+            assert (page.parent / shown).is_file(), f"{page.name} shows {shown}, which is not there"
+
+
+@pytest.mark.parametrize("suite", ["controlled", "displacement", "noise", "length", "scarce"])
+def test_a_suite_can_be_composed(suite: str, world_files: WorldFiles) -> None:
+    """Every job of a suite is a configuration that `prefopt train` takes, and no two of its rows are one run."""
+    module = importlib.import_module(suite)
+    lines = {
+        "controlled": lambda: [(line, v) for line in (*module.METHODS, module.SFT) for v in line.values or (None,)],
+        "noise": lambda: [(line, None) for line in module.lines(0.2)],
+        "scarce": lambda: [(line, None) for line in module.lines(0.5)],
+    }.get(suite, lambda: [(line, None) for line in module.LINES])()
+    composed = [(compose(line.overrides(value)), line) for line, value in lines]
+    said = [(config.plain() | {"offset": line.seed_offset, "swapped": line.sides_swapped}) for config, line in composed]
+    assert len({str(one) for one in said}) == len(said)
+    assert any(line.seed_offset for line, _ in lines) or suite in (
+        "controlled",
+        "noise",
+        "scarce",
+    )  # its controls are elsewhere
+
+
+def test_verdicts_of_a_suite() -> None:
+    """At a KL that both reach, the better of two is told; what one does not reach is not compared."""
+    rng = np.random.default_rng(0)
+    kl = np.broadcast_to(np.array([0.3, 1.2])[None, :, None], (3, 2, 200))
+    low, high = (Runs(level + 0.1 * rng.normal(size=kl.shape), kl) for level in (0.0, 1.0))
+    found = controlled.told({"low": low, "high": high})
+    assert [(pair["kl"], pair["a"], pair["b"], pair["verdict"]) for pair in found] == [
+        (0.5, "low", "high", "worse"),
+        (1.0, "low", "high", "worse"),
+    ]
 
 
 def test_a_row_of_the_planner_benchmark() -> None:
