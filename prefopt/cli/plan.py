@@ -151,8 +151,8 @@ def _on_paper(args: argparse.Namespace) -> dict[str, Any]:
     reference = found.reference_seconds_per_record * args.records
     plain = {
         "model_shape": args.model_shape, "steps": steps, **found.plain(),
-        "seconds": round(steps * found.step_seconds + reference, 1),
-        "seconds_by_part": {"training": round(steps * found.step_seconds, 1), "reference": round(reference, 1)},
+        "seconds": round(steps * found.step_seconds + reference, 3),
+        "seconds_by_part": {"training": round(steps * found.step_seconds, 3), "reference": round(reference, 3)},
         "warnings": list(memory(found.memory.total / 2**30, named.memory_gib, named.name)),
     }  # fmt: skip
     if not args.json:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from contextlib import redirect_stdout
 
 
 def main(argv: list[str]) -> int:
     """Compose the configuration and run it."""
-    with redirect_stdout(sys.stderr):  # some libraries greet on import, and stdout may be asked to be JSON
+    with redirect_stdout(io.StringIO()):  # some libraries greet on import; stdout may be asked to be JSON
         import prefopt.trainer  # noqa: F401
         from prefopt.cli.compose import run_hydra
         from prefopt.progress import watch
+        from prefopt.redact import redact
         from prefopt.run import RunConfig
         from prefopt.stages import run_stages
 
     def task(config: RunConfig) -> None:
         told = watch(config.progress, config.loss_name)
-        told.say(f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}")
+        what = f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"
+        told.say(redact(what))
         summary = run_stages(config, say=told.say)
         told.end(config.output_dir, summary)
 

@@ -58,8 +58,8 @@ class Plan:
             "device": self.device,
             "memory_gib": self.memory.gib(),
             "memory_free_gib": round(self.limit_gib, 2),
-            "seconds": round(sum(self.seconds.values()), 1),
-            "seconds_by_part": {name: round(value, 1) for name, value in self.seconds.items()},
+            "seconds": round(sum(self.seconds.values()), 3),
+            "seconds_by_part": {name: round(value, 3) for name, value in self.seconds.items()},
             "seconds_measured": self.measured,
             "warnings": self.warnings,
         }

@@ -32,7 +32,8 @@ def test_another_run_is_not_identical_and_the_step_is_named(run: Run) -> None:
     assert compare(run.out, run.out.with_name("out-workers")).identical, "loader workers change nothing"
     other = compare(run.out, run.out.with_name("out-1"))
     assert not other.identical
-    assert any(line.startswith("step 1: loss: ") for line in other.differences)
+    # at step 1 both are log 2, up to rounding
+    assert any(line.startswith("step 2: loss: ") for line in other.differences)
     assert "the weights in final/ differ" in other.differences
 
 

@@ -34,12 +34,14 @@ def records(world_files: WorldFiles) -> dict[Data, list[TokenRecord]]:
         for completion, score in zip(pair.completions, pair.scores, strict=True):
             lists[pair.prompt.tobytes()][completion.tobytes()] = (completion, score)
     first = {pair.prompt.tobytes(): pair for pair in pairs}
+    every = [score for pair in pairs for score in pair.scores or ()]
+    low, high = min(every), max(every)
     fours = [
         replace(
             first[prompt],
             kind=Data.LISTS,
             completions=tuple(c for c, _ in samples.values()),
-            scores=tuple((s + 3) / 9 for _, s in samples.values()),  # li_po wants scores within [0, 1]
+            scores=tuple((s - low) / (high - low) for _, s in samples.values()),  # li_po wants scores within [0, 1]
         )
         for prompt, samples in lists.items()
         if len({s for _, s in samples.values()}) == 4

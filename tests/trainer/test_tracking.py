@@ -64,6 +64,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it reads its environment once a process, and another test may have been first
     try:
         kept = tiny.run(load("dpo"), DATA, tmp_path, eval=DATA, eval_strategy="steps", eval_steps=1,
                         report_to=["wandb"], run_name="tiny")  # fmt: skip
