@@ -12,7 +12,7 @@ Writes `benchmarks/results/displacement.json`.
 
 from __future__ import annotations
 
-from world_suite import Line, by_seed, cell, over_seeds, save, size, worker_seconds
+from world_suite import Line, cell, tabulated
 
 WORLDS = {"on-policy": (), "off-policy": ("data.world.best_of=8",)}
 LINES = (
@@ -55,18 +55,8 @@ FIGURES = ("chosen_change", "rejected_change", "true_reward", "kl", "valid", "le
 
 
 def main() -> None:
-    allowed = size(__doc__)
-    cells = [(world, line) for world in WORLDS for line in LINES]
-    found = by_seed("displacement", [cell(line, *WORLDS[world]) for world, line in cells], allowed)
-    rows = [
-        {"world": world, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
-        for (world, line), own in zip(cells, found, strict=True)
-    ]
-    save("displacement", {
-        "setting": allowed.setting(),
-        "rows": rows,
-        "worker_seconds": worker_seconds([result for own in found for result in own]),
-    })  # fmt: skip
+    table = [({"world": world}, line, cell(line, *WORLDS[world])) for world in WORLDS for line in LINES]
+    tabulated("displacement", __doc__, table, FIGURES)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,13 @@ def tokenize(pairs: list[dict[str, str]], tokenizer: Any) -> list[tuple[list[int
     return tokens
 
 
+def drawn(tokens: list[tuple[list[int], list[int], list[int]]], max_length: int) -> list[int]:
+    """The places of the pairs whose prompt and longer completion fit into `max_length`, in one fixed random order."""
+    fitting = [i for i, (prompt, *sides) in enumerate(tokens) if len(prompt) + max(map(len, sides)) <= max_length]
+    order: list[int] = np.random.Generator(np.random.PCG64(0)).permutation(fitting).tolist()
+    return order
+
+
 def sample_lengths(n: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lengths (n,) of prompts and (2 n,) of completions, resampled from the measured quantiles.
 

@@ -10,7 +10,7 @@ Writes `benchmarks/results/length.json`.
 
 from __future__ import annotations
 
-from world_suite import Line, by_seed, cell, knob, over_seeds, save, size, worker_seconds
+from world_suite import Line, cell, knob, tabulated
 
 BIASES = (0.0, 0.05)
 LINES = (
@@ -38,18 +38,8 @@ FIGURES = ("length", "true_reward", "kl", "valid", "chosen_change", "rejected_ch
 
 
 def main() -> None:
-    allowed = size(__doc__)
-    cells = [(bias, line) for bias in BIASES for line in LINES]
-    found = by_seed("length", [cell(line, *knob("length_bias", bias)) for bias, line in cells], allowed)
-    rows = [
-        {"bias": bias, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
-        for (bias, line), own in zip(cells, found, strict=True)
-    ]
-    save("length", {
-        "setting": allowed.setting(),
-        "rows": rows,
-        "worker_seconds": worker_seconds([result for own in found for result in own]),
-    })  # fmt: skip
+    table = [({"bias": bias}, line, cell(line, *knob("length_bias", bias))) for bias in BIASES for line in LINES]
+    tabulated("length", __doc__, table, FIGURES)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Writes `benchmarks/results/noise.json`.
 
 from __future__ import annotations
 
-from world_suite import Line, by_seed, cell, knob, over_seeds, save, size, worker_seconds
+from world_suite import Line, cell, knob, tabulated
 
 FLIPS = (0.0, 0.2, 0.4)
 CONTROLS = (
@@ -42,18 +42,9 @@ def lines(flips: float) -> tuple[Line, ...]:
 
 
 def main() -> None:
-    allowed = size(__doc__)
     pairs = [(flips, line) for flips in FLIPS for line in lines(flips)] + [(0.0, line) for line in CONTROLS]
-    found = by_seed("noise", [cell(line, *knob("label_flips", flips)) for flips, line in pairs], allowed)
-    rows = [
-        {"flips": flips, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
-        for (flips, line), own in zip(pairs, found, strict=True)
-    ]
-    save("noise", {
-        "setting": allowed.setting(),
-        "rows": rows,
-        "worker_seconds": worker_seconds([result for own in found for result in own]),
-    })  # fmt: skip
+    table = [({"flips": flips}, line, cell(line, *knob("label_flips", flips))) for flips, line in pairs]
+    tabulated("noise", __doc__, table, FIGURES)
 
 
 if __name__ == "__main__":

@@ -56,16 +56,14 @@ def main() -> None:
     args = parser.parse_args()
     config = ModelConfig(path=args.model)
     tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
-    fitting = [t for t in tokens if len(t[0]) + max(map(len, t[1:])) <= MAX_LENGTH]
-    drawn = np.random.Generator(np.random.PCG64(0)).permutation(len(fitting))[: args.pairs]
     records = [
         TokenRecord(
             id=str(i),
             kind=Data.PAIRS,
-            prompt=np.array(fitting[i][0], np.int32),
-            completions=tuple(np.array(c, np.int32) for c in fitting[i][1:]),
+            prompt=np.array(tokens[i][0], np.int32),
+            completions=tuple(np.array(c, np.int32) for c in tokens[i][1:]),
         )
-        for i in drawn
+        for i in hh_rlhf.drawn(tokens, MAX_LENGTH)[: args.pairs]
     ]
     model = load_model(config).eval()
     names = ("plain forward", "plain forward, log-softmax in float64")

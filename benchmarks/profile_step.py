@@ -69,9 +69,7 @@ def main() -> None:
     keep_large_buffers()
     config = ModelConfig(path=args.model)
     tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
-    fitting = [t for t in tokens if len(t[0]) + max(map(len, t[1:])) <= MAX_LENGTH]
-    drawn = np.random.Generator(np.random.PCG64(0)).permutation(len(fitting))[:PAIRS]
-    batches = list(rows([fitting[i] for i in drawn]))
+    batches = list(rows([tokens[i] for i in hh_rlhf.drawn(tokens, MAX_LENGTH)[:PAIRS]]))
     model: Any = load_model(config)
     install(model, "tree")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)

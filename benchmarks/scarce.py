@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from world_suite import BATCH, Line, by_seed, cell, knob, over_seeds, save, size, worker_seconds
+from world_suite import BATCH, Line, cell, knob, tabulated
 
 PAIRS = 7936
 DROPPED = (0.0, 0.5, 0.7, 0.9)
@@ -45,18 +45,8 @@ def lines(dropped: float) -> Iterator[Line]:
 
 
 def main() -> None:
-    allowed = size(__doc__)
-    pairs = [(dropped, line) for dropped in DROPPED for line in lines(dropped)]
-    found = by_seed("scarce", [cell(line) for _, line in pairs], allowed)
-    rows = [
-        {"dropped": dropped, "name": line.name, "claim": line.claim, **over_seeds(own, *FIGURES)}
-        for (dropped, line), own in zip(pairs, found, strict=True)
-    ]
-    save("scarce", {
-        "setting": allowed.setting(),
-        "rows": rows,
-        "worker_seconds": worker_seconds([result for own in found for result in own]),
-    })  # fmt: skip
+    table = [({"dropped": dropped}, line, cell(line)) for dropped in DROPPED for line in lines(dropped)]
+    tabulated("scarce", __doc__, table, FIGURES)
 
 
 if __name__ == "__main__":

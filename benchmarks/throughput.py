@@ -82,8 +82,7 @@ class Bench:
         self.config = AutoConfig.from_pretrained(model)
         pairs = hh_rlhf.read_pairs(hh_rlhf.data_folder(data))
         tokens = hh_rlhf.tokenize(pairs, AutoTokenizer.from_pretrained(model))
-        fitting = [i for i, (p, c, r) in enumerate(tokens) if len(p) + max(len(c), len(r)) <= MAX_LENGTH]
-        drawn = np.random.Generator(np.random.PCG64(0)).permutation(fitting)
+        drawn = hh_rlhf.drawn(tokens, MAX_LENGTH)
         self.lengths = np.array([[len(part) for part in tokens[i]] for i in drawn])  # (N, 3)
         self.pairs = folder / "pairs.jsonl"
         self.pairs.write_text("".join(json.dumps(pairs[i]) + "\n" for i in drawn))

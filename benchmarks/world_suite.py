@@ -134,6 +134,27 @@ def by_seed(suite: str, cells: Sequence[Cell], size: Size) -> list[list[Result]]
     return [list(own) for own in zip(*rounds, strict=True)]
 
 
+def tabulated(
+    suite: str, description: str | None, table: Sequence[tuple[Mapping[str, Any], Line, Cell]], figures: Sequence[str]
+) -> None:
+    """Run a suite of one table as its command line says, and keep it.
+
+    Args:
+        suite: its name.
+        description: what `--help` says.
+        table: of each row what it is besides its line, its line, and its runs.
+        figures: means of the row.
+    """
+    allowed = size(description)
+    found = by_seed(suite, [one for _, _, one in table], allowed)
+    rows = [
+        {**facts, "name": line.name, "claim": line.claim, **over_seeds(own, *figures)}
+        for (facts, line, _), own in zip(table, found, strict=True)
+    ]
+    seconds = worker_seconds([result for own in found for result in own])
+    save(suite, {"setting": allowed.setting(), "rows": rows, "worker_seconds": seconds})
+
+
 def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
     """Mean over seeds of each figure, its standard error over seeds as `NAME_se`, and how many runs did not finish."""
     good = [result for result in results if result.ok]

@@ -141,7 +141,8 @@ def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: A
     named = dataclasses.replace(config.model, reference=config.model.reference or config.model.path)
     start = load_reference(named, model).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
-    return distance(model, start, tokenizer, prompts, sampling, max_tokens=config.batch.max_tokens or 4096)
+    budget = config.batch.budget(model.device.type)
+    return distance(model, start, tokenizer, prompts, sampling, max_tokens=budget)
 
 
 def text_figures(far: Distance | None, prefix: str = "") -> dict[str, float]:

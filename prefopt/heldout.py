@@ -7,7 +7,6 @@ likelier. A tie is no win; `ties/*` counts them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
+from prefopt.folder import write_lines
 from prefopt.plugin import Data
 
 if TYPE_CHECKING:
@@ -199,16 +199,16 @@ def _estimates(columns: dict[str, Floats], groups: Sequence[str]) -> dict[str, E
 
 def write_rows(path: Path, before: HeldOut, after: HeldOut) -> None:
     """One JSON line a record: its id, its prompt's number, and of each side `tokens`, `before` and `after` in nats."""
-    temporary = path.with_name(f"tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for i, (name, prompt) in enumerate(zip(before.ids, before.prompts, strict=True)):
-            row: dict[str, Any] = {"id": name, "prompt": prompt}
-            for side in SIDES:
-                tokens, was, now = (float(x[i]) for x in (before.tokens[side], before.sums[side], after.sums[side]))
-                if np.isfinite(tokens):
-                    row[side] = {"tokens": int(tokens), "before": was, "after": now}
-            file.write(json.dumps(row) + "\n")
-    temporary.replace(path)
+
+    def row(i: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"id": before.ids[i], "prompt": before.prompts[i]}
+        for side in SIDES:
+            tokens, was, now = (float(x[i]) for x in (before.tokens[side], before.sums[side], after.sums[side]))
+            if np.isfinite(tokens):
+                found[side] = {"tokens": int(tokens), "before": was, "after": now}
+        return found
+
+    write_lines(path, map(row, range(len(before.ids))))
 
 
 def read_rows(rows: Iterable[dict[str, Any]]) -> tuple[HeldOut, HeldOut]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from prefopt.generations import distance_to_start, greedy_texts, side_by_side, t
 from prefopt.manifest import write_manifest
 from prefopt.models import ModelConfig
 from prefopt.plugin import Loss
+from prefopt.quiet import quiet
 from prefopt.redact import printable, redact
 from prefopt.tracking import TrackingConfig, trainer_options
 from prefopt.trainer.batches import BatchConfig
@@ -115,9 +115,6 @@ def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[
 def _run(
     config: RunConfig, say: Callable[[str], None], told: Watch, signals: Signals, first_process: bool
 ) -> dict[str, Any]:
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
     from prefopt.models import load_policy, load_reference, load_tokenizer
     from prefopt.progress import peak_memory_gib
     from prefopt.report.run import write_run_page
@@ -127,10 +124,7 @@ def _run(
     from prefopt.trainer.checkpoints import writing
 
     start = time.perf_counter()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    quiet(bars_of_data=True)
     out = config.output_dir
     tracking = trainer_options(config.tracking, out)
     checkpoint = checkpoint_to_resume(out, config.resume, say)
@@ -183,7 +177,7 @@ def _run(
             assert table is not None
             base = heldout.of_table(prepared.eval, table)
             with autocast(result.trainer.args):
-                scored = heldout.score(model, prepared.eval, max_tokens=config.batch.max_tokens or 4096)
+                scored = heldout.score(model, prepared.eval, max_tokens=config.batch.budget(model.device.type))
         after_texts = greedy_texts(config, model, tokenizer, prepared.eval)
     except Stopped:
         result.trainer.keep()

@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     args = parser.parse_args(argv)
 
-    from prefopt.cli.models import quiet
     from prefopt.conversation import Conversation
     from prefopt.generations import Sampling
+    from prefopt.quiet import quiet
     from prefopt.runfolder import open_model
 
-    quiet()
+    quiet(bars_of_data=True)
     if args.max_new_tokens < 1 or not args.temperature >= 0:
         raise UserError("--max-new-tokens must be at least 1, and --temperature at least 0")
     sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)

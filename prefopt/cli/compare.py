@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     given = [a for a in argv if a not in flags]
     config, comparison = parse(given)
     from prefopt.cli import compare_jobs
-    from prefopt.compare.quiet import quiet
+    from prefopt.quiet import quiet
 
     quiet()
     if config.only is not None:

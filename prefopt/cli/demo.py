@@ -80,11 +80,12 @@ def run(output_dir: Path, *, seed: int = 0, size: Size = Size(), world: ReviewWo
     start = time.perf_counter()
     from rich.console import Console
 
+    from prefopt.quiet import quiet
     from prefopt.worlds.review import ReviewWorld
 
     console = Console()
     console.print("[bold]prefopt demo[/bold]: five methods on one set of preferences whose true reward is known")
-    _quiet()
+    quiet()
     with _one_thread(), _progress(console) as progress:
         stage = _Stage(world or ReviewWorld(seed=seed), size, seed, progress)
         rows = [stage.untuned("Base"), stage.untuned("SFT"), *map(stage.tuned, METHODS)]
@@ -309,16 +310,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _quiet() -> None:
-    """One progress display is enough."""
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _versions() -> str:

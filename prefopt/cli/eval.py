@@ -72,17 +72,18 @@ def measure(name: str, settings: Sequence[str]) -> Measured:
         UserError: a model or data that cannot be used.
     """
     from prefopt import heldout
-    from prefopt.cli.models import bar, quiet, records_of, split
+    from prefopt.cli.models import bar, records_of, split
     from prefopt.generations import Sampling, distance, held_out_prompts
+    from prefopt.quiet import quiet
     from prefopt.runfolder import RunFolder, is_run, open_model
 
-    quiet()
+    quiet(bars_of_data=True)
     against, overrides = split(settings, "against")
     if against is None and is_run(name):
         against = RunFolder.open(name).start
     model, tokenizer = open_model(name)
     config, records, held_out = records_of(name, overrides, tokenizer)
-    max_tokens = config.batch.max_tokens or 4096
+    max_tokens = config.batch.budget(model.device.type)
     with bar(f"scoring {name}", len(records)) as progress:
         own = heldout.score(model, records, max_tokens=max_tokens, progress=progress)
     others = differences = texts = None

@@ -13,18 +13,6 @@ from prefopt.errors import UserError
 READS = {"pairs": "dpo", "lists": "plackett_luce", "unpaired": "kto", "demonstrations": "sft"}
 
 
-def quiet() -> None:
-    """transformers says only errors; bars are shown on a terminal only."""
-    import datasets
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-
-
 def split(settings: Sequence[str], *own: str) -> tuple[Any, ...]:
     """The values of our own keys (None where one is not given), then the settings that are left for the configuration.
 

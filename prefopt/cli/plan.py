@@ -60,20 +60,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
-    import datasets
-    from transformers.utils import logging
-
     from prefopt.cli.compose import compose
     from prefopt.errors import UserError
     from prefopt.planning import plan
     from prefopt.planning.devices import device
+    from prefopt.quiet import quiet
 
     if args.devices != 1:
         raise UserError("--devices is for --model-shape: a plan with weights is that of one device")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet(bars_of_data=True)
     named = device(args.device) if args.device else None
     config = compose(args.overrides)
     found = plan(config, named)
@@ -139,7 +134,7 @@ def _on_paper(args: argparse.Namespace) -> dict[str, Any]:
     trainer = config.trainer
     found = sharded(
         shape(args.model_shape), device=named, devices=args.devices, records_per_step=config.batch.records,
-        max_tokens=config.batch.max_tokens or 4096, record=Records(prompt=prompt, completions=tuple(completions)),
+        max_tokens=config.batch.budget("cuda"), record=Records(prompt=prompt, completions=tuple(completions)),
         checkpointing=trainer["activation_checkpointing"] or args.devices > 1, scoring=config.loss.needs.reference,
     )  # fmt: skip
     steps_per_epoch = -(-args.records // config.batch.records)

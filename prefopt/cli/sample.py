@@ -60,13 +60,13 @@ def texts(models: Sequence[str], settings: Sequence[str], args: argparse.Namespa
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.models import quiet
     from prefopt.data.config import DataConfig
     from prefopt.data.tokenize import Encoder
     from prefopt.generations import Sampling, write_texts
+    from prefopt.quiet import quiet
     from prefopt.runfolder import RunFolder, is_run, open_model
 
-    quiet()
+    quiet(bars_of_data=True)
     named = list(models)
     if len(models) == 1 and is_run(models[0]):
         named = [RunFolder.open(models[0]).start, models[0]]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from prefopt.run import RunConfig
 
 Floats = NDArray[np.float64]
-MAX_TOKENS = 4096  # of one forward, where `batch.max_tokens` leaves it open
 
 
 def measure(
@@ -40,7 +39,8 @@ def measure(
         records: held-out records in tokens.
     """
     reference = _reference(_Start(config))
-    tuned, start = (score(model, records, max_tokens=_budget(config)) for model in (policy, reference))
+    budget = config.batch.budget(policy.device.type)
+    tuned, start = (score(model, records, max_tokens=budget) for model in (policy, reference))
     arrays = _pairs(tuned, start)
     texts: list[dict[str, Any]] = []
     prompts = held_out_prompts(records, settings.prompts or config.evaluation.kl_prompts)
@@ -53,10 +53,6 @@ def measure(
 
         figures |= run_tasks(policy, tokenizer, settings.tasks)
     return Measured(figures=figures, arrays=arrays, texts=texts)
-
-
-def _budget(config: RunConfig) -> int:
-    return config.batch.max_tokens or MAX_TOKENS
 
 
 def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
@@ -90,7 +86,8 @@ def _texts(
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=settings.seed)
     written = write_texts(policy, tokenizer, repeated, sampling)
     longest = max(len(p) + len(t) for p, t in zip(repeated, written, strict=True))
-    kl = divergence(policy, reference, repeated, written, max_tokens=max(_budget(config), longest)).exact_vocabulary
+    budget = max(config.batch.budget(policy.device.type), longest)
+    kl = divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
     def by_prompt(values: Any) -> Floats:
         means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)

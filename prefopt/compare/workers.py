@@ -153,7 +153,7 @@ def _work(pipe: Connection, number: int, threads: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     from prefopt.compare.execute import execute
-    from prefopt.compare.quiet import quiet
+    from prefopt.quiet import quiet
 
     quiet()
     while True:

@@ -100,7 +100,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     feeds = {"train": Feed(prepared.train, needs, whole=False, seed=config.seed)}
     if prepared.eval is not None:
         feeds["eval"] = Feed(prepared.eval, needs, whole=True, seed=config.seed)
-    batch = config.batch.settled(arguments.device.type, feeds.values(), layout)
+    batch = config.batch.settled("cuda" if device is not None else arguments.device.type, feeds.values(), layout)
     text = model.config.get_text_config()
     cost = Cost.of(hidden_size=text.hidden_size, num_layers=text.num_hidden_layers, vocab_size=text.vocab_size)
 

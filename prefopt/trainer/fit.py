@@ -171,8 +171,7 @@ def build(
     if eval is not None:
         feeds["eval"] = Feed(eval, needs, whole=True, seed=seed)
     batch = batch.settled(arguments.device.type, feeds.values(), layout)
-    max_tokens = batch.max_tokens
-    assert max_tokens is not None
+    max_tokens = batch.budget(arguments.device.type)
     for feed in feeds.values():  # what cannot be planned is refused before the reference is computed
         EpochPlan(feed.lengths(), seed=seed, epoch=0, records=batch.records, max_tokens=max_tokens, layout=layout)
     wanted = {

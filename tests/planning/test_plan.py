@@ -77,6 +77,7 @@ def test_another_device(plan: Any) -> None:
     assert found["device"] == "NVIDIA A100 SXM 80 GB"
     assert found["seconds_measured"] is False
     assert found["memory_free_gib"] == pytest.approx(80e9 / 2**30, abs=0.01)
+    assert found["micro_batches_per_step"] == 1  # rows of a GPU's length, not of this machine's
 
 
 def test_refusals_are_one_line(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
