@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,9 @@ class RunConfig:
         return plain
 
 
-def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, *, say: Callable[[str], None] | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Train as configured, and leave in `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads), `summary.json` and,
     made from all of these, `report.html`.
@@ -84,6 +86,7 @@ def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[
     Args:
         config: of the run.
         say: called with lines for a person; None tells them as `config.progress` says.
+        callbacks: of transformers' kind, beside the run's own.
 
     Returns:
         The summary: figures before and after, counts, seconds.
@@ -109,11 +112,16 @@ def run(config: RunConfig, *, say: Callable[[str], None] | None = None) -> dict[
             (say or told.say)(printable(redact(line)))
 
     with held(config.output_dir) if first_process else nullcontext(), Signals(tell) as signals:
-        return _run(config, tell, told, signals, first_process)
+        return _run(config, tell, told, signals, callbacks, first_process)
 
 
 def _run(
-    config: RunConfig, say: Callable[[str], None], told: Watch, signals: Signals, first_process: bool
+    config: RunConfig,
+    say: Callable[[str], None],
+    told: Watch,
+    signals: Signals,
+    callbacks: Sequence[Any],
+    first_process: bool,
 ) -> dict[str, Any]:
     from prefopt.models import load_policy, load_reference, load_tokenizer
     from prefopt.progress import peak_memory_gib
@@ -137,7 +145,7 @@ def _run(
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
-    watchers = [MetricsFile(out / "metrics.jsonl"), told, signals]
+    watchers = [MetricsFile(out / "metrics.jsonl"), *callbacks, told, signals]
     sentinels = Sentinels(config.sentinels, say)
 
     def probe(policy: Any) -> dict[str, float]:

@@ -1,0 +1,247 @@
+"""Hours of training, evaluation, saving and resuming in one process: does it grow, does it slow down?
+
+    python benchmarks/soak.py --save                     # an hour
+    python benchmarks/soak.py --minutes 3                # the short version
+
+A cycle is a run of `prefopt train` on the review world, by the same function: it is stopped by SIGTERM in its middle
+and gone on with from its checkpoint by a new trainer; in both halves it trains, evaluates, draws texts (for the KL) and
+saves; at its end it scores the held-out records, writes texts and makes its page. Cycles take turns with a loss that
+reads the reference, one that couples the records of a step (two passes) and one without a reference. Nothing is
+collected, trimmed or emptied by hand between them.
+
+After each cycle, but for the first ones, in which caches fill: resident memory, memory of this process alone, open
+files, threads, child processes, tokens a processor second. The machine may be shared: processor seconds hardly depend
+on it, and `yardstick` is what a fixed piece of work took, to see how far they do.
+
+The change of a figure is the slope of Theil and Sen over the run, times its length, over its median; the interval is
+the slope's, 95 %. Throughput of a loss is taken over its own median. Broken bounds (`BOUNDS`) end the program with
+exit code 3. SIGTERM or Ctrl-C end it early, with the figures so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from scipy import stats
+from transformers import TrainerCallback
+
+import prefopt
+from prefopt.cli.compose import compose
+from prefopt.errors import Stopped, ThresholdError
+from prefopt.run import RunConfig, run
+
+RESULTS = Path(__file__).with_name("results") / "soak.json"
+LOSSES = ("dpo", "kto", "simpo")
+STEPS = 48  # of a cycle
+SETTING = (
+    f"trainer.max_steps={STEPS}", "trainer.learning_rate=1e-4", "batch.records=64", "trainer.eval_strategy=steps",
+    "trainer.eval_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=12", "trainer.save_total_limit=2",
+    "sentinels.measure=true", "progress=quiet",
+)  # fmt: skip
+WARM_UP = 2  # rounds of all losses
+# Largest changes over the run, as shares; nothing may be open or alive at the end that was not at the start.
+BOUNDS = {"rss_mib": 0.02, "uss_mib": 0.02, "throughput": 0.05, "whole_throughput": 0.05}
+COUNTS = ("files", "threads", "children")
+
+
+@dataclass
+class Meter(TrainerCallback):  # type: ignore[misc]
+    """Stops a run after `stop_at` steps, as a batch system would; counts its tokens, and the seconds of its steps."""
+
+    stop_at: int | None = None
+    tokens: float = 0.0
+    seconds: float = 0.0
+    sent: bool = field(default=False, init=False)
+    _flos: float = field(default=0.0, init=False)
+    _since: float = field(default=0.0, init=False)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._flos = state.total_flos
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._since = time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds += time.process_time() - self._since
+        if state.global_step == self.stop_at:
+            self.sent = True
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        # The trainer counts six operations a token and weight.
+        self.tokens += (state.total_flos - self._flos) / (6 * sum(p.numel() for p in model.parameters()))
+
+
+def cycle(config: RunConfig) -> dict[str, float]:
+    """A run that is stopped in its middle and gone on with; tokens, and processor seconds of its steps and in all."""
+    began = time.process_time()
+    first, second = Meter(stop_at=STEPS // 2), Meter()
+    try:
+        run(config, say=lambda line: None, callbacks=[first])
+    except Stopped:
+        if not first.sent:
+            raise
+    summary = run(config, say=lambda line: None, callbacks=[second])
+    assert first.sent and summary["steps"] == STEPS
+    tokens, whole = first.tokens + second.tokens, time.process_time() - began
+    return {
+        "tokens_per_s": tokens / (first.seconds + second.seconds),
+        "whole_tokens_per_s": tokens / whole,
+        "cycle_s": whole,
+    }
+
+
+def yardstick() -> float:
+    """Processor seconds of a fixed piece of work of the same kinds: products of small matrices, and plain Python."""
+    began = time.process_time()
+    a = torch.ones(512, 64)
+    for _ in range(200):
+        a = torch.tanh(a @ torch.ones(64, 64) / 64)
+    sum(i * i for i in range(300_000))
+    return time.process_time() - began
+
+
+def sample(process: psutil.Process) -> dict[str, float]:
+    memory = process.memory_full_info()
+    return {
+        "rss_mib": memory.rss / 2**20,
+        "uss_mib": memory.uss / 2**20,
+        "files": process.num_fds(),
+        "threads": process.num_threads(),
+        "children": len(process.children(recursive=True)),
+        "objects": len(gc.get_objects()),
+    }
+
+
+def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
+    """Cycles for so long; the report, which is also written to `out` every few minutes."""
+    torch.set_num_threads(1)
+    began, ended, process = time.monotonic(), False, psutil.Process()
+    samples: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="prefopt-soak-") as scratch:
+        store = f"reference_folder={scratch}/reference"
+        configs = [compose([f"loss={loss}", *SETTING, store, f"output_dir={scratch}"]) for loss in LOSSES]
+        number, written = 0, began
+        while not ended and (time.monotonic() - began < seconds or number % len(LOSSES)):
+            config = replace(configs[number % len(LOSSES)], output_dir=Path(scratch) / "run", seed=number)
+            try:
+                figures = cycle(config)
+            except (Stopped, KeyboardInterrupt):
+                ended = True
+                break
+            shutil.rmtree(config.output_dir)
+            figures |= sample(process) | {"yardstick_s": yardstick()}
+            samples.append({"minute": (time.monotonic() - began) / 60, "loss": config.loss_name} | figures)
+            print(" ".join(f"{k}={v:.6g}" if k != "loss" else v for k, v in samples[-1].items()), flush=True)
+            number += 1
+            if out is not None and time.monotonic() - written > 300:
+                written = time.monotonic()
+                write(out, report(samples, seconds))
+    return report(samples, seconds)
+
+
+def report(samples: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """The samples in columns, and what they say."""
+    kept = samples[WARM_UP * len(LOSSES) :]
+    return {
+        "setting": {
+            "command": " ".join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
+            "minutes_asked": round(seconds / 60, 2),
+            "minutes": round(samples[-1]["minute"], 2) if samples else 0.0,
+            "cycles": len(samples),
+            "warm_up": len(samples) - len(kept),
+            "losses": list(LOSSES),
+            "overrides": list(SETTING),
+            "allocator": os.environ.get("LD_PRELOAD") or "as installed",
+            "prefopt": prefopt.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "verdict": verdict(kept) if len(kept) >= 2 * len(LOSSES) else None,
+        "samples": {name: [_rounded(s[name]) for s in samples] for name in samples[0]} if samples else {},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For each figure its level and its change over the run, and whether it is within its bound.
+
+    Returns:
+        By name: `level`, `change` with its interval `low` to `high` (shares; counts: in all), `bound` and `ok`.
+        `ok` of all of them together says whether the soak was passed.
+    """
+    minutes = np.array([s["minute"] for s in samples])
+    losses = np.array([s["loss"] for s in samples])
+    columns = {name: np.array([s[name] for s in samples], dtype=np.float64) for name in (*COUNTS, "rss_mib", "uss_mib")}
+    for name, source in (("throughput", "tokens_per_s"), ("whole_throughput", "whole_tokens_per_s")):
+        value = np.array([s[source] for s in samples])
+        for loss in set(losses):
+            value[losses == loss] /= np.median(value[losses == loss])
+        columns[name] = value
+    columns["yardstick"] = np.array([s["yardstick_s"] for s in samples])
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        level = float(np.median(values))
+        slope, _, low, high = stats.theilslopes(values, minutes, 0.95)
+        scale = float(minutes[-1] - minutes[0]) / (1.0 if name in COUNTS else level)
+        change = {"level": level, "change": slope * scale, "low": low * scale, "high": high * scale}
+        bound: float | None = BOUNDS.get(name)
+        if name in COUNTS:
+            third = max(1, len(values) // 3)
+            change["change"] = float(np.median(values[-third:]) - np.median(values[:third]))
+            bound, ok = 0.0, change["change"] <= 0
+        elif bound is not None:
+            ok = abs(change["change"]) <= bound
+        else:
+            ok = True
+        found[name] = {k: round(float(v), 5) for k, v in change.items()} | {"bound": bound, "ok": bool(ok)}
+    return found | {"ok": all(row["ok"] for row in found.values())}
+
+
+def write(out: Path, content: Any) -> None:
+    """Replace the result file in one step."""
+    tmp = out.with_name(f"tmp-{out.name}")
+    tmp.write_text(json.dumps(content) + "\n")
+    tmp.replace(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="by the clock (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="instead of --minutes")
+    parser.add_argument("--save", nargs="?", type=Path, const=RESULTS, help=f"write the report, to {RESULTS.name}")
+    args = parser.parse_args()
+    found = soak(args.seconds if args.seconds is not None else 60 * args.minutes, args.save)
+    if args.save:
+        write(args.save, found)
+    if found["verdict"] is None:
+        print("too few cycles for a verdict")
+        return ThresholdError.exit_code
+    for name, row in found["verdict"].items():
+        print(name, row)
+    return 0 if found["verdict"]["ok"] else ThresholdError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
