@@ -36,7 +36,13 @@ from prefopt.trainer.feed import Feed
 from prefopt.trainer.metrics import Tally, means, tally_batch
 from prefopt.trainer.saving import GoOn, SavingTrainer
 from prefopt.trainer.sentinels import Sentinels
-from prefopt.trainer.watch import NotFinite, check_first_batch, refuse_gradient_not_finite, refuse_not_finite
+from prefopt.trainer.watch import (
+    NotFinite,
+    check_first_batch,
+    refuse_gradient_not_finite,
+    refuse_malformed,
+    refuse_not_finite,
+)
 
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 
@@ -257,6 +263,10 @@ class PreferenceTrainer(SavingTrainer):
             output = self.loss(examples.logps, *state)
         except ValueError as error:  # what a plugin says of numbers that it cannot take, such as scores out of range
             raise UserError(f"{type(self.loss).__name__}: {error}") from error
+        except Exception as error:  # a plugin may be anybody's
+            raise UserError(f"{type(self.loss).__name__} failed on a batch: {type(error).__name__}: {error}; "
+                            "PREFOPT_TRACEBACK=1 shows where") from error  # fmt: skip
+        refuse_malformed(output, len(examples.record), type(self.loss).__name__)
         return Outcome(facts, flat, examples, output)
 
     def _learn(self, facts: Sequence[Facts], flat: Flat) -> Outcome:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prefopt.engine.gates import TOLERANCE
-from prefopt.errors import TrainingError
-from prefopt.plugin import Loss
+from prefopt.errors import TrainingError, UserError
+from prefopt.plugin import Loss, LossOutput
 from prefopt.trainer.examples import Outcome
 from prefopt.trainer.replay import side
 
@@ -20,6 +21,45 @@ SLACK_IN_HALF = 0.1
 
 class NotFinite(TrainingError):
     """A loss or a gradient that is not finite."""
+
+
+def refuse_malformed(output: Any, examples: int, name: str) -> None:
+    """Stop where a loss gives something else than one value per example: shapes that broadcast would train in silence.
+
+    Args:
+        output: what the loss gave.
+        examples: B, how many it was called on.
+        name: of the loss.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not isinstance(output, LossOutput):
+        raise UserError(f"{name} must return a LossOutput, not {type(output).__name__}")
+    rewards = {n: getattr(output, n) for n in ("chosen_reward", "rejected_reward", "reward")}
+    fields = {"loss": output.loss, **{n: value for n, value in rewards.items() if value is not None}}
+    for field, value in (fields | dict(output.metrics)).items():
+        if not isinstance(field, str):
+            raise UserError(f"{name} must name its metrics with texts, not {field!r:.40}")
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise UserError(f"{name} must return a tensor of real numbers as {field!r}, not {_kind(value)}")
+        shape = tuple(value.shape)
+        fits = (
+            shape == (examples,) if field == "loss" else shape[:1] == (examples,) or (field not in fields and not shape)
+        )
+        if not fits:
+            raise UserError(
+                f"{name} returned {field!r} with the shape {shape}, not ({examples},): one value per example"
+            )
+    if torch.is_grad_enabled() and not output.loss.requires_grad:
+        raise UserError(f"{name} returned a loss without gradient: nothing could be learnt from it")
+    for field, value in (output.state or {}).items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{name} must keep tensors as its state, and {field!r} is {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def refuse_not_finite(outcome: Outcome, step: int) -> None:
