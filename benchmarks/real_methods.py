@@ -25,7 +25,7 @@ SETS = {
 }
 SHARED = (
     "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=3 controls=true model=smollm2_gguf data.max_records=112 "
-    "data.eval_records=64 data.max_length=256 batch.records=8 trainer.max_steps=6 trainer.learning_rate=1e-5 "
+    "data.eval_records=64 data.max_length=160 batch.records=8 trainer.max_steps=6 trainer.learning_rate=1e-5 "
     "measure.prompts=8 evaluation.max_new_tokens=32"
 )
 FIGURES = ("accuracy", "accuracy_sum", "margin", "chosen_change", "rejected_change", "kl", "length")
