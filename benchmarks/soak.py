@@ -9,7 +9,7 @@ saves; at its end it scores the held-out records, writes texts and makes its pag
 reads the reference, one that couples the records of a step (two passes) and one without a reference. Nothing is
 collected, trimmed or emptied by hand between them.
 
-After each cycle, but for the first ones, in which caches fill: resident memory, memory of this process alone, open
+After each cycle, but for the first sixth of the time, in which caches fill: resident memory, memory of this process alone, open
 files, threads, child processes, tokens a processor second. The machine may be shared: processor seconds hardly depend
 on it, and `yardstick` is what a fixed piece of work took, to see how far they do.
 
@@ -55,7 +55,7 @@ SETTING = (
     "trainer.eval_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=12", "trainer.save_total_limit=2",
     "sentinels.measure=true", "progress=quiet",
 )  # fmt: skip
-WARM_UP = 2  # rounds of all losses
+WARM_UP = 1 / 6  # of the time, two rounds of all losses at least: caches fill, oneDNN makes code for each length of row
 # Largest changes over the run, as shares; nothing may be open or alive at the end that was not at the start.
 BOUNDS = {"rss_mib": 0.02, "uss_mib": 0.02, "throughput": 0.05, "whole_throughput": 0.05}
 COUNTS = ("files", "threads", "children")
@@ -99,7 +99,8 @@ def cycle(config: RunConfig) -> dict[str, float]:
         if not first.sent:
             raise
     summary = run(config, say=lambda line: None, callbacks=[second])
-    assert first.sent and summary["steps"] == STEPS
+    assert first.sent
+    assert summary["steps"] == STEPS
     tokens, whole = first.tokens + second.tokens, time.process_time() - began
     return {
         "tokens_per_s": tokens / (first.seconds + second.seconds),
@@ -159,7 +160,8 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
 
 def report(samples: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """The samples in columns, and what they say."""
-    kept = samples[WARM_UP * len(LOSSES) :]
+    begun = WARM_UP * seconds / 60
+    kept = [s for i, s in enumerate(samples) if i >= 2 * len(LOSSES) and s["minute"] >= begun]
     return {
         "setting": {
             "command": " ".join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
