@@ -24,7 +24,7 @@ SETS = {
     "instruction_pairs": ("data=instruction_pairs", "llms-from-scratch/instruction-data-with-preference.json"),
 }
 SHARED = (
-    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=3 controls=true model=smollm2_gguf data.max_records=112 "
+    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=3 controls=true model=smollm2_gguf data.max_records=256 "
     "data.eval_records=64 data.max_length=160 batch.records=8 trainer.max_steps=6 trainer.learning_rate=1e-5 "
     "measure.prompts=8 evaluation.max_new_tokens=32"
 )
