@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +42,8 @@ def watch(mode: str, label: str, stream: TextIO | None = None) -> Watch:
     """What tells about a run named `label`.
 
     Args:
-        mode: auto (rich on a terminal, else plain), rich, plain, quiet, json.
+        mode: auto (rich on a terminal, else plain), rich, plain, quiet, json. Of several processes the first one tells;
+            the others are quiet.
         label: of the run: its method.
         stream: where it is told; stdout.
 
@@ -51,10 +53,17 @@ def watch(mode: str, label: str, stream: TextIO | None = None) -> Watch:
     if mode not in MODES:
         raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
     stream = sys.stdout if stream is None else stream
-    if mode == "auto":
+    if not first_process():
+        mode = "quiet"
+    elif mode == "auto":
         mode = "rich" if stream.isatty() else "plain"
     kinds: dict[str, type[Watch]] = {"rich": RichWatch, "plain": PlainWatch, "quiet": Watch, "json": JsonWatch}
     return kinds[mode](label, stream)
+
+
+def first_process() -> bool:
+    """Whether this is the first, or the only, process of a run; torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def memory_gib() -> float:

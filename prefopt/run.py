@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,22 +96,41 @@ def run(
         ThresholdError: a sentinel stopped it (`sentinels.stop`).
         Stopped: a signal came; what there was is saved.
     """
-    from prefopt.progress import watch
+    from prefopt.progress import first_process, watch
     from prefopt.trainer.arguments import training_arguments
+    from prefopt.trainer.sharding import load_whole_models
     from prefopt.trainer.stopping import Signals
+    from prefopt.trainer.together import Together
 
+    load_whole_models()
     # Options are refused before anything is made; the processes find each other as the options say.
     training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
-    first_process = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate set it
-
+    first = first_process()
     told = watch(config.progress, config.loss_name)
 
     def tell(line: str) -> None:
-        if first_process:
+        if first:
             (say or told.say)(printable(redact(line)))
 
-    with held(config.output_dir) if first_process else nullcontext(), Signals(tell) as signals:
-        return _run(config, tell, told, signals, callbacks, first_process)
+    with Together(told.warn) as together, Signals(tell) as signals:
+        config = _in_one_folder(config)
+        with held(config.output_dir) if first else nullcontext():
+            return _run(config, tell, told, signals, [*callbacks, together], first)
+
+
+def _in_one_folder(config: RunConfig) -> RunConfig:
+    """The configuration with the first process's `output_dir`: a name with the time in it differs between them."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    if PartialState().num_processes == 1:
+        return config
+    mine, names = config.output_dir, [str(config.output_dir)]
+    broadcast_object_list(names)
+    if str(mine) != names[0]:
+        with suppress(OSError):
+            mine.rmdir()  # made for this process alone, and empty
+    return dataclasses.replace(config, output_dir=Path(names[0]))
 
 
 def _run(

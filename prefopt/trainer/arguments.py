@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 import types
 import typing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import TrainingArguments
 
 from prefopt.errors import UserError
@@ -71,8 +75,11 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
             hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(EXPOSED)}"
             raise UserError(f"trainer.{name} is not an option here; {hint}")
     merged = {**DEFAULTS, "report_to": "none", **given}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not torch.accelerator.is_available():
+        merged["use_cpu"] = True  # accelerate would leave processes without accelerators each to itself
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(output_dir),
             seed=seed,
             per_device_train_batch_size=records,
@@ -82,6 +89,12 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
         )
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    if arguments.world_size < processes:
+        raise UserError(f"{processes} processes were started, and do not find each other: start them with torchrun or "
+                        "accelerate launch, and see `prefopt doctor`")  # fmt: skip
+    if distributed.is_initialized() and arguments.device.type == "cpu":
+        _set_pg_timeout(timedelta(seconds=arguments.ddp_timeout))  # transformers gives it to accelerators alone
+    return arguments
 
 
 def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager[Any]:

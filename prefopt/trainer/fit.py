@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from prefopt.adapters import twin
 from prefopt.cache import cache_dir
@@ -17,8 +18,9 @@ from prefopt.engine.allocator import keep_large_buffers
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.plan import EpochPlan
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
-from prefopt.errors import Stopped, ThresholdError
+from prefopt.errors import Stopped, ThresholdError, UserError
 from prefopt.plugin import Loss, Vocab
+from prefopt.trainer import sharding
 from prefopt.trainer.arguments import autocast, training_arguments
 from prefopt.trainer.batches import BatchConfig
 from prefopt.trainer.callbacks import MovingReference
@@ -164,6 +166,7 @@ def build(
     batch = batch or BatchConfig()
     needs = loss.needs
     arguments = training_arguments(output_dir, seed=seed, records=batch.records, **trainer)
+    sharding.refuse(arguments, moving_reference=needs.moving_reference)
     if arguments.device.type == "cpu":
         keep_large_buffers()
     layout = choose_layout(model, batch.layout).layout
@@ -187,6 +190,7 @@ def build(
         about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
         precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
         name = fingerprint(referee, precision)
+        refuse_other_weights(name)
         kept = ReferenceStore(store or cache_dir() / "reference", name, about)
         for split, feed in wanted.items():
             with autocast(arguments):
@@ -222,3 +226,10 @@ def build(
         sentinels=sentinels,
         probe=probe,
     )
+
+
+def refuse_other_weights(name: str) -> None:
+    """Raise UserError where processes that train together start from other weights; `name` is a fingerprint."""
+    if PartialState().num_processes > 1 and len(set(gather_object([name]))) > 1:
+        raise UserError("the processes of this run have not the same weights before training: was the model loaded "
+                        "with the same seed and all of its weights on each?")  # fmt: skip

@@ -17,9 +17,9 @@ from transformers.trainer_callback import ExportableState
 
 from prefopt.adapters import own_weights
 from prefopt.engine.forward import unwrap
-from prefopt.errors import PrefoptError, TrainingError, UserError
+from prefopt.errors import PrefoptError, ThresholdError, TrainingError, UserError
 from prefopt.plugin import Loss, State
-from prefopt.trainer import replay
+from prefopt.trainer import replay, sharding
 from prefopt.trainer.batches import BatchConfig, GlobalBatch
 from prefopt.trainer.checkpoints import (
     fingerprint_of_records,
@@ -59,12 +59,44 @@ class SavingTrainer(Trainer):
     _kept_figures: dict[str, Any] | None = None  # of the checkpoint that this run goes on from
     _loss_of_earlier_logs = 0.0  # summed over the steps before the resume
     _in_loop = False
+    _shards: Any = None  # accelerate's settings of FSDP2, where the model is to be sharded
 
     def _feed(self, split: str) -> Feed:
         raise NotImplementedError
 
     def _from_all(self, value: Any) -> list[Any]:
         raise NotImplementedError
+
+    # ---- shards
+
+    def _build_accelerator_args(self, **kw: Any) -> dict[str, Any]:
+        self._shards = sharding.plugin_of(self.args)
+        return super()._build_accelerator_args(**kw | {"fsdp_plugin": self._shards})  # type: ignore[no-any-return]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with sharding.switch_kept():
+            super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+        if self._shards is not None:
+            sharding.shard_on_cpu(self.accelerator.state, self._shards)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> Any:
+        """transformers', with the weights of a checkpoint loaded while each process still has all of them."""
+        if checkpoint is not None and self.is_fsdp_enabled:
+            self.is_fsdp_enabled = False
+            try:
+                self._load_from_checkpoint(checkpoint)
+            finally:
+                self.is_fsdp_enabled = True
+        return super()._prepare_for_training(max_steps, loader, checkpoint)  # type: ignore[no-untyped-call]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharding.save_optimizer(self.optimizer, Path(output_dir), writes=self.args.should_save)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, sharding.SCHEDULER))
 
     # ---- writing
 
@@ -184,6 +216,8 @@ class SavingTrainer(Trainer):
     # ---- going on
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if sharding.sharded(self.model):
+            return  # they were loaded before
         folder = Path(resume_from_checkpoint)
         with reading(folder):
             refuse_other_identity(folder, self._identity)
@@ -203,7 +237,11 @@ class SavingTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            else:
+                sharding.load_optimizer(self.optimizer, Path(checkpoint))
+                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, sharding.SCHEDULER), weights_only=True))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with reading(checkpoint):
@@ -224,6 +262,10 @@ class SavingTrainer(Trainer):
         """Take up the sums since the last log; make the evaluation that the stop cut short."""
         self._in_loop = True
         self.sentinels.begin(records=self.batch.records, history=self.state.log_history)
+        if self.sentinels.config.stop and self.sentinels.findings:
+            found = self.sentinels.findings[-1]
+            raise ThresholdError(f"a sentinel has stopped this run: step {found.step}: {found.text}. It goes on from "
+                                 "its checkpoint with sentinels.stop=false")  # fmt: skip
         self.tally, self._loss_of_earlier_logs = Tally(), 0.0
         kept, self._kept_figures = self._kept_figures, None
         if kept is None:

@@ -27,6 +27,7 @@ from prefopt.engine.plan import Cost
 from prefopt.engine.reference import ReferenceTable
 from prefopt.errors import UserError
 from prefopt.plugin import Loss, LossOutput, State, Vocab
+from prefopt.trainer import sharding
 from prefopt.trainer.arguments import autocast, computed_in
 from prefopt.trainer.batches import BatchConfig, GlobalBatch, Steps, StepSampler, Work, loader, per_token
 from prefopt.trainer.callbacks import LogLastStep
@@ -97,9 +98,7 @@ class PreferenceTrainer(SavingTrainer):
             raise UserError("this loss needs a reference, and none was given")
         if (needs.moving_reference or Vocab.KL in needs.vocab) and reference_model is None:
             raise UserError("this loss needs a live reference model, and none was given")
-        if needs.moving_reference and args.fsdp:
-            raise UserError("a reference that follows the policy cannot be used with trainer.fsdp: its weights would "
-                            "have to be gathered; use plain data parallelism")  # fmt: skip
+        sharding.refuse(args, moving_reference=needs.moving_reference)
         if eval is None and (args.eval_strategy != IntervalStrategy.NO or args.eval_on_start):
             raise UserError(f"trainer.eval_strategy needs held-out records: {HOLD_OUT}")
         if args.n_gpu > 1:
@@ -203,6 +202,7 @@ class PreferenceTrainer(SavingTrainer):
         for i, work in enumerate(inputs.work):
             with self._sync(model, last=i == len(inputs.work) - 1):
                 value += self._forward_backward(model, work, inputs.examples)
+            self._tell_micro_batch()
         return value
 
     def _forward_backward(self, model: nn.Module, work: Work, examples: int) -> Tensor:
@@ -224,6 +224,7 @@ class PreferenceTrainer(SavingTrainer):
             for work in inputs.work:
                 states.append(random_state(self.args.device))
                 flats.append(self._score(model, work))
+                self._tell_micro_batch()
         whole = Whole.gather(inputs.work, flats, self.args.world_size)
         leaves = whole.leaves()
         outcome = self._learn(whole.facts, leaves)
@@ -236,7 +237,11 @@ class PreferenceTrainer(SavingTrainer):
             with self._sync(model, last=i == len(inputs.work) - 1):
                 part = pulled(self._score(model, work), [pulls[r] for r in work.index] if work.real else [])
                 self._backward(part * self.args.world_size)
+            self._tell_micro_batch()
         return objective.detach()
+
+    def _tell_micro_batch(self) -> None:
+        self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
 
     def _score(self, model: nn.Module, work: Work) -> Flat:
         """Log-probs of one micro-batch under the policy, beside the reference's."""

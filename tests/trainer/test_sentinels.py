@@ -105,6 +105,13 @@ def test_a_sentinel_ends_the_run_with_a_checkpoint_and_exit_code_3(tmp_path: Pat
         watched(load("dpo"), tmp_path, config, learning_rate=0.0)
     assert stopped.value.exit_code == 3
     assert (tmp_path / "checkpoint-2").is_dir()
+    # The same command again does not go on past it, unless it is told to.
+    resume = tmp_path / "checkpoint-2"
+    with pytest.raises(ThresholdError, match=r"stopped this run: step 2: for 2 steps.*sentinels.stop=false"):
+        watched(load("dpo"), tmp_path, config, learning_rate=0.0, resume=resume)
+    assert not (tmp_path / "checkpoint-3").exists()
+    on = SentinelConfig(tie_steps=2)
+    assert watched(load("dpo"), tmp_path, on, learning_rate=0.0, resume=resume)[0].state.global_step == 6
 
 
 def test_what_was_told_before_a_resume_is_not_told_again() -> None:

@@ -1,0 +1,73 @@
+"""Everything against one process: `python -m tests.trainer.matrix FOLDER [torchrun|accelerate]`, by default both.
+
+Both launchers, 1, 2 and 4 processes, whole copies (DDP) and shards (FSDP2), all weights and LoRA, trees and padded
+rows, a plain loss and two coupled ones: 20 steps each. Prints the largest relative difference of a step's loss, and the
+largest difference of a weight after the last step, by launcher, processes and shards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer import tiny, together
+from tests.trainer.test_processes import ROOT, STEPS, environment
+
+PLAIN = [
+    "+".join(filter(None, parts)) for parts in itertools.product(("dpo", "kto", "aot"), ("", "lora"), ("", "padded"))
+]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no",
+                   "--dynamo_backend=no"],
+}  # fmt: skip
+
+
+def launched(launcher: str, processes: int, folder: Path, runs: list[str]) -> None:
+    count = f"--nproc-per-node={processes}" if launcher == "torchrun" else f"--num_processes={processes}"
+    port = together.free_port()
+    where = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    if launcher == "accelerate":
+        where = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], count, *where, "-m", "tests.trainer.together",
+               str(folder), *runs, f"--steps={STEPS}"]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-6000:])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    one = {run: together.train(run, folder / "one", steps=STEPS) for run in PLAIN}
+    total = 0
+    for launcher, processes in itertools.product(sys.argv[2:] or LAUNCHERS, (1, 2, 4)):
+        home = folder / f"{launcher}-{processes}"
+        launched(launcher, processes, home, [*PLAIN, *(f"{run}+fsdp" for run in PLAIN)])
+        for shards in ("", "+fsdp"):
+            losses = weights = 0.0
+            for run in PLAIN:
+                report, kept = one[run]
+                other = json.loads((home / f"{run}{shards}.json").read_text())
+                assert other["processes"] == processes
+                pairs = zip(other["losses"], report["losses"], strict=True)
+                losses = max([losses, *(abs(a - b) / abs(b) for a, b in pairs)])
+                left = load_file(home / f"{run}{shards}.safetensors")
+                weights = max(weights, tiny.apart(left, together.whole(kept)))
+            total += len(PLAIN)
+            print(f"{launcher:10}  {processes} processes  {'FSDP2' if shards else 'DDP  '}  {len(PLAIN)} runs  "
+                  f"losses {losses:.1e}  weights {weights:.1e}", flush=True)  # fmt: skip
+            assert losses < 1e-6, "losses"
+            assert weights < 1e-6, "weights"
+    print(f"{total} of {total} runs of {STEPS} steps as one process makes them")
+
+
+if __name__ == "__main__":
+    main()
