@@ -9,9 +9,9 @@ saves; at its end it scores the held-out records, writes texts and makes its pag
 reads the reference, one that couples the records of a step (two passes) and one without a reference. Nothing is
 collected, trimmed or emptied by hand between them.
 
-After each cycle, but for the first sixth of the time, in which caches fill: resident memory, memory of this process alone, open
-files, threads, child processes, tokens a processor second. The machine may be shared: processor seconds hardly depend
-on it, and `yardstick` is what a fixed piece of work took, to see how far they do.
+After each cycle, but for the first sixth of the time, in which caches fill: resident memory, memory of this process
+alone, open files, threads, child processes, tokens a processor second. The machine may be shared: processor seconds
+hardly depend on it, and `yardstick` is what a fixed piece of work took, to see how far they do.
 
 The change of a figure is the slope of Theil and Sen over the run, times its length, over its median; the interval is
 the slope's, 95 %. Throughput of a loss is taken over its own median. Broken bounds (`BOUNDS`) end the program with

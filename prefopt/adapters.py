@@ -96,8 +96,12 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
 
     if not (Path(folder) / WEIGHTS).is_file():
         raise UserError(f"{folder} has {SETTINGS} but no {WEIGHTS}: adapters in other formats are not read")
-    with _quiet():
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    try:
+        with _quiet():
+            return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except Exception as error:  # of peft, torch or safetensors
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the adapter in {folder} does not fit the model that it is for: {first[:300]}") from error
 
 
 def saved_settings(path: str) -> dict[str, Any] | None:
@@ -111,10 +115,17 @@ def saved_settings(path: str) -> dict[str, Any] | None:
         return None
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
-    if not isinstance(settings, dict) or not settings.get("base_model_name_or_path"):
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(base, str) or not base:
         raise UserError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"{file} has an adapter of type {settings['peft_type']!r:.40}: LoRA and DoRA are read")
+    if settings.get("megatron_config") is not None:
+        raise UserError(f"{file} names a module to be imported (megatron_core), which nothing loaded may do: take "
+                        "megatron_config out")  # fmt: skip
+    assert isinstance(settings, dict)
     return settings
 
 

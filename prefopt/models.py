@@ -21,7 +21,7 @@ from prefopt.adapters import (
     saved_settings,
 )
 from prefopt.cache import cache_dir, cached_folder
-from prefopt.errors import UserError
+from prefopt.errors import PrefoptError, UserError
 
 PACKAGE = "package:"  # prefix of paths that name an installed Python package with a GGUF file inside
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -163,7 +163,10 @@ def quantized(config: ModelConfig) -> Any:
 
 
 def _base_of(saved: dict[str, Any]) -> str:
-    return resolve(str(saved["base_model_name_or_path"]))
+    base = resolve(str(saved["base_model_name_or_path"]))
+    if saved_settings(base) is not None:
+        raise UserError(f"the adapter's base model {base} is an adapter itself: merge that one first (prefopt export)")
+    return base
 
 
 def _dtype(config: ModelConfig) -> torch.dtype:
@@ -181,8 +184,45 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
     with _explaining(resolved):
         settings = AutoConfig.from_pretrained(resolved, **shared)
+        refuse_unsafe(settings, resolved)
         without_dropout(settings)
-        return AutoModelForCausalLM.from_pretrained(resolved, config=settings, **how, **shared)
+        model, about = AutoModelForCausalLM.from_pretrained(
+            resolved, config=settings, output_loading_info=True, **how, **shared
+        )
+    if about["missing_keys"]:
+        absent = sorted(about["missing_keys"])
+        raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in its "
+                        f"files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
+    return model
+
+
+def refuse_unsafe(settings: Any, path: str) -> None:
+    """Raise UserError where a model's config names code to be downloaded, or is not that of the files beside it.
+
+    A kernel for attention is machine code of whoever uploaded it. Millions of layers would be made for hours, before
+    anybody notices that the files have no weights for them.
+    """
+    if "/" in str(settings._attn_implementation or ""):
+        raise UserError(f"model.path={path}: its config names an attention kernel to be downloaded "
+                        f"({settings._attn_implementation}); take attn_implementation out of config.json")  # fmt: skip
+    names = _names_of_weights(Path(path))
+    layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
+    if names is not None and isinstance(layers, int) and layers > names:
+        raise UserError(
+            f"model.path={path}: its config asks for {layers} layers, its files have {names} tensors in all"
+        )
+
+
+def _names_of_weights(folder: Path) -> int | None:
+    """How many tensors the safetensors files of a folder have; None where there are none to be read."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    count = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            count += len(tensors.keys())
+    return count if files else None
 
 
 def without_dropout(settings: Any) -> None:
@@ -202,7 +242,8 @@ class _explaining:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError) or not isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+        # What broken files make of five libraries' code can be any error; tokenizers' own is no Exception.
+        if isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
             return
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -211,9 +252,14 @@ class _explaining:
         ) from error
 
 
+def _is_panic(error: BaseException | None) -> bool:
+    """Whether Rust code gave up: its error is derived from BaseException, and has no home to be imported from."""
+    return type(error).__name__ == "PanicException"
+
+
 def _from_package(package: str) -> Path:
     """The model of a package's GGUF file, converted once to safetensors."""
-    spec = find_spec(package)
+    spec = find_spec(package) if package.isidentifier() else None  # a dot would import what is before it
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
         raise UserError(f"model.path={PACKAGE}{package}: the package is not installed; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -12,6 +13,7 @@ from prefopt.losses import MENU, load_class
 from prefopt.plugin import Loss, Needs
 
 ENTRY_POINT_GROUP = "prefopt.losses"
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def names() -> list[str]:
@@ -46,7 +48,7 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
             raise UserError(f"loss {name!r} has no hyper-parameter {key!r}{nearest(key, known)}; it has: {known}")
     try:
         return cls(**hyperparameters)  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"loss {name!r}: {error}") from error
 
 
@@ -54,6 +56,11 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
 def _outside() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
+        if not NAME.fullmatch(point.name):  # it becomes part of folders' names
+            raise UserError(
+                f"package {package(point)} registers a loss {point.name!r}: a name has letters, digits and _, and "
+                "begins with a letter; uninstall it"
+            )
         if point.name in MENU:
             raise UserError(
                 f"package {package(point)} registers a loss {point.name!r}, which prefopt already has; "
@@ -72,10 +79,12 @@ def _load_outside(point: EntryPoint) -> type[Any]:
     where = f"loss {point.name!r} of package {package(point)}"
     try:
         cls = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{where} failed to import: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UserError(f"{where} must be a dataclass, got {cls!r}")
+        raise UserError(f"{where} must be a dataclass, got {cls!r:.200}")
+    if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise UserError(f"{where} must be a frozen dataclass: its hyper-parameters are what a run is known by")
     if not isinstance(getattr(cls, "needs", None), Needs | property):
         raise UserError(f"{where} does not declare `needs: ClassVar[Needs]`")
     return cls

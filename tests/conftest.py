@@ -40,3 +40,8 @@ def world_files() -> WorldFiles:
     from prefopt import worlds
 
     return worlds.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: begun last, they would keep one worker busy when the other has nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)

@@ -101,7 +101,10 @@ def _list(root: Path, *, as_json: bool) -> int:
         return 0
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from prefopt.redact import printable
 
     table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)
@@ -109,7 +112,7 @@ def _list(root: Path, *, as_json: bool) -> int:
     for column in ("texts", "tokens", "size", "unused", "damaged"):
         table.add_column(column, justify="right", no_wrap=True)
     for f in facts:
-        model = "/".join(Path(f["about"].get("model", "")).parts[-2:])
+        model = escape(printable("/".join(Path(str(f["about"].get("model", ""))).parts[-2:])))
         damaged = f["broken_parts"] + f["altered_parts"]
         numbers = (f"{f['entries']:,}", f"{f['tokens']:,}", _size(f["bytes"]), f"{f['unused_days']:.0f} d")
         table.add_row(f["name"][:12], model, *numbers, str(damaged or ""))

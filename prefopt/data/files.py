@@ -7,9 +7,10 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,9 @@ from prefopt.errors import UserError
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row, or why it is none)
 
+ROWS = 64  # made into Python objects at a time
+# What unpacks to more than this is a bomb: text of any kind shrinks to a fiftieth at best.
+MOST_EXPANSION, SLACK_BYTES, SLACK_ROWS = 100, 256 * 2**20, 100_000
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -47,6 +51,10 @@ def open_source(source: Source, *, streaming: bool = False) -> Opened:
             is broken in a way that leaves no rows to go on with.
     """
     path = Path(source.path)
+    try:
+        path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"no such file or folder: {source.path[:200]} ({error.strerror})") from error
     if source.split and path.exists() and not (path / "dataset_dict.json").is_file():
         raise UserError(f"{path} has no splits; set data.split=null (and hold out with data.eval_path or eval_records)")
     if path.is_file():
@@ -60,7 +68,7 @@ def _content_key(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in _local_files(path):
         with file.open("rb") as stream:
-            digest.update(f"{file.relative_to(path)}\0".encode())
+            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
             digest.update(hashlib.file_digest(stream, "blake2b").digest())
     return digest.hexdigest()
 
@@ -83,13 +91,16 @@ def _file_rows(path: Path, name: str) -> Rows:
         raise UserError(f"{path} is empty: there is nothing to train on")
     try:
         with pa.input_stream(str(path), compression=compression) as stream:
-            for i, row in enumerate(READERS[suffix](stream)):
-                where = f"{name}:{i}"
+            body = io.BufferedReader(Unpacked(stream, path.stat().st_size), 2**20) if compression else stream
+            for i, row in enumerate(READERS[suffix](body)):
+                where = f"{name.encode('utf-8', 'backslashreplace').decode()}:{i}"
                 if isinstance(row, dict):
                     yield where, row
                 else:
                     yield where, Rejection(source=where, reason="not_a_row", detail=row)
-    except (OSError, EOFError, pa.ArrowException, UnicodeError, csv.Error, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow lets through what half a dozen libraries raise at bytes that are not theirs
         raise UserError(
             f"{path} cannot be read: {_first_line(error)}; is it complete, and is it what its name says?"
         ) from error
@@ -165,23 +176,74 @@ def _tsv(stream: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def _parquet(stream: Any) -> Iterator[dict[str, Any]]:
-    file = pyarrow.parquet.ParquetFile(stream if stream.seekable() else pa.BufferReader(stream.read()))
-    for batch in file.iter_batches(batch_size=1024):
-        yield from batch.to_pylist()
+    body = stream if stream.seekable() else pa.BufferReader(stream.read())
+    yield from _table(pyarrow.parquet.ParquetFile(body).iter_batches(batch_size=ROWS), body.size())
 
 
 def _arrow(stream: Any) -> Iterator[dict[str, Any]]:
     """An Arrow file in either of its two formats."""
-    magic = stream.read(6)
-    body = pa.BufferReader(magic + stream.read()) if not stream.seekable() else stream
-    body.seek(0)
-    if magic == b"ARROW1":
+    body = stream if stream.seekable() else pa.BufferReader(stream.read())
+    if body.read(6) == b"ARROW1":
         file = pa.ipc.open_file(body)
         batches: Any = (file.get_batch(i) for i in range(file.num_record_batches))
     else:
+        body.seek(0)
         batches = pa.ipc.open_stream(body)
+    yield from _table(batches, body.size())
+
+
+def _table(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[dict[str, Any]]:
+    """Rows of Arrow batches, a few at a time: of one value that a dictionary repeats, each is a copy.
+
+    Raises:
+        ValueError: buffers that point outside themselves; many more rows, or bytes, than a file of `stored` bytes has.
+    """
+    limit = Limit(stored)
     for batch in batches:
-        yield from batch.to_pylist()
+        batch.validate(full=True)
+        limit.count_rows(batch.num_rows)
+        for start in range(0, batch.num_rows, ROWS):
+            rows = batch.slice(start, ROWS).to_pylist()
+            limit.count(sum(len(value) for row in rows for value in row.values() if isinstance(value, str | bytes)))
+            yield from rows
+
+
+class Limit:
+    """Refuses what unpacks to far more than real text does (a decompression bomb), before memory or disk are full."""
+
+    def __init__(self, stored: int) -> None:
+        self.bytes = SLACK_BYTES + MOST_EXPANSION * stored
+        self.rows = SLACK_ROWS + 8 * stored  # a row has one bit at least
+
+    def count(self, unpacked: int) -> None:
+        """So many more bytes."""
+        self.bytes -= unpacked
+        if self.bytes < 0:
+            raise ValueError(
+                f"it unpacks to more than {MOST_EXPANSION} times its size; unpack it yourself if you trust it"
+            )
+
+    def count_rows(self, rows: int) -> None:
+        """So many more rows."""
+        self.rows -= rows
+        if self.rows < 0:
+            raise ValueError("it says that it has more rows than fit into it")
+
+
+class Unpacked(io.RawIOBase):
+    """A compressed stream, up to the limit."""
+
+    def __init__(self, stream: Any, stored: int) -> None:
+        self.stream, self.limit = stream, Limit(stored)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.stream.read(len(buffer))
+        self.limit.count(len(content))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 READERS: dict[str, Any] = {
@@ -193,14 +255,44 @@ READERS: dict[str, Any] = {
 def _folder_rows(folder: Path, source: Source) -> Rows:
     """The data files of a folder in the order of their names, or a set saved by `datasets`."""
     if (folder / "dataset_dict.json").is_file():
-        folder = folder / _choose_split(json.loads((folder / "dataset_dict.json").read_text())["splits"], source)
+        split = _choose_split(_listed(folder / "dataset_dict.json", "splits"), source)
+        folder = _inside(folder, split)
     files = [p for p in _local_files(folder) if _is_data(p)]
     if (folder / "state.json").is_file():
-        listed = json.loads((folder / "state.json").read_text())["_data_files"]
-        files = [folder / entry["filename"] for entry in listed]
+        files = [_inside(folder, name) for name in _listed(folder / "state.json", "_data_files", "filename")]
     if not files:
         raise UserError(f"{folder} holds no data file ({', '.join(READERS)})")
     return chain.from_iterable(_file_rows(path, str(path.relative_to(folder))) for path in files)
+
+
+def _listed(file: Path, key: str, name: str | None = None) -> list[str]:
+    """The names that one of `datasets`' own files lists."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))[key]
+        names = [entry if name is None else entry[name] for entry in entries]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file} is not what `datasets` writes there ({_first_line(error)}): save the set again"
+        ) from error
+    if not all(isinstance(one, str) for one in names):
+        raise UserError(f"{file} lists something else than names: save the set again")
+    return names
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """What a file of the folder names in it.
+
+    Raises:
+        UserError: it is not there, or elsewhere.
+    """
+    path = folder / name
+    try:
+        there = path.resolve(strict=True).is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # absent, a name that cannot be, a ring of links
+        there = False
+    if not there:
+        raise UserError(f"{folder} names {name!r}, which is not in it: save the set again")
+    return path
 
 
 def _is_data(path: Path) -> bool:

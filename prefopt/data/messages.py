@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,9 +33,7 @@ def string(value: Any, name: str) -> str:
             "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
         )
     if not isinstance(value, str):
-        shown = repr(value)
-        shown = shown if len(shown) <= 40 else shown[:37] + "..."
-        raise RowError("wrong_type", f"{name!r} must be text, not {type(value).__name__} {shown}")
+        raise RowError("wrong_type", f"{name!r} must be text, not {type(value).__name__} {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -42,6 +41,19 @@ def string(value: Any, name: str) -> str:
             "bad_unicode", f"{name!r} has a lone surrogate at character {error.start}; mend the file's encoding"
         ) from None
     return value
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, however long or deep it is, for a message."""
+    return f"{reprlib.repr(value):.40}"
+
+
+def plain(value: float) -> str:
+    """A number as people write labels: 1 for 1.0; what no float can hold is none of them."""
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return "a huge number"
 
 
 def number(value: Any, name: str) -> float:
@@ -52,12 +64,16 @@ def number(value: Any, name: str) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise RowError("wrong_type", f"{name!r} must be a number, not {value!r:.40}") from None
+            raise RowError("wrong_type", f"{name!r} must be a number, not {shown(value)}") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("wrong_type", f"{name!r} must be a number, not {type(value).__name__}")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise RowError("not_finite", f"{name!r} is larger than any float") from None
     if not math.isfinite(value):
         raise RowError("not_finite", f"{name!r} is {value}")
-    return float(value)
+    return value
 
 
 LABELS = {
@@ -74,9 +90,9 @@ def label(value: Any, name: str = "label") -> bool:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError("not_finite", f"{name!r} is {value}")
-    key = f"{value:g}" if isinstance(value, int | float) else value.strip().lower() if isinstance(value, str) else None
+    key = plain(value) if isinstance(value, int | float) else value.strip().lower() if isinstance(value, str) else None
     if key not in LABELS:
-        raise RowError("bad_label", f"{name!r} must be true or false (or 1/0, good/bad), not {value!r:.40}")
+        raise RowError("bad_label", f"{name!r} must be true or false (or 1/0, good/bad), not {shown(value)}")
     return LABELS[key]
 
 
@@ -92,7 +108,8 @@ def content(value: Any, name: str) -> str:
         if not isinstance(part, Mapping):
             raise RowError("wrong_type", f"{name!r} must be text or a list of text parts, not {type(part).__name__}")
         if part.get("type", "text") != "text":
-            raise RowError("not_text", f"{name!r} has a part of type {part['type']!r}; only text can be trained on")
+            kind = shown(part["type"])
+            raise RowError("not_text", f"{name!r} has a part of type {kind}; only text can be trained on")
         texts.append(string(part.get("text", part.get("value")), f"{name}.text"))
     return "".join(texts)
 
@@ -107,7 +124,7 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
         )
     spoken = first(value, "role", "from", "user") or default_role
     if not isinstance(spoken, str) or spoken.strip().lower() not in ROLES:
-        raise RowError("unknown_role", f"{name!r} has the role {spoken!r:.40}; known roles are {sorted(ROLES)}")
+        raise RowError("unknown_role", f"{name!r} has the role {shown(spoken)}; known roles are {sorted(ROLES)}")
     calls = first(value, "tool_calls", "function_call")
     said = first(value, "content", "value", "text", "body")
     turn: Message = {
@@ -117,7 +134,7 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
     if calls:
         turn["tool_calls"] = json.loads(json.dumps(calls if isinstance(calls, list) else [calls], default=str))
     if isinstance(value.get("name"), str):
-        turn["name"] = value["name"]
+        turn["name"] = string(value["name"], f"{name}.name")
     return turn
 
 
@@ -126,7 +143,7 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RowError("wrong_type", f"{name!r} looks like a JSON list but is not one") from None
     if value is None:
         raise RowError(

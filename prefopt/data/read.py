@@ -12,6 +12,7 @@ from prefopt.data.config import DataConfig, Source
 from prefopt.data.files import Opened, Row, Rows, open_source
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.schemas import named, recognise, rename
+from prefopt.data.schemas.base import Made, Schema
 from prefopt.data.store import Log, digest, stored
 from prefopt.errors import UserError
 
@@ -68,7 +69,7 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     whole = chain(sample, rows)
     for where, row in whole if schema.gather is None else schema.gather(whole):
         try:
-            made = schema.read(row)
+            made = _made(schema, row)
         except RowError as error:
             log.reject(Rejection(source=where, reason=error.reason, detail=error.detail))
             continue
@@ -77,6 +78,15 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
                 log.reject(Rejection(source=where, reason=record.reason, detail=record.detail))
                 continue
             yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
+
+
+def _made(schema: Schema, row: Row) -> list[Made]:
+    try:
+        return schema.read(row)
+    except RecursionError:
+        raise RowError("too_deep", "its values are nested too deeply to be read") from None
+    except UnicodeError:
+        raise RowError("bad_unicode", "a text in it has a lone surrogate; mend the file's encoding") from None
 
 
 def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import blake2b
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from prefopt.cache import cache_dir, cached_folder
 from prefopt.data.record import Record, Rejection, Text
+from prefopt.errors import UserError
 from prefopt.plugin import Data
 
 SCHEMA = pa.schema(
@@ -119,15 +121,40 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
         (target / "meta.json").write_text(json.dumps(meta))
 
     place = cached_folder(data_cache(folder) / f"{name}-{digest(code_key(), key)}", write)
-    meta = json.loads((place / "meta.json").read_text())
-    log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), meta["schema"])
-    repeats = {int(row): count for row, count in meta["repeats"].items()}
-    return RecordTable(open_arrow(place / RECORDS), repeats=repeats, folder=place), log
+    with reading(place):
+        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+        log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), str(meta["schema"]))
+        repeats = {int(row): int(count) for row, count in meta["repeats"].items()}
+        table = RecordTable(open_arrow(place / RECORDS, SCHEMA), repeats=repeats, folder=place)
+    return table, log
 
 
-def open_arrow(path: Path) -> pa.Table:
-    """An Arrow stream file, memory-mapped."""
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Names the folder of the cache that cannot be read: it was cut short, or altered.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    try:
+        yield
+    except Exception as error:  # pyarrow lets through what several libraries raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the prepared data in {place} cannot be read ({first[:200]}): delete that folder, it is made "
+                        "again") from error  # fmt: skip
+
+
+def open_arrow(path: Path, schema: pa.Schema) -> pa.Table:
+    """An Arrow stream file of this schema, memory-mapped.
+
+    Raises:
+        ValueError: another schema, or buffers that are too short for it.
+    """
+    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    if not table.schema.equals(schema):
+        raise ValueError("its columns are others")
+    table.validate()
+    return table
 
 
 def data_cache(folder: str | None) -> Path:

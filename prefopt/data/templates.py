@@ -126,7 +126,7 @@ class Chat:
             )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # what a template does with a dialogue can fail in any way that Python can
             remedy = "; data.system=merge or drop takes system turns away" if turns[0]["role"] == "system" else ""
             raise RowError("template_error", f"the chat template refuses this dialogue: {error}{remedy}") from error
         return text

@@ -19,7 +19,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.make import content_hash
 from prefopt.data.messages import blank
 from prefopt.data.record import Record, Rejection, RowError, Text
-from prefopt.data.store import RECORDS, RecordTable, code_key, data_cache, decode, digest, open_arrow
+from prefopt.data.store import RECORDS, RecordTable, code_key, data_cache, decode, digest, open_arrow, reading
 from prefopt.data.table import SCHEMA, TokenTable
 from prefopt.data.templates import Chat, Plain, renderer
 from prefopt.data.truncate import shorter_prompts
@@ -216,7 +216,8 @@ def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataC
 
     place = data_cache(config.cache_dir) / f"tokens-{digest(code_key(), folder.name, encoder.key())}"
     files = sorted(cached_folder(place, write).glob("*.arrow"))
-    return pa.concat_tables([open_arrow(file) for file in files])
+    with reading(place):
+        return pa.concat_tables([open_arrow(file, SCHEMA) for file in files])
 
 
 def _result(table: pa.Table) -> TokenResult:

@@ -69,10 +69,21 @@ class Part:
             if name != "entropy" or file.exists():
                 arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         part = cls(**arrays)  # type: ignore[arg-type]
-        whole = part.keys.shape == (len(part.offsets) - 1, 16) and part.offsets[-1] == len(part.token)
-        if not whole or (part.entropy is not None and len(part.entropy) != len(part.token)):
-            raise ValueError("its arrays do not fit together")
+        part.check()
         return part
+
+    def check(self) -> None:
+        """Raises ValueError where the arrays are not those of a part."""
+        kinds = [(self.keys, np.uint8, 2), (self.offsets, np.int64, 1), (self.token, np.float32, 1)]
+        kinds += [(self.entropy, np.float32, 1)] if self.entropy is not None else []
+        if any(array.dtype != dtype or array.ndim != ndim for array, dtype, ndim in kinds):
+            raise ValueError("its arrays are of other kinds")
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        whole = len(self.offsets) > 0 and self.offsets[0] == 0 and self.offsets[-1] == len(self.token)
+        if not whole or (starts > ends).any() or self.keys.shape != (len(starts), 16):
+            raise ValueError("its arrays do not fit together")
+        if self.entropy is not None and len(self.entropy) != len(self.token):
+            raise ValueError("its arrays do not fit together")
 
     def entry(self, index: int) -> Entry:
         a, b = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -110,7 +121,7 @@ class ReferenceStore:
             self._seen.add(folder.name)
             try:
                 part, written = Part.open(folder), (folder / "digest").read_text()
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # numpy's reader of headers has several
                 logger.warning("the reference store has a broken part, its entries are computed again: %s (%s); "
                                "`prefopt reference prune` removes it", folder, error)  # fmt: skip
                 self.broken.append(folder)
@@ -198,7 +209,7 @@ class ReferenceStore:
             "unused_days": round((time.time() - self.folder.stat().st_mtime) / 86400, 2),
             "broken_parts": len(self.broken),
             "altered_parts": len(self.altered),
-            "about": json.loads(about.read_text()) if about.exists() else {},
+            "about": _facts_in(about),
         }
 
 
@@ -231,6 +242,14 @@ def leftovers(root: Path) -> list[Path]:
 def size_of(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _facts_in(about: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _save(path: Path, array: Array) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prefopt.errors import PrefoptError, UserError
 from prefopt.report.bands import State
 from prefopt.report.figures import Axes, Line, Style, curves
 from prefopt.report.page import render, write_page
@@ -38,10 +39,22 @@ CHARTS: tuple[tuple[tuple[tuple[str, ...], ...], str, str], ...] = (
 
 
 def write_run_page(folder: Any) -> str:
-    """Write `report.html` into a run's folder and return its path."""
+    """Write `report.html` into a run's folder and return its path.
+
+    Raises:
+        UserError: no run's folder, or files in it that are not what a run writes.
+    """
     run = RunFolder.open(folder)
     path = run.path / PAGE
-    write_page(path, run_page(run))
+    try:
+        page = run_page(run)
+    except PrefoptError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(
+            f"the files of {run.path} are not what a run writes ({type(error).__name__}: {error})"
+        ) from error
+    write_page(path, page)
     return str(path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefopt.data.files import Row
 from prefopt.data.make import pair
-from prefopt.data.messages import first, messages, number, string
+from prefopt.data.messages import first, messages, number, plain, shown, string
 from prefopt.data.record import Record, RowError, Text
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, shared_turns, user
@@ -137,10 +137,14 @@ def _is_annotator(name: str) -> bool:
 
 
 def _verdict(value: Any, name: str) -> int:
-    key = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value).strip().lower()
+    key = plain(value) if isinstance(value, int | float) and not isinstance(value, bool) else _word(value)
     if key not in VERDICTS:
-        raise RowError("bad_label", f"{name!r} must say first, second or tie (1, 2, 0; A, B, tie), not {value!r:.40}")
+        raise RowError("bad_label", f"{name!r} must say first, second or tie (1, 2, 0; A, B, tie), not {shown(value)}")
     return VERDICTS[key]
+
+
+def _word(value: Any) -> str:
+    return value.strip().lower() if isinstance(value, str) else ""
 
 
 def _judged(row: Row) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.data.files import Row
 from prefopt.data.make import ranked
-from prefopt.data.messages import ROLES, string
+from prefopt.data.messages import ROLES, number, shown, string
 from prefopt.data.record import Message, RowError
 from prefopt.data.schemas.base import Made, Schema, has
 
@@ -22,16 +22,17 @@ def nested_tree(row: Row) -> list[Made]:
 
 def tree_messages(row: Row) -> list[Made]:
     """A tree as rows, a message each, gathered by `message_tree_id`."""
-    nodes = {message.get("message_id"): {**message, "replies": []} for message in row[TREE]}
+    nodes = {_id(message, "message_id"): {**message, "replies": []} for message in row[TREE]}
     roots = []
     for node in nodes.values():
-        parent = node.get("parent_id")
+        parent = _id(node, "parent_id")
         if parent is None:
             roots.append(node)
         elif parent in nodes:
             nodes[parent]["replies"].append(node)
         else:
-            raise RowError("broken_tree", f"message {node.get('message_id')!r} answers {parent!r}, which is not there")
+            message = shown(node.get("message_id"))
+            raise RowError("broken_tree", f"message {message} answers {shown(parent)}, which is not there")
     if len(roots) != 1:
         raise RowError("broken_tree", f"a tree has one first message, this one has {len(roots)}")
     return list(_lists(roots[0], ()))
@@ -62,7 +63,7 @@ def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
                 raise RowError(
                     "too_few_completions", f"a turn with {len(answers)} answers, {len(known)} of them ranked"
                 )
-            yield ranked(here, [_turn(reply)["content"] for reply, _ in known], [-float(rank) for _, rank in known])
+            yield ranked(here, [_turn(reply)["content"] for reply, _ in known], [-rank for _, rank in known])
         except RowError as error:
             yield error
     elif not replies and not before:
@@ -74,7 +75,7 @@ def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
 def _turn(node: Row) -> Message:
     role = str(node.get("role")).lower()
     if role not in ROLES:
-        raise RowError("unknown_role", f"'role' is {node.get('role')!r:.40}; known roles are {sorted(ROLES)}")
+        raise RowError("unknown_role", f"'role' is {shown(node.get('role'))}; known roles are {sorted(ROLES)}")
     return {"role": ROLES[role], "content": string(node.get("text"), "text")}
 
 
@@ -84,13 +85,20 @@ def _node(value: Any) -> Row:
     return value
 
 
-def _rank(reply: Row) -> int | None:
+def _id(message: Row, name: str) -> str | int | float | None:
+    value = message.get(name)
+    if value is not None and not isinstance(value, str | int | float):
+        raise RowError("wrong_type", f"{name!r} must be a name or a number, not {type(value).__name__}")
+    return value
+
+
+def _rank(reply: Row) -> float | None:
     rank = reply.get("rank")
     if rank is None or (isinstance(rank, float) and rank != rank):
         return None
     if isinstance(rank, bool) or not isinstance(rank, int | float):
-        raise RowError("wrong_type", f"'rank' must be a number, not {rank!r:.40}")
-    return int(rank)
+        raise RowError("wrong_type", f"'rank' must be a number, not {shown(rank)}")
+    return number(rank, "rank")
 
 
 SCHEMAS = [

@@ -1,0 +1,194 @@
+"""Hostile model folders: configs, weights, tokenizers, adapters. Nothing of it is run, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from prefopt.adapters import PeftConfig
+from prefopt.errors import UserError
+from prefopt.models import ModelConfig, load_model, load_policy, load_tokenizer
+from prefopt.runfolder import open_model
+from tests.data.tiny import tokenizer
+from tests.fuzz.hostile import altered_file, attempt, cases, words
+from tests.trainer import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries remark about such files
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model(dtype=torch.float32).save_pretrained(folder)
+    tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    made = load_policy(ModelConfig(path=str(model)), PeftConfig(method="lora", r=2, alpha=4), seed=0)
+    made.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def use(folder: Path) -> None:
+    """Loaded, and asked for a word."""
+    config = ModelConfig(path=str(folder))
+    words_of = load_tokenizer(config)
+    words_of("a word")
+    causal = load_model(config)
+    with torch.no_grad():
+        causal(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_tokenizers(name: str, model: Path) -> None:
+    original = (model / name).read_bytes()
+
+    @cases(0.003)
+    @given(altered_file(original))
+    def check(content: bytes) -> None:
+        (model / name).write_bytes(content)
+        attempt(lambda: load_tokenizer(ModelConfig(path=str(model)))("a word"))
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
+def test_models(name: str, model: Path) -> None:
+    original = (model / name).read_bytes()
+
+    @cases(0.003)
+    @given(altered_file(original))
+    def check(content: bytes) -> None:
+        (model / name).unlink()  # what is mapped stays as it is
+        (model / name).write_bytes(content)
+        attempt(lambda: load_model(ModelConfig(path=str(model))))
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapters(name: str, adapter: Path) -> None:
+    original = (adapter / name).read_bytes()
+
+    @cases(0.003)
+    @given(altered_file(original))
+    def check(content: bytes) -> None:
+        (adapter / name).unlink()
+        (adapter / name).write_bytes(content)
+        attempt(lambda: load_model(ModelConfig(path=str(adapter))))
+        attempt(lambda: open_model(str(adapter)))
+
+    check()
+
+
+@cases(0.01)
+@given(st.one_of(words, words.map(lambda w: f"package:{w}")))
+def test_model_paths(path: str) -> None:
+    if path != "world":
+        attempt(lambda: load_tokenizer(ModelConfig(path=path)))
+        attempt(lambda: load_model(ModelConfig(path=path)))
+
+
+def changed(folder: Path, name: str, **entries: Any) -> None:
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | entries))
+
+
+class Payload:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path(__file__).with_name("payload-was-here"),))
+
+
+EVIL = "open(__file__ + '.ran', 'w'); raise SystemExit\n"
+
+
+@pytest.mark.parametrize("where", ["model", "tokenizer", "pickle", "both", "kernel"])
+def test_code_in_a_model_folder_is_not_run(where: str, model: Path) -> None:
+    (model / "evil.py").write_text(EVIL)
+    says = "remote_?code|custom code"
+    match where:
+        case "model":
+            auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+            changed(model, "config.json", model_type="evil", auto_map=auto)
+        case "tokenizer":
+            changed(
+                model, "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]}
+            )
+        case "pickle":
+            (model / "model.safetensors").unlink()
+            (model / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+            says = "model.safetensors"
+        case "both":  # of a pickle beside safetensors nothing is read
+            (model / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+            says = ""
+        case _:
+            changed(model, "config.json", attn_implementation="somebody/kernel")
+            says = "kernel"
+    if says:
+        with pytest.raises(UserError, match=says):
+            use(model)
+    else:
+        use(model)
+    assert not (model / "evil.py.ran").exists()
+    assert not Path(__file__).with_name("payload-was-here").exists()
+
+
+def test_weights_that_are_not_there_are_not_made_up(model: Path) -> None:
+    """transformers fills them with random numbers, and prints a warning."""
+    weights = load_file(model / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of the weights .*layers\.1\.mlp\.up_proj"):
+        load_model(ModelConfig(path=str(model)))
+
+
+def test_a_config_of_millions_of_layers_is_refused_at_once(model: Path) -> None:
+    changed(model, "config.json", num_hidden_layers=10**7)
+    with pytest.raises(UserError, match="10000000 layers"):
+        load_model(ModelConfig(path=str(model)))
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron"),
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"base_model_name_or_path": "package:os.path"}, "not installed"),
+        ({"base_model_name_or_path": ["a"]}, "which model"),
+    ],
+)
+def test_what_an_adapter_may_not_say(entries: dict[str, Any], says: str, adapter: Path) -> None:
+    changed(adapter, "adapter_config.json", **entries)
+    with pytest.raises(UserError, match=says):
+        load_model(ModelConfig(path=str(adapter)))
+
+
+def test_an_adapter_on_an_adapter_is_refused(adapter: Path) -> None:
+    changed(adapter, "adapter_config.json", base_model_name_or_path=str(adapter))
+    with pytest.raises(UserError, match="adapter itself"):
+        load_model(ModelConfig(path=str(adapter)))
+
+
+def test_an_adapter_as_a_pickle_is_refused(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
+        load_model(ModelConfig(path=str(adapter)))
