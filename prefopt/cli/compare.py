@@ -6,14 +6,15 @@ usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=
   losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always there
   methods.NAME.OPTION=V   an option of one row alone: methods.simpo.loss.gamma_beta_ratio=0.3
   methods.NAME.loss=A     a row of another name: methods.dpo_slow.loss=dpo methods.dpo_slow.trainer.max_steps=32
-  budget.trials=N         settings tried for each method (1 to 12), on validation prompts
+  budget.trials=N         settings tried for each method, on validation prompts
   seeds=N                 trainings of each method's chosen setting, on test prompts
   controls=true           the first method under a second name, and DPO with its sides swapped
   judge=FOLDER            a reward model that scores the texts, or judge=module:function that compares them
   tasks=[NAME_OR_FILE]    lm-evaluation-harness tasks (pip install prefopt[lm-eval])
   measure.prompts=N       prompts that every model continues; measure.samples_per_prompt=N of each
   workers=N               processes; 0 for this one
-  launcher=joblib         run the jobs by a Hydra launcher: joblib, submitit_slurm, ray, ... ; see docs/compare.md
+  launcher=joblib         run the jobs by a Hydra launcher: joblib, submitit_slurm, ray, ... ; hydra.launcher.OPTION=V
+                          is an option of it; see docs/compare.md
   only=KEY                run one job of `--list` and stop
   --dry-run               what would be run, and how long it may take
   --list                  the jobs that are known by now, with their keys
@@ -31,6 +32,8 @@ from typing import Any
 
 from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
 from prefopt.errors import UserError, nearest
+
+LAUNCHER_OPTION = "hydra.launcher."
 
 
 @dataclass(kw_only=True)
@@ -86,9 +89,8 @@ def _hold(comparison: Comparison, config: CompareConfig, argv: list[str]) -> int
     console = Console()
     contest = Contest(comparison)
     workers = default_workers(contest) if config.workers is None else config.workers
-    sizes = 1 + len(contest.methods) * comparison.budget.trials, 1 + len(contest.methods) * comparison.seeds
     command = shlex.join(["prefopt", "compare", *argv])
-    with Display(console, sizes, workers) as display:
+    with Display(console, (contest.trial_count, contest.final_count), workers) as display:
         result = compare(
             contest,
             config.output_dir,
@@ -135,11 +137,14 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
                 f"{word}: {str(error).splitlines()[0]}; give key=value, and lists as losses=[dpo,ipo]"
             ) from error
         key = str(override.key_or_group)
+        key = {"hydra/launcher": "launcher"}.get(key, key)
         head = key.split(".", 1)[0].split("@", 1)[0].split("/", 1)[0]
         if head == "methods":
             name, option, given = _of_one_row(word)
             rows.setdefault(name, {})[option] = given
             continue
+        if key.startswith(LAUNCHER_OPTION):
+            continue  # for `compare_jobs.launched`
         if head not in ours:
             if head not in (*KEYS, "experiment"):
                 raise UserError(f"there is no option {key!r}{nearest(head, [*ours, *KEYS, 'experiment'])}; "
@@ -159,6 +164,8 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
         config: Any = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
+    if config.launcher is None and (options := [word for word in argv if word.startswith(LAUNCHER_OPTION)]):
+        raise UserError(f"{options[0]}: say which launcher, with launcher=NAME")
     return config, comparison(config, rest, rows)
 
 

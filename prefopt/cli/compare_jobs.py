@@ -27,13 +27,29 @@ def jobs_folder(config: CompareConfig) -> Path:
     return Path(config.output_dir) / JOBS
 
 
-def known_jobs(contest: Contest, folder: Path) -> tuple[list[Job], list[Job] | None]:
-    """The jobs of the first round, and those of the second where every trial is there to choose by."""
-    trials = contest.trials()
-    kept = [load(folder, job) for job in trials]
-    if any(result is None for result in kept):
+def known_jobs(contest: Contest, folder: Path, *, failed: bool = False) -> tuple[list[Job], list[Job] | None]:
+    """The trials that are known by now, and the jobs of the second round where every trial has a result.
+
+    Args:
+        contest: of the comparison.
+        folder: of the results.
+        failed: a run that failed has a result; else it must be run again before what depends on it is known.
+    """
+    from prefopt.compare.course import judged
+    from prefopt.compare.spec import BASE
+
+    results: list[Result] = []
+    while True:
+        trials = contest.trials(results)
+        kept = [result for job in trials if (result := load(folder, job, failed=failed)) is not None]
+        if not any(result.method == BASE for result in kept):
+            return trials, None  # what a judge compares all others with
+        if len(kept) == len(results):
+            break
+        results = judged(kept, BASE, contest, folder.parent)
+    if len(results) < len(trials):
         return trials, None
-    return trials, contest.finals(contest.choose([result for result in kept if result is not None]))
+    return trials, contest.finals(contest.choose(results))
 
 
 def print_list(comparison: Comparison, config: CompareConfig) -> int:
@@ -46,7 +62,7 @@ def print_list(comparison: Comparison, config: CompareConfig) -> int:
         result = load(folder, job)
         print(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}")
     if finals is None:
-        print("# the second round is known when every job of the first is done")
+        print("# a method's next trial is known when the ones before are done; the second round when all trials are")
     return 0
 
 
@@ -61,7 +77,7 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     from prefopt.compare.execute import execute
 
     folder = jobs_folder(config)
-    trials, finals = known_jobs(Contest(comparison), folder)
+    trials, finals = known_jobs(Contest(comparison), folder, failed=True)
     job = next((job for job in (*trials, *(finals or ())) if job.key == config.only), None)
     if job is None:
         raise UserError(f"only={config.only}: no job has this key; `prefopt compare ... --list` prints them")
@@ -79,21 +95,25 @@ def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[J
     Raises:
         UserError: the launcher's plugin is not installed.
     """
+    from prefopt.cli.compare import LAUNCHER_OPTION
+
     folder = jobs_folder(config)
-    words = [word for word in argv if not word.startswith(("launcher=", "only="))]
+    options = [word for word in argv if word.startswith(LAUNCHER_OPTION)]
+    ours = ("launcher=", "hydra/launcher=", "only=", LAUNCHER_OPTION)
+    words = [word for word in argv if not word.startswith(ours)]
 
     def run(jobs: Sequence[Job]) -> list[Result]:
         todo = list(dict.fromkeys(job.key for job in jobs if load(folder, job) is None))
         if todo:
-            launch(words, todo, str(config.launcher), folder.parent)
-        found = [load(folder, job) for job in jobs]
+            launch(words, todo, str(config.launcher), options, folder.parent)
+        found = [load(folder, job, failed=True) for job in jobs]
         return [r or failure(j, "failed", "the launcher left no result") for j, r in zip(jobs, found, strict=True)]
 
     return run
 
 
-def launch(words: Sequence[str], keys: Sequence[str], launcher: str, folder: Path) -> None:
-    """Run `prefopt compare *words only=KEY` for every key by Hydra's multirun.
+def launch(words: Sequence[str], keys: Sequence[str], launcher: str, options: Sequence[str], folder: Path) -> None:
+    """Run `prefopt compare *words only=KEY` for every key by Hydra's multirun, with options of the launcher.
 
     Raises:
         UserError: Hydra refuses, for example because the launcher's plugin is missing.
@@ -109,13 +129,13 @@ def launch(words: Sequence[str], keys: Sequence[str], launcher: str, folder: Pat
     ConfigStore.instance().store(name="compare_job", node={"words": list(words), "key": "?"})
     arguments = [
         "--multirun", f"key={','.join(keys)}", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder / 'launcher'}",
-        "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none",
+        "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", *options,
     ]  # fmt: skip
     saved, sys.argv = sys.argv, ["prefopt compare", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name="compare_job")(one_job)()
     except HydraException as error:
-        raise explain(error, [f"launcher={launcher}"]) from error
+        raise explain(error, [f"launcher={launcher}", *options]) from error
     finally:
         sys.argv = saved
 
@@ -148,16 +168,19 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     contest = Contest(comparison)
     workers = max(1, default_workers(contest) if config.workers is None else config.workers)
     trials, finals = known_jobs(contest, folder)
-    second = 1 + len(contest.methods) * comparison.seeds if finals is None else len(finals)
+    first, second = contest.trial_count, contest.final_count if finals is None else len(finals)
     for job in trials:
         console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
     for method in contest.methods:
+        left = comparison.budget.trials - sum(job.method == method.name for job in trials)
+        if left:
+            console.print(f"  {method.name}, {left} more beside its best, validation", highlight=False)
         console.print(f"  {method.name}, its best setting, {comparison.seeds} seeds, test", highlight=False)
     done = [result for job in (*trials, *(finals or ())) if (result := load(folder, job)) is not None]
-    todo = len(trials) + second - len(done)
+    todo = first + second - len(done)
     seconds, source = seconds_of_a_job(folder, trials, done)
     console.print(
-        f"{len(trials)} + {second} jobs, {len(done)} of them done; {todo} to do at about {seconds:.1f} s each "
+        f"{first} + {second} jobs, {len(done)} of them done; {todo} to do at about {seconds:.1f} s each "
         f"({source}), {workers} at once: {duration(todo * seconds / workers)}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`prefopt demo`: base, SFT and five methods on a small world whose reward is known exactly; a table and a page."""
+"""`prefopt demo`: base, SFT and preference methods on a small world of exactly known reward; a table and a page."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def run(output_dir: Path, *, seed: int = 0, size: Size = Size(), world: ReviewWo
     from prefopt.worlds.review import ReviewWorld
 
     console = Console()
-    console.print("[bold]prefopt demo[/bold]: five methods on one set of preferences whose true reward is known")
+    console.print(f"[bold]prefopt demo[/bold]: {len(METHODS) + 1} methods, SFT among them, on one set of preferences "
+                  "whose true reward is known")  # fmt: skip
     quiet()
     with _one_thread(), _progress(console) as progress:
         stage = _Stage(world or ReviewWorld(seed=seed), size, seed, progress)

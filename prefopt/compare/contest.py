@@ -47,7 +47,7 @@ class Row:
 
 
 class Contest:
-    """The jobs of a comparison, in two rounds: what the second holds depends on the first.
+    """The jobs of a comparison, in two rounds: trials, each method's next led by its results, then the final runs.
 
     Args:
         comparison: what is compared.
@@ -60,20 +60,48 @@ class Contest:
         self.comparison = comparison
         self.methods = comparison.rows()
         self.configs = {method.name: configuration(comparison, method) for method in self.methods}
-        self.settings = {name: settings(config, comparison.budget.trials) for name, config in self.configs.items()}
+        for name in self.configs:
+            self.tried(name, ())  # a search that cannot be is refused here
 
     @property
     def base_config(self) -> RunConfig:
         """What the base model is measured with: that of the first method, whose loss plays no part."""
         return self.configs[self.comparison.methods[0].name]
 
-    def trials(self) -> list[Job]:
-        """The first round: the base model and every setting of every method, on validation prompts."""
+    @property
+    def trial_count(self) -> int:
+        """Jobs of the first round."""
+        return 1 + len(self.methods) * self.comparison.budget.trials
+
+    @property
+    def final_count(self) -> int:
+        """Jobs of the second round, if every method has a setting that works."""
+        return 1 + len(self.methods) * self.comparison.seeds
+
+    def tried(self, name: str, results: Sequence[Result]) -> list[Setting]:
+        """The settings of a method's trials, as far as its results tell."""
+        own = [result for result in results if result.method == name]
+        metric = primary(own)
+
+        def score(setting: Setting) -> float | None:
+            found = next((result for result in own if result.setting == setting.plain()), None)
+            if found is None:
+                return None
+            return found.figures[metric] if found.ok and metric is not None else math.nan
+
+        return settings(self.configs[name], self.comparison.budget.trials, score)
+
+    def trials(self, results: Sequence[Result] = ()) -> list[Job]:
+        """The first round on validation prompts, as far as it is known: the base model, and each method's settings.
+
+        Args:
+            results: of those trials that have been run.
+        """
         if self.base_config.data.path != "world":
             data_of(self.base_config).half("test")  # refused here, not by every job
         jobs = [self._base("validation")]
         for method in self.methods:
-            for setting in self.settings[method.name]:
+            for setting in self.tried(method.name, results):
                 jobs.append(self._job(method, setting, TRIAL_SEED, "validation"))
         return jobs
 
@@ -92,14 +120,15 @@ class Contest:
         rows = [Row(name=BASE, method=None, config=self.base_config, trials=at_start[0], finals=at_start[1])]
         for method in self.methods:
             own = [r for r in trials if r.method == method.name]
+            tried = self.tried(method.name, trials)
             rows.append(
                 Row(
                     name=method.name,
                     method=method,
                     config=self.configs[method.name],
-                    settings=self.settings[method.name],
+                    settings=tried,
                     trials=own,
-                    chosen=best(self.settings[method.name], own),
+                    chosen=best(tried, own),
                     finals=[r for r in finals if r.method == method.name],
                 )
             )

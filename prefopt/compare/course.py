@@ -61,9 +61,10 @@ def compare(
             return run_jobs(jobs, folder / JOBS, workers=team, progress=progress, say=say)
 
         run = runner or here
-        first = contest.trials()
-        rounds(0, len(first))
-        trials = judged(run(first), BASE, contest, folder)
+        rounds(0, contest.trial_count)
+        trials: list[Result] = []
+        while new := further(contest.trials(trials), trials):
+            trials = judged([*trials, *run(new)], BASE, contest, folder)
         second = contest.finals(contest.choose(trials))
         rounds(1, len(second))
         finals = judged(run(second), SFT, contest, folder)
@@ -71,6 +72,12 @@ def compare(
         result = outcome(contest.comparison, contest.rows(trials, finals), command=command, seconds=seconds)
         write_results(folder, result)
     return result
+
+
+def further(jobs: Sequence[Job], results: Sequence[Result]) -> list[Job]:
+    """The jobs that have no result yet."""
+    done = {(result.method, result.key) for result in results}
+    return [job for job in jobs if (job.method, job.key) not in done]
 
 
 def judged(results: Sequence[Result], against: str, contest: Contest, folder: Path) -> list[Result]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.compare.jobs import Job, Result, failure, peak_memory_mib, reset_peak_memory
 from prefopt.compare.spec import Measured, Split
+from prefopt.engine.allocator import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.plugin import Data
 
@@ -30,6 +31,7 @@ CURVE = (
 def execute(job: Job) -> Result:
     """Train and measure; never raises for what can go wrong in one run."""
     start = time.perf_counter()
+    give_back()  # what the job before left is not this one's memory
     reset_peak_memory()
     try:
         return _execute(job)

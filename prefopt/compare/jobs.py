@@ -145,8 +145,14 @@ def save(folder: Path, result: Result) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: Path, job: Job) -> Result | None:
-    """The kept result of a job under its present name, or None: it must be run (again)."""
+def load(folder: Path, job: Job, *, failed: bool = False) -> Result | None:
+    """The kept result of a job under its present name, or None: it must be run (again).
+
+    Args:
+        folder: of the results.
+        job: what was run.
+        failed: give one that failed, too.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -159,7 +165,7 @@ def load(folder: Path, job: Job) -> Result | None:
         result = Result(arrays=arrays, **{name: value for name, value in plain.items() if name in known})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
         return None
-    if result.key != job.key or result.status == "failed":
+    if result.key != job.key or (result.status == "failed" and not failed):
         return None
     return dataclasses.replace(result, method=job.method, label=job.label, setting=job.setting, kept=True)
 

@@ -24,7 +24,7 @@ from prefopt.errors import PrefoptError
 from prefopt.folder import write, write_json
 
 Floats = NDArray[np.float64]
-FEW_SEEDS, FEW_PROMPTS = 3, 100
+FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 3, 100
 UNEQUAL_VALIDITY = 0.1  # difference of shares of valid texts that makes rewards hard to compare
 UNEQUAL_KL = 2.0  # ratio of distances
 
@@ -197,9 +197,11 @@ def _warnings(
     for s in standings:
         if s.reason:
             found.append(f"{s.name}: {s.reason}")
-        found += [f"{s.name}: {edge}; what lies beyond was not tried, and may be better" for edge in s.edges]
         found += [f"{s.name}: {w}" for w in dict.fromkeys(w for result in s.row.finals for w in result.warnings)]
-    if comparison.budget.trials < FEW_SEEDS:
+    edges = [f"{s.name}: {edge}" for s in standings for edge in s.edges]
+    if edges and comparison.budget.trials >= FEW_TRIALS:
+        found.append(f"{'; '.join(edges)}: what lies beyond was not tried, and may be better")
+    if comparison.budget.trials < FEW_TRIALS:
         found.append(f"{comparison.budget.trials} trials a method: too few to see whether a setting is at its best")
     if comparison.seeds < FEW_SEEDS:
         found.append(f"{comparison.seeds} seeds: the verdicts take all methods to be about as noisy as each other")

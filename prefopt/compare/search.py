@@ -1,19 +1,27 @@
-"""Which settings a method may try: as many for every method, by one rule, from what its plugin declares.
+"""Which settings a method tries: as many for every method, by one rule, from what its plugin declares.
 
-A plugin's `search_space` names its strength and four values of it, in rising order. Beside them stand three learning
-rates, a third of the configured one, itself, and three times it: a grid of twelve. `budget.trials` takes the first so
-many of it in a fixed order: the two inner strengths, then the outer ones, all at the configured rate, then the inner
-ones at the lower and the higher rate, then the rest. Strength comes first because Adam takes the scale out of the
-gradient: what rate suits depends on the model more than on the loss, and how far a method goes on its strength.
+A plugin's `search_space` names its strength and four values of it, in rising order. Learning rates have no list: what
+suits differs between methods by more than a factor of ten, so they go by a factor of three from the configured one, as
+far as results lead.
 
-A loss without a strength (SFT) tries as many learning rates instead, in half steps of the factor 3 away from the
-configured one.
+The two inner strengths at the configured rate come first. Every later trial is the first one not yet made of these,
+beside the best setting so far:
+
+1. the learning rate below, then the one above, while nothing was tried on that side: a best rate at the edge is
+   followed outward until it lies between two worse ones;
+2. the neighbouring strengths, the outer one first;
+3. the learning rate half way to the one below, then half way to the one above.
+
+When all of that is tried, the next best setting is looked at in the same way. A run that failed ranks last; of several
+such, the lowest rate is the most promising. A loss without a strength (SFT) begins with the configured rate and the one
+below it. What is tried depends on the budget, the plugin and the results alone, so a second call takes the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +30,17 @@ from prefopt.errors import UserError
 if TYPE_CHECKING:
     from prefopt.run import RunConfig
 
-STRENGTHS, RATES = 4, 3
+STRENGTHS = 4
 FACTOR = 3.0  # between neighbouring learning rates
-_INNER, _OUTER = (1, 2), (0, 3)
-# (strength, learning rate) by place in the grid; 1 is the configured learning rate
-ORDER = (
-    *((s, 1) for s in _INNER), *((s, 1) for s in _OUTER),
-    *((s, r) for r in (0, 2) for s in _INNER), *((s, r) for r in (0, 2) for s in _OUTER),
-)  # fmt: skip
-MAX_TRIALS = len(ORDER)
+FINEST = 0.5  # steps of that factor; what lies closer is not told apart by one training
+
+Place = tuple[int, float]  # of the strength among its values, and the power of FACTOR of the learning rate
+Score = Callable[["Setting"], float | None]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a method's grid: its strength by name (empty for a loss without one), and a learning rate."""
+    """What one trial sets: the strength by name (empty for a loss without one), and a learning rate."""
 
     strength: Mapping[str, float]
     learning_rate: float
@@ -66,21 +71,77 @@ class Setting:
         return dataclasses.replace(config, loss=loss, trainer={**config.trainer, "learning_rate": self.learning_rate})
 
 
-def settings(config: RunConfig, trials: int) -> list[Setting]:
-    """The first `trials` settings of a configuration's method.
+def settings(config: RunConfig, trials: int, score: Score = lambda setting: None) -> list[Setting]:
+    """A method's settings in the order of their trials, as far as it is known.
+
+    Args:
+        config: of the method, before the search.
+        trials: how many it may try.
+        score: of a setting that was tried, more is better; nan of one that failed; None of one that has no result yet.
+
+    Returns:
+        `trials` settings, or fewer where the next depends on a result that is not there.
 
     Raises:
-        UserError: more trials than the grid has, or a plugin whose search space cannot be used.
+        UserError: no trials, or a plugin whose search space cannot be used.
     """
-    if not 1 <= trials <= MAX_TRIALS:
-        raise UserError(f"budget.trials={trials} must be from 1 to {MAX_TRIALS}: a grid has {STRENGTHS} strengths "
-                        f"times {RATES} learning rates")  # fmt: skip
+    if trials < 1:
+        raise UserError(f"budget.trials={trials} must be at least 1")
     rate = float(config.trainer["learning_rate"])
     name, values = strength(config.loss, config.loss_name)
-    if name is None:
-        exponents = [(-1) ** i * ((i + 1) // 2) / 2 for i in range(trials)]
-        return [Setting({}, rate * FACTOR**exponent) for exponent in exponents]
-    return [Setting({name: values[s]}, rate * FACTOR ** (r - 1)) for s, r in ORDER[:trials]]
+    places: list[Place] = []
+    found: list[Setting] = []
+    scores: list[float | None] = []
+    start: list[Place] = [(1, 0), (2, 0)] if name is not None else [(0, 0), (0, -1)]
+    while len(found) < trials:
+        if len(found) < len(start):
+            place = start[len(found)]
+        elif None in scores:
+            break
+        else:
+            place = following(places, [math.nan if s is None else s for s in scores], max(1, len(values)))
+        setting = Setting({name: values[place[0]]} if name is not None else {}, rate * FACTOR ** place[1])
+        places.append(place)
+        found.append(setting)
+        scores.append(score(setting))
+    return found
+
+
+def following(tried: Sequence[Place], scores: Sequence[float], strengths: int) -> Place:
+    """Where to look next: beside the best place so far, else beside the next best.
+
+    Args:
+        tried: places in the order of their trials.
+        scores: of them; nan where a run failed.
+        strengths: how many values the strength has.
+    """
+
+    def promise(i: int) -> tuple[float, float]:
+        return (scores[i], 0.0) if not math.isnan(scores[i]) else (-math.inf, -tried[i][1])
+
+    for i in sorted(range(len(tried)), key=promise, reverse=True):  # the earlier one of equals
+        for place in _beside(tried[i], tried, strengths):
+            if place not in tried:
+                return place
+    raise AssertionError("below the lowest learning rate there is always another")
+
+
+def _beside(place: Place, tried: Sequence[Place], strengths: int) -> Iterator[Place]:
+    strength, rate = place
+    rates = [r for s, r in tried if s == strength]
+    below, above = max((r for r in rates if r < rate), default=None), min((r for r in rates if r > rate), default=None)
+    if below is None:
+        yield strength, rate - 1
+    if above is None:
+        yield strength, rate + 1
+    middle = (strengths - 1) / 2
+    for other in sorted((strength - 1, strength + 1), key=lambda s: -abs(s - middle)):
+        if 0 <= other < strengths:
+            yield other, rate
+    if below is not None and rate - below > FINEST:
+        yield strength, (below + rate) / 2
+    if above is not None and above - rate > FINEST:
+        yield strength, (rate + above) / 2
 
 
 def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
@@ -101,10 +162,10 @@ def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
 
 
 def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
-    """The axes on which the chosen setting is the lowest or highest of at least three that were tried."""
+    """The axes on which the chosen setting is the lowest or highest of those that were tried."""
     found = []
     for axis, value in chosen.items():
         values = sorted({setting[axis] for setting in tried if axis in setting})
-        if len(values) >= 3 and value in (values[0], values[-1]):
+        if len(values) > 1 and value in (values[0], values[-1]):
             found.append(f"{axis}={value:g} is the {'lowest' if value == values[0] else 'highest'} that was tried")
     return found

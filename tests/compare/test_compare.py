@@ -88,9 +88,13 @@ def test_settings_are_chosen_on_validation_prompts_only(hold: Hold, monkeypatch:
     monkeypatch.setattr(execution, "execute", rigged)
     found = hold("losses=[dpo]", "budget.trials=3", "seeds=1")
     row = next(row for row in found["methods"] if row["name"] == "dpo")
-    assert [trial["setting"]["beta"] for trial in row["trials"]] == [0.1, 0.3, 0.03]
-    assert row["chosen"]["beta"] == 0.3
-    assert row["edges"] == ["beta=0.3 is the highest that was tried"]
+    tried = [(trial["setting"]["beta"], trial["setting"]["learning_rate"]) for trial in row["trials"]]
+    assert tried == [(0.1, 0.01), (0.3, 0.01), (0.3, pytest.approx(0.01 / 3))]  # the third is beside the better one
+    assert row["chosen"] == {"beta": 0.3, "learning_rate": 0.01}
+    assert row["edges"] == [
+        "beta=0.3 is the highest that was tried",
+        "learning_rate=0.01 is the highest that was tried",
+    ]
     assert any("what lies beyond was not tried" in warning for warning in found["warnings"])
 
 
@@ -172,7 +176,7 @@ def test_a_folder_is_held_by_one(
         (["losses=[dpo]", "methods.dpo.loss.bta=3"], "no option 'loss.bta'"),
         (["losses=[dpo]", "seeds=0"], "seeds=0 must be at least 1"),
         (["losses=[dpo]", "--dry"], "no option --dry"),
-        (["losses=[dpo]", "budget.trials=13"], "from 1 to 12"),
+        (["losses=[dpo]", "budget.trials=0"], "budget.trials=0 must be at least 1"),
         (["losses=[dpo]", "data.eval_records=0"], "needs held-out records"),
     ],
 )
@@ -192,17 +196,19 @@ def first_is_longer(prompts: Sequence[str], first: Sequence[str], second: Sequen
     return [1.0 if len(a) >= len(b) else 0.2 for a, b in zip(first, second, strict=True)]
 
 
-def test_a_judge_that_compares(hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = hold("losses=[dpo]", "seeds=1", "judge=tests.compare.test_compare:first_is_longer")
+def test_a_judge_that_compares(
+    hold: Hold, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["losses=[dpo]", "seeds=1", "budget.trials=3", "judge=tests.compare.test_compare:first_is_longer"]
+    found = hold(*given)
     rows = {row["name"]: row for row in found["methods"]}
     assert found["metric"] == "win_rate"
     assert rows["sft"]["point"] == 0.5  # against itself
+    assert main(["compare", *words, *given, f"output_dir={tmp_path / 'out'}", "--list"]) == 0
+    assert "to do" not in capsys.readouterr().out  # the list, too, chooses by the judge
     assert len(list((tmp_path / "out" / "judgements").iterdir())) > 0
     monkeypatch.setattr("prefopt.compare.judge.function", lambda judge: pytest.fail("asked twice"))
-    assert (
-        hold("losses=[dpo]", "seeds=1", "judge=tests.compare.test_compare:first_is_longer")["methods"]
-        == found["methods"]
-    )
+    assert hold(*given)["methods"] == found["methods"]
 
 
 def test_a_reward_model_as_judge(hold: Hold, model_folder: Path, tmp_path: Path) -> None:

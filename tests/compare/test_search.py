@@ -1,18 +1,24 @@
-"""Which settings a method may try: as many for all, inside the plugin's useful range, in one order."""
+"""Which settings a method tries: as many for all, strengths of the plugin's useful range, rates as results lead."""
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from typing import Any, ClassVar
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefopt import registry
 from prefopt.cli.compose import compose
-from prefopt.compare.search import MAX_TRIALS, STRENGTHS, at_edge, settings, strength
+from prefopt.compare.search import STRENGTHS, Setting, at_edge, settings, strength
 from prefopt.errors import UserError
 from prefopt.hyperparameters import comments
 from prefopt.losses import MENU, load_class
+from prefopt.run import RunConfig
 from prefopt.testing.kit import example
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -46,37 +52,91 @@ def _required(cls: Any) -> dict[str, Any]:
     return {name: getattr(made, name) for name in ("r_max", "vocab_size") if hasattr(made, name)}
 
 
-def test_trials_are_the_first_of_one_order() -> None:
+def walk(best: tuple[float, float], trials: int, name: str = "dpo") -> list[tuple[float, float]]:
+    """(strength, power of 3 of the rate) of each trial, where the score falls with the distance from `best`."""
+
+    def place(setting: Setting) -> tuple[float, float]:
+        return next(iter(setting.strength.values()), 0.0), round(math.log(setting.learning_rate / 1e-3, 3), 6)
+
+    def score(setting: Setting) -> float:
+        beta, power = place(setting)
+        return -abs(math.log(max(beta, 1e-9) / best[0])) - abs(power - best[1])
+
+    return [place(setting) for setting in settings(compose([f"loss={name}", "output_dir=."]), trials, score)]
+
+
+def test_the_inner_strengths_come_first_at_the_configured_rate() -> None:
     config = compose(["loss=dpo", "output_dir=."])
-    every = settings(config, MAX_TRIALS)
-    assert len({str(s) for s in every}) == MAX_TRIALS == 12
-    assert [settings(config, n) for n in (1, 2, 5)] == [every[:1], every[:2], every[:5]]
-    assert [s.strength["beta"] for s in every[:4]] == [0.1, 0.3, 0.03, 1.0]  # inner strengths first
-    assert {s.learning_rate for s in every[:4]} == {1e-3}  # the world's own
-    assert sorted({s.learning_rate for s in every}) == pytest.approx([1e-3 / 3, 1e-3, 3e-3])
+    found = settings(config, 6)  # no result yet: nothing more is known
+    assert [setting.plain() for setting in found] == [
+        {"beta": 0.1, "learning_rate": 1e-3}, {"beta": 0.3, "learning_rate": 1e-3},
+    ]  # fmt: skip
+    assert settings(config, 1) == found[:1]
+
+
+def test_a_best_rate_at_the_edge_is_followed_outward() -> None:
+    """The best lies at beta 0.3 and 27 times below the configured rate: straight there, then one step beyond."""
+    assert walk((0.3, -3), 6) == [(0.1, 0), (0.3, 0), (0.3, -1), (0.3, -2), (0.3, -3), (0.3, -4)]
+    assert walk((0.3, 2), 6) == [(0.1, 0), (0.3, 0), (0.3, -1), (0.3, 1), (0.3, 2), (0.3, 3)]
+
+
+def test_a_rate_between_worse_ones_is_left_for_the_strength() -> None:
+    """Then half steps of the rate, then what is beside the next best."""
+    assert walk((0.1, 0), 9) == [
+        (0.1, 0), (0.3, 0), (0.1, -1), (0.1, 1), (0.03, 0), (0.1, -0.5), (0.1, 0.5), (0.03, -0.5), (0.3, -0.5),
+    ]  # fmt: skip
+    assert walk((1.0, 0), 6) == [(0.1, 0), (0.3, 0), (0.3, -1), (0.3, 1), (1.0, 0), (1.0, -1)]
 
 
 def test_a_loss_without_strength_tries_as_many_learning_rates() -> None:
-    found = settings(compose(["loss=sft", "output_dir=."]), 4)
-    assert [s.strength for s in found] == [{}] * 4
-    assert [s.learning_rate for s in found] == pytest.approx([1e-3, 1e-3 / 3**0.5, 1e-3 * 3**0.5, 1e-3 / 3])
+    assert walk((1e-9, 0), 5, "sft") == [(0, 0), (0, -1), (0, 1), (0, -0.5), (0, 0.5)]
+    assert walk((1e-9, -3), 5, "sft") == [(0, 0), (0, -1), (0, -2), (0, -3), (0, -4)]
+
+
+def test_where_all_runs_fail_the_rate_goes_down() -> None:
+    config = compose(["loss=dpo", "output_dir=."])
+    found = settings(config, 5, lambda setting: math.nan)
+    assert [s.learning_rate for s in found] == pytest.approx([1e-3, 1e-3, 1e-3 / 3, 1e-3 / 9, 1e-3 / 27])
+    # of a run that works everything is better than of one that does not
+    found = settings(config, 3, lambda setting: -5.0 if setting.strength["beta"] == 0.3 else math.nan)
+    assert found[2].strength == {"beta": 0.3}
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan]), min_size=30, max_size=30), st.sampled_from(["dpo", "sft"]))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_any_results_give_every_method_its_trials(scores: list[float], name: str) -> None:
+    """None twice, all strengths declared ones; the way is the same however many trials are allowed."""
+    config = configuration(name)
+
+    def scored(trials: int) -> list[Setting]:
+        drawn = iter(scores)
+        return settings(config, trials, lambda setting: next(drawn))
+
+    found = scored(30)
+    assert len({str(setting) for setting in found}) == 30
+    assert {s.strength["beta"] for s in found if s.strength} <= {0.03, 0.1, 0.3, 1.0}
+    assert scored(7) == found[:7]
+
+
+@functools.cache
+def configuration(name: str) -> RunConfig:
+    return compose([f"loss={name}", "output_dir=."])
 
 
 def test_a_setting_is_applied_and_said() -> None:
     config = compose(["loss=simpo", "output_dir=."])
-    setting = settings(config, 5)[4]
+    setting = settings(config, 3, lambda setting: setting.strength["beta"])[2]
     changed = setting.apply(config)
-    assert (changed.loss.beta, changed.trainer["learning_rate"]) == (3.5, pytest.approx(1e-3 / 3))  # type: ignore[attr-defined]
+    assert (changed.loss.beta, changed.trainer["learning_rate"]) == (6.0, pytest.approx(1e-3 / 3))  # type: ignore[attr-defined]
     again = compose(["loss=simpo", "output_dir=.", *setting.overrides()])
     assert again.loss == changed.loss
     assert again.trainer["learning_rate"] == pytest.approx(changed.trainer["learning_rate"], rel=1e-5)
     assert config.trainer["learning_rate"] == 1e-3  # the configuration itself stays
 
 
-@pytest.mark.parametrize("trials", [0, 13])
-def test_a_budget_beyond_the_grid_is_refused(trials: int) -> None:
-    with pytest.raises(UserError, match=r"budget\.trials.*1 to 12"):
-        settings(compose(["loss=dpo", "output_dir=."]), trials)
+def test_no_trials_are_refused() -> None:
+    with pytest.raises(UserError, match=r"budget\.trials=0 must be at least 1"):
+        settings(compose(["loss=dpo", "output_dir=."]), 0)
 
 
 @pytest.mark.parametrize("space", [{"beta": (0.1, 0.2)}, {"bta": (1, 2, 3, 4)}, {"beta": (4, 3, 2, 1)}])
@@ -89,8 +149,8 @@ def test_a_wrong_declaration_is_refused(space: dict[str, tuple[float, ...]]) -> 
 
 
 def test_the_edge_of_the_grid() -> None:
-    """At the lowest of three strengths; the learning rate had one value, of which nothing can be said."""
+    """At the lowest of several strengths; the learning rate had one value, of which nothing can be said."""
     tried = [{"beta": b, "learning_rate": 1e-3} for b in (0.3, 0.1, 1.0)]
     assert at_edge(tried[1], tried) == ["beta=0.1 is the lowest that was tried"]
     assert at_edge(tried[0], tried) == []
-    assert at_edge(tried[0], tried[:2]) == []
+    assert at_edge(tried[0], tried[:2]) == ["beta=0.3 is the highest that was tried"]

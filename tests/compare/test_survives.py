@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Trainer
 
+from prefopt.cli import main
 from prefopt.compare import execute as execution
+from prefopt.compare.jobs import Job, Result
 from prefopt.errors import UserError
 
 Hold = Callable[..., dict[str, Any]]
@@ -31,10 +36,11 @@ def figures(content: dict[str, Any]) -> dict[str, Any]:
 
 def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tmp_path: Path) -> None:
     """Killed with -9 after some jobs, on worker processes; then finished here: bit for bit what one go gives."""
-    whole = hold("losses=[dpo]", folder=tmp_path / "whole")
+    whole = hold("losses=[dpo]", "budget.trials=3", folder=tmp_path / "whole")
     folder = tmp_path / "killed"
-    given = [word for word in words if not word.startswith("workers=")]
-    command = [sys.executable, "-c", MAIN, "compare", *given, "losses=[dpo]", "workers=2", f"output_dir={folder}"]
+    given = [word for word in words if not word.startswith(("workers=", "budget."))]
+    given += ["losses=[dpo]", "budget.trials=3", "workers=2", f"output_dir={folder}"]
+    command = [sys.executable, "-c", MAIN, "compare", *given]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and len(list(folder.glob("jobs/*/result.json"))) < 2:
             time.sleep(0.05)
@@ -42,15 +48,55 @@ def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tm
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     done = len(list(folder.glob("jobs/*/result.json")))
-    assert 2 <= done < 8
+    assert 2 <= done < 12
     assert not (folder / "results.json").exists()
-    assert figures(hold("losses=[dpo]", folder=folder)) == figures(whole)
+    assert figures(hold("losses=[dpo]", "budget.trials=3", folder=folder)) == figures(whole)
 
 
-def test_jobs_by_a_hydra_launcher(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hydra's own launcher runs them one after another; what it gives is what the workers give."""
-    expected = hold("losses=[dpo]", "seeds=1", folder=Path("plain"))
-    assert figures(hold("losses=[dpo]", "seeds=1", "launcher=basic", folder=Path("launched"))) == figures(expected)
+@pytest.mark.filterwarnings("ignore")  # the launchers' own
+@pytest.mark.parametrize(
+    ("package", "launcher"),
+    [
+        ("hydra", ["launcher=basic"]),
+        ("hydra_plugins.hydra_joblib_launcher", ["launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+        ("hydra_plugins.hydra_ray_launcher", ["launcher=ray", "hydra.launcher.ray.init.num_cpus=1"]),
+    ],
+)
+def test_jobs_by_a_hydra_launcher(hold: Hold, package: str, launcher: list[str]) -> None:
+    """Hydra's own runs them one after another, the others in processes; what they give is what the workers give."""
+    pytest.importorskip(package)
+    given = ["losses=[dpo]", "seeds=1", "budget.trials=2"]
+    expected = hold(*given, folder=Path("plain"))
+    assert figures(hold(*given, *launcher, folder=Path("launched"))) == figures(expected)
+
+
+def test_a_launcher_has_its_options_alone(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["compare", *words, "losses=[dpo]", f"output_dir={tmp_path}"]
+    assert main([*given, "hydra.launcher.n_jobs=2"]) == 2
+    assert "say which launcher" in capsys.readouterr().err
+    assert main([*given, "launcher=basic", "hydra.launcher.jobs=2"]) == 2
+    assert "hydra.launcher.jobs" in capsys.readouterr().err
+    assert main([*given, "launcher=slumr"]) == 2
+    assert "unknown hydra/launcher 'slumr'" in capsys.readouterr().err
+
+
+def test_a_worker_keeps_nothing_of_the_jobs_it_did(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models, trainers and their tensors go with each job; the data and the reference are kept once."""
+    counts: list[tuple[int, int]] = []
+    run = execution.execute
+
+    def counted(job: Job) -> Result:
+        result = run(job)
+        alive = gc.get_objects()  # no collection before: garbage must not pile up until one happens
+        counts.append((sum(isinstance(o, torch.Tensor) for o in alive), sum(isinstance(o, Trainer) for o in alive)))
+        return result
+
+    monkeypatch.setattr(execution, "execute", counted)
+    hold("losses=[dpo,kto]", "seeds=2", "budget.trials=2")
+    assert len(counts) == 14
+    assert counts[-1] == counts[3]
+    assert all(trainers == 0 for _, trainers in counts)
 
 
 @pytest.mark.filterwarnings("ignore")  # the harness's own
