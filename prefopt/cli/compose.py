@@ -38,7 +38,8 @@ from prefopt.trainer.sentinels import SentinelConfig
 
 CONF = "pkg://prefopt.conf"
 OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
-KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder")
+KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder",
+        "optimized_metric")  # fmt: skip
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
@@ -90,8 +91,10 @@ def _node(cls: type[Any]) -> DictConfig:
     return node
 
 
-def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -> None:
+def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], program: str) -> None:
     """Compose `conf/train.yaml` with the overrides in `argv` and call `task`, once for each job of a multirun.
+
+    Of the summary that `task` returns a sweeper is given the figure `optimized_metric`.
 
     Raises:
         UserError: what Hydra refuses, in one line, with the nearest valid name.
@@ -106,7 +109,7 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
         if any(isinstance(error, Stopped) for error in failed):
             return None  # a signal ends a multirun, not one job of it
         try:
-            return task(run_config(config, own))
+            return optimized(task(run_config(config, own)), config.optimized_metric)
         except (PrefoptError, OmegaConfBaseException) as error:
             failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
             if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -114,12 +117,32 @@ def run_hydra(task: Callable[[RunConfig], Any], argv: list[str], program: str) -
 
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
-        if failed:
-            raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, argv) from error
+        if not failed:
+            raise explain(error, argv) from error
+    except Exception:
+        if not failed:  # else a sweeper that was left without a result has less to say than its jobs
+            raise
     finally:
         sys.argv = saved
+    if failed:
+        raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
+
+
+def optimized(summary: dict[str, Any], name: str) -> float | None:
+    """The figure of a finished run by which a sweeper goes on; None where it is not there and nobody asks.
+
+    Raises:
+        UserError: a sweeper asks for a figure that the run has not.
+    """
+    figures: dict[str, float] = summary["after"]
+    if name in figures or HydraConfig.get().runtime.choices["hydra/sweeper"] == "basic":
+        return figures.get(name)
+    if not figures:
+        raise UserError(f"optimized_metric={name} is measured on held-out records: set data.eval_records, "
+                        "data.eval_fraction or data.eval_path")  # fmt: skip
+    raise UserError(f"optimized_metric={name}: the run has no such figure{nearest(name, list(figures))}; it has "
+                    f"{', '.join(sorted(figures))}")  # fmt: skip
 
 
 def implied(overrides: list[str]) -> list[str]:
