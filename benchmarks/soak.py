@@ -10,8 +10,9 @@ reads the reference, one that couples the records of a step (two passes) and one
 collected, trimmed or emptied by hand between them.
 
 After each cycle, but for the first sixth of the time, in which caches fill: resident memory, memory of this process
-alone, open files, threads, child processes, tokens a processor second. The machine may be shared: processor seconds
-hardly depend on it, and `yardstick` is what a fixed piece of work took, to see how far they do.
+alone, open files, threads, child processes, tokens a processor second. On a shared machine a processor second is worth
+less while others use its caches and memory, so between the steps a fixed piece of training is timed that prefopt has no
+part in (`yardstick_s`); throughput is judged as tokens in the time of that piece, and shown by itself too.
 
 The change of a figure is the slope of Theil and Sen over the run, times its length, over its median; the interval is
 the slope's, 95 %. Throughput of a loss is taken over its own median. Broken bounds (`BOUNDS`) end the program with
@@ -46,6 +47,7 @@ import prefopt
 from prefopt.cli.compose import compose
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.run import RunConfig, run
+from prefopt.worlds.build import new_model
 
 RESULTS = Path(__file__).with_name("results") / "soak.json"
 LOSSES = ("dpo", "kto", "simpo")
@@ -61,13 +63,31 @@ BOUNDS = {"rss_mib": 0.02, "uss_mib": 0.02, "throughput": 0.05, "whole_throughpu
 COUNTS = ("files", "threads", "children")
 
 
+class Yardstick:
+    """A fixed piece of training in plain transformers: 960 tokens forward and backward through the world's model."""
+
+    def __init__(self) -> None:
+        self.model = new_model(seed=0)
+        self.ids = torch.arange(16 * 60).reshape(16, 60) % self.model.config.vocab_size
+
+    def seconds(self) -> float:
+        """Processor seconds that it takes now."""
+        began = time.process_time()
+        self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
+        self.model.zero_grad()
+        return time.process_time() - began
+
+
 @dataclass
 class Meter(TrainerCallback):  # type: ignore[misc]
-    """Stops a run after `stop_at` steps, as a batch system would; counts its tokens, and the seconds of its steps."""
+    """Stops a run after `stop_at` steps, as a batch system would; counts its tokens and the seconds of its steps, and
+    takes the yardstick every fourth step."""
 
+    yardstick: Yardstick
     stop_at: int | None = None
     tokens: float = 0.0
     seconds: float = 0.0
+    fixed: list[float] = field(default_factory=list)
     sent: bool = field(default=False, init=False)
     _flos: float = field(default=0.0, init=False)
     _since: float = field(default=0.0, init=False)
@@ -76,6 +96,8 @@ class Meter(TrainerCallback):  # type: ignore[misc]
         self._flos = state.total_flos
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % 4 == 0:
+            self.fixed.append(self.yardstick.seconds())
         self._since = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -89,10 +111,10 @@ class Meter(TrainerCallback):  # type: ignore[misc]
         self.tokens += (state.total_flos - self._flos) / (6 * sum(p.numel() for p in model.parameters()))
 
 
-def cycle(config: RunConfig) -> dict[str, float]:
+def cycle(config: RunConfig, yardstick: Yardstick) -> dict[str, float]:
     """A run that is stopped in its middle and gone on with; tokens, and processor seconds of its steps and in all."""
     began = time.process_time()
-    first, second = Meter(stop_at=STEPS // 2), Meter()
+    first, second = Meter(yardstick, stop_at=STEPS // 2), Meter(yardstick)
     try:
         run(config, say=lambda line: None, callbacks=[first])
     except Stopped:
@@ -101,22 +123,14 @@ def cycle(config: RunConfig) -> dict[str, float]:
     summary = run(config, say=lambda line: None, callbacks=[second])
     assert first.sent
     assert summary["steps"] == STEPS
-    tokens, whole = first.tokens + second.tokens, time.process_time() - began
+    fixed = first.fixed + second.fixed
+    tokens, whole = first.tokens + second.tokens, time.process_time() - began - sum(fixed)
     return {
         "tokens_per_s": tokens / (first.seconds + second.seconds),
         "whole_tokens_per_s": tokens / whole,
         "cycle_s": whole,
+        "yardstick_s": sum(fixed) / len(fixed),
     }
-
-
-def yardstick() -> float:
-    """Processor seconds of a fixed piece of work of the same kinds: products of small matrices, and plain Python."""
-    began = time.process_time()
-    a = torch.ones(512, 64)
-    for _ in range(200):
-        a = torch.tanh(a @ torch.ones(64, 64) / 64)
-    sum(i * i for i in range(300_000))
-    return time.process_time() - began
 
 
 def sample(process: psutil.Process) -> dict[str, float]:
@@ -136,6 +150,7 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     began, ended, process = time.monotonic(), False, psutil.Process()
     samples: list[dict[str, Any]] = []
+    yardstick = Yardstick()
     with tempfile.TemporaryDirectory(prefix="prefopt-soak-") as scratch:
         store = f"reference_folder={scratch}/reference"
         configs = [compose([f"loss={loss}", *SETTING, store, f"output_dir={scratch}"]) for loss in LOSSES]
@@ -143,12 +158,12 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
         while not ended and (time.monotonic() - began < seconds or number % len(LOSSES)):
             config = replace(configs[number % len(LOSSES)], output_dir=Path(scratch) / "run", seed=number)
             try:
-                figures = cycle(config)
+                figures = cycle(config, yardstick)
             except (Stopped, KeyboardInterrupt):
                 ended = True
                 break
             shutil.rmtree(config.output_dir)
-            figures |= sample(process) | {"yardstick_s": yardstick()}
+            figures |= sample(process)
             samples.append({"minute": (time.monotonic() - began) / 60, "loss": config.loss_name} | figures)
             print(" ".join(f"{k}={v:.6g}" if k != "loss" else v for k, v in samples[-1].items()), flush=True)
             number += 1
@@ -196,12 +211,13 @@ def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     minutes = np.array([s["minute"] for s in samples])
     losses = np.array([s["loss"] for s in samples])
     columns = {name: np.array([s[name] for s in samples], dtype=np.float64) for name in (*COUNTS, "rss_mib", "uss_mib")}
-    for name, source in (("throughput", "tokens_per_s"), ("whole_throughput", "whole_tokens_per_s")):
-        value = np.array([s[source] for s in samples])
-        for loss in set(losses):
-            value[losses == loss] /= np.median(value[losses == loss])
-        columns[name] = value
     columns["yardstick"] = np.array([s["yardstick_s"] for s in samples])
+    for name, source in (("throughput", "tokens_per_s"), ("whole_throughput", "whole_tokens_per_s")):
+        speed = np.array([s[source] for s in samples])
+        for kind, value in ((name, speed * columns["yardstick"]), (f"{name}_as_timed", speed.copy())):
+            for loss in set(losses):
+                value[losses == loss] /= np.median(value[losses == loss])
+            columns[kind] = value
     found: dict[str, Any] = {}
     for name, values in columns.items():
         level = float(np.median(values))

@@ -258,6 +258,55 @@ def plan_memory(result: Any) -> str:
     return markdown(columns, result["rows"])
 
 
+FIGURES = {
+    "rss_mib": ("resident memory, MiB", "{:,.0f}"),
+    "uss_mib": ("memory of its own, MiB", "{:,.0f}"),
+    "throughput": ("tokens trained, by the yardstick", ""),
+    "throughput_as_timed": ("tokens trained a processor second", ""),
+    "whole_throughput": ("tokens of a whole cycle, by the yardstick", ""),
+    "whole_throughput_as_timed": ("tokens of a whole cycle a processor second", ""),
+    "yardstick": ("the yardstick, ms", "{:,.1f}"),
+    "files": ("open files", "{:.0f}"),
+    "threads": ("threads", "{:.0f}"),
+    "children": ("child processes", "{:.0f}"),
+}
+
+
+def soak(result: Any) -> str:
+    rows = []
+    for name, (words, form) in FIGURES.items():
+        if name not in result["verdict"]:
+            continue
+        found = result["verdict"][name]
+        counted = name in ("files", "threads", "children")
+        change = "{:+.0f}".format(found["change"]) if counted else "{:+.1%}".format(found["change"])
+        between = None if counted else f"{found['low']:+.1%} to {found['high']:+.1%}"
+        bound = found["bound"]
+        rows.append({
+            "figure": words,
+            "level": form.format(found["level"] * (1000 if name == "yardstick" else 1)) if form else None,
+            "change": change,
+            "between": between,
+            "bound": None if bound is None else "none" if counted else f"{bound:.0%}",
+            "ok": None if bound is None else "yes" if found["ok"] else "no",
+        })  # fmt: skip
+    columns = {
+        "figure": ("", "{}"),
+        "level": ("level", "{}"),
+        "change": ("change over the run", "{}"),
+        "between": ("95 %", "{}"),
+        "bound": ("bound", "{}"),
+        "ok": ("within it", "{}"),
+    }
+    s, samples = result["setting"], result["samples"]
+    facts = (
+        f"{s['minutes']:.0f} minutes by the clock, {sum(samples['cycle_s']) / 60:.0f} of them on the processor; "
+        f"{s['cycles']} runs, each stopped and gone on with, of {', '.join(s['losses'])}; "
+        f"the first {s['warm_up']} are left out. torch {s['torch']}, transformers {s['transformers']}."
+    )
+    return f"{facts}\n\n{markdown(columns, rows)}"
+
+
 def _quoted(text: str) -> str:
     """A text on one line, with nothing in it that Markdown would read."""
     line = " ".join(text.split())
@@ -275,6 +324,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "reference_store": reference_store,
     "real_model": real_model,
     "plan_memory": plan_memory,
+    "soak": soak,
     **world_tables.TABLES,
 }
 

@@ -191,8 +191,8 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         )
     if about["missing_keys"]:
         absent = sorted(about["missing_keys"])
-        raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in its "
-                        f"files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
+        raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
+                        f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
     return model
 
 

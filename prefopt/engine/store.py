@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefopt.errors import UserError
@@ -67,7 +69,7 @@ class Part:
         for name in ARRAYS:
             file = folder / f"{name}.npy"
             if name != "entropy" or file.exists():
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+                arrays[name] = _mapped(file)
         part = cls(**arrays)  # type: ignore[arg-type]
         part.check()
         return part
@@ -242,6 +244,21 @@ def leftovers(root: Path) -> list[Path]:
 def size_of(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _mapped(path: Path) -> Array:
+    """An array file, memory-mapped and closed: Python's own map keeps it open, and a large store has thousands."""
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("its arrays are of another version")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    if fortran or dtype.hasobject:
+        raise ValueError("its arrays are of other kinds")
+    if not math.prod(shape):
+        return np.empty(shape, dtype)
+    with pa.memory_map(str(path)) as mapped:
+        return np.frombuffer(mapped.read_buffer(), dtype, math.prod(shape), start).reshape(shape)
 
 
 def _facts_in(about: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import torch
 
@@ -74,7 +76,19 @@ def test_what_is_read_is_memory_mapped(model: Any, tmp_path: Path) -> None:
     owner: Any = found.token(0)[0]
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    assert "mmap" in type(owner.base).__name__
+    assert isinstance(owner.base, pa.Buffer)
+    assert str(part_of(tmp_path, model)) in Path("/proc/self/maps").read_text()
+
+
+def test_a_store_of_many_parts_keeps_no_file_open(tmp_path: Path) -> None:
+    """Each file of each part was kept open: a million pairs have thousands, and a process may have a thousand."""
+    store = ReferenceStore(tmp_path, "0" * 32)
+    for i in range(20):
+        store.add({entry_key(np.array([i]), np.array([1])): (np.array([-1.0], np.float32), None)})
+    before = psutil.Process().num_fds()
+    again = ReferenceStore(tmp_path, "0" * 32)
+    assert len(again) == 20
+    assert psutil.Process().num_fds() == before
 
 
 # ---- what hits, and what misses

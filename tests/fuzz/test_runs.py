@@ -83,7 +83,7 @@ def test_checkpoints_with_forged_checksums(name: str, copy: Path) -> None:
     data = tiny.records(Data.PAIRS, 8)
     options: dict[str, Any] = {"batch": BatchConfig(records=4), "max_steps": 2, "store": copy / "reference"}
 
-    @cases(0.002)
+    @cases(0.0005)
     @given(altered_file(original))
     def check(content: bytes) -> None:
         (checkpoint / name).write_bytes(content)
@@ -119,7 +119,7 @@ def test_run_folders(copy: Path, tmp_path: Path) -> None:
     """config.yaml as somebody else may have written it, for `prefopt rerun`."""
     good = compose([]).plain()
 
-    @cases(0.02)
+    @cases(0.01)
     @given(st.one_of(altered_json(good).map(json.dumps), words, altered(json.dumps(good).encode())))
     def check(content: Any) -> None:
         text = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
@@ -157,7 +157,7 @@ def test_overrides(verb: str) -> None:
         words, plain.map(json.dumps), st.sampled_from(["dpo", "{_target_: os.system}", "[1,", "'", "a,b"])
     )
 
-    @cases(0.01)
+    @cases(0.004)
     @given(st.lists(st.tuples(keys, values).map("=".join), min_size=1, max_size=3))
     def check(overrides: list[str]) -> None:
         attempt(lambda: compose(overrides))

@@ -74,7 +74,7 @@ def test_pages_of_runs(run_files: dict[str, Any], tmp_path: Path) -> None:
     lay(tmp_path, run_files)
     plain = Page(Path(write_run_page(tmp_path)).read_text())
 
-    @cases(0.005)
+    @cases(0.002)
     @given(st.sampled_from(sorted(run_files)).flatmap(
         lambda n: st.tuples(st.just(n), st.one_of(altered_json(run_files[n], hostile), altered_json(run_files[n])))
     ))  # fmt: skip
@@ -96,7 +96,7 @@ def test_pages_about_data(tmp_path: Path) -> None:
     config = DataConfig(path=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
     plain = Page(page([examine(config)]))
 
-    @cases(0.005)
+    @cases(0.002)
     @given(st.lists(altered_json(row, hostile), min_size=1, max_size=3), hostile)
     def check(rows: list[Any], name: str) -> None:
         (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(as_json, [row, *rows, {**row, name: name, "prompt": name}])))
