@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+# Where transformers' annotation still allows for an old spelling, which would turn `true` into a text.
+KINDS: dict[str, Any] = {"fsdp": bool | None}
 EXPOSED = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
     "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -53,7 +55,8 @@ def schema() -> type[Any]:
     made = []
     for name in EXPOSED:
         default = DEFAULTS.get(name, _default(fields[name]))
-        made.append((name, _plain(hints[name], default), dataclasses.field(default=default)))
+        kind = KINDS.get(name) or _plain(hints[name], default)
+        made.append((name, kind, dataclasses.field(default=default)))
     return dataclasses.make_dataclass("TrainerConfig", made, kw_only=True)
 
 

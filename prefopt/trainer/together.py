@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ FAILURES = ("gloo", "nccl", "connection closed", "connection reset", "broken pip
 BEAT_SECONDS = 5.0  # between two notes
 LOOK_SECONDS = 20.0  # at most between two looks at the others' notes, while waiting
 FINISHED = "it has finished"  # last words of one that nobody waits for
+LINGER_SECONDS = 10.0
 IDLE = 0.02  # share of a core below which a thread waits
 _entered = itertools.count()
 
@@ -148,9 +150,23 @@ class Together(TrainerCallback):
             self._write(replace(self._mine, left=why, because=cause))
         except Exception:  # the process that kept the store is gone
             logger.debug("no last words", exc_info=True)
+        if error is not None and self.rank == 0:
+            self._linger()
         self._store = None
         if failed is not None:
             raise TrainingError(why) from error
+
+    def _linger(self) -> None:
+        """Without a launcher that keeps the store the first process does: let the others read why they cannot go on."""
+        end = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < end:
+            try:
+                others = self._others()
+            except Exception:
+                return
+            if all(n.left is not None or self._is_dead(r, n) for r, n in others.items()):
+                return
+            time.sleep(0.25)
 
     def _watch(self) -> None:
         """Notes, and looks at the others' notes while this process waits. Runs in a thread."""
@@ -275,7 +291,7 @@ def _collective(thread: threading.Thread, idle: bool) -> str | None:
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         name = frame.f_code.co_name
-        if f"{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
+        if re.search(r"torch\W.*distributed", frame.f_code.co_filename):
             found = next((c for c in COLLECTIVES if c in name), None)
             if found is not None:
                 return found

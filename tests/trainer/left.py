@@ -1,5 +1,5 @@
 """Processes of which one is killed, leaves or comes late: `python -m tests.trainer.left FOLDER CASE...`, or one case
-under torchrun. Prints, for a case without a launcher, its exit codes as JSON; `FOLDER/<case>/<rank>.err` has the rest.
+under torchrun. A case without a launcher leaves `FOLDER/<case>/codes.json` and what each rank said, `<rank>.err`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def run(folder: Path, case: str) -> None:
     if case in ("altered", "none whole"):
         refused(folder)
         return
+    PartialState(cpu=True)
     with watching.Together(lambda line: print(line, file=sys.stderr, flush=True), patience=2.0) as together:
         tiny.run(load("dpo"), TRAIN, folder, callbacks=[together, Fate(case)],
                  batch=BatchConfig(records=18, max_tokens=90), max_steps=4)  # fmt: skip
@@ -84,4 +85,5 @@ if __name__ == "__main__":
     else:
         for case in sys.argv[2:]:
             home = folder / case
-            print(json.dumps(codes(fork(PROCESSES, functools.partial(run, home, case), home))), flush=True)
+            ended = codes(fork(PROCESSES, functools.partial(run, home, case), home))
+            (home / "codes.json").write_text(json.dumps(ended))
