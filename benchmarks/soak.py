@@ -52,6 +52,7 @@ from prefopt.worlds.build import new_model
 RESULTS = Path(__file__).with_name("results") / "soak.json"
 LOSSES = ("dpo", "kto", "simpo")
 STEPS = 48  # of a cycle
+SEEDS = 2  # taken in turn: a new seed has new mismatched completions, and the reference store would grow with each
 SETTING = (
     f"trainer.max_steps={STEPS}", "trainer.learning_rate=1e-4", "batch.records=64", "trainer.eval_strategy=steps",
     "trainer.eval_steps=12", "trainer.save_strategy=steps", "trainer.save_steps=12", "trainer.save_total_limit=2",
@@ -156,7 +157,9 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
         configs = [compose([f"loss={loss}", *SETTING, store, f"output_dir={scratch}"]) for loss in LOSSES]
         number, written = 0, began
         while not ended and (time.monotonic() - began < seconds or number % len(LOSSES)):
-            config = replace(configs[number % len(LOSSES)], output_dir=Path(scratch) / "run", seed=number)
+            config = replace(
+                configs[number % len(LOSSES)], output_dir=Path(scratch) / "run", seed=number // len(LOSSES) % SEEDS
+            )
             try:
                 figures = cycle(config, yardstick)
             except (Stopped, KeyboardInterrupt):
