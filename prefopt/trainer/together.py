@@ -211,9 +211,10 @@ class Together(TrainerCallback):
     def _late(self, others: dict[int, Note]) -> str:
         """Who has not come to where this process waits."""
         mine = self._mine
-        late = {r: n for r, n in others.items() if (n.count, n.waits) != (mine.count, mine.waits)}
+        late = {r: n for r, n in others.items() if n.waits is None or n.count < mine.count}
         if not late:
-            return "the others wait there, too"
+            elsewhere = [f"rank {r} in {n.waits}" for r, n in others.items() if n.waits != mine.waits]
+            return f"the others wait as well{', but ' if elsewhere else ''}{', '.join(elsewhere[:4])}"
         places = [f"rank {r} is {'in ' + n.waits + ', ' if n.waits else ''}at {n.at}" for r, n in late.items()]
         more = f" and {len(places) - 4} more" if len(places) > 4 else ""
         return f"{_ranks(list(late))} not arrived: {'; '.join(places[:4])}{more}"

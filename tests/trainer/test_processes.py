@@ -19,9 +19,9 @@ STEPS = 20
 # plain; coupled with mismatched completions; coupled; coupled with state; per token with statistics of the vocabulary;
 # a reference that moves; only one side of a pair; fewer records than processes
 RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "tr_dpo", "sft", "dpo@1", "kto@1")
-# A covering set of the matrix of `python -m tests.trainer.matrix`: every pair of its columns is here.
+# A covering set; `python -m tests.trainer.matrix FOLDER` runs all.
 ON_TWO = ("dpo+fsdp", "kto+fsdp+lora+padded", "aot+lora")
-ON_FOUR = ("kto", "dpo+fsdp+lora", "aot+fsdp+padded")
+ON_FOUR = ("kto+padded", "aot+fsdp")
 
 
 def environment() -> dict[str, str]:
@@ -71,9 +71,8 @@ def test_twenty_steps_whatever_shards_and_processes_and_a_checkpoint_of_two_goes
         [2, {"steps": STEPS, "save": 10}, ON_TWO],
         [4, {"steps": STEPS}, ON_FOUR],
         [4, {"steps": STEPS, "resume": "checkpoint-10", "out": from_two}, ("dpo+fsdp", "aot+lora")],
-        # With shards what was written without, and the other way round.
+        # With shards what was written without.
         [4, {"steps": STEPS, "resume": "aot+lora:checkpoint-10", "out": from_two}, ("aot+lora+fsdp",)],
-        [4, {"steps": STEPS, "resume": "dpo+fsdp:checkpoint-10", "out": from_two}, ("dpo",)],
     ]
     done = python("tests.trainer.together", str(tmp_path), "--groups", json.dumps(groups[:2]))
     assert done.returncode == 0, done.stderr[-4000:]
@@ -85,7 +84,7 @@ def test_twenty_steps_whatever_shards_and_processes_and_a_checkpoint_of_two_goes
             same(tmp_path / str(processes), run, *one[plain], processes)
     done = python("tests.trainer.together", str(tmp_path), "--groups", json.dumps(groups[2:]))
     assert done.returncode == 0, done.stderr[-4000:]
-    for run in ("dpo+fsdp", "aot+lora", "aot+lora+fsdp", "dpo"):
+    for run in ("dpo+fsdp", "aot+lora", "aot+lora+fsdp"):
         same(tmp_path / "2", run, *one[run.replace("+fsdp", "")], 4)
     for run, checkpoint in (("aot+lora", "at-aot+lora"), ("dpo", "at-dpo+fsdp")):
         resume = tmp_path / "2" / checkpoint / "checkpoint-10"
