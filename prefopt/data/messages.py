@@ -68,12 +68,12 @@ def number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("wrong_type", f"{name!r} must be a number, not {type(value).__name__}")
     try:
-        value = float(value)
+        found = float(value)
     except OverflowError:
         raise RowError("not_finite", f"{name!r} is larger than any float") from None
-    if not math.isfinite(value):
-        raise RowError("not_finite", f"{name!r} is {value}")
-    return value
+    if not math.isfinite(found):
+        raise RowError("not_finite", f"{name!r} is {found}")
+    return found
 
 
 LABELS = {

@@ -313,6 +313,14 @@ def test_template_files(content: bytes) -> None:
     attempt(lambda: rendered(content.decode("utf-8", "replace")))
 
 
+def test_replies_that_are_no_list() -> None:
+    """A tree whose replies are a number was a TypeError."""
+    found = SCHEMAS["nested_tree"].read(
+        {"message_tree_id": "t", "prompt": {"text": "Q?", "role": "user", "replies": 5}}
+    )
+    assert [(type(one), one.reason) for one in found if isinstance(one, RowError)] == [(RowError, "wrong_type")]
+
+
 @pytest.mark.parametrize("value", [10**400, -(10**400), 1e400])
 def test_numbers_that_no_float_holds(value: Any, tmp_path: Path) -> None:
     """A score of 401 digits was an OverflowError."""

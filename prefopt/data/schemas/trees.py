@@ -49,7 +49,10 @@ def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
     """The ranked lists at and under a node; rank 0 is the best, and an answer without a rank is left out."""
     try:
         turn = _turn(node)
-        replies = [_node(reply) for reply in node.get("replies") or [] if not _node(reply).get("deleted")]
+        listed = node.get("replies") or []
+        if not isinstance(listed, list):
+            raise RowError("wrong_type", f"'replies' must be a list of messages, not {type(listed).__name__}")
+        replies = [_node(reply) for reply in listed if not _node(reply).get("deleted")]
     except RowError as error:
         yield error
         return
