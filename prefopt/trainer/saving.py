@@ -71,11 +71,11 @@ class SavingTrainer(Trainer):
 
     def _build_accelerator_args(self, **kw: Any) -> dict[str, Any]:
         self._shards = sharding.plugin_of(self.args)
-        return super()._build_accelerator_args(**kw | {"fsdp_plugin": self._shards})  # type: ignore[no-any-return]
+        return super()._build_accelerator_args(**kw | {"fsdp_plugin": self._shards})
 
     def create_accelerator_and_postprocess(self) -> None:
         with sharding.switch_kept():
-            super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+            super().create_accelerator_and_postprocess()
         if self._shards is not None:
             sharding.shard_on_cpu(self.accelerator.state, self._shards)
             self.is_fsdp_enabled = True
@@ -96,6 +96,7 @@ class SavingTrainer(Trainer):
             return
         sharding.save_optimizer(self.optimizer, Path(output_dir), writes=self.args.should_save)
         if self.args.should_save:
+            assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, sharding.SCHEDULER))
 
     # ---- writing
@@ -241,6 +242,7 @@ class SavingTrainer(Trainer):
                 super()._load_optimizer_and_scheduler(checkpoint)
             else:
                 sharding.load_optimizer(self.optimizer, Path(checkpoint))
+                assert self.lr_scheduler is not None
                 self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, sharding.SCHEDULER), weights_only=True))
 
     def _load_scaler(self, checkpoint: str | None) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from torch import distributed
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
 from prefopt.errors import TrainingError
@@ -132,7 +132,8 @@ class Together(TrainerCallback):
             self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
             # A connection of its own: a call on the other one waits while that one waits. A name of its own: one
             # program may train several times.
-            self._store = distributed.PrefixStore(f"prefopt/{next(_entered)}", _get_default_store().clone())
+            store: Any = _get_default_store()
+            self._store = PrefixStore(f"prefopt/{next(_entered)}", store.clone())
             self._write(self._mine)
             self._main = threading.current_thread()
             threading.Thread(target=self._watch, daemon=True).start()

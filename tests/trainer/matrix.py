@@ -1,4 +1,4 @@
-"""Everything against one process: `python -m tests.trainer.matrix FOLDER [torchrun|accelerate]`, by default both.
+"""Everything against one process: `python -m tests.trainer.matrix FOLDER [LAUNCHER-PROCESSES...]`, by default all.
 
 Both launchers, 1, 2 and 4 processes, whole copies (DDP) and shards (FSDP2), all weights and LoRA, trees and padded
 rows, a plain loss and two coupled ones: 20 steps each. Prints the largest relative difference of a step's loss, and the
@@ -48,8 +48,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     one = {run: together.train(run, folder / "one", steps=STEPS) for run in PLAIN}
     total = 0
-    for launcher, processes in itertools.product(sys.argv[2:] or LAUNCHERS, (1, 2, 4)):
-        home = folder / f"{launcher}-{processes}"
+    for group in sys.argv[2:] or [f"{launcher}-{n}" for launcher in LAUNCHERS for n in (1, 2, 4)]:
+        launcher, processes = group.split("-")[0], int(group.split("-")[1])
+        home = folder / group
         launched(launcher, processes, home, [*PLAIN, *(f"{run}+fsdp" for run in PLAIN)])
         for shards in ("", "+fsdp"):
             losses = weights = 0.0
