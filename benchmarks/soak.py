@@ -52,6 +52,7 @@ from prefopt.worlds.build import new_model
 RESULTS = Path(__file__).with_name("results") / "soak.json"
 LOSSES = ("dpo", "kto", "simpo")
 STEPS = 48  # of a cycle
+LEAST_CYCLES = 4 * len(LOSSES)  # for a verdict, however slow the machine is
 SEEDS = 2  # taken in turn: a new seed has new mismatched completions, and the reference store would grow with each
 SETTING = (
     f"trainer.max_steps={STEPS}", "trainer.learning_rate=1e-4", "batch.records=64", "trainer.eval_strategy=steps",
@@ -147,23 +148,22 @@ def sample(process: psutil.Process) -> dict[str, float]:
 
 
 def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
-    """Cycles for so long; the report, which is also written to `out` every few minutes."""
+    """Cycles for so long, `LEAST_CYCLES` at least; the report, which is also written to `out` every few minutes."""
     torch.set_num_threads(1)
-    began, ended, process = time.monotonic(), False, psutil.Process()
+    began, process = time.monotonic(), psutil.Process()
     samples: list[dict[str, Any]] = []
     yardstick = Yardstick()
     with tempfile.TemporaryDirectory(prefix="prefopt-soak-") as scratch:
         store = f"reference_folder={scratch}/reference"
         configs = [compose([f"loss={loss}", *SETTING, store, f"output_dir={scratch}"]) for loss in LOSSES]
         number, written = 0, began
-        while not ended and (time.monotonic() - began < seconds or number % len(LOSSES)):
+        while time.monotonic() - began < seconds or number < LEAST_CYCLES or number % len(LOSSES):
             config = replace(
                 configs[number % len(LOSSES)], output_dir=Path(scratch) / "run", seed=number // len(LOSSES) % SEEDS
             )
             try:
                 figures = cycle(config, yardstick)
             except (Stopped, KeyboardInterrupt):
-                ended = True
                 break
             shutil.rmtree(config.output_dir)
             figures |= sample(process)
