@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -131,6 +132,7 @@ def launch(words: Sequence[str], keys: Sequence[str], launcher: str, options: Se
         "--multirun", f"key={','.join(keys)}", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder / 'launcher'}",
         "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", *options,
     ]  # fmt: skip
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, ["prefopt compare", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name="compare_job")(one_job)()

@@ -17,6 +17,9 @@ from prefopt.compare.jobs import Job, Result, failure, load, save
 from prefopt.compare.spec import METRICS
 
 PATIENCE = 10.0  # seconds for a worker to leave
+# oneDNN keeps what it compiled for every shape of a product, half a MiB each, and 1,024 of them by default; shapes of
+# one batch come again in every layer, those of another batch hardly ever.
+PRODUCTS_KEPT = "128"
 
 Say = Callable[[str], None]
 Done = Callable[[Job, Result], None]
@@ -146,6 +149,7 @@ def _work(pipe: Connection, number: int, threads: int) -> None:
     """What a worker process does: jobs until its pipe closes."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     import torch
 
