@@ -81,7 +81,7 @@ class Yardstick:
 
 
 @dataclass
-class Meter(TrainerCallback):  # type: ignore[misc]
+class Meter(TrainerCallback):
     """Stops a run after `stop_at` steps, as a batch system would; counts its tokens and the seconds of its steps, and
     takes the yardstick every fourth step."""
 
