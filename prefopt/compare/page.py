@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from prefopt.compare.contest import Row
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
+from prefopt.compare.jobs import Result
 from prefopt.compare.results import Outcome, Standing, finding, say_needed, say_verdict, train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
@@ -53,6 +54,11 @@ def compare_page(result: Outcome) -> str:
         colours={name: style.colour for name, style in look.items()},
         spread=_spread(result, look),
         frontier=_frontier(result, look),
+        tried=[
+            (s.name, setting, trial)
+            for s in result.standings
+            for setting, trial in zip(s.row.settings, s.row.trials, strict=False)
+        ],
         matched=_matched(result),
         kls=KLS,
         learning=[chart for s in result.standings if (chart := _learning(s, look[s.name])) is not None],
@@ -96,17 +102,25 @@ def _spread(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
     return scatter(points, look, Axes(x="KL to the start (nats a text)", y=title.lower()), summary=summary)
 
 
-def _tried(row: Row, metric: str) -> list[tuple[float, float]]:
-    return [(r.figures["kl"], r.figures[metric]) for r in row.trials if r.ok and {"kl", metric} <= r.figures.keys()]
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points (distance, figure) that no other beats: none is as near or nearer, and better."""
+    return [i for i, (x, y) in enumerate(points) if not any(u <= x and v > y for u, v in points)]
+
+
+def _placed(row: Row, metric: str) -> list[Result]:
+    """The trials whose distance and figure are known."""
+    return [r for r in row.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
 
 
 def _frontier(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
     """Every setting that was tried: ends of whole trainings, on validation prompts."""
     lines = []
     for s in result.standings:
-        points = sorted(_tried(s.row, result.metric))
+        points = [(r.figures["kl"], r.figures[result.metric]) for r in _placed(s.row, result.metric)]
         if len(points) > 1 and not s.row.control:
-            lines.append(Curve(label=s.name, x=[x for x, _ in points], y=[y for _, y in points]))
+            best = [points[i] for i in unbeaten(points)]
+            beside = [point for point in points if point not in best]
+            lines.append(Curve(label=s.name, x=[x for x, _ in best], y=[y for _, y in best], beside=beside))
     if not lines:
         return None
     title = METRICS[result.metric].title.lower()
@@ -115,14 +129,15 @@ def _frontier(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
 
 
 def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
-    """The metric at equal distances, from the trials and the model at the start (distance 0); methods with any."""
+    """The metric at equal distances, from each method's best trials and the model at the start; methods with any."""
     base = result.standing(BASE)
     found = []
     for s in result.standings:
-        trials = [r for r in s.row.trials if r.ok and {"kl", result.metric} <= r.arrays.keys()]
+        trials = _placed(s.row, result.metric)
         if s.row.control or s.name == BASE or not trials:
             continue
-        start = [r for r in base.row.trials if r.ok and {"kl", result.metric} <= r.arrays.keys()] if base else []
+        start = _placed(base.row, result.metric) if base else []
+        trials = [trials[i] for i in unbeaten([(r.figures["kl"], r.figures[result.metric]) for r in trials])]
         reward, kl = (np.stack([r.arrays[name] for r in (*start, *trials)])[None] for name in (result.metric, "kl"))
         if reward.shape != kl.shape:
             continue

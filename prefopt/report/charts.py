@@ -15,13 +15,14 @@ YARDSTICK = "#98a2b3"
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points of one method, joined; with standard errors where they are known."""
+    """Points of one method, joined; with standard errors where they are known; those `beside` are paler, not joined."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     x_se: Sequence[float] = field(default_factory=tuple)
     y_se: Sequence[float] = field(default_factory=tuple)
+    beside: Sequence[tuple[float, float]] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ def curves_chart(
         plot.errorbar(
             x, y, fmt="-", marker=look.marker, color=look.colour, lw=1.3, ms=5.5, mec="white", mew=0.6,
             elinewidth=0.9, label=one.label, zorder=3, **errors,
+        )  # fmt: skip
+        plot.plot(
+            [x for x, _ in one.beside], [y for _, y in one.beside], ls="", marker=look.marker, color=look.colour,
+            ms=4.5, mec="white", mew=0.6, alpha=0.45, zorder=2,
         )  # fmt: skip
     plot.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.2,
