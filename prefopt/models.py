@@ -186,9 +186,10 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         settings = AutoConfig.from_pretrained(resolved, **shared)
         refuse_unsafe(settings, resolved)
         without_dropout(settings)
-        model, about = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolved, config=settings, output_loading_info=True, **how, **shared
         )
+        model, about = loaded
     if about["missing_keys"]:
         absent = sorted(about["missing_keys"])
         raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
