@@ -49,7 +49,11 @@ def compared(name: str, folder: Path, workers: int) -> dict[str, Any]:
         "set": name,
         "command": shlex.join(["prefopt", *command(name, Path("."))]),
         "metric": found["metric"],
-        "methods": found["methods"],
+        "methods": [
+            {key: row[key] for key in ("name", "point", "interval", "by_seed", "reason", "cost")}
+            | {"figures": {key: row["figures"][key] for key in FIGURES if key in row["figures"]}}
+            for row in found["methods"]
+        ],
         "verdicts": found["verdicts"],
     }
 

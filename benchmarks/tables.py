@@ -245,6 +245,43 @@ def real_model(result: Any) -> str:
     return f"{commands}\n\n{markdown(columns, table)}\n\n{words}\n\n" + "\n\n".join(texts)
 
 
+def real_methods(result: Any) -> str:
+    """One table for each set of pairs, with its command."""
+    columns = {
+        "name": ("", "{}"),
+        "point": ("held-out accuracy", "{}"),
+        "margin": ("margin", "{:+.2f}"),
+        "chosen_change": ("change of chosen log-prob", "{:+.2f}"),
+        "rejected_change": ("of rejected", "{:+.2f}"),
+        "kl": ("KL to the start, nats", "{:.2f}"),
+        "length": ("length of its texts, tokens", "{:.1f}"),
+        "told": ("against DPO", "{}"),
+        "seconds": ("training, s", "{:.0f}"),
+    }
+    parts = []
+    for one in result["sets"]:
+        told = {}
+        for verdict in one["verdicts"]:
+            if verdict["metric"] == one["metric"] and "dpo" in (verdict["a"], verdict["b"]):
+                other, word = verdict["b"], {"better": "worse", "worse": "better"}.get(verdict["verdict"])
+                if other == "dpo":
+                    other, word = verdict["a"], verdict["verdict"]
+                told[other] = (word or verdict["verdict"]).replace("_", " ")
+        rows = [
+            row["figures"]
+            | {
+                "name": row["name"],
+                "point": f"{row['point']:.0%} ({row['interval'][0]:.0%} to {row['interval'][1]:.0%})",
+                "told": told.get(row["name"]),
+                "seconds": row["cost"]["train_seconds"] or None,
+            }
+            for row in one["methods"]
+            if row["figures"]
+        ]
+        parts.append(f"    {one['command']}\n\n{markdown(columns, rows)}")
+    return "\n\n".join(parts)
+
+
 def plan_memory(result: Any) -> str:
     parts = ("weights", "gradients", "optimizer", "activations", "head", "reference", "libraries")
     columns = {
@@ -323,6 +360,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "data_prep": data_prep,
     "reference_store": reference_store,
     "real_model": real_model,
+    "real_methods": real_methods,
     "plan_memory": plan_memory,
     "soak": soak,
     **world_tables.TABLES,
