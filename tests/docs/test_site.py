@@ -35,6 +35,7 @@ def at_home(
     """A folder with what the pages speak of: `model` and `pairs.jsonl`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFOPT_MALLOC", "0")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     (tmp_path / "model").symlink_to(model_folder)
     (tmp_path / "pairs.jsonl").symlink_to(pairs_file)
     return tmp_path

@@ -155,7 +155,7 @@ def test_a_failed_import(points: list[Any]) -> None:
 def test_a_class_without_needs(points: list[Any]) -> None:
     import dataclasses
 
-    points.append(Point("ours", "needless-package", dataclasses.make_dataclass("Ours", [])))
+    points.append(Point("ours", "needless-package", dataclasses.make_dataclass("Ours", [], frozen=True)))
     with pytest.raises(UserError, match=r"needless-package does not declare `needs"):
         registry.load("ours")
 
