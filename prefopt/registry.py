@@ -48,8 +48,9 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
             raise UserError(f"loss {name!r} has no hyper-parameter {key!r}{nearest(key, known)}; it has: {known}")
     try:
         return cls(**hyperparameters)  # type: ignore[no-any-return]
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"loss {name!r}: {error}") from error
+    except Exception as error:  # other packages' plugins may raise anything
+        kind = "" if isinstance(error, TypeError | ValueError | ArithmeticError) else f"{type(error).__name__}: "
+        raise UserError(f"loss {name!r}: {kind}{error}") from error
 
 
 @cache
@@ -82,7 +83,8 @@ def _load_outside(point: EntryPoint) -> type[Any]:
     except (Exception, SystemExit) as error:
         raise UserError(f"{where} failed to import: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise UserError(f"{where} must be a dataclass, got {cls!r:.200}")
+        got = cls.__name__ if isinstance(cls, type) else f"an instance of {type(cls).__name__}"
+        raise UserError(f"{where} must be a dataclass, got {got}")
     if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise UserError(f"{where} must be a frozen dataclass: its hyper-parameters are what a run is known by")
     if not isinstance(getattr(cls, "needs", None), Needs | property):

@@ -35,12 +35,12 @@ slowest: dict[str, float] = {}  # test -> processor seconds
 
 
 def cases(share: float) -> Any:
-    """So large a share of all cases (of `SHARES`); a few at least."""
+    """So large a share of all cases (of `SHARES`); a few at least. Those of the suite are the same every time."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     phases = [Phase.explicit, Phase.generate]  # a failing case is shown as it was found
     return settings(
         max_examples=max(5, round(CASES * share / SHARES)), deadline=None, suppress_health_check=checks, phases=phases,
-        database=None,
+        database=None, derandomize="PREFOPT_FUZZ" not in os.environ,
     )  # fmt: skip
 
 
