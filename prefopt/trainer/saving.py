@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -302,13 +303,16 @@ def refuse_strange_state(state: TrainerState) -> None:
     kinds: dict[str, Any] = {"global_step": int, "max_steps": int, "num_train_epochs": int, "total_flos": int | float,
                              "log_history": list, "stateful_callbacks": dict | None, "epoch": int | float | None,
                              "best_global_step": int | None, "best_metric": int | float | None,
-                             "best_model_checkpoint": str | None, "num_input_tokens_seen": int}  # fmt: skip
+                             "best_model_checkpoint": str | None, "num_input_tokens_seen": int,
+                             **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), int | float)}  # fmt: skip
     for name, kind in kinds.items():
         value = getattr(state, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"trainer_state.json: {name} is of another kind")
     if not 0 <= state.global_step < 2**53 or not all(isinstance(entry, dict) for entry in state.log_history):
         raise ValueError("trainer_state.json: its steps are none")
+    if not all(0 < every < math.inf for every in (state.logging_steps, state.eval_steps, state.save_steps)):
+        raise ValueError("trainer_state.json: it logs, evaluates or saves at no step")
     for entry in state.log_history:
         if not isinstance(entry.get("step", 0), int) or not all(
             isinstance(v, int | float | str) for v in entry.values()
