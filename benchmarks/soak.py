@@ -46,6 +46,7 @@ from transformers import TrainerCallback
 import prefopt
 from prefopt.cli.compose import compose
 from prefopt.errors import Stopped, ThresholdError
+from prefopt.folder import write
 from prefopt.run import RunConfig, run
 from prefopt.worlds.build import new_model
 
@@ -172,7 +173,7 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
             number += 1
             if out is not None and time.monotonic() - written > 300:
                 written = time.monotonic()
-                write(out, report(samples, seconds))
+                write(out, json.dumps(report(samples, seconds)) + "\n")
     return report(samples, seconds)
 
 
@@ -240,13 +241,6 @@ def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found | {"ok": all(row["ok"] for row in found.values())}
 
 
-def write(out: Path, content: Any) -> None:
-    """Replace the result file in one step."""
-    tmp = out.with_name(f"tmp-{out.name}")
-    tmp.write_text(json.dumps(content) + "\n")
-    tmp.replace(out)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="by the clock (default: %(default)s)")
@@ -255,7 +249,7 @@ def main() -> int:
     args = parser.parse_args()
     found = soak(args.seconds if args.seconds is not None else 60 * args.minutes, args.save)
     if args.save:
-        write(args.save, found)
+        write(args.save, json.dumps(found) + "\n")
     if found["verdict"] is None:
         print("too few cycles for a verdict")
         return ThresholdError.exit_code

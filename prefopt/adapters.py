@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefopt.errors import UserError, nearest
+from prefopt.errors import UserError, first_line, nearest
 
 METHODS = ("none", "lora", "dora")
 ALL_LINEAR = "all-linear"  # every linear layer but the output embedding
@@ -100,8 +100,9 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
         with _quiet():
             return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except Exception as error:  # of peft, torch or safetensors
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the adapter in {folder} does not fit the model that it is for: {first[:300]}") from error
+        raise UserError(
+            f"the adapter in {folder} does not fit the model that it is for: {first_line(error)[:300]}"
+        ) from error
 
 
 def saved_settings(path: str) -> dict[str, Any] | None:

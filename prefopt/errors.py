@@ -34,6 +34,11 @@ class Stopped(PrefoptError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest choice, or nothing."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

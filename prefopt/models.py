@@ -21,7 +21,7 @@ from prefopt.adapters import (
     saved_settings,
 )
 from prefopt.cache import cache_dir, cached_folder
-from prefopt.errors import PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, first_line
 
 PACKAGE = "package:"  # prefix of paths that name an installed Python package with a GGUF file inside
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -244,16 +244,15 @@ class _explaining:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         # What broken files make of five libraries' code can be any error; tokenizers' own is no Exception.
-        if isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
+        if error is None or isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
             return
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load a model from model.path={self.path}: {first[:300]}; give a folder with config.json, "
-            "model.safetensors and a tokenizer, or a hub id that this machine can reach"
+            f"cannot load a model from model.path={self.path}: {first_line(error)[:300]}; give a folder with "
+            "config.json, model.safetensors and a tokenizer, or a hub id that this machine can reach"
         ) from error
 
 
-def _is_panic(error: BaseException | None) -> bool:
+def _is_panic(error: BaseException) -> bool:
     """Whether Rust code gave up: its error is derived from BaseException, and has no home to be imported from."""
     return type(error).__name__ == "PanicException"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.errors import PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.manifest import setting
 from prefopt.runfolder import RunFolder
 
@@ -66,7 +66,7 @@ def config_of(folder: Path, output_dir: Path) -> RunConfig:
     except PrefoptError:
         raise
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder}/config.yaml: {first_line(error)}") from error
     assert name in registry.names()
     return RunConfig(loss=loss, loss_name=name, output_dir=output_dir, trainer=trainer, **plain, **objects)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError, nearest
+from prefopt.errors import UserError, first_line, nearest
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
@@ -50,8 +50,9 @@ class RunFolder:
         try:
             loaded: Any = OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=False)
         except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self.path / CONFIG} is not the configuration of a run: {first[:200]}") from error
+            raise UserError(
+                f"{self.path / CONFIG} is not the configuration of a run: {first_line(error)[:200]}"
+            ) from error
         return loaded if isinstance(loaded, dict) else {}
 
     @cached_property

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
-from prefopt.errors import UserError, nearest
+from prefopt.errors import UserError, first_line, nearest
 
 LAUNCHER_OPTION = "hydra.launcher."
 
@@ -133,9 +133,7 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
         try:
             override = parser.parse_override(word)
         except HydraException as error:
-            raise UserError(
-                f"{word}: {str(error).splitlines()[0]}; give key=value, and lists as losses=[dpo,ipo]"
-            ) from error
+            raise UserError(f"{word}: {first_line(error)}; give key=value, and lists as losses=[dpo,ipo]") from error
         key = str(override.key_or_group)
         key = {"hydra/launcher": "launcher"}.get(key, key)
         head = key.split(".", 1)[0].split("@", 1)[0].split("/", 1)[0]
@@ -157,13 +155,13 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
         try:
             node = OmegaConf.merge(node, _nested(key, value))
         except OmegaConfBaseException as error:
-            raise UserError(_refusal(word, key, node, str(error).splitlines()[0])) from error
+            raise UserError(_refusal(word, key, node, first_line(error))) from error
         except (TypeError, ValueError) as error:
             raise UserError(f"{word}: {error}") from error
     try:
         config: Any = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     if config.launcher is None and (options := [word for word in argv if word.startswith(LAUNCHER_OPTION)]):
         raise UserError(f"{options[0]}: say which launcher, with launcher=NAME")
     return config, comparison(config, rest, rows)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 
 PREFIX = "experiment="
 SUFFIXES = (".yaml", ".yml")
@@ -33,8 +33,7 @@ def _store(path: Path) -> str:
     try:
         found = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"experiment={path} cannot be read: {first}") from error
+        raise UserError(f"experiment={path} cannot be read: {first_line(error)}") from error
     if not isinstance(found, DictConfig):
         raise UserError(f"experiment={path} is not a table of settings")
     ConfigStore.instance().store(group="experiment", name=path.stem, node=found, package="_global_")

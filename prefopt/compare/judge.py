@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.jobs import Result
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 from prefopt.folder import write_json
 
 Floats = NDArray[np.float64]
@@ -71,8 +71,7 @@ def reward_model(path: str) -> Score:
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load a reward model from judge={path}: {first[:300]}") from error
+        raise UserError(f"cannot load a reward model from judge={path}: {first_line(error)[:300]}") from error
     if model.config.num_labels != 1:
         raise UserError(f"judge={path} has {model.config.num_labels} outputs: a reward model has one")
     if tokenizer.pad_token_id is None:

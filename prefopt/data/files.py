@@ -23,7 +23,7 @@ import pyarrow.parquet
 
 from prefopt.data.config import Source
 from prefopt.data.record import Rejection
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row, or why it is none)
@@ -102,7 +102,7 @@ def _file_rows(path: Path, name: str) -> Rows:
         raise
     except Exception as error:  # pyarrow lets through what half a dozen libraries raise at bytes that are not theirs
         raise UserError(
-            f"{path} cannot be read: {_first_line(error)}; is it complete, and is it what its name says?"
+            f"{path} cannot be read: {first_line(error)[:200]}; is it complete, and is it what its name says?"
         ) from error
 
 
@@ -117,7 +117,7 @@ def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
         try:
             row = json.loads(line if isinstance(line, str) else line.decode())
         except (ValueError, RecursionError) as error:
-            yield f"not JSON: {_first_line(error)}"
+            yield f"not JSON: {first_line(error)[:200]}"
             continue
         yield row if isinstance(row, dict) else f"a row must be an object of named columns, not {type(row).__name__}"
 
@@ -272,7 +272,7 @@ def _listed(file: Path, key: str, name: str | None = None) -> list[str]:
         names = [entry if name is None else entry[name] for entry in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file} is not what `datasets` writes there ({_first_line(error)}): save the set again"
+            f"{file} is not what `datasets` writes there ({first_line(error)[:200]}): save the set again"
         ) from error
     if not all(isinstance(one, str) for one in names):
         raise UserError(f"{file} lists something else than names: save the set again")
@@ -328,11 +328,7 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
     except Exception as error:  # `datasets` lets the exceptions of half a dozen libraries through
         raise UserError(
             f"{source.path} is neither a file nor a folder here, and could not be had from the hub "
-            f"({type(error).__name__}: {_first_line(error)}); check the name and the network, or download the set and "
-            "give its path"
+            f"({type(error).__name__}: {first_line(error)[:200]}); check the name and the network, or download the set "
+            "and give its path"
         ) from error
     return Opened(key, ((f"{source.path}:{i}", dict(row)) for i, row in enumerate(loaded)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

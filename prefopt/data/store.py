@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from prefopt.cache import cache_dir, cached_folder
 from prefopt.data.record import Record, Rejection, Text
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 from prefopt.plugin import Data
 
 SCHEMA = pa.schema(
@@ -139,9 +139,8 @@ def reading(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pyarrow lets through what several libraries raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the prepared data in {place} cannot be read ({first[:200]}): delete that folder, it is made "
-                        "again") from error  # fmt: skip
+        raise UserError(f"the prepared data in {place} cannot be read ({first_line(error)[:200]}): delete that folder, "
+                        "it is made again") from error  # fmt: skip
 
 
 def open_arrow(path: Path, schema: pa.Schema) -> pa.Table:

@@ -22,7 +22,7 @@ from prefopt.data.tokens import Ids
 from prefopt.engine.forward import install, steady_positions, uninstall, unwrap
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Layout, Tree, lay_out
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _judge(model: Any, causal: Any) -> Verdict:
             except (UserError, torch.OutOfMemoryError):
                 raise
             except Exception as problem:  # whatever a model does with a call it was not written for
-                raise UserError(f"{name} is not supported: {_line(problem)}") from problem
+                raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
             if error > TOLERANCE.get(dtype, 1.0):
                 raise UserError(
                     f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
@@ -182,7 +182,7 @@ def _tree_fails(
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:
-        return f"the tree layout does not run ({type(problem).__name__}: {_line(problem)})"
+        return f"the tree layout does not run ({type(problem).__name__}: {first_line(problem)})"
     leaks = [
         float(np.abs(now - before).max())
         for which, after in zip((-1, 0), moved, strict=True)
@@ -227,10 +227,6 @@ def _layer_types(config: Any, window: int | None) -> set[str]:
 def _window(config: Any) -> int | None:
     window = getattr(config, "sliding_window", None)
     return window if isinstance(window, int) and window > 0 else None
-
-
-def _line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 def _probes(config: Any) -> list[Tree]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.data.config import DataConfig
 from prefopt.data.templates import Chat, renderer, template_source
-from prefopt.errors import PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.export.card import model_card
 from prefopt.export.check import Check, check
 from prefopt.generations import end_tokens
@@ -116,8 +116,8 @@ def upload(folder: Path, repository: str) -> str:
         api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of prefopt")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PrefoptError(
-            f"could not upload to {repository}: {line}; {folder} is complete: `hf auth login`, then `hf upload`"
+            f"could not upload to {repository}: {first_line(error)}; {folder} is complete: `hf auth login`, then "
+            "`hf upload`"
         ) from error
     return f"https://huggingface.co/{repository}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 from prefopt.migrate import llamafactory, trl
 from prefopt.migrate.translation import Translation
 
@@ -50,8 +50,7 @@ def _file(path: Path) -> dict[str, Any]:
         text = path.read_text()
         given = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as JSON or YAML: {first}") from error
+        raise UserError(f"{path} cannot be read as JSON or YAML: {first_line(error)}") from error
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise UserError(f"{path} is not a table of settings")
     return given

@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import TrainingArguments
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 
 # Ours, where it differs from transformers'.
 DEFAULTS: dict[str, Any] = {
@@ -91,7 +91,7 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
             **merged,
         )
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
     if arguments.world_size < processes:
         raise UserError(f"{processes} processes were started, and do not find each other: start them with torchrun or "
                         "accelerate launch, and see `prefopt doctor`")  # fmt: skip

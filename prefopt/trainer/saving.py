@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from prefopt.adapters import own_weights
 from prefopt.engine.forward import unwrap
-from prefopt.errors import PrefoptError, ThresholdError, TrainingError, UserError
+from prefopt.errors import PrefoptError, ThresholdError, TrainingError, UserError, first_line
 from prefopt.plugin import Loss, State
 from prefopt.trainer import replay, sharding
 from prefopt.trainer.batches import BatchConfig, GlobalBatch
@@ -340,8 +340,7 @@ def reading(folder: str | Path | None) -> Iterator[None]:
     except PrefoptError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot resume from {folder}: {first[:300]}; resume=auto takes the last checkpoint that is whole, "
-            "resume=never starts anew in another folder"
+            f"cannot resume from {folder}: {first_line(error)[:300]}; resume=auto takes the last checkpoint that is "
+            "whole, resume=never starts anew in another folder"
         ) from error

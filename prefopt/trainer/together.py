@@ -27,7 +27,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from transformers import TrainerCallback
 
-from prefopt.errors import TrainingError
+from prefopt.errors import TrainingError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Together(TrainerCallback):
         if self._store is None:
             return
         self._closed.set()
-        cause, why = None, FINISHED if error is None else _first_line(error)
+        cause, why = None, FINISHED if error is None else first_line(error)[:300]
         failed = next((e for e in (error, getattr(error, "__cause__", None)) if _of_exchange(e)), None)
         if failed is not None:
             cause, why = self._cause(failed)
@@ -239,10 +239,8 @@ class Together(TrainerCallback):
                 break
             time.sleep(0.25)
         late = f"; {self._late(others)}" if others else ""
-        return (
-            None,
-            f"rank {self.rank} of {self.processes}: an exchange failed ({self._mine.at}): {_first_line(error)}{late}",
-        )
+        said = first_line(error)[:300]
+        return None, f"rank {self.rank} of {self.processes}: an exchange failed ({self._mine.at}): {said}{late}"
 
     # ---- the others
 
@@ -278,7 +276,7 @@ class Together(TrainerCallback):
         return time.monotonic() - when > self.silence
 
     def _without_store(self, error: Exception) -> tuple[int, str]:
-        return 0, f"or the launcher, which keeps what the processes share, has gone ({_first_line(error)})"
+        return 0, f"or the launcher, which keeps what the processes share, has gone ({first_line(error)[:300]})"
 
 
 def _of_exchange(error: Any) -> bool:
@@ -320,7 +318,3 @@ def _cpu_seconds(thread: threading.Thread) -> float:
 def _ranks(ranks: Sequence[int]) -> str:
     few = ", ".join(map(str, ranks[:8])) + (" …" if len(ranks) > 8 else "")
     return f"rank {few} has" if len(ranks) == 1 else f"ranks {few} have"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

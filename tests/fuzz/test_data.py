@@ -30,6 +30,7 @@ from tests.data.tiny import tokenizer
 from tests.fuzz.hostile import altered, altered_file, altered_json, as_json, attempt, cases, values, words
 
 TOKENIZER = tokenizer()
+TEMPLATED = tokenizer()  # its template changes from case to case
 TURNS = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "Answer."}]
 OTHER = [TURNS[0], {"role": "assistant", "content": "No."}]
 ANSWERS = [{"text": "A.", "rank": 0, "role": "assistant"}, {"text": "B.", "rank": 1, "role": "assistant"}]
@@ -293,10 +294,9 @@ PARTS = st.sampled_from([
 
 def rendered(template: str) -> None:
     """A dialogue under a template, or the reason against it."""
-    made = TOKENIZER
-    made.chat_template = template
+    TEMPLATED.chat_template = template
     with suppress(RowError):
-        found = renderer(made, "auto").render(({"role": "user", "content": "Q?"},), ("A.",))
+        found = renderer(TEMPLATED, "auto").render(({"role": "user", "content": "Q?"},), ("A.",))
         assert not {"root:", "uid="} & set(found.prompt.split())
 
 
