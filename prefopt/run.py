@@ -96,6 +96,7 @@ def run(
         ThresholdError: a sentinel stopped it (`sentinels.stop`).
         Stopped: a signal came; what there was is saved.
     """
+    from prefopt.engine.allocator import give_back
     from prefopt.progress import first_process, watch
     from prefopt.trainer.arguments import training_arguments
     from prefopt.trainer.sharding import load_whole_models
@@ -112,10 +113,13 @@ def run(
         if first:
             (say or told.say)(printable(redact(line)))
 
-    with Together(told.warn) as together, Signals(tell) as signals:
-        config = _in_one_folder(config)
-        with held(config.output_dir) if first else nullcontext():
-            return _run(config, tell, told, signals, [*callbacks, together], first)
+    try:
+        with Together(told.warn) as together, Signals(tell) as signals:
+            config = _in_one_folder(config)
+            with held(config.output_dir) if first else nullcontext():
+                return _run(config, tell, told, signals, [*callbacks, together], first)
+    finally:
+        give_back()  # a process that goes on, in a sweep, does not keep what this run took
 
 
 def _in_one_folder(config: RunConfig) -> RunConfig:
