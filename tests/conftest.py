@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from prefopt.worlds.build import WorldFiles
 
 torch.set_num_threads(1)
+settings.register_profile(
+    "suite", derandomize=True, deadline=None
+)  # the same cases every time, however slow the machine
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

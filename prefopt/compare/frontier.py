@@ -78,7 +78,8 @@ def interpolate(kl: Floats, reward: Floats, at: Sequence[float]) -> Floats:
     if len(x) < 2:
         return np.full(len(at), np.nan)
     y = np.bincount(inverse, reward[finite]) / np.bincount(inverse)
-    found: Floats = PchipInterpolator(x, y, extrapolate=False)(np.sqrt(np.asarray(at, dtype=np.float64)))
+    with np.errstate(over="ignore"):  # a slope near 0 has an infinite inverse, whose own inverse is right
+        found: Floats = PchipInterpolator(x, y, extrapolate=False)(np.sqrt(np.asarray(at, dtype=np.float64)))
     return found
 
 

@@ -35,6 +35,8 @@ def test_interpolation_by_hand() -> None:
     # two points of one KL count as their mean; a single KL is no curve; what is not finite is left out
     assert interpolate(np.array([1.0, 1.0, 4.0]), np.array([0.0, 2.0, 2.0]), [1.0]) == pytest.approx([1.0])
     assert np.isnan(interpolate(np.array([1.0, 1.0]), np.array([0.0, 2.0]), [1.0])).all()
+    nearly_flat = np.array([0.0, 0.0, 2e-311])
+    assert interpolate(np.array([1.0, 2.0, 3.0]), nearly_flat, [1.0]) == pytest.approx([0.0])
     assert interpolate(np.array([1.0, np.nan, 4.0]), np.array([1.0, 5.0, 2.0]), [4.0]) == pytest.approx([2.0])
 
 

@@ -98,7 +98,7 @@ def test_completions_are_never_cut(truncation: str) -> None:
 WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), min_size=1, max_size=12).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     said=st.lists(WORDS, min_size=1, max_size=7).filter(lambda said: len(said) % 2 == 1), good=WORDS, bad=WORDS,
     limit=st.integers(20, 120), truncation=st.sampled_from(["keep_end", "keep_start"]),
@@ -196,7 +196,7 @@ def test_held_out_prompts_are_held_out_whole(tmp_path: Path, how: dict[str, Any]
     assert (ready.counts["train"], ready.counts["eval"]) == (len(ready.train), len(ready.eval))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(keys=st.lists(st.integers(0, 20), min_size=2, max_size=60), wanted=st.integers(1, 59))
 def test_any_hold_out(keys: list[int], wanted: int) -> None:
     prompt_keys = np.array(keys, np.int64)

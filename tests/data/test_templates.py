@@ -109,7 +109,7 @@ TURNS = st.tuples(TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=2), st.none() |
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *ODD])
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(turns=TURNS, chosen=TEXT, rejected=TEXT)
 def test_any_text(name: str, turns: Any, chosen: str, rejected: str) -> None:
     family, made = (FAMILIES | ODD)[name], family_tokenizer(name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data.tokens import TokenRecord
@@ -52,14 +52,12 @@ def plans(draw: st.DrawFn) -> EpochPlan:
     )
 
 
-@settings(deadline=None)
 @given(plans())
 def test_every_record_is_planned_exactly_once(plan: EpochPlan) -> None:
     seen = [r for i in range(len(plan)) for process in plan.step(i) for micro in process for r in micro.tolist()]
     assert sorted(seen) == list(range(len(plan.lengths)))
 
 
-@settings(deadline=None)
 @given(plans())
 def test_a_step_holds_its_global_batch_and_all_are_full_but_the_last(plan: EpochPlan) -> None:
     sizes = []
@@ -71,7 +69,6 @@ def test_a_step_holds_its_global_batch_and_all_are_full_but_the_last(plan: Epoch
     assert 1 <= sizes[-1] <= plan.records
 
 
-@settings(deadline=None)
 @given(plans())
 def test_no_micro_batch_is_over_the_limit(plan: EpochPlan) -> None:
     for i in range(len(plan)):
@@ -79,7 +76,6 @@ def test_no_micro_batch_is_over_the_limit(plan: EpochPlan) -> None:
             assert all(plan.tokens(micro) <= plan.max_tokens for micro in process)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_every_process_gets_as_many_micro_batches(plan: EpochPlan) -> None:
     for i in range(len(plan)):
@@ -89,7 +85,6 @@ def test_every_process_gets_as_many_micro_batches(plan: EpochPlan) -> None:
         assert any(len(process[0]) for process in step)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_the_plan_is_a_function_of_its_key(plan: EpochPlan) -> None:
     index = len(plan) - 1
@@ -97,7 +92,6 @@ def test_the_plan_is_a_function_of_its_key(plan: EpochPlan) -> None:
     assert [[m.tolist() for m in p] for p in first] == [[m.tolist() for m in p] for p in second]
 
 
-@settings(deadline=None)
 @given(plans())
 def test_the_last_tree_dealt_bounds_the_imbalance(plan: EpochPlan) -> None:
     """Graham's argument: when the most loaded process got its last tree it was the least loaded, hence at the mean."""
@@ -111,7 +105,6 @@ def test_the_last_tree_dealt_bounds_the_imbalance(plan: EpochPlan) -> None:
         assert max(loads) <= np.mean(loads) + heaviest_tree + 1e-6 * max(loads)
 
 
-@settings(deadline=None)
 @given(records_strategy())
 def test_lengths_against_their_definition(records: list[tuple[int, list[int]]]) -> None:
     lengths, cost = lengths_of(records), Cost(attention=0.25, head=0.5)
