@@ -24,8 +24,8 @@ SETS = {
     "instruction_pairs": ("data=instruction_pairs", "llms-from-scratch/instruction-data-with-preference.json"),
 }
 SHARED = (
-    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=2 controls=true model=smollm2_gguf data.max_records=256 "
-    "data.eval_records=48 data.max_length=128 batch.records=8 trainer.max_steps=4 trainer.learning_rate=2e-5 "
+    "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=2 controls=true model=smollm2_gguf data.max_records=768 "
+    "data.eval_records=200 data.max_length=128 batch.records=8 trainer.max_steps=16 trainer.learning_rate=2e-5 "
     "measure.prompts=6 evaluation.max_new_tokens=24"
 )
 FIGURES = ("accuracy", "accuracy_sum", "margin", "chosen_change", "rejected_change", "kl", "length")

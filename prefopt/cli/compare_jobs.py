@@ -43,7 +43,7 @@ def known_jobs(contest: Contest, folder: Path, *, failed: bool = False) -> tuple
     while True:
         trials = contest.trials(results)
         kept = [result for job in trials if (result := load(folder, job, failed=failed)) is not None]
-        if not any(result.method == BASE for result in kept):
+        if trials and not any(result.method == BASE for result in kept):
             return trials, None  # what a judge compares all others with
         if len(kept) == len(results):
             break
@@ -173,14 +173,15 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     first, second = contest.trial_count, contest.final_count if finals is None else len(finals)
     for job in trials:
         console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
+    kind = "best" if contest.trials_each else "first"
     for method in contest.methods:
-        left = comparison.budget.trials - sum(job.method == method.name for job in trials)
+        left = contest.trials_each - sum(job.method == method.name for job in trials)
         if left:
             console.print(f"  {method.name}, {left} more beside its best, validation", highlight=False)
-        console.print(f"  {method.name}, its best setting, {comparison.seeds} seeds, test", highlight=False)
+        console.print(f"  {method.name}, its {kind} setting, {comparison.seeds} seeds, test", highlight=False)
     done = [result for job in (*trials, *(finals or ())) if (result := load(folder, job)) is not None]
     todo = first + second - len(done)
-    seconds, source = seconds_of_a_job(folder, trials, done)
+    seconds, source = seconds_of_a_job([*trials, *(finals or ())], done)
     console.print(
         f"{first} + {second} jobs, {len(done)} of them done; {todo} to do at about {seconds:.1f} s each "
         f"({source}), {workers} at once: {duration(todo * seconds / workers)}",
@@ -189,7 +190,7 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     return 0
 
 
-def seconds_of_a_job(folder: Path, trials: Sequence[Job], done: Sequence[Result]) -> tuple[float, str]:
+def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[Result]) -> tuple[float, str]:
     """What a job takes here, and how that is known: from finished ones in the folder, or from a short probe."""
     from prefopt.compare.execute import execute
 
@@ -197,7 +198,7 @@ def seconds_of_a_job(folder: Path, trials: Sequence[Job], done: Sequence[Result]
     known = [cost["train_seconds"] + cost["measure_seconds"] for cost in trained_ones]
     if known:
         return statistics.median(known), f"as the {len(known)} finished ones took"
-    trained = [job for job in trials if job.trained]
+    trained = [job for job in jobs if job.trained]
     job = trained[-1]
     short = {**job.config.trainer, "max_steps": PROBE_STEPS}
     start = time.perf_counter()

@@ -27,8 +27,9 @@ class Row:
 
     Attributes:
         method: None for the base model.
-        trials: one result for each setting that was tried, on validation prompts.
-        chosen: the setting of the best of them, None where none worked.
+        settings: what was tried, or is taken without a trial.
+        trials: one result for each setting, on validation prompts.
+        chosen: the setting of the best of them, None where none worked; the only one where there are no trials.
         finals: one result for each seed at the chosen setting, on test prompts.
     """
 
@@ -69,9 +70,14 @@ class Contest:
         return self.configs[self.comparison.methods[0].name]
 
     @property
+    def trials_each(self) -> int:
+        """Trials of a method: the budget's, or none where a budget of one leaves nothing to choose between."""
+        return self.comparison.budget.trials if self.comparison.budget.trials > 1 else 0
+
+    @property
     def trial_count(self) -> int:
         """Jobs of the first round."""
-        return 1 + len(self.methods) * self.comparison.budget.trials
+        return 1 + len(self.methods) * self.trials_each if self.trials_each else 0
 
     @property
     def final_count(self) -> int:
@@ -99,6 +105,8 @@ class Contest:
         """
         if self.base_config.data.path != "world":
             data_of(self.base_config).half("test")  # refused here, not by every job
+        if not self.trials_each:
+            return []
         jobs = [self._base("validation")]
         for method in self.methods:
             for setting in self.tried(method.name, results):
@@ -128,7 +136,7 @@ class Contest:
                     config=self.configs[method.name],
                     settings=tried,
                     trials=own,
-                    chosen=best(tried, own),
+                    chosen=best(tried, own) if self.trials_each else tried[0],
                     finals=[r for r in finals if r.method == method.name],
                 )
             )

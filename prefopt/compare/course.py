@@ -44,7 +44,7 @@ def compare(
         workers: processes, 0 for this one; None: one for each core, and one in all for a large model or a GPU.
         command: to be quoted as what made this.
         progress, say: see `prefopt.compare.workers.run_jobs`.
-        rounds: called at the start of both rounds with its number (0, 1) and how many jobs it has.
+        rounds: called at the start of each round with its number (0, 1) and how many jobs it has.
         runner: runs jobs in another way than on processes of this machine.
 
     Raises:
@@ -61,7 +61,8 @@ def compare(
             return run_jobs(jobs, folder / JOBS, workers=team, progress=progress, say=say)
 
         run = runner or here
-        rounds(0, contest.trial_count)
+        if contest.trial_count:
+            rounds(0, contest.trial_count)
         trials: list[Result] = []
         while new := further(contest.trials(trials), trials):
             trials = judged([*trials, *run(new)], BASE, contest, folder)

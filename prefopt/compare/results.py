@@ -201,7 +201,9 @@ def _warnings(
     edges = [f"{s.name}: {edge}" for s in standings for edge in s.edges]
     if edges and comparison.budget.trials >= FEW_TRIALS:
         found.append(f"{'; '.join(edges)}: what lies beyond was not tried, and may be better")
-    if comparison.budget.trials < FEW_TRIALS:
+    if comparison.budget.trials == 1:
+        found.append("one setting a method, taken without a trial: another may be better")
+    elif comparison.budget.trials < FEW_TRIALS:
         found.append(f"{comparison.budget.trials} trials a method: too few to see whether a setting is at its best")
     if comparison.seeds < FEW_SEEDS:
         found.append(f"{comparison.seeds} seeds: the verdicts take all methods to be about as noisy as each other")

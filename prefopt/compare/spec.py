@@ -40,7 +40,7 @@ class Method:
 class Budget:
     """What every method may spend on the search of its setting."""
 
-    trials: int = 4  # settings of strength and learning rate tried on validation prompts
+    trials: int = 4  # settings of strength and learning rate tried on validation prompts; 1: the first is taken untried
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def test_every_method_is_fed_the_same_and_starts_the_same(hold: Hold, monkeypatc
     seen: list[Job] = []
     run = execution._execute
     monkeypatch.setattr(execution, "_execute", lambda job: (seen.append(job), run(job))[1])
-    hold("losses=[dpo,orpo]", "seeds=1")
+    hold("losses=[dpo,orpo]", "budget.trials=2", "seeds=1")
     trained = [job for job in seen if job.trained]
     assert len({tuple(job.fingerprints.items()) for job in trained}) == 1
     assert {job.config.seed for job in trained if job.split == "validation"} == {0}
@@ -124,10 +124,16 @@ def test_a_failed_run_is_tried_again(hold: Hold, monkeypatch: pytest.MonkeyPatch
 def test_a_dry_run_trains_a_few_steps_at_most(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", *words, "losses=[dpo,ipo]", f"output_dir={tmp_path}", "--dry-run"]) == 0
+    given = ["compare", *words, "losses=[dpo,ipo]", f"output_dir={tmp_path}", "--dry-run"]
+    assert main([*given, "budget.trials=3"]) == 0
     said = capsys.readouterr().out
     assert "dpo beta=0.1, lr=0.01, seed 0, validation" in said
-    assert "4 + 7 jobs, 0 of them done; 11 to do at about" in said
+    assert "dpo, 1 more beside its best, validation" in said
+    assert "10 + 7 jobs, 0 of them done; 17 to do at about" in said
+    assert main(given) == 0  # one setting each: nothing to try
+    said = capsys.readouterr().out
+    assert "validation" not in said
+    assert "0 + 7 jobs, 0 of them done; 7 to do at about" in said
     assert not (tmp_path / "results.json").exists()
 
 
@@ -135,8 +141,8 @@ def test_jobs_can_be_run_one_by_one(
     hold: Hold, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a cluster does: list, run each, list again for the second round; then nothing is left to run."""
-    given = ["compare", *words, "losses=[dpo]", "seeds=1", f"output_dir={tmp_path / 'out'}"]
-    for jobs in (3, 6):
+    given = ["compare", *words, "losses=[dpo]", "budget.trials=2", "seeds=1", f"output_dir={tmp_path / 'out'}"]
+    for jobs in (5, 8):
         capsys.readouterr()
         assert main([*given, "--list"]) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
@@ -146,7 +152,7 @@ def test_jobs_can_be_run_one_by_one(
                 assert main([*given, f"only={line.split()[0]}"]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(execution, "execute", lambda job: pytest.fail(f"{job.label} was run again"))
-        assert len(hold("losses=[dpo]", "seeds=1")["methods"]) == 3
+        assert len(hold("losses=[dpo]", "budget.trials=2", "seeds=1")["methods"]) == 3
     assert main([*given, "only=nothing"]) == 2
 
 
