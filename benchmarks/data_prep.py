@@ -27,8 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cost_tables
 import numpy as np
-import tables
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 WORDS = 20_000  # different words
@@ -171,7 +171,7 @@ def main() -> None:
     }
     if args.save:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if args.json else tables.data_prep(result))
+    print(json.dumps(result, indent=1) if args.json else cost_tables.data_prep(result))
 
 
 if __name__ == "__main__":

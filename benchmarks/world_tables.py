@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markdown_tables import table
+
 from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart, picture_file
 from prefopt.report.figures import Axes, styles
 from prefopt.report.page import number, signed
 
 Row = Mapping[str, Any]
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, the first column to the left."""
-    lines = ["| " + " | ".join(headings) + " |", "|:---|" + "---:|" * (len(headings) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def within(row: Row, name: str, digits: int = 2, *, sign: bool = False) -> str:

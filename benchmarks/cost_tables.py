@@ -1,0 +1,255 @@
+"""Tables of what things cost: time, memory, planning, data, hours of running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from markdown_tables import Row, formatted
+
+
+def planner(result: Any) -> str:
+    columns = {
+        "records": ("records", "{:,}"),
+        "processes": ("processes", "{:,}"),
+        "batch": ("global batch", "{:,}"),
+        "imbalance": ("imbalance, worst step", "{:.2%}"),
+        "imbalance_mean": ("mean", "{:.2%}"),
+        "drawn": ("unplanned, mean", "{:.0%}"),
+        "seconds": ("seconds an epoch", "{:.2f}"),
+        "ms_per_step": ("ms a step", "{:.2f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+    }
+    return (
+        formatted(columns, result["rows"])
+        + "\n\nWith fewer pairs a process:\n\n"
+        + formatted(columns, result["limits"])
+    )
+
+
+CONTESTS = {
+    "batch_4": "DPO, reference ready, batch 4",
+    "batch_16": "DPO, reference ready, batch 16",
+    "methods": "five methods, reference included",
+}
+
+
+def ratios(result: Any) -> str:
+    """The short table: prefopt against TRL."""
+    rows = []
+    for line in result["lines"]:
+        # A contest of steps compares steps, one of whole runs compares runs.
+        kept = ("wall_ratio",) if line["contest"] == "methods" else ("speed_ratio", "utilisation")
+        shown = {key: line[key] for key in (*kept, "memory_ratio", "runs")}
+        rows.append(shown | {"line": CONTESTS[line["contest"]], "allocator": allocator(line)})
+    columns = {
+        "line": ("", "{}"),
+        "allocator": ("allocator", "{}"),
+        "speed_ratio": ("pairs/s against TRL", "{:.2f}×"),
+        "wall_ratio": ("whole run against TRL", "{:.2f}×"),
+        "memory_ratio": ("peak memory against TRL", "{:.2f}×"),
+        "utilisation": ("utilisation", "{:.2f}"),
+        "runs": ("runs", "{}"),
+    }
+    return formatted(columns, rows)
+
+
+def throughput(result: Any) -> str:
+    contestants = [
+        line[name] | {"line": CONTESTS[line["contest"]], "allocator": allocator(line), "program": name}
+        for line in result["lines"]
+        for name in ("prefopt", "trl", "naive")
+        if name in line
+    ]
+    columns = {
+        "line": ("", "{}"),
+        "allocator": ("allocator", "{}"),
+        "program": ("program", "{}"),
+        "pairs_per_s": ("pairs/s", "{:.3f}"),
+        "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
+        "utilisation": ("utilisation", "{:.2f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+        "total_s": ("whole run, s", "{:.0f}"),
+    }
+    machine = [r["machine"] for line in result["lines"] for r in line["raw"]]
+    rates = ", ".join(
+        f"{name} {median(m[name] for m in machine):.0f}" for name in ("torch_mm", "onednn") if name in machine[0]
+    )
+    s = result["setting"]
+    facts = (
+        f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads. Matrix products of its shapes, "
+        f"GFLOP/s: {rates}. Medians of the runs."
+    )
+    return f"{facts}\n\n{ratios(result)}\n\n{formatted(columns, contestants)}"
+
+
+def allocator(line: Row) -> str:
+    return "tcmalloc" if line["preload"] else "as installed"
+
+
+def growth(result: Any) -> str:
+    timed = {
+        "step_s": ("processor s a step", "{:.2f}"),
+        "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
+        "completions_per_s": ("completions/s", "{:.1f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+    }
+    columns: dict[str, dict[str, tuple[str, str]]] = {
+        "length": {"length": ("tokens of a tree", "{:,}")} | timed,
+        "rows": {"row": ("tokens of a row", "{:,}")} | timed,
+        "completions": {"completions": ("completions of a prompt", "{}"), "layout": ("layout", "{}")} | timed,
+        "vocabulary": {"vocabulary": ("words", "{:,}")}
+        | timed
+        | {"extra_gib": ("beyond weights and Adam, GiB", "{:.2f}")},
+        "records": {
+            "records": ("pairs", "{:,}"),
+            "total_s": ("processor s, whole run", "{:.1f}"),
+            "ms_per_record": ("ms a pair", "{:.2f}"),
+            "reference_mib": ("reference store, MiB", "{:.1f}"),
+            "peak_gib": ("peak GiB", "{:.2f}"),
+        },
+    }
+    tables = [f"**{kind.capitalize()}**\n\n{formatted(columns[kind], rows)}" for kind, rows in result["tables"].items()]
+    return "\n\n".join(tables)
+
+
+def profile_step(result: Any) -> str:
+    return formatted({"kind": ("", "{}"), "share": ("share of a step", "{:.0%}")}, result["rows"])
+
+
+def precision(result: Any) -> str:
+    columns = {
+        "forward": ("float32", "{}"),
+        "median": ("median error, nats", "{:.1e}"),
+        "largest": ("largest", "{:.1e}"),
+        "below_1e-4": ("below 1e-4", "{:.0%}"),
+    }
+    facts = (
+        f"{result['completions']} completions of {result['tokens_median']:.0f} tokens (median; the longest "
+        f"{result['tokens_longest']}), log-probs about {result['log_prob_median']:.0f} nats."
+    )
+    return f"{facts}\n\n{formatted(columns, result['rows'])}"
+
+
+def data_prep(result: Any) -> str:
+    columns = {
+        "rows": ("pairs", "{:,}"),
+        "tokens": ("tokens a pair", "{:.0f}"),
+        "file_mib": ("file, MiB", "{:,}"),
+        "cache_mib": ("cache, MiB", "{:,}"),
+        "first_s": ("first start, s", "{:.1f}"),
+        "first_cpu_s": ("its processor time, s", "{:.1f}"),
+        "second_s": ("second start, s", "{:.2f}"),
+        "idle_mib": ("own memory idle, MiB", "{:,}"),
+        "own_mib": ("first start", "{:,}"),
+        "second_own_mib": ("second start", "{:,}"),
+        "worker_mib": ("largest worker, MiB", "{:,}"),
+    }
+    facts = f"{result['cores']} cores, on average {result['load']} processes wanting them while it ran."
+    return f"{facts}\n\n{formatted(columns, result['rows'])}"
+
+
+def reference_store(result: Any) -> str:
+    disk, ahead = result["disk"], result["extrapolated"]
+    reading = {
+        "records": ("pairs", "{:,}"),
+        "completion_tokens": ("completion tokens", "{:,}"),
+        "mib": ("on disk, MiB", "{:.1f}"),
+        "bytes_per_token": ("bytes a token", "{:.2f}"),
+        "write_seconds": ("written, s", "{:.2f}"),
+        "open_seconds": ("opened and compared with digests, s", "{:.2f}"),
+        "read_seconds": ("all sums read, s", "{:.2f}"),
+    }
+    building = {
+        "model": ("model", "{}"),
+        "records": ("pairs", "{:,}"),
+        "tokens_fed": ("tokens fed", "{:,}"),
+        "first_cpu_seconds": ("first pass, processor s", "{:.2f}"),
+        "second_seconds": ("second pass, s", "{:.2f}"),
+        "tokens_per_cpu_second": ("tokens a processor second", "{:,.0f}"),
+    }
+    passes = [{"model": "the world's, 100k weights"} | result["world"], {"model": "SmolLM2-135M"} | result["smollm2"]]
+    words = (
+        f"A first pass over {ahead['records']:,} pairs, extrapolated: {ahead['world_model_seconds']:.0f} s under the "
+        f"world's model, {ahead['smollm2_hours_one_core']:.0f} hours of one core under SmolLM2 "
+        f"({ahead['tokens_fed'] / 1e6:.1f}M tokens)."
+    )
+    size = {"mib": disk["bytes"] / 2**20}
+    return f"{formatted(reading, [disk | size])}\n\n{formatted(building, passes)}\n\n{words}"
+
+
+def plan_memory(result: Any) -> str:
+    parts = ("weights", "gradients", "optimizer", "activations", "head", "reference", "libraries")
+    columns = {
+        "setting": ("setting", "{}"),
+        "longest_row": ("longest row, tokens", "{:,}"),
+        **{part: (part, "{:.2f}") for part in parts},
+        "estimate": ("estimate, GiB", "{:.2f}"),
+        "measured": ("measured, GiB", "{:.2f}"),
+        "error": ("error", "{:+.1%}"),
+    }
+    return formatted(columns, result["rows"])
+
+
+FIGURES = {
+    "rss_mib": ("resident memory, MiB", "{:,.0f}"),
+    "uss_mib": ("memory of its own, MiB", "{:,.0f}"),
+    "throughput": ("tokens trained, by the yardstick", ""),
+    "throughput_as_timed": ("tokens trained a processor second", ""),
+    "whole_throughput": ("tokens of a whole cycle, by the yardstick", ""),
+    "whole_throughput_as_timed": ("tokens of a whole cycle a processor second", ""),
+    "yardstick": ("the yardstick, ms", "{:,.1f}"),
+    "files": ("open files", "{:.0f}"),
+    "threads": ("threads", "{:.0f}"),
+    "children": ("child processes", "{:.0f}"),
+}
+
+
+def soak(result: Any) -> str:
+    rows = []
+    for name, (words, form) in FIGURES.items():
+        if name not in result["verdict"]:
+            continue
+        found = result["verdict"][name]
+        counted = name in ("files", "threads", "children")
+        change = "{:+.0f}".format(found["change"]) if counted else "{:+.1%}".format(found["change"])
+        between = None if counted else f"{found['low']:+.1%} to {found['high']:+.1%}"
+        bound = found["bound"]
+        rows.append({
+            "figure": words,
+            "level": form.format(found["level"] * (1000 if name == "yardstick" else 1)) if form else None,
+            "change": change,
+            "between": between,
+            "bound": None if bound is None else "none" if counted else f"{bound:.0%}",
+            "ok": None if bound is None else "yes" if found["ok"] else "no",
+        })  # fmt: skip
+    columns = {
+        "figure": ("", "{}"),
+        "level": ("level", "{}"),
+        "change": ("change over the run", "{}"),
+        "between": ("95 %", "{}"),
+        "bound": ("bound", "{}"),
+        "ok": ("within it", "{}"),
+    }
+    s, samples = result["setting"], result["samples"]
+    facts = (
+        f"{s['minutes']:.0f} minutes by the clock, {sum(samples['cycle_s']) / 60:.0f} of them on the processor; "
+        f"{s['cycles']} runs, each stopped and gone on with, of {', '.join(s['losses'])}; "
+        f"the first {s['warm_up']} are left out. torch {s['torch']}, transformers {s['transformers']}."
+    )
+    return f"{facts}\n\n{formatted(columns, rows)}"
+
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "planner": planner,
+    "throughput": throughput,
+    "throughput/ratios": ratios,
+    "growth": growth,
+    "profile_step": profile_step,
+    "precision": precision,
+    "data_prep": data_prep,
+    "reference_store": reference_store,
+    "plan_memory": plan_memory,
+    "soak": soak,
+}

@@ -1,0 +1,29 @@
+"""Markdown of tables and texts, for the pages that `tables.py` writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left."""
+    lines = ["| " + " | ".join(headings) + " |", "|:---|" + "---:|" * (len(headings) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def formatted(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
+    """A table of named figures: `columns` maps a key of the rows to (heading, format)."""
+    cells = [
+        [form.format(row[key]) if row.get(key) is not None else "–" for key, (_, form) in columns.items()]
+        for row in rows
+    ]
+    return table([heading for heading, _ in columns.values()], cells)
+
+
+def quoted(text: str) -> str:
+    """A text on one line, with nothing in it that Markdown would read."""
+    return re.sub(r"([\\`*_<>#\[\]|])", r"\\\1", " ".join(text.split()))
