@@ -60,6 +60,7 @@ def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tm
         ("hydra", ["launcher=basic"]),
         ("hydra_plugins.hydra_joblib_launcher", ["launcher=joblib", "hydra.launcher.n_jobs=2"]),
         ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+        ("hydra_plugins.hydra_ray_launcher", ["launcher=ray"]),
     ],
 )
 def test_jobs_by_a_hydra_launcher(hold: Hold, package: str, launcher: list[str]) -> None:
