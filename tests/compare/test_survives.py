@@ -63,9 +63,12 @@ def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tm
         ("hydra_plugins.hydra_ray_launcher", ["launcher=ray"]),
     ],
 )
-def test_jobs_by_a_hydra_launcher(hold: Hold, package: str, launcher: list[str]) -> None:
+def test_jobs_by_a_hydra_launcher(
+    hold: Hold, package: str, launcher: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hydra's own runs them one after another, the others in processes; what they give is what the workers give."""
     pytest.importorskip(package)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: the last digits depend on the number of threads
     given = ["losses=[dpo]", "seeds=1", "budget.trials=2"]
     expected = hold(*given, folder=Path("plain"))
     assert figures(hold(*given, *launcher, folder=Path("launched"))) == figures(expected)
