@@ -18,6 +18,7 @@ def planner(result: Any) -> str:
         "imbalance_mean": ("mean", "{:.2%}"),
         "drawn": ("unplanned, mean", "{:.0%}"),
         "seconds": ("seconds an epoch", "{:.2f}"),
+        "keys_seconds": ("seconds to compare the prompts, once a run", "{:.2f}"),
         "ms_per_step": ("ms a step", "{:.2f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
     }

@@ -11,8 +11,9 @@ columns give the worst and the mean over *all* full steps of the epoch, and `dra
 in the order it was drawn. `last` is the imbalance of a smaller last batch, which has too few pairs to be dealt evenly.
 `lockstep` is the mean where processes wait for each other at every micro-batch (FSDP) and not only once a step.
 
-`seconds` is the planning of all steps, `peak_gib` the peak resident memory of the process that did it, lengths and
-interpreter included.
+`seconds` is the planning of all steps of an epoch, `keys_seconds` the comparing of all prompts, once a run, so that
+equal ones share a tree (here none are equal). `peak_gib` is the peak resident memory of the process that did both,
+lengths and interpreter included.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hh_rlhf
 import numpy as np
 from memory import peak_gib
+from numpy.typing import NDArray
 
-from prefopt.engine.plan import Cost, EpochPlan, Lengths
+from prefopt.engine.plan import Cost, EpochPlan, Lengths, prompt_keys
 
 RESULTS = Path(__file__).with_name("results") / "planner.json"
 MAX_TOKENS = 4096
@@ -57,6 +60,7 @@ COLUMNS = {
     "drawn": "{:.0%}",
     "last": "{:.0%}",
     "seconds": "{:.2f}",
+    "keys_seconds": "{:.2f}",
     "ms_per_step": "{:.2f}",
     "peak_gib": "{:.2f}",
 }
@@ -65,7 +69,10 @@ COLUMNS = {
 def simulate(records: int, processes: int, pairs_per_process: int) -> dict[str, Any]:
     """One row of the table, in this process."""
     prompt, completions = hh_rlhf.sample_lengths(records, seed=0)
-    lengths = Lengths(prompt, completions, 2 * np.arange(records + 1, dtype=np.int64))
+    clock = time.perf_counter()
+    keys = prompt_keys(prompts(prompt))
+    keys_seconds = time.perf_counter() - clock
+    lengths = Lengths(prompt, completions, 2 * np.arange(records + 1, dtype=np.int64), prompt_key=keys)
     batch = min(pairs_per_process * processes, records)
     clock = time.perf_counter()
     plan = EpochPlan(lengths, seed=0, epoch=0, records=batch, max_tokens=MAX_TOKENS, processes=processes, cost=COST)
@@ -93,9 +100,17 @@ def simulate(records: int, processes: int, pairs_per_process: int) -> dict[str, 
         "drawn": full[:, 2].mean(),
         "last": rows[-1][1] - 1,
         "seconds": seconds,
+        "keys_seconds": keys_seconds,
         "ms_per_step": 1000 * seconds / len(plan),
         "peak_gib": peak_gib(),
     }
+
+
+def prompts(lengths: NDArray[np.integer]) -> Iterator[NDArray[np.int32]]:
+    """Prompts of these lengths, each cut from another place of random tokens."""
+    tokens = np.random.default_rng(0).integers(0, 49_152, len(lengths) + int(lengths.max()), dtype=np.int32)
+    for start, length in enumerate(lengths.tolist()):
+        yield tokens[start : start + length]
 
 
 def in_own_process(*sizes: int) -> dict[str, Any]:

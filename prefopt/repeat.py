@@ -67,6 +67,9 @@ def config_of(folder: Path, output_dir: Path) -> RunConfig:
         raise
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.yaml: {first_line(error)}") from error
+    for needed in ("model", "data"):
+        if needed not in objects:
+            raise UserError(f"{folder}/config.yaml is not a run's configuration (it has no {needed})")
     assert name in registry.names()
     return RunConfig(loss=loss, loss_name=name, output_dir=output_dir, trainer=trainer, **plain, **objects)  # type: ignore[arg-type]
 

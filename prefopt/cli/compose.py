@@ -104,13 +104,17 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, [program, *argv]
     failed: list[Exception] = []
+    composed = False
 
     def job(config: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         if any(isinstance(error, Stopped) for error in failed):
             return None  # a signal ends a multirun, not one job of it
         try:
             return optimized(task(run_config(config, own)), config.optimized_metric)
-        except (PrefoptError, OmegaConfBaseException) as error:
+        except (PrefoptError, OmegaConfBaseException) as raised:
+            error = raised if isinstance(raised, PrefoptError) else explain(raised, argv)
             failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
@@ -120,7 +124,9 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
     except (HydraException, OmegaConfBaseException) as error:
         if not failed:
             raise explain(error, argv) from error
-    except Exception:
+    except Exception as error:
+        if not composed and isinstance(error, ValueError):  # Hydra's, for a deletion such as ~loss=1
+            raise explain(error, argv) from error
         if not failed:  # else a sweeper that was left without a result has less to say than its jobs
             raise
     finally:
@@ -190,7 +196,10 @@ def compose(overrides: list[str]) -> RunConfig:
     overrides, own = of_stages(implied(overrides))
     try:
         with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
-            config = hydra.compose("train", overrides, return_hydra_config=True)
+            try:
+                config = hydra.compose("train", overrides, return_hydra_config=True)
+            except ValueError as error:  # Hydra's, for a deletion such as ~loss=1
+                raise explain(error, overrides) from error
             HydraConfig.instance().set_config(config)
             return run_config(config, own)
     except (HydraException, OmegaConfBaseException) as error:
@@ -207,6 +216,9 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     for key in config:
         if key not in KEYS and key != "hydra":
             raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
+    for key in KEYS:
+        if key not in config:
+            raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
     if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
         raise UserError(f"seed={config.seed} must be a whole number, at least 0")
     cls = OmegaConf.get_type(config.loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def template_source(name: str, tokenizer: Any) -> str | None:
     if name == "plain":
         return None
     for path in (Path(name), NAMED / f"{name}.jinja"):
-        if path.is_file() and path.suffix == ".jinja":
+        if path.suffix == ".jinja" and os.path.isfile(path):  # a template given as text is too long for a name
             return path.read_text(encoding="utf-8")
     known = ["auto", "plain", *sorted(path.stem for path in NAMED.glob("*.jinja"))]
-    raise UserError(f"no template {name!r}: data.template is one of {known}, or a .jinja file")
+    raise UserError(f"no template {name[:200]!r}: data.template is one of {known}, or a .jinja file")
 
 
 class Plain:

@@ -10,7 +10,7 @@ import types
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.fused import fuse, unfuse
@@ -117,12 +117,35 @@ def _refuse_row(model: Any, row: Row) -> None:
     if size is not None and row.max_id >= size:
         raise UserError(f"token id {row.max_id} is beyond the model's vocabulary of {size}: tokenizer and model do not "
                         "belong together (or tokens were added without `resize_token_embeddings`)")  # fmt: skip
+    refuse_length(model, row.longest)
+
+
+def refuse_length(model: Any, tokens: int, name: str = "a sequence") -> None:
+    """Refuse a sequence of so many tokens where the model's positions end before.
+
+    Raises:
+        UserError: with the sequence's name and the remedy.
+    """
     limit = steady_positions(model.config.get_text_config())
-    if limit is not None and row.longest > limit:
-        raise UserError(
-            f"a sequence of {row.longest} tokens: beyond {limit} the rotary embedding of this model changes with the "
-            f"longest sequence of a forward, so log-probs would depend on the batch; set data.max_length={limit}"
-        )
+    if limit is not None and tokens > limit:
+        raise UserError(f"{name} of {tokens} tokens: beyond {limit} the rotary embedding of this model changes with "
+                        "the longest sequence of a forward, so log-probs would depend on the batch; set "
+                        f"data.max_length={limit}")  # fmt: skip
+    limit = learned_positions(model)
+    if limit is not None and tokens > limit:
+        raise UserError(f"{name} of {tokens} tokens: the model has learned {limit} positions; set "
+                        f"data.max_length={limit}")  # fmt: skip
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many positions the model has an embedding for; None where positions are not looked up in a table."""
+    base = getattr(model, model.base_model_prefix, model)
+    for owner in (base, getattr(base, "decoder", None)):
+        for name in ("wpe", "embed_positions", "position_embeddings"):  # GPT-2 and its like; OPT, BioGPT; others
+            table = getattr(owner, name, None)
+            if isinstance(table, nn.Embedding):
+                return table.num_embeddings - int(getattr(table, "offset", 0))
+    return None
 
 
 def steady_positions(config: Any) -> int | None:

@@ -8,6 +8,7 @@ module is taken over only if its own forward gives the same on a probe.
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -144,16 +145,52 @@ def fused(module: nn.Module) -> bool:
 
 
 def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether both forwards give the same on two random vectors; False where that cannot be told."""
+    """Whether both forwards give the same; False where that cannot be told.
+
+    Asked of a twin in training mode with weights of its own, and of small and large inputs: weights may be zero at the
+    start, a clamp shows in large values alone, and dropout in training alone.
+    """
     weight = module.weight if forward is _norm_forward else module.gate_proj.weight
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    probe = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        try:
-            expected, got = type(module).forward(module, probe), forward(module, probe)
-        except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes more, or other, than a tensor
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin = _norm_twin(module, random) if forward is _norm_forward else _mlp_twin(module, random)
+        if twin is None:
             return False
-    if not isinstance(expected, Tensor) or not torch.isfinite(expected).all():
-        return False
-    return torch.allclose(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        twin.train()
+        width = twin.weight.shape[0] if forward is _norm_forward else twin.gate_proj.in_features
+        for size in (1e-2, 1.0, 30.0, 1e3):
+            probe = torch.randn(4, width, generator=random) * size
+            try:
+                expected, got = type(module).forward(twin, probe), forward(twin, probe)
+            except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes more, or other, than a tensor
+                return False
+            if not isinstance(expected, Tensor) or not torch.isfinite(expected).all():
+                return False
+            if not torch.allclose(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
+                return False
+    return True
+
+
+def _norm_twin(module: Any, random: torch.Generator) -> Any | None:
+    """A norm with random weights; None where it has more than its weight."""
+    if [name for name, _ in module.named_parameters()] != ["weight"]:
+        return None
+    twin = copy.deepcopy(module)
+    nn.init.normal_(twin.weight, generator=random)
+    return twin
+
+
+def _mlp_twin(module: Any, random: torch.Generator) -> Any | None:
+    """A gated MLP with three small random layers in place of its own; None where it has other weights beside them."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    if {name for name, _ in module.named_parameters()} != {f"{name}.weight" for name in names}:
+        return None
+    twin = copy.copy(module)  # not the weights
+    twin._modules = {name: copy.deepcopy(child) for name, child in module._modules.items() if name not in names}
+    for name, (wide, out) in zip(names, ((16, 24), (16, 24), (24, 16)), strict=True):
+        layer = nn.Linear(wide, out, bias=False)
+        nn.init.normal_(layer.weight, std=wide**-0.5, generator=random)
+        setattr(twin, name, layer)
+    return twin

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,16 +133,21 @@ class Lengths:
 
 
 def prompt_keys(prompts: Iterable[Ids]) -> Indices:
-    """(N,) the number of the first prompt that equals this one, token for token."""
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(np.asarray(p).tobytes(), i) for i, p in enumerate(prompts)], dtype=np.int64)
+    """(N,) the number of the first prompt that equals this one, token for token.
+
+    By digests of 64 bits: ten million prompts are not held in memory. Should two ever collide, a tree is planned
+    smaller than it is, and nothing else: what shares a tree is told by `same_prompt`.
+    """
+    digests = (int.from_bytes(blake2b(np.asarray(p).tobytes(), digest_size=8).digest()) for p in prompts)
+    _, first, which = np.unique(np.fromiter(digests, dtype=np.uint64), return_index=True, return_inverse=True)
+    return first[which].astype(np.int64)
 
 
 def same_prompt(prompts: Sequence[Ids]) -> list[list[int]]:
     """Positions of a micro-batch's records grouped by equal prompt, in order of first appearance: one tree each."""
-    groups: dict[int, list[int]] = {}
-    for position, key in enumerate(prompt_keys(prompts).tolist()):
-        groups.setdefault(key, []).append(position)
+    groups: dict[bytes, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        groups.setdefault(np.asarray(prompt).tobytes(), []).append(position)
     return list(groups.values())
 
 

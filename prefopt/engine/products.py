@@ -29,7 +29,8 @@ def worth(q: Tensor, dropout: float) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """(B, heads, n, d) of q (B, heads, n, d) on k, v (B, groups, m, d); query i sees no key past m - n + i.
+    """(B, heads, n, e) of q (B, heads, n, d) on k (B, groups, m, d), v (B, groups, m, e); query i sees no key past
+    m - n + i.
 
     Args:
         q, k, v: `heads` is a multiple of `groups`.
@@ -46,7 +47,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, mask)
         ctx.scale = scale
         # Positions before heads in memory: the next layer reads rows of positions.
-        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         for at, keys in _blocks(q, k):
             weights, _ = _weights(q[at], k[keys], _cut(mask, q, at, keys), scale)
             out[at] = times_transposed(weights, v[keys].t()).view_as(out[at])

@@ -32,10 +32,13 @@ WRONG = [
     ("batch.records=0", "batch.records must be at least 1"),
     ("resume=/does/not/exist", "there is no checkpoint in that folder"),
     ("data.max_length=3", "no record is left"),
+    ("data.template=" + 300 * "x", "data.template is one of"),
+    ("~loss", "~loss: every run needs this option"),
+    ("~loss=1", "deletion value must be a string"),
 ]
 
 
-@pytest.mark.parametrize(("override", "message"), WRONG, ids=[o for o, _ in WRONG])
+@pytest.mark.parametrize(("override", "message"), WRONG, ids=[o[:40] for o, _ in WRONG])
 def test_refused_by_name(run: Run, capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
     assert run(override) == 2
     error = capsys.readouterr().err

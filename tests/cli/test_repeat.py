@@ -48,6 +48,7 @@ def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: py
         ("loss: {name: dpo}", "is not a run's configuration"),
         ("loss: {name: dpoo}\nseed: 0\ntrainer: {}\n", "did you mean 'dpo'"),
         ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "could not be converted to Float"),
+        ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "it has no model"),
         ("loss: {_target_: os.system, name: dpo}\nseed: 0\ntrainer: {}\n", "_target_"),
     ]:
         (folder / "config.yaml").write_text(text)

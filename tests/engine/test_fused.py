@@ -94,6 +94,37 @@ def test_other_formulas_are_left_alone() -> None:
     assert fuse(GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=2))) == 0
 
 
+class Gated(nn.Module):
+    """The MLP of many models, with what some of them add."""
+
+    def __init__(self, act: nn.Module | None = None, limit: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
+        self.down_proj = nn.Linear(48, 32, bias=False)
+        self.act_fn, self.limit, self.dropout = act or nn.SiLU(), limit, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.limit:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        out: Tensor = self.down_proj(self.act_fn(gate) * up)
+        return nn.functional.dropout(out, self.dropout, self.training)
+
+
+@pytest.mark.parametrize("added", [{"act": nn.GELU()}, {"limit": 10.0}, {"dropout": 0.1}])
+def test_what_shows_only_elsewhere_is_seen(added: dict[str, Any]) -> None:
+    """Another activation behind weights of zero, a clamp of large values, dropout of a model in evaluation."""
+    torch.manual_seed(0)
+    same, other = Gated().eval(), Gated(**added).eval()
+    for module in (same, other):
+        nn.init.zeros_(module.down_proj.weight)
+    before = torch.random.get_rng_state()
+    assert fuse(nn.Sequential(same, other)) == 1
+    assert fused(same)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not same.training
+
+
 def test_a_hook_on_a_linear_layer_is_still_called() -> None:
     model, seen = llama(), []
     fuse(model)

@@ -102,7 +102,7 @@ def test_padded_sequences_elsewhere(family: str) -> None:
             refused()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", families.TREE)
 def test_gradients_of_long_trees(family: str) -> None:
     """Trees that are attended piece by piece, beside a short one."""
     data = tiny.records([(300, (40, 25)), (5, (4, 7)), (7, (330, 3))])

@@ -24,14 +24,20 @@ def mask_of(kind: str, b: int, n: int, m: int) -> Tensor | None:
 
 
 @pytest.mark.parametrize("kind", ["causal", "bool", "added"])
-@pytest.mark.parametrize(("b", "heads", "groups", "n"), [(1, 6, 2, 130), (2, 3, 3, 300), (1, 4, 1, 600)])
-def test_values_and_gradients(kind: str, b: int, heads: int, groups: int, n: int) -> None:
-    """Both sum at most 600 terms of order 1 in float32: 600 * 6e-8 = 4e-5 of the largest, at worst."""
+@pytest.mark.parametrize(
+    ("b", "heads", "groups", "n", "size"),
+    [(1, 6, 2, 130, 16), (2, 3, 3, 300, 16), (1, 4, 1, 600, 16), (1, 4, 4, 200, 8)],
+)
+def test_values_and_gradients(kind: str, b: int, heads: int, groups: int, n: int, size: int) -> None:
+    """Values may be of another size than queries (DeepSeek).
+
+    Both sum at most 600 terms of order 1 in float32: 600 * 6e-8 = 4e-5 of the largest, at worst.
+    """
     m = n if kind == "causal" else n + 7
-    q, k, v = draw(b, heads, n, 16), draw(b, groups, m, 16), draw(b, groups, m, 16) * 1.0
+    q, k, v = draw(b, heads, n, 16), draw(b, groups, m, 16), draw(b, groups, m, size) * 1.0
     v.retain_grad()
     mask = mask_of(kind, b, n, m)
-    pull = torch.randn(b, heads, n, 16, generator=torch.Generator().manual_seed(5))
+    pull = torch.randn(b, heads, n, size, generator=torch.Generator().manual_seed(5))
 
     def run(own: bool) -> list[Tensor]:
         q.grad = k.grad = None

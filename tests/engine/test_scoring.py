@@ -253,3 +253,12 @@ def test_refuses_lengths_at_which_rotary_embeddings_depend_on_the_batch() -> Non
     assert worst(score(model, data), tiny.plain(model, data)) < 1e-5
     with pytest.raises(UserError, match=r"data\.max_length=16"):
         score(model, tiny.records([(10, (5, 7))]))
+
+
+def test_refuses_more_tokens_than_the_model_has_positions() -> None:
+    for family in ("gpt2", "opt"):
+        model = tiny.model(family, max_position_embeddings=64)
+        data = tiny.records([(60, (4, 3))])
+        assert worst(score(model, data), tiny.plain(model, data)) < 1e-5
+        with pytest.raises(UserError, match=r"65 tokens.*data\.max_length=64"):
+            score(model, tiny.records([(60, (5, 3))]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -99,6 +99,7 @@ def test_adapters(name: str, adapter: Path) -> None:
 
 @cases(0.01)
 @given(st.one_of(words, words.map(lambda w: f"package:{w}")))
+@example(path="a" * 300)  # too long for a file's name
 def test_model_paths(path: str) -> None:
     if path != "world":
         attempt(lambda: load_tokenizer(ModelConfig(path=path)))

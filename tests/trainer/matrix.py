@@ -1,8 +1,9 @@
 """Everything against one process: `python -m tests.trainer.matrix FOLDER [LAUNCHER-PROCESSES...]`, by default all.
 
 Both launchers, 1, 2 and 4 processes, whole copies (DDP) and shards (FSDP2), all weights and LoRA, trees and padded
-rows, a plain loss and two coupled ones: 20 steps each. Prints the largest relative difference of a step's loss, and the
-largest difference of a weight after the last step, by launcher, processes and shards.
+rows, a plain loss and two coupled ones: 20 steps each (`accelerate launch` shards on two processes or more alone).
+Prints the largest relative difference of a step's loss, and the largest difference of a weight after the last step, by
+launcher, processes and shards.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ PLAIN = [
 ]
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run"],
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no",
-                   "--dynamo_backend=no"],
+    "accelerate": ["accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"],
 }  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def launched(launcher: str, processes: int, folder: Path, runs: list[str]) -> No
     port = together.free_port()
     where = ["--master-addr=127.0.0.1", f"--master-port={port}"]
     if launcher == "accelerate":
-        where = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+        several = ["--multi_gpu"] if processes > 1 else []
+        where = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}", *several]
     command = [sys.executable, "-m", *LAUNCHERS[launcher], count, *where, "-m", "tests.trainer.together",
                str(folder), *runs, f"--steps={STEPS}"]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,8 +52,9 @@ def main() -> None:
     for group in sys.argv[2:] or [f"{launcher}-{n}" for launcher in LAUNCHERS for n in (1, 2, 4)]:
         launcher, processes = group.split("-")[0], int(group.split("-")[1])
         home = folder / group
-        launched(launcher, processes, home, [*PLAIN, *(f"{run}+fsdp" for run in PLAIN)])
-        for shards in ("", "+fsdp"):
+        ways = ("",) if (launcher, processes) == ("accelerate", 1) else ("", "+fsdp")
+        launched(launcher, processes, home, [run + way for way in ways for run in PLAIN])
+        for shards in ways:
             losses = weights = 0.0
             for run in PLAIN:
                 report, kept = one[run]
