@@ -5,10 +5,11 @@
                                                           offsets.npy  (E + 1,) int64, entry e is token[o[e]:o[e + 1]]
                                                           token.npy    (T,) float32, nats
                                                           entropy.npy  (T,) float32, where it was asked for
-                                                          digest       of the four, written last
+                                                          digest       of the four, 32 hexadecimal digits, written last
                                           tmp-<random>/   a part that was being written when its process died
 
-A part is written into `tmp-` and renamed, so any number of processes may add to one store. Arrays are memory-mapped.
+A part is written into `tmp-`, flushed to disk and renamed, so any number of processes may add to one store, and a power
+cut leaves whole parts. Arrays are memory-mapped.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ Entry = tuple[Array, Array | None]  # per-token log-probs, and entropies where t
 
 ARRAYS = ("keys", "offsets", "token", "entropy")
 NAME = re.compile(r"[0-9a-f]{32}")
+DIGEST = re.compile(r"[0-9a-f]{32}")
 # A `tmp-` folder of this age belongs to nobody: a part is written in seconds.
 LEFTOVER_SECONDS = 3600.0
 
@@ -123,6 +125,8 @@ class ReferenceStore:
             self._seen.add(folder.name)
             try:
                 part, written = Part.open(folder), (folder / "digest").read_text()
+                if not DIGEST.fullmatch(written):
+                    raise ValueError("its digest is cut short")
             except Exception as error:  # numpy's reader of headers has several
                 logger.warning("the reference store has a broken part, its entries are computed again: %s (%s); "
                                "`prefopt reference prune` removes it", folder, error)  # fmt: skip
@@ -183,11 +187,16 @@ class ReferenceStore:
             if len(entropies) == len(tokens):
                 _save(tmp / "entropy.npy", np.concatenate(entropies).astype(np.float32))
             (tmp / "digest").write_text(_digest(tmp))
+            flush(tmp / "digest")
+            flush(tmp)
             if not (self.folder / "about.json").exists():
                 about = self.folder / f"about-{uuid.uuid4().hex}"
                 about.write_text(json.dumps(self.about, indent=1, default=str))
+                flush(about)
                 about.rename(self.folder / "about.json")
             tmp.rename(self.folder / f"part-{uuid.uuid4().hex[:16]}")
+            flush(self.folder)
+            flush(self.folder.parent)
         except OSError as error:
             raise UserError(f"cannot write the reference store {self.folder}: {error}; free some space, or set "
                             "reference_folder to another disk") from error  # fmt: skip
@@ -272,8 +281,16 @@ def _facts_in(about: Path) -> dict[str, Any]:
 def _save(path: Path, array: Array) -> None:
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())  # before the rename: a power cut must not leave a part without its content
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on disk: a power cut must not leave a part without its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.engine.plan import Lengths
+from prefopt.engine.store import flush
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.trainer.checksums import about, wrong_with
 
@@ -99,7 +99,7 @@ def writing(target: Path, *, writes: bool) -> Iterator[Path]:
                 shutil.rmtree(old)
             else:
                 tmp.rename(target)
-            _flush_entry(target.parent)
+            flush(target.parent)
     except PrefoptError:
         raise
     except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
@@ -167,13 +167,5 @@ def refuse_other_identity(folder: Path, identity: dict[str, Any]) -> None:
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            _flush_entry(path)
-    _flush_entry(folder)
-
-
-def _flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush(path)
+    flush(folder)

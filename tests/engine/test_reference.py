@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -80,17 +80,6 @@ def test_what_is_read_is_memory_mapped(model: Any, tmp_path: Path) -> None:
     assert str(part_of(tmp_path, model)) in Path("/proc/self/maps").read_text()
 
 
-def test_a_store_of_many_parts_keeps_no_file_open(tmp_path: Path) -> None:
-    """Each file of each part was kept open: a million pairs have thousands, and a process may have a thousand."""
-    store = ReferenceStore(tmp_path, "0" * 32)
-    for i in range(20):
-        store.add({entry_key(np.array([i]), np.array([1])): (np.array([-1.0], np.float32), None)})
-    before = psutil.Process().num_fds()
-    again = ReferenceStore(tmp_path, "0" * 32)
-    assert len(again) == 20
-    assert psutil.Process().num_fds() == before
-
-
 # ---- what hits, and what misses
 
 
@@ -153,56 +142,6 @@ def test_another_max_length_never_hits_stale(model: Any, tmp_path: Path) -> None
     )
     assert 0 < same < COMPLETIONS
     assert counts(found) == (same, COMPLETIONS - same)
-
-
-def test_where_the_prompt_ends_is_part_of_the_name() -> None:
-    ids = np.arange(8, dtype=np.int32)
-    assert entry_key(ids[:3], ids[3:]) != entry_key(ids[:4], ids[4:])
-    assert entry_key(ids[:3].astype(np.int64), ids[3:]) == entry_key(ids[:3], ids[3:])
-
-
-def lora(base: Any, seed: int = 1, **options: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    settings = {
-        "r": 4,
-        "lora_alpha": 8,
-        "init_lora_weights": False,
-        "target_modules": ["q_proj"],
-        "task_type": "CAUSAL_LM",
-    }
-    return get_peft_model(base, LoraConfig(**(settings | options)))
-
-
-@pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
-def test_the_fingerprint_knows_what_changes_numbers() -> None:
-    plain = fingerprint(tiny.model("llama"))
-    assert fingerprint(tiny.model("llama")) == plain  # the same weights, loaded again
-    adapted = lora(tiny.model("llama"))
-    others = {
-        "weights": fingerprint(tiny.model("llama", seed=1)),
-        "dtype": fingerprint(tiny.model("llama", dtype=torch.bfloat16)),
-        "autocast": fingerprint(tiny.model("llama"), "bf16"),
-        "rotary base": fingerprint(tiny.model("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
-        "norm epsilon": fingerprint(tiny.model("llama", rms_norm_eps=1e-3)),
-        "adapter": fingerprint(adapted),
-        "adapter's weights": fingerprint(lora(tiny.model("llama"), seed=2)),
-        "adapter's scale": fingerprint(lora(tiny.model("llama"), lora_alpha=16)),
-    }
-    with adapted.disable_adapter():
-        others["adapter off"] = fingerprint(adapted)
-    adapted.base_model.model.model.layers[0].self_attn.q_proj.set_scale("default", 3.0)
-    others["adapter's scale in one layer"] = fingerprint(adapted)
-    tied = tiny.model("llama", tie_word_embeddings=True)
-    others["tied"] = fingerprint(tied)
-    assert len({plain, *others.values()}) == len(others) + 1
-    # and nothing else: how attention is computed, where the model came from, mode, gradients
-    same = tiny.model("llama")
-    same.set_attn_implementation("eager")
-    same.config._name_or_path = "elsewhere"
-    same.config.use_cache = False
-    assert fingerprint(same.train().requires_grad_(False)) == plain
 
 
 def test_every_method_and_setting_reads_one_store(tmp_path: Path) -> None:
@@ -308,7 +247,7 @@ def test_two_processes_at_once(model: Any, tmp_path: Path, together: bool) -> No
     assert counts(table(model, DATA, tmp_path)) == (COMPLETIONS, 0)
 
 
-@pytest.mark.parametrize("file", ["keys", "offsets", "token", "digest"])
+@pytest.mark.parametrize("file", ["keys", "offsets", "token", "digest", "digest cut", "digest empty", "digest zeros"])
 def test_a_part_cut_short_is_computed_again(
     model: Any, tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,6 +255,9 @@ def test_a_part_cut_short_is_computed_again(
     part = part_of(tmp_path, model)
     if file == "digest":
         (part / "digest").unlink()
+    elif file.startswith("digest"):  # as a power cut may leave it
+        written = (part / "digest").read_text()
+        (part / "digest").write_text({"cut": written[:-1], "empty": "", "zeros": "\0" * 32}[file.split()[1]])
     else:
         with (part / f"{file}.npy").open("r+b") as content:
             content.truncate(130)
@@ -347,6 +289,50 @@ def test_entries_that_the_model_does_not_give_are_an_error(model: Any, tmp_path:
     (tmp_path / fingerprint(other)).rename(tmp_path / fingerprint(model))
     with pytest.raises(UserError, match=r"disagrees with the model by .* record r"):
         table(model, DATA, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["log-prob", "entropy"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_is_not_finite_is_refused_and_not_kept(
+    what: str, value: float, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stored, and said at reuse to be a store that somebody changed."""
+    real = references.score
+
+    def spoilt(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        for record, scored in zip(given[1], found, strict=True):
+            if record.id == "r2":
+                (scored.token if what == "log-prob" else scored.entropy)[1][2] = value
+        return found
+
+    monkeypatch.setattr(references, "score", spoilt)
+    says = rf"{what} is {value} on 1 of 3 tokens of completion 2 of record r2, and is not stored; check the reference's"
+    with pytest.raises(UserError, match=says):
+        table(model, DATA, tmp_path, entropy=True)
+    assert len(ReferenceStore(tmp_path, fingerprint(model))) == 0
+    monkeypatch.undo()
+    assert counts(table(model, DATA, tmp_path, entropy=True)) == (0, COMPLETIONS)
+
+
+def test_a_reference_with_nan_weights_is_refused_whether_the_store_has_entries_or_not(tmp_path: Path) -> None:
+    broken = tiny.model("llama")
+    store = ReferenceStore(tmp_path, "0" * 32)
+    reference_table(broken, DATA[:4], store)  # the gates judge a model once
+    broken.lm_head.weight.data.fill_(torch.nan)
+    for data in (DATA[4:], DATA[:4]):
+        with pytest.raises(UserError, match=r"log-prob is nan on \d of \d tokens of completion \d of record r\d"):
+            reference_table(broken, data, store)
+    assert len(store) == 8
+
+
+def test_neither_build_nor_reuse_moves_the_callers_random_state(model: Any, tmp_path: Path) -> None:
+    random.seed(5)
+    before = random.getstate()
+    assert counts(table(model, DATA, tmp_path)) == (0, COMPLETIONS)
+    assert random.getstate() == before
+    assert counts(table(model, DATA, tmp_path)) == (COMPLETIONS, 0)
+    assert random.getstate() == before
 
 
 def test_a_full_disk_is_said_so(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
