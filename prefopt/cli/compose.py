@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -225,6 +226,8 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
     if name is None:
         raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
+    for group in OBJECTS:
+        _refuse_added(config[group], group)
     try:
         groups: dict[str, Any] = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
     except MissingMandatoryValue as error:
@@ -247,6 +250,20 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         stages_folder=Path(config.stages_folder),
         **groups,
     )
+
+
+def _refuse_added(node: DictConfig, name: str) -> None:
+    """Refuse keys that `+name.key=...` added to a section that has fields of its own."""
+    cls = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(cls):
+        return
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in map(str, node):
+        if key not in known:
+            raise UserError(f"there is no option {f'{name}.{key}'!r}{nearest(key, known)}")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _refuse_added(child, f"{name}.{key}")
 
 
 def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:

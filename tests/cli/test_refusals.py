@@ -22,6 +22,8 @@ WRONG = [
     ("data=wrold", "did you mean 'world'?"),
     ("experiment=nope", "unknown experiment 'nope'"),
     ("+foo=1", "there is no option 'foo'"),
+    ("+loss.bet=1", "there is no option 'loss.bet'; did you mean 'beta'?"),
+    ("+model._target_=os.system", "there is no option 'model._target_'"),
     ("seed=x", "must be a whole number"),
     ("model.path=/does/not/exist", "cannot load a model from model.path=/does/not/exist"),
     ("model.path=package:no_such_package", "pip install"),
