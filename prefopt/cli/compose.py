@@ -30,6 +30,7 @@ from prefopt.cli.experiments import from_file
 from prefopt.data.config import DataConfig
 from prefopt.errors import PrefoptError, Stopped, UserError, nearest
 from prefopt.models import ModelConfig
+from prefopt.redact import redact
 from prefopt.run import EvaluationConfig, RunConfig
 from prefopt.stages import for_stage, of_stages
 from prefopt.tracking import TrackingConfig
@@ -112,6 +113,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         composed = True
         if any(isinstance(error, Stopped) for error in failed):
             return None  # a signal ends a multirun, not one job of it
+        _redact_multirun()
         try:
             return optimized(task(run_config(config, own)), config.optimized_metric)
         except (PrefoptError, OmegaConfBaseException) as raised:
@@ -134,6 +136,16 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         sys.argv = saved
     if failed:
         raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
+
+
+def _redact_multirun() -> None:
+    """Hydra writes the options of a multirun down as they were given, before its first job."""
+    job = HydraConfig.get()
+    file = Path(job.sweep.dir or "") / "multirun.yaml"
+    if job.mode is RunMode.MULTIRUN and file.is_file():
+        text = file.read_text(encoding="utf-8")
+        if (safe := redact(text)) != text:
+            file.write_text(safe, encoding="utf-8")
 
 
 def optimized(summary: dict[str, Any], name: str) -> float | None:

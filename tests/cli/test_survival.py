@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.cli import main
 from prefopt.redact import printable, redact
 from tests.cli.conftest import Run
 
@@ -119,9 +120,11 @@ def test_secrets_are_written_nowhere(
     monkeypatch.setattr(sys, "argv", ["prefopt", "train", name])
     assert run(name, f"data.cache_dir={run.out.parent}/cache-{token}") == 0
     assert run(f"data.path=/nothing/{token}/{key}.jsonl", f"output_dir={run.out}-2") == 2
+    words = [word for word in run.given if not word.startswith("output_dir")]
+    assert main(["train", "-m", *words, name, f"hydra.sweep.dir={run.out}-several"]) == 0
     shown = capsys.readouterr()
     texts = {"stdout": shown.out, "stderr": shown.err}
-    for file in run.out.rglob("*"):
+    for file in [*run.out.rglob("*"), *Path(f"{run.out}-several").rglob("*")]:
         if file.is_file():
             texts[str(file)] = file.read_bytes().decode("utf-8", "replace")
     found = [name for name, text in texts.items() if token in text or key in text]
