@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -27,6 +28,9 @@ VERBS = {
     "completion": 'completion for bash, zsh and fish: eval "$(prefopt completion bash)"',
     "reference": "the store of reference log-probs: build, list, verify, prune",
 }
+
+
+NO_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # of a path, whatever the disk
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         if os.environ.get("PREFOPT_TRACEBACK"):
             raise
+        if error.errno in NO_PLACE:
+            _complain(f"{error}; give another name or folder")
+            return UserError.exit_code
         _complain(f"{error}; free some space, or give another folder (output_dir=...)")
         return 1
     except KeyboardInterrupt:

@@ -110,3 +110,11 @@ def test_a_folder_that_cannot_be_written(run: Run, capsys: pytest.CaptureFixture
     assert "/proc/nothing" in error
     assert "give another folder" in error
     assert error.count("\n") == 1
+
+
+def test_a_place_that_is_none(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file where a folder must be, a name that is too long: no disk is full."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / ("a" * 300)):
+        assert run(f"output_dir={place}") == 2
+        assert "give another name or folder" in capsys.readouterr().err
