@@ -184,6 +184,7 @@ def _generation_seconds(config: RunConfig, model: Any, held_out: Any) -> float:
     if not texts:
         return 0.0
     took = []
+    generate(model, prompts, max_new_tokens=1, eos_token_id=[-1], temperature=0)  # a first call tries the model's cache
     for length in (2, 6):
         start = time.perf_counter()
         generate(model, prompts, max_new_tokens=length, eos_token_id=[-1], temperature=0)
