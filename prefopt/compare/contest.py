@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from prefopt.run import RunConfig
 
 TRIAL_SEED = 0
+SHARED = ("data", "model", "evaluation", "measure", "judge", "tasks", "experiment")  # not of one row alone
+OF_COST = re.compile(r"(trainer\.(max_steps|num_train_epochs)|batch\.records|batch|trainer)=")  # of one row: allowed
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,6 +66,7 @@ class Contest:
         self.configs = {method.name: configuration(comparison, method) for method in self.methods}
         for name in self.configs:
             self.tried(name, ())  # a search that cannot be is refused here
+        self._yardsticks = yardsticks(comparison, self.base_config)
 
     @property
     def base_config(self) -> RunConfig:
@@ -137,7 +141,7 @@ class Contest:
                     settings=tried,
                     trials=own,
                     chosen=best(tried, own) if self.trials_each else tried[0],
-                    finals=[r for r in finals if r.method == method.name],
+                    finals=[_warned(r, method) for r in finals if r.method == method.name],
                 )
             )
         return rows
@@ -153,7 +157,8 @@ class Contest:
     def _base(self, split: Split) -> Job:
         config = self.base_config
         return Job(
-            method=BASE, label=f"{BASE}, {split}", config=config, fingerprints=fingerprints(config),
+            method=BASE, label=f"{BASE}, {split}", config=config,
+            fingerprints=fingerprints(config) | self._yardsticks,
             measure=self.comparison.measure, split=split, trained=False,
         )  # fmt: skip
 
@@ -163,7 +168,7 @@ class Contest:
             method=method.name,
             label=f"{method.name} {setting}, seed {config.seed}, {split}",
             config=config,
-            fingerprints=fingerprints(config),
+            fingerprints=fingerprints(config) | self._yardsticks,
             measure=self.comparison.measure,
             split=split,
             sides_swapped=method.sides_swapped,
@@ -175,7 +180,7 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
     """A method's configuration before the search, as `prefopt train` would compose it.
 
     Raises:
-        UserError: what Hydra or a schema refuses, with the nearest name.
+        UserError: what Hydra or a schema refuses, with the nearest name; what all rows must have in common.
     """
     from prefopt.cli.compose import compose
     from prefopt.trainer.arguments import DEFAULTS
@@ -184,12 +189,55 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
     for override in (*comparison.overrides, *method.overrides):
         if override.split("=", 1)[0] in taken:
             raise UserError(f"{override}: a comparison sets this itself (losses=[...], seeds=N, output_dir=DIR)")
+    for override in method.overrides:
+        if re.split(r"[.=@/]", override.lstrip("+~"), maxsplit=1)[0] in SHARED:
+            raise UserError(
+                f"methods.{method.name}.{override}: all rows have the same data, model and measurement, or they could "
+                f"not be compared; give {override} to all, or hold another comparison with it"
+            )
     config = compose([f"loss={method.loss}", *comparison.overrides, *method.overrides, "output_dir=."])
     if config.stages:
         raise UserError("a comparison starts every method from one model: run the stages before it by themselves, and "
                         "give what they leave as model.path=FOLDER")  # fmt: skip
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
     return config
+
+
+def yardsticks(comparison: Comparison, config: RunConfig) -> dict[str, str]:
+    """Fingerprints of judge and tasks, which are refused here, before anything is trained; empty without them.
+
+    What a function says is kept apart from the jobs, which do not depend on it.
+
+    Raises:
+        UserError: no such judge or task; a world, whose reward is exact.
+    """
+    from prefopt.compare import judge as judges
+
+    measure = comparison.measure
+    if config.data.path == "world" and (measure.judge or measure.tasks):
+        raise UserError("judge=... and tasks=[...] are for real data: a world's reward is exact, its words are its own")
+    found = {}
+    if measure.judge:
+        judges.check(measure.judge)
+        if measure.prompts is None and config.evaluation.kl_prompts < 2:
+            raise UserError(f"judge={measure.judge} needs texts: set measure.prompts=64, say")
+        if not judges.is_callable(measure.judge):
+            found["judge"] = digest_of_weights(measure.judge)
+    if measure.tasks:
+        from prefopt.compare.harness import check_tasks, digest_of_tasks
+
+        check_tasks(measure.tasks)
+        found["tasks"] = digest_of_tasks(measure.tasks)
+    return found
+
+
+def _warned(result: Result, method: Method) -> Result:
+    """The result with a warning where its row has steps or a batch of its own."""
+    own = [override for override in method.overrides if OF_COST.match(override.lstrip("+"))]
+    if not own:
+        return result
+    warning = f"{', '.join(own)} of this row alone: the others train with other steps or another batch"
+    return dataclasses.replace(result, warnings=[*result.warnings, warning])
 
 
 def primary(results: Sequence[Result]) -> str | None:
@@ -213,14 +261,9 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
 
     data = data_of(config)
     paths = [resolve(path) for path in (config.model.path, config.model.reference) if path]
-    return {"data": _digest(data), "weights": " ".join(_digest_of_weights(path) for path in paths)}
+    return {"data": _digest(data), "weights": " ".join(digest_of_weights(path) for path in paths)}
 
 
 @cache
 def _digest(data: Any) -> str:
     return digest_of_records(data.train, data.eval)
-
-
-@cache
-def _digest_of_weights(path: str) -> str:
-    return digest_of_weights(path)

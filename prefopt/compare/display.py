@@ -53,7 +53,7 @@ class Display:
         self.done += 1
         if not result.kept:
             self.ran += 1
-            self.seconds += sum(result.cost.get(name) or 0.0 for name in ("train_seconds", "measure_seconds"))
+            self.seconds += result.cost.get("job_seconds") or 0.0  # a killed one has none
         left = self.left()
         self.bar.update(self.task, advance=1, left=left)
         note = "kept from before" if result.kept else left

@@ -34,12 +34,14 @@ def execute(job: Job) -> Result:
     give_back()  # what the job before left is not this one's memory
     reset_peak_memory()
     try:
-        return _execute(job)
+        result = _execute(job)
     except TrainingError as error:
-        return failure(job, "diverged", str(error), {"train_seconds": time.perf_counter() - start})
+        result = failure(job, "diverged", str(error), {"train_seconds": time.perf_counter() - start})
     except Exception as error:  # whatever it is, the other jobs go on
         name = "" if isinstance(error, PrefoptError) else f"{type(error).__name__}: "
-        return failure(job, "failed", name + str(error), {"train_seconds": time.perf_counter() - start})
+        result = failure(job, "failed", name + str(error), {"train_seconds": time.perf_counter() - start})
+    # all of it: loading, data, the reference pass, steps, measuring
+    return dataclasses.replace(result, cost={**result.cost, "job_seconds": round(time.perf_counter() - start, 3)})
 
 
 def _execute(job: Job) -> Result:
@@ -87,7 +89,9 @@ def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict
     state = result.trainer.state
     weights = sum(p.numel() for p in policy.parameters())
     cost = {
-        "train_seconds": round(result.seconds, 3),
+        "train_seconds": round(result.seconds, 3),  # its steps
+        "reference_seconds": round(result.reference_seconds, 3),
+        "reference_texts": float(result.reference_misses),  # scored now, not found in the store
         # the trainer counts six operations a token and weight
         "tokens": float(round(state.total_flos / (6 * weights))),
         "steps": float(state.global_step),

@@ -66,8 +66,10 @@ def interpolate(kl: Floats, reward: Floats, at: Sequence[float]) -> Floats:
     """Reward at each KL of `at`, between measured points only: nan outside of them, nothing is extrapolated.
 
     Monotone between neighbours (PCHIP; Fritsch and Carlson, 1980, https://doi.org/10.1137/0717021), in the square root
-    of KL, in which reward is nearly straight at first (Gao et al., 2023, https://arxiv.org/abs/2210.10760). It may
-    fall with KL: that a method overshoots is not smoothed away.
+    of KL, in which reward is nearly straight at first (Gao et al., 2023, https://arxiv.org/abs/2210.10760). Between
+    two points it never leaves their range. Where points of more KL have less reward it falls with them: overshoot is
+    shown, not smoothed away, but only if those points are given. A caller that leaves beaten ones out, as the page of a
+    comparison does, has nan there.
 
     Args:
         kl, reward: (K,) points in any order; points of one KL count as their mean.

@@ -13,6 +13,7 @@ from prefopt.compare.judge import is_callable, reward_model
 from prefopt.compare.spec import MeasureConfig, Measured
 from prefopt.generations import Sampling, held_out_prompts, write_texts
 from prefopt.heldout import HeldOut, score
+from prefopt.worlds.evaluate import by_prompt
 
 if TYPE_CHECKING:
     from prefopt.run import RunConfig
@@ -23,7 +24,7 @@ Floats = NDArray[np.float64]
 def measure(
     config: RunConfig, settings: MeasureConfig, *, policy: Any, tokenizer: Any, records: Sequence[Any]
 ) -> Measured:
-    """A policy against the model that its training started from.
+    """A policy against the model that its training started from; every prompt counts once, however many records it has.
 
     Of held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one; a tie is half),
     `accuracy_sum` and `accuracy_mean` (the likelier side by log-prob and by log-prob per token; a tie is no win),
@@ -56,7 +57,7 @@ def measure(
 
 
 def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
-    """Figures of held-out records, one value each; those of two sides where every record has them."""
+    """Figures of held-out records, the mean of each prompt's; those of two sides where every record has them."""
     chosen, rejected = (policy.sums[side] - start.sums[side] for side in ("chosen", "rejected"))
     found: dict[str, Floats] = {}
     if np.isfinite(chosen).all():
@@ -72,7 +73,7 @@ def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
             "accuracy_mean": (means["chosen"] > means["rejected"]).astype(np.float64),
             "margin": gap,
         }
-    return found
+    return {name: by_prompt(values, policy.prompts) for name, values in found.items()}
 
 
 def _texts(
@@ -89,15 +90,15 @@ def _texts(
     budget = max(config.batch.budget(policy.device.type), longest)
     kl = divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
-    def by_prompt(values: Any) -> Floats:
+    def of_samples(values: Any) -> Floats:
         means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)
         return means
 
-    arrays = {"kl": by_prompt(kl), "length": by_prompt([len(text) for text in written])}
+    arrays = {"kl": of_samples(kl), "length": of_samples([len(text) for text in written])}
     asked = [tokenizer.decode(prompt) for prompt in repeated]
     said = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
     if settings.judge and not is_callable(settings.judge):
-        arrays["judge"] = by_prompt(reward_model(settings.judge)(asked, said))
+        arrays["judge"] = of_samples(reward_model(settings.judge)(asked, said))
     kept = len(prompts) if settings.judge else settings.texts  # a judge that compares needs all
     texts = [{"prompt": asked[i * each], "text": said[i * each]} for i in range(min(kept, len(prompts)))]
     return arrays, texts

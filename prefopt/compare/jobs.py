@@ -8,12 +8,15 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
+import sys
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.metadata import version
+from functools import cached_property, lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +34,13 @@ RESULT, ARRAYS = "result.json", "arrays.safetensors"
 # change no number
 IRRELEVANT = ("output_dir", "tracking", "resume", "reference_folder", "progress", "sentinels", "stages_folder")
 VERSIONS = ("prefopt", "torch", "transformers", "accelerate")
+MEASUREMENT = 2  # one more when a figure or an array of a measurement changes its meaning
+OF_A_MODEL = (".safetensors", ".json", ".jinja", ".gguf", ".model", ".py")  # suffixes of files that change what it says
+VOCABULARIES = ("merges.txt", "vocab.txt")
+OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder with one of these is no part of a model
+LEFT = 24 * 3600.0  # seconds from which on nobody still writes what another machine began
+
+File = tuple[str, str, int, int]  # a name that moves with its folder, path, size, time of the last change
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +51,7 @@ class Job:
         method: the row that it belongs to.
         label: what a person calls it.
         config: of the run; its `output_dir` plays no part.
-        fingerprints: of the records and of the weights that training starts from.
+        fingerprints: of the records, of the weights that training starts from, and of what measures beside them.
         measure: how the model is measured.
         split: on which prompts.
         trained: False measures the model as it starts.
@@ -68,11 +78,13 @@ class Job:
         content = {
             "config": config,
             "fingerprints": self.fingerprints,
-            "measure": dataclasses.asdict(self.measure),
+            "measure": [MEASUREMENT, dataclasses.asdict(self.measure)],
             "split": self.split,
             "kind": [self.trained, self.sides_swapped],
             "versions": {package: version(package) for package in VERSIONS},
         }
+        if self.trained and (code := code_of(self.config.loss, self.config.loss_name)):
+            content["code"] = code
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -131,7 +143,7 @@ def save(folder: Path, result: Result) -> None:
     from safetensors.numpy import save_file
 
     target = folder / result.key
-    temporary = folder / f"tmp-{result.key}-{uuid.uuid4().hex}"
+    temporary = folder / f"tmp-{result.key}-{uuid.uuid4().hex}-{os.getpid()}@{platform.node()}"
     temporary.mkdir(parents=True)
     try:
         if result.arrays:
@@ -182,9 +194,26 @@ def finite(value: Any) -> Any:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
+    """Remove what killed processes left half-written; what a living one writes, such as `only=KEY`, stays."""
     for leftover in folder.glob("tmp-*") if folder.is_dir() else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was finished meanwhile
+            if _writer_is_dead(leftover.name) or time.time() - leftover.stat().st_mtime > LEFT:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _writer_is_dead(name: str) -> bool:
+    """Whether the process in a temporary name ran on this machine, and runs no more."""
+    before, _, machine = name.partition("@")
+    pid = before.rpartition("-")[2]
+    if machine != platform.node() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
 
 
 def digest_of_records(*tables: Any) -> str:
@@ -200,21 +229,89 @@ def digest_of_records(*tables: Any) -> str:
 
 
 def digest_of_weights(path: str) -> str:
-    """A hash of a model folder's files, or for a hub id its name: the revision is in the configuration."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
+    """A hash of a model folder's files, or for a hub id its name: the revision is in the configuration.
+
+    Of a folder with an adapter the model below it counts, too.
+    """
+    files = weights_and_configs(path)
+    if not files:
+        return path if not os.path.isdir(path) else digest_of_files([])
+    below = _below(Path(path))
+    return digest_of_files(files) + (f" {digest_of_weights(below)}" if below and below != path else "")
+
+
+def weights_and_configs(path: str) -> list[File]:
+    """The files of a model's folder that change what the model says; none for a hub id."""
+    if not os.path.isdir(path):
+        return []
+    top = Path(path)
+    found = []
+    for folder, folders, names in os.walk(top):
+        here = Path(folder)
+        if here != top and any(name in OF_A_RUN for name in (*folders, *names)):
+            folders.clear()  # what is trained and compared below the folder does not change the model in it
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [here / name for name in names if name.endswith(OF_A_MODEL) or name in VOCABULARIES]
+    return [as_it_is(file, top) for file in sorted(found) if file.is_file()]
+
+
+def _below(folder: Path) -> str:
+    """The folder of the model that an adapter is for; empty for a whole model, and for a hub id."""
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        below = str(settings["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return below if os.path.isdir(below) else ""
+
+
+def as_it_is(file: Path, top: Path | None = None) -> File:
+    """What a file's digest is kept by; its name from `top` on."""
+    about = file.stat()
+    return str(file.relative_to(top) if top is not None else file.name), str(file), about.st_size, about.st_mtime_ns
+
+
+def digest_of_files(files: Iterable[File]) -> str:
+    """A hash of names and contents; read again only where size or time has changed."""
+    return _digest_of_files(tuple(files))
+
+
+@lru_cache(maxsize=64)
+def _digest_of_files(files: tuple[File, ...]) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    for file in sorted(_weights_and_configs(folder)):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
+    for name, path, size, _ in files:
+        digest.update(f"{name}\0{size}\0".encode())
+        with open(path, "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def _weights_and_configs(folder: Path) -> Iterable[Path]:
-    return (f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".jinja") and f.is_file())
+def code_of(loss: Any, name: str) -> dict[str, str]:
+    """Version and source of a loss from outside prefopt, whose own losses go with its version; empty for those."""
+    from prefopt import registry
+
+    if _package(type(loss)) == "prefopt":
+        return {}
+    known = {"prefopt", *sys.stdlib_module_names}
+    files = source_files(cls.__module__ for cls in type(loss).__mro__ if _package(cls) not in known)
+    found = {"source": digest_of_files(files)}
+    with contextlib.suppress(KeyError, PackageNotFoundError):  # not registered: made in Python
+        found["version"] = version(registry.package_of(name))
+    return found
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def source_files(modules: Iterable[str]) -> Iterator[File]:
+    """The files of modules that are imported; none of those typed into an interpreter."""
+    for name in dict.fromkeys(modules):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and os.path.isfile(file):
+            yield as_it_is(Path(file))
 
 
 def peak_memory_mib() -> float:

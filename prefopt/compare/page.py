@@ -13,7 +13,7 @@ from markupsafe import Markup
 from prefopt.compare.contest import Row
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
 from prefopt.compare.jobs import Result
-from prefopt.compare.results import Outcome, Standing, finding, say_needed, say_verdict, train_command
+from prefopt.compare.results import TASK, Outcome, Standing, finding, say_needed, say_verdict, train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
 from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart
@@ -35,18 +35,31 @@ class _Line:
     tone: str
 
 
+@dataclass(frozen=True)
+class _Spent:
+    """What a row's runs cost beside their steps; nan where it was not measured."""
+
+    reference_seconds: float
+    reference_texts: float
+    job_seconds: float
+
+
 def compare_page(result: Outcome) -> str:
     """The whole page as HTML."""
     names = [s.name for s in result.standings]
     look = styles([name for name in names if name != BASE]) | {BASE: REFERENCE_STYLE}
     best = result.competitors[0].name if result.competitors else None
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
+    flags = tuple(f"{s.name}: {edge}" for s in result.standings for edge in s.edges)
+    spent = {s.name: _spent(s) for s in result.standings}
+    trained = [s.name for s in result.standings if s.row.method is not None]
     return render(
         "compare.html",
         result=result,
         metric=METRICS[result.metric],
         metrics=METRICS,
         finding=finding(result),
+        warnings=[warning for warning in result.warnings if not warning.startswith(flags)],  # those stand in their rows
         lines=[_line(result, s, best) for s in result.standings],
         best=best,
         beside=[name for name in BESIDE if name in shown and name != result.metric],
@@ -59,6 +72,10 @@ def compare_page(result: Outcome) -> str:
             for s in result.standings
             for setting, trial in zip(s.row.settings, s.row.trials, strict=False)
         ],
+        tasks=_tasks(result),
+        spent=spent,
+        reference_seconds=math.fsum(spent[name].reference_seconds for name in trained),
+        reference_texts=math.fsum(spent[name].reference_texts for name in trained),
         matched=_matched(result),
         kls=KLS,
         learning=[chart for s in result.standings if (chart := _learning(s, look[s.name])) is not None],
@@ -148,18 +165,46 @@ def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
 
 
 def _learning(s: Standing, style: Style) -> Markup | None:
-    """How the log-probs of both sides moved from the first log on, in the first final run."""
-    curve = next((r.curve for r in s.row.finals if r.ok and r.curve), [])
+    """How the log-probs of both sides moved from the first log on, in every final run."""
     lines = []
-    for side, dashed in (("chosen", False), ("rejected", True)):
-        points = [(p["step"], p[f"logps/{side}"]) for p in curve if p.get(f"logps/{side}") is not None]
-        if len(points) > 1:
-            lines.append(Line(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
+    for curve in (r.curve for r in s.row.finals if r.ok):
+        for side, dashed in (("chosen", False), ("rejected", True)):
+            points = [(p["step"], p[f"logps/{side}"]) for p in curve if p.get(f"logps/{side}") is not None]
+            if len(points) > 1:
+                lines.append(Line(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
     if not lines:
         return None
-    moved = ", ".join(f"{line.label} {signed(line.y[-1])} nats" for line in lines)
+    ends: dict[str, list[float]] = {}
+    for line in lines:
+        ends.setdefault(line.label, []).append(line.y[-1])
+    moved = ", ".join(f"{side} {signed(float(np.mean(values)))} nats" for side, values in ends.items())
     axes = Axes(x="step", y="", title=s.name, rules=(0,))
     return curves(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
+
+
+def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
+    """Task figures by name, and each row's (value, change against the base model), nan where it has none."""
+    names = sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
+    base = result.standing(BASE)
+    start = base.figures if base is not None else {}
+
+    def cell(s: Standing, name: str) -> tuple[float, float]:
+        value = s.figures.get(name, math.nan)
+        return value, value - start.get(name, math.nan) if s is not base else math.nan
+
+    rows = [(s.name, [cell(s, name) for name in names]) for s in result.standings if s.value is not None]
+    return [name.removeprefix(TASK) for name in names], rows
+
+
+def _spent(s: Standing) -> _Spent:
+    every = [*s.row.trials, *s.row.finals]
+
+    def total(name: str) -> float:
+        if any(r.ok and r.cost.get(name) is None for r in every):  # kept from a version that did not measure it
+            return math.nan
+        return math.fsum(r.cost.get(name) or 0.0 for r in every) if every else math.nan
+
+    return _Spent(total("reference_seconds"), total("reference_texts"), total("job_seconds"))
 
 
 def _displacement(result: Outcome) -> Markup | None:

@@ -16,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.contest import Row, fingerprints
+from prefopt.compare.doubts import doubts
 from prefopt.compare.jobs import VERSIONS, Result, finite
 from prefopt.compare.search import at_edge
-from prefopt.compare.spec import AGAIN, BASE, METRICS, PRIMARY, SFT, WRONG_SIGN, Comparison
-from prefopt.compare.statistics import Interval, Pair, compare, interval, verdict_of
+from prefopt.compare.spec import BASE, METRICS, PRIMARY, SFT, Comparison
+from prefopt.compare.statistics import TOO_MANY, Interval, Pair, compare, interval, verdict_of
 from prefopt.errors import PrefoptError
 from prefopt.folder import write, write_json
 
 Floats = NDArray[np.float64]
-FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 3, 100
-UNEQUAL_VALIDITY = 0.1  # difference of shares of valid texts that makes rewards hard to compare
-UNEQUAL_KL = 2.0  # ratio of distances
+TASK = "task/"  # begins the names of figures of tasks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +34,7 @@ class Standing:
 
     Attributes:
         value: of the metric, with its interval; None where no training worked.
-        figures: means over the seeds.
+        figures: means over the seeds that `value` is of.
         cost: `trials`, `runs`, `seconds` (of training and measuring, all runs), `train_seconds` (of one final run),
             `tokens` (of all runs), `peak_memory_mib`.
         edges: on which axes the chosen setting is at the edge of what was tried.
@@ -100,16 +99,21 @@ def outcome(comparison: Comparison, rows: Sequence[Row], *, command: str, second
     """
     metric = _metric(rows)
     better = METRICS[metric].better
-    seeds = common_seeds(rows, metric)
-    values = {row.name: of for row in rows if (of := seeds_by_prompts(row, metric, seeds)) is not None}
-    standings = sorted((_standing(row, values.get(row.name)) for row in rows), key=lambda s: _order(s, better))
-    pairs = compare({s.name: values[s.name] for s in standings if s.name in values}, metric, better=better)
+    common = common_seeds(rows, metric)
+    places = {row.name: _places(row, metric, common) for row in rows}
+    values = {row.name: of for row in rows if (of := seeds_by_prompts(row, metric, common)) is not None}
+    found = [_standing(row, values.get(row.name), places[row.name]) for row in rows]
+    standings = sorted(found, key=lambda s: _order(s, better))
+    numbers = {row.name: [_offset(row) + place for place in places[row.name]] for row in rows}
+    untrained = [row.name for row in rows if row.method is None]
+    ordered = {s.name: values[s.name] for s in standings if s.name in values}
+    pairs = compare(ordered, metric, better=better, numbers=numbers, untrained=untrained)
     return Outcome(
         comparison=comparison,
         metric=metric,
         standings=standings,
         pairs=pairs,
-        warnings=_warnings(comparison, standings, pairs, values),
+        warnings=doubts(comparison, standings, pairs, values, shared=common is not None),
         command=command,
         facts=_facts(rows),
         seconds=seconds,
@@ -119,15 +123,16 @@ def outcome(comparison: Comparison, rows: Sequence[Row], *, command: str, second
 def common_seeds(rows: Sequence[Row], metric: str) -> list[int] | None:
     """Places of the final runs that worked for every method with any: a failed one leaves its seed out for all.
 
-    None where that would leave nothing: then each method has its own.
+    A method with other seed numbers than the rest has no part in this: nothing of it is paired.
+
+    Returns:
+        None where that would leave fewer than two, of more that were run: then each method has its own, and those that
+        have two in common are compared.
     """
-    worked = [
-        {place for place, result in enumerate(row.finals) if result.ok and metric in result.arrays}
-        for row in rows
-        if row.method is not None
-    ]
-    worked = [places for places in worked if places]
-    return sorted(set.intersection(*worked)) or None if worked else None
+    trained = [row for row in rows if row.method is not None and not _offset(row)]
+    worked = [set(found) for row in trained if (found := _worked(row, metric))]
+    shared = sorted(set.intersection(*worked)) if worked else []
+    return shared if len(shared) >= min(2, max((len(row.finals) for row in trained), default=0)) and shared else None
 
 
 def seeds_by_prompts(row: Row, metric: str, seeds: Sequence[int] | None = None) -> Floats | None:
@@ -136,12 +141,25 @@ def seeds_by_prompts(row: Row, metric: str, seeds: Sequence[int] | None = None) 
     Args:
         row: the method.
         metric: its figure.
-        seeds: places of the runs that count; None, and for the model before training: all.
+        seeds: places of the runs that count; None, for the model before training, and for a method with seed numbers
+            of its own: all.
     """
-    wanted = range(len(row.finals)) if seeds is None or row.method is None else seeds
-    runs = [row.finals[place] for place in wanted if place < len(row.finals)]
-    arrays = [result.arrays[metric] for result in runs if result.ok and metric in result.arrays]
+    arrays = [row.finals[place].arrays[metric] for place in _places(row, metric, seeds)]
     return np.stack(arrays) if arrays else None
+
+
+def _places(row: Row, metric: str, seeds: Sequence[int] | None) -> list[int]:
+    if seeds is None or row.method is None or _offset(row):
+        return _worked(row, metric)
+    return [place for place in _worked(row, metric) if place in seeds]
+
+
+def _worked(row: Row, metric: str) -> list[int]:
+    return [place for place, result in enumerate(row.finals) if result.ok and metric in result.arrays]
+
+
+def _offset(row: Row) -> int:
+    return row.method.seed_offset if row.method is not None else 0
 
 
 def _metric(rows: Sequence[Row]) -> str:
@@ -157,8 +175,8 @@ def _order(standing: Standing, better: int) -> float:
     return -better * standing.value.point if standing.value is not None else float("inf")
 
 
-def _standing(row: Row, values: Floats | None) -> Standing:
-    working = [result for result in row.finals if result.ok]
+def _standing(row: Row, values: Floats | None, places: Sequence[int]) -> Standing:
+    working = [row.finals[place] for place in places]
     names = dict.fromkeys(name for result in working for name in result.figures)
     figures = {name: float(np.mean([r.figures[name] for r in working if name in r.figures])) for name in names}
     broken = [result for result in (*row.trials, *row.finals) if not result.ok]
@@ -190,58 +208,13 @@ def _cost(row: Row) -> dict[str, float]:
     }
 
 
-def _warnings(
-    comparison: Comparison, standings: Sequence[Standing], pairs: Sequence[Pair], values: dict[str, Floats]
-) -> list[str]:
-    found = []
-    for s in standings:
-        if s.reason:
-            found.append(f"{s.name}: {s.reason}")
-        found += [f"{s.name}: {w}" for w in dict.fromkeys(w for result in s.row.finals for w in result.warnings)]
-    edges = [f"{s.name}: {edge}" for s in standings for edge in s.edges]
-    if edges and comparison.budget.trials >= FEW_TRIALS:
-        found.append(f"{'; '.join(edges)}: what lies beyond was not tried, and may be better")
-    if comparison.budget.trials == 1:
-        found.append("one setting a method, taken without a trial: another may be better")
-    elif comparison.budget.trials < FEW_TRIALS:
-        found.append(f"{comparison.budget.trials} trials a method: too few to see whether a setting is at its best")
-    if comparison.seeds < FEW_SEEDS:
-        found.append(f"{comparison.seeds} seeds: the verdicts take all methods to be about as noisy as each other")
-    prompts = max((v.shape[1] for v in values.values()), default=0)
-    if prompts < FEW_PROMPTS:
-        found.append(f"{prompts} test prompts: few; more would narrow the intervals")
-    rivals = [s for s in standings if s.value and not s.row.control and s.name != BASE]
-    valid = {s.name: s.figures["valid"] for s in rivals if "valid" in s.figures}
-    if valid and max(valid.values()) - min(valid.values()) > UNEQUAL_VALIDITY:
-        low, high = min(valid, key=valid.__getitem__), max(valid, key=valid.__getitem__)
-        found.append(f"unequal validity: {valid[low]:.0%} of {low}'s texts are valid, {valid[high]:.0%} of {high}'s")
-    distances = {s.name: s.figures["kl"] for s in rivals if s.figures.get("kl", 0) > 0 and s.name != SFT}
-    if distances and max(distances.values()) > UNEQUAL_KL * min(distances.values()):
-        near, far = min(distances, key=distances.__getitem__), max(distances, key=distances.__getitem__)
-        found.append(f"unequal distance: {near} went {distances[near]:.2f} nats from the start, {far} "
-                     f"{distances[far]:.2f}; look at the metric at matched KL, too")  # fmt: skip
-    return _broken_controls(comparison, pairs) + found
-
-
-def _broken_controls(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
-    """A comparison whose controls come out wrong cannot be trusted, and says so."""
-    if not comparison.controls:
-        return []
-    first = comparison.methods[0].name
-    twin, wrong = verdict_of(pairs, first, f"{first}_{AGAIN}"), verdict_of(pairs, WRONG_SIGN, first)
-    found = []
-    if twin is None or twin.verdict != "cannot_tell":
-        found.append(f"CONTROL FAILED: {first} was told from itself under a second name; do not trust these verdicts")
-    if wrong is None or wrong.verdict != "worse":
-        found.append(f"CONTROL FAILED: the wrong-sign loss was not told to be worse than {first}; this comparison "
-                     "has too few seeds, prompts or steps to tell anything")  # fmt: skip
-    return found
-
-
 def _facts(rows: Sequence[Row]) -> dict[str, Any]:
     config = rows[0].config
+    first = fingerprints(config)
+    others = {row.name: {k: v for k, v in fingerprints(row.config).items() if v != first.get(k)} for row in rows}
     return {
-        "fingerprints": fingerprints(config),
+        "fingerprints": first,
+        "other_fingerprints": {name: differing for name, differing in others.items() if differing},
         "model": config.model.path,
         "data": config.data.path,
         "versions": {package: version(package) for package in VERSIONS},
@@ -267,7 +240,7 @@ def plain(result: Outcome) -> dict[str, Any]:
     for pair in result.pairs:
         fields = dataclasses.asdict(pair)
         fields["interval"] = [fields.pop("low"), fields.pop("high")]
-        fields["needed"] = {"seeds": fields.pop("seeds"), "prompts": fields.pop("prompts")}
+        fields["needed"] = {name: fields.pop(name) for name in ("seeds", "prompts", "together")}
         verdicts.append(fields)
     content = {
         "metric": result.metric,
@@ -312,16 +285,20 @@ def say_verdict(pair: Pair) -> str:
 
 
 def say_needed(pair: Pair) -> str:
-    """What it would take to tell: `42 seeds might`; empty where nothing would, or it is told."""
-    needs = [f"{count:,} {name}" for name, count in (("seeds", pair.seeds), ("prompts", pair.prompts)) if count]
-    return f"{' or '.join(needs)} might" if needs else ""
+    """What it would take to tell: `42 seeds might`; empty where that is not known, or it is told."""
+    needs = [
+        f"{count:,} {name}" if count <= TOO_MANY else f"more than {TOO_MANY:,} {name}"
+        for name, count in (("seeds", pair.seeds), ("prompts", pair.prompts))
+        if count
+    ]
+    return f"{(' and ' if pair.together else ' or ').join(needs)} might" if needs else ""
 
 
 def finding(result: Outcome) -> list[str]:
     """The result in two or three sentences."""
     rivals = result.competitors
     if not rivals:
-        return ["No method could be measured: see the reasons below."]
+        return _finding_without_rivals(result)
     best = rivals[0]
     title = METRICS[result.metric].title.lower()
     equals: list[str] = []
@@ -352,6 +329,17 @@ def finding(result: Outcome) -> list[str]:
     return said
 
 
+def _finding_without_rivals(result: Outcome) -> list[str]:
+    sft = result.standing(SFT)
+    if sft is None or sft.value is None:
+        return ["No method could be measured: see the reasons below."]
+    alone = all(method.name == SFT for method in result.comparison.methods)
+    first = "SFT is the only method." if alone else "No method but SFT could be measured: see the reasons below."
+    pair = verdict_of(result.pairs, SFT, BASE)
+    said = {"better": "is better than", "worse": "is worse than", "cannot_tell": "cannot be told from"}
+    return [first, *([f"It {said[pair.verdict]} the model before training."] if pair is not None else [])]
+
+
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -368,6 +356,7 @@ def markdown(result: Outcome) -> str:
         cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", f"{s.cost['tokens']:,.0f}",
                 f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join([s.name, value, *figures, s.setting, *cost]) + " |")
+    lines += _task_lines(result)
     lines += ["", "| | against | difference | effect | p (Holm) | verdict |", "|---|---|---:|---:|---:|---|"]
     for pair in result.pairs:
         lines.append(
@@ -377,6 +366,24 @@ def markdown(result: Outcome) -> str:
     lines += ["", *(f"- {warning}" for warning in result.warnings), "", "    " + result.command, ""]
     lines += [f"    {train_command(result.comparison, s.row)}" for s in result.standings if s.row.chosen is not None]
     return "\n".join(lines) + "\n"
+
+
+def _task_lines(result: Outcome) -> list[str]:
+    """Figures of tasks by row, with their change against the model before training."""
+    names = sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
+    base = result.standing(BASE)
+    start = base.figures if base is not None else {}
+
+    def cell(s: Standing, name: str) -> str:
+        if name not in s.figures:
+            return "–"
+        change = f" ({s.figures[name] - start[name]:+.3f})" if s is not base and name in start else ""
+        return f"{s.figures[name]:.3f}{change}"
+
+    table = [["tasks (change against base)", *(name.removeprefix(TASK) for name in names)]]
+    table += [[s.name, *(cell(s, name) for name in names)] for s in result.standings]
+    head, *lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return ["", head, "|---" * len(table[0]) + "|", *lines] if names else []
 
 
 def write_results(folder: Path, result: Outcome) -> None:

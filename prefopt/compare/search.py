@@ -162,10 +162,26 @@ def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
 
 
 def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
-    """The axes on which the chosen setting is the lowest or highest of those that were tried."""
+    """On which axes, and why, what lies beyond the chosen setting may be better.
+
+    A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared. A
+    strength beyond which more are declared, and none was tried, is at no edge: the budget ended there, and it says so.
+
+    Args:
+        chosen: a setting as `Setting.plain` gives it.
+        tried: all of them, in the order of `settings`. A search begins with the two inner ones of the four declared
+            strengths, so one below or above both is the lowest or highest declared.
+    """
     found = []
     for axis, value in chosen.items():
-        values = sorted({setting[axis] for setting in tried if axis in setting})
-        if len(values) > 1 and value in (values[0], values[-1]):
-            found.append(f"{axis}={value:g} is the {'lowest' if value == values[0] else 'highest'} that was tried")
+        values = list(dict.fromkeys(setting[axis] for setting in tried if axis in setting))
+        if len(values) < 2 or min(values) < value < max(values):
+            continue
+        side, beyond = ("lowest", "lower") if value == min(values) else ("highest", "higher")
+        if axis == "learning_rate":
+            found.append(f"{axis}={value:g} is the {side} that was tried")
+        elif value in values[:2]:
+            found.append(f"{axis}={value:g} was not tried beyond: a {beyond} one is declared")
+        else:
+            found.append(f"{axis}={value:g} is the {side} that is declared")
     return found

@@ -54,6 +54,21 @@ class MeasureConfig:
     judge: str | None = None  # a folder of a reward model, or module:function
     tasks: tuple[str, ...] = ()  # names or YAML files of lm-evaluation-harness tasks
 
+    def check(self) -> None:
+        """Refuse numbers that nothing can be measured with.
+
+        Raises:
+            UserError: too few prompts or samples.
+        """
+        if self.prompts is not None and self.prompts < 2:
+            raise UserError(f"measure.prompts={self.prompts} must be at least 2: of one prompt there is no KL to tell "
+                            "of; leave it out for the default")  # fmt: skip
+        if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
+            raise UserError(f"measure.samples_per_prompt={self.samples_per_prompt} must be at least 1; leave it out "
+                            "for the default")  # fmt: skip
+        if self.texts < 0:
+            raise UserError(f"measure.texts={self.texts} must be at least 0")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
@@ -130,12 +145,18 @@ class Comparison:
         """Every trained row, SFT first and controls last.
 
         Raises:
-            UserError: no methods, equal or impossible names, too few seeds.
+            UserError: no methods, equal or impossible names, too few seeds or prompts.
         """
         if not self.methods:
             raise UserError("there is nothing to compare: give losses=[dpo,ipo,simpo]; `prefopt losses` is the menu")
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 3 tell little")
+        self.measure.check()
+        for method in self.methods:
+            if method.name == BASE or (method.name == SFT and method.loss != SFT):
+                what = "the model before training" if method.name == BASE else "SFT on the chosen side"
+                raise UserError(f"methods.{method.name}.loss={method.loss}: the row {method.name!r} is always "
+                                f"{what}; give this one another name (methods.NAME.loss={method.loss})")  # fmt: skip
         rows = list(self.methods)
         if not any(method.name == SFT for method in rows):
             rows.insert(0, Method(name=SFT, loss=SFT))
@@ -147,7 +168,7 @@ class Comparison:
             rows.append(Method(name=WRONG_SIGN, loss="dpo", sides_swapped=True))
         names = [method.name for method in rows]
         for name in names:
-            if names.count(name) > 1 or name == BASE:
+            if names.count(name) > 1:
                 raise UserError(
                     f"two rows would be called {name!r}: give one of them another name (methods.NAME.loss=LOSS)"
                 )

@@ -1,37 +1,48 @@
 """Who is better, or that it cannot be told: methods compared on the same seeds and the same prompts.
 
-A method's figures are (S, P): S trainings, P prompts. Two methods are compared by the difference D of theirs, so that
-what a seed or a prompt does to both cancels. Both are samples of what might have been, so both are random effects:
+A method's figures are (S, P): S trainings, P prompts. Seeds and prompts are samples of what might have been, so both
+are random effects. Of method m, seed s, prompt p:
 
-    D[s, p] = difference + seed[s] + prompt[p] + rest[s, p],
-    Var(mean D) = Var(seed)/S + Var(prompt)/P + Var(rest)/(S P).
+    figure = method[m] + seed[s] + own[m, s] + prompt[p] + its[m, p] + rest[m, s, p].
 
-Prompts are many, so theirs is estimated from the prompts of the pair itself, as variance over p of the mean over s.
-Seeds are few: two or three values say next to nothing of a variance. Theirs is therefore pooled over the methods, as
-the residual mean square of the table of means, methods by seeds (a randomised block design; Fisher, 1935), whose
-degrees of freedom are (methods - 1)(seeds - 1); it rests on methods being about as noisy as each other, so a pair
-whose own seeds scatter more than the pool explains (F test, 1 %) is judged by its own seeds and their S - 1 degrees
-of freedom. The two parts add up (the rest is counted twice, on the safe side), the degrees of freedom are Welch's and
-Satterthwaite's, and t gives p and the interval. A bootstrap over two seeds would know nothing of the seeds that were
-not drawn (its interval is too narrow by sqrt((S-1)/S) and more); it is used for one method's own interval, and as a
-second opinion: a verdict needs both, p after Holm's correction over all pairs, and a bootstrap interval without 0.
+Two methods trained at the same seeds are compared by the difference D of their figures, from which seed[s] and
+prompt[p] cancel, so that Var(mean D) = 2 Var(own)/S + Var(D over prompts)/P. Nothing cancels seed[s] where one of the
+two has no seeds (the model before training; a row whose figure is the same everywhere), nor where the two were trained
+at other seeds (a method under a second name): there a method has Var(seed) + Var(own), over its own S.
 
-What a simulation of the null says of this is in tests/compare/test_statistics.py.
+Prompts are many, so their variance is estimated from the pair itself, over p of the mean over s. Seeds are few: two or
+three values say next to nothing of a variance. It is therefore pooled over the methods, from the table of means,
+methods by seeds (a randomised block design; Fisher, 1935): Var(own) is its residual mean square; Var(seed) + Var(own)
+is the mean of the methods' variances over seeds, a sum of the two mean squares, with Satterthwaite's degrees of
+freedom. Pooling rests on methods being about as noisy as each other, so a pair whose own seeds scatter more than the
+pool explains (F test, 1 %) is judged by its own.
+
+Seeds' and prompts' parts of the variance add up (the rest is counted twice, on the safe side). t gives p and the
+interval, the square of its quantile being the mean of the squares of the two parts' quantiles, weighted by the parts
+(Banerjee, 1960, Sankhya 22:357), which errs on the safe side. Satterthwaite's degrees of freedom of both do not where
+the seeds have one or two: they told equal methods apart in up to 14 % of families of two seeds, and 8 % of three. A
+bootstrap over two seeds would know nothing of the seeds that were not drawn (its interval is too narrow by
+sqrt((S-1)/S) and more); it is used for one method's own interval, and as a second opinion: a verdict needs both, p
+after Holm's correction over all pairs, and a bootstrap interval without 0. And it needs `MIN_PROMPTS` prompts.
+
+What simulations of the null say of this is in tests/compare/test_statistics.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
+
+from prefopt.compare.spec import BASE
 
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "cannot_tell"]
@@ -40,7 +51,12 @@ ALPHA = 0.05  # of a whole family of comparisons
 POWER = 0.8  # with which a difference as large as the one seen should be found
 HETEROGENEITY = 0.01  # level at which a pair's own seed variance replaces the pooled one
 RESAMPLES = 2000
+# Means of shares are far from normal on fewer (of ten prompts that are each won nine times in ten, a third of all draws
+# has no variance at all), and a difference over the prompts of this data is what a verdict claims.
+MIN_PROMPTS = 20
 TOO_MANY = 10_000  # seeds or prompts that nobody will run
+SMALLEST = 1e-300  # p
+ROUNDING = 1e-12  # of the largest figure: standard deviations below it are zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +75,13 @@ class Pair:
     Attributes:
         difference: mean of a less mean of b, with its 95 % interval `low` to `high`, not corrected.
         effect: the difference in standard deviations over prompts (Cohen's d).
-        p: two-sided, that the difference is 0; nan with one seed.
+        p: two-sided, that the difference is 0; nan where either was trained once, or the two have one seed in common.
         p_holm: after Holm's correction over all pairs.
         verdict: of a against b; by the metric's direction.
         seeds, prompts: how many of either, the other as it is, would tell a difference as large as this one four times
-            in five; None where none would, or the verdict is there.
+            in five; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing, where
+            nothing is known of the variance, and where the verdict is there.
+        together: neither alone would do, and `seeds` and `prompts` are to be raised both.
     """
 
     a: str
@@ -78,164 +96,278 @@ class Pair:
     verdict: Verdict
     seeds: int | None
     prompts: int | None
+    together: bool = False
 
 
 def interval(values: Floats, *, seed: int = 0) -> Interval:
     """Of the mean of (S, P) figures, by the percentile bootstrap over both, 2,000 resamples."""
-    drawn = _resampled_means(values, seed=seed)
-    if drawn is None:
-        return Interval(point=float(values.mean()), low=math.nan, high=math.nan)
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Interval(point=float(values.mean()), low=low, high=high)
+    point = float(values.mean())
+    if values.shape[1] < 2:
+        return Interval(point=point, low=math.nan, high=math.nan)
+    low, high = np.quantile(_resampled_means(values, seed), (0.025, 0.975)).tolist()
+    return Interval(point=point, low=low, high=high)
 
 
-def compare(values: Mapping[str, Floats], metric: str, *, better: int = 1, seed: int = 0) -> list[Pair]:
+def compare(
+    values: Mapping[str, Floats],
+    metric: str,
+    *,
+    better: int = 1,
+    seed: int = 0,
+    numbers: Mapping[str, Sequence[int]] | None = None,
+    untrained: Collection[str] = (BASE,),
+) -> list[Pair]:
     """Every pair of methods, Holm-corrected together.
 
     Args:
-        values: (S, P) by method: the same prompts for all; methods of fewer seeds have the first ones. A method with
-            one row is compared as it is: it has no seeds (the base model).
+        values: (S, P) by method: the same prompts for all, each an independent draw (several records of one prompt are
+            to be averaged before).
         metric: its name.
         better: +1 where more is better, -1 where less is.
+        seed: of the bootstrap.
+        numbers: the seeds of a method's S trainings, by which rows are paired; of a method that is not there 0, 1, ...
+        untrained: methods of one row that no seed has part in. Any other row is a training, be it the only one.
     """
-    pooled = _pooled_seed_variance(values)
-    drafts = [_pair(a, b, values[a], values[b], pooled, seed) for a, b in itertools.combinations(values, 2)]
+    given = numbers or {}
+    rows = {
+        name: _Row(v, tuple(given.get(name, range(len(v)))), name not in untrained, bool(np.ptp(v) > 0))
+        for name, v in values.items()
+    }
+    pool = _pool(list(rows.values()))
+    drafts = [_draft(a, b, rows[a], rows[b], pool) for a, b in itertools.combinations(rows, 2)]
     p = np.array([draft.p for draft in drafts])
     known = np.isfinite(p)
     corrected = np.full(len(p), math.nan)
     if known.any():
         corrected[known] = multipletests(p[known], alpha=ALPHA, method="holm")[1]
     return [
-        _judged(draft, float(holm), metric, better, int(known.sum()))
+        _judged(draft, float(holm), metric, better, int(known.sum()), seed)
         for draft, holm in zip(drafts, corrected, strict=True)
     ]
 
 
-@dataclass(frozen=True)
+class _Row(NamedTuple):
+    values: Floats
+    numbers: tuple[int, ...]
+    trained: bool
+    varies: bool  # else it is a constant, such as SFT's win rate against itself, and no seed has part in it
+
+    @property
+    def seeded(self) -> bool:
+        return self.trained and self.varies
+
+    def at(self, numbers: Collection[int]) -> Floats:
+        return self.values[[i for i, number in enumerate(self.numbers) if number in numbers]]
+
+
+class _Variance(NamedTuple):
+    """An estimate and its degrees of freedom; nan and 0 where there is none."""
+
+    value: float
+    freedom: float
+
+
+class _Pool(NamedTuple):
+    own: _Variance  # of a seed mean about what method and seed say
+    total: _Variance  # about what the method says
+
+
+def _pool(rows: Sequence[_Row]) -> _Pool:
+    """Seed variances over all methods, those of the same seeds in one table of means, (methods, seeds)."""
+    tables: dict[tuple[int, ...], list[Floats]] = {}
+    for row in rows:
+        if row.seeded and len(row.numbers) > 1:
+            tables.setdefault(row.numbers, []).append(row.values.mean(1))
+    squares: list[_Variance] = []  # sums of squares: of the seeds of each table, and of the rest
+    rest = _Variance(0.0, 0)
+    count = 0
+    for table in map(np.array, tables.values()):
+        methods, seeds = table.shape
+        centred = table - table.mean(1, keepdims=True)
+        column = centred.mean(0)
+        squares.append(_Variance(methods * float((column**2).sum()), seeds - 1))
+        over = float(((centred - column) ** 2).sum())
+        rest = _Variance(rest.value + over, rest.freedom + (methods - 1) * (seeds - 1))
+        count += methods * (seeds - 1)
+    total = _summed([*squares, rest])
+    return _Pool(
+        _Variance(rest.value / rest.freedom if rest.freedom else 0.0, rest.freedom),
+        _Variance(total.value / count if count else 0.0, total.freedom),
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class _Draft:
     a: str
     b: str
+    x: Floats  # (S, P) each, of the seeds that are compared
+    y: Floats
+    paired: bool  # row for row
     difference: float
-    seed_part: float  # of the squared standard error, times the seeds
-    prompt_part: float  # likewise, times the prompts
-    shape: tuple[int, int]
-    freedom: float
-    effect: float
+    of_seeds: _Variance  # parts of the squared standard error of the difference
+    of_prompts: _Variance
     p: float
-    crosses: bool  # the bootstrap interval has 0 in it
+
+    def half_width(self) -> float:
+        """Of the 95 % interval."""
+        parts = (self.of_seeds, self.of_prompts)
+        error = math.sqrt(self.of_seeds.value + self.of_prompts.value)
+        return error * _quantile(parts, ALPHA) if error > 0 else error
+
+    def effect(self) -> float:
+        if self.x.shape[1] < 2:
+            return math.nan
+        spread = math.sqrt(sum(float(v.mean(0).var(ddof=1)) for v in (self.x, self.y)) / 2)
+        return self.difference / spread if spread else math.nan
+
+    def crosses(self, seed: int) -> bool:
+        """Whether the bootstrap interval has 0 in it."""
+        if self.paired:
+            drawn = _resampled_means(self.x - self.y, seed)
+        else:
+            drawn = _resampled_means(self.x, seed) - _resampled_means(self.y, seed, other_seeds=True)
+        low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+        return not (low > 0 or high < 0)
 
 
-def _pair(a: str, b: str, x: Floats, y: Floats, pooled: tuple[float, int], seed: int) -> _Draft:
-    gap = _difference(x, y)
-    seeds, prompts = gap.shape
-    trained = sum(len(v) > 1 for v in (x, y))  # a model without seeds adds no variance of them
-    variance, freedom = trained * pooled[0], pooled[1]
-    if seeds > 1 and trained:
-        own = float(gap.mean(1).var(ddof=1))
-        noisier = freedom > 0 and variance > 0 and stats.f.sf(own / variance, seeds - 1, freedom) < HETEROGENEITY
-        if noisier or freedom < 1 or variance == 0:
-            variance, freedom = own, seeds - 1
-    over_prompts = float(gap.mean(0).var(ddof=1)) if prompts > 1 else math.nan
-    parts = variance / seeds, over_prompts / prompts
-    error = sum(parts)
-    weights = [part**2 / f for part, f in zip(parts, (freedom, prompts - 1), strict=True) if part > 0]
-    welch = error**2 / sum(weights) if weights and sum(weights) > 0 else math.inf
+def _draft(a: str, b: str, one: _Row, two: _Row, pool: _Pool) -> _Draft:
+    common = set(one.numbers) & set(two.numbers)
+    paired = one.seeded and two.seeded and len(common) > 0
+    x, y = (row.at(common) if paired else row.values for row in (one, two))
+    gap = x.mean(0) - y.mean(0)
     difference = float(gap.mean())
-    p = math.nan if trained and seeds < 2 and pooled[1] < 1 else _p(difference, error, welch)
-    drawn = _resampled_means(gap, seed=seed)
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist() if drawn is not None else (math.nan, math.nan)
-    spread = math.sqrt((float(x.mean(0).var(ddof=1)) + float(y.mean(0).var(ddof=1))) / 2) if prompts > 1 else 0.0
-    return _Draft(
-        a, b, difference, variance, over_prompts, (seeds, prompts), welch, difference / spread if spread else math.nan,
-        p, not (low > 0 or high < 0),
-    )  # fmt: skip
+    prompts = len(gap)
+    unknown = any(row.trained and len(v) < 2 for row, v in ((one, x), (two, y)))
+    of_seeds = _Variance(math.nan, 0) if unknown else _of_seeds(one, two, x, y, paired, pool)
+    of_prompts = _Variance(float(gap.var(ddof=1)) / prompts if prompts > 1 else math.nan, prompts - 1)
+    zero = (ROUNDING * max(float(abs(x).max()), float(abs(y).max()))) ** 2
+    of_seeds, of_prompts = (_Variance(0.0, v.freedom) if v.value <= zero else v for v in (of_seeds, of_prompts))
+    p = _p(difference, (of_seeds, of_prompts), prompts)
+    return _Draft(a, b, x, y, paired, difference, of_seeds, of_prompts, p)
 
 
-def _difference(x: Floats, y: Floats) -> Floats:
-    """(S, P) of the seeds that both have; a single row stands beside every seed of the other."""
-    if len(x) == 1 or len(y) == 1:
-        return np.asarray(x - y)
-    seeds = min(len(x), len(y))
-    return np.asarray(x[:seeds] - y[:seeds])
+def _of_seeds(one: _Row, two: _Row, x: Floats, y: Floats, paired: bool, pool: _Pool) -> _Variance:
+    """The part that the seeds of a pair have in the squared standard error."""
+    if paired:
+        pooled, share, own = pool.own, 2 / len(x), _of_means(x - y)
+    else:
+        seeded = [v for row, v in ((one, x), (two, y)) if row.seeded]
+        pooled, share = pool.total, sum(1 / len(v) for v in seeded)
+        own = _summed([_of_means(v) for v in seeded])
+    found = _Variance(share * pooled.value, pooled.freedom)
+    if found.value == 0:
+        return own
+    noisier = special.fdtrc(own.freedom, found.freedom, own.value / found.value) < HETEROGENEITY
+    return own if noisier else found
 
 
-def _p(difference: float, error: float, freedom: float) -> float:
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * stats.t.sf(abs(difference) / math.sqrt(error), freedom))
+def _of_means(values: Floats) -> _Variance:
+    """The squared standard error of the mean over the seeds of (S, P) figures."""
+    return _Variance(float(values.mean(1).var(ddof=1)) / len(values), len(values) - 1)
 
 
-def _pooled_seed_variance(values: Mapping[str, Floats]) -> tuple[float, int]:
-    """The variance of one method's seed mean about what method and seed say, and its degrees of freedom."""
-    trained = [v for v in values.values() if len(v) > 1]
-    seeds = min((len(v) for v in trained), default=0)
-    if seeds < 2 or len(trained) < 2:
-        return math.nan, 0
-    table = np.array([v[:seeds].mean(1) for v in trained])
-    residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    freedom = (len(trained) - 1) * (seeds - 1)
-    return float((residual**2).sum() / freedom), freedom
+def _summed(parts: Sequence[_Variance]) -> _Variance:
+    """With Satterthwaite's degrees of freedom; 1 of none."""
+    value = sum((part.value for part in parts), 0.0)
+    weight = sum(part.value**2 / part.freedom for part in parts if part.value > 0)
+    return _Variance(value, value**2 / weight if weight > 0 else 1)
 
 
-def _resampled_means(values: Floats, *, seed: int) -> Floats | None:
-    """(RESAMPLES,) means of (S, P) figures over redrawn seeds and redrawn prompts; None of a single value.
+def _quantile(parts: Sequence[_Variance], p: float) -> float:
+    """What |t| exceeds with probability `p` at most: squares of the parts' own quantiles, weighted by the parts."""
+    own = sum(part.value * float(special.stdtrit(part.freedom, p / 2)) ** 2 for part in parts if part.value > 0)
+    return math.sqrt(own / sum(part.value for part in parts))
+
+
+def _p(difference: float, parts: Sequence[_Variance], prompts: int) -> float:
+    """The probability whose quantile is the difference in standard errors."""
+    variance = sum(part.value for part in parts)
+    if math.isnan(variance):
+        return math.nan
+    if difference == 0:
+        return 1.0
+    if variance == 0:  # the same on every prompt and at every seed: all that is left is how often it has this sign
+        return float(stats.binomtest(prompts, prompts).pvalue)
+    t = abs(difference) / math.sqrt(variance)
+    tails = [max(2 * float(special.stdtr(part.freedom, -t)), SMALLEST) for part in parts if part.value > 0]
+    low, high = math.log(min(tails)), math.log(max(tails))
+
+    def excess(log_p: float) -> float:
+        return _quantile(parts, math.exp(log_p)) - t
+
+    if excess(low) <= 0 or excess(high) >= 0:  # equal ends, but for rounding
+        return math.exp(high)
+    return math.exp(optimize.brentq(excess, low, high, xtol=1e-9))
+
+
+def _resampled_means(values: Floats, seed: int, *, other_seeds: bool = False) -> Floats:
+    """(RESAMPLES,) means of (S, P) figures over redrawn seeds and redrawn prompts.
 
     scipy.stats.bootstrap redraws along one axis, so the two-way resampling is by counts here (Owen, 2007,
     https://doi.org/10.1214/07-AOAS122).
+
+    Args:
+        values: the figures.
+        seed: of the draws; equal ones redraw the same seeds and the same prompts.
+        other_seeds: redraw the same prompts, but the seeds independently.
     """
     seeds, prompts = values.shape
-    if prompts < 2:
-        return None
-    by_seed, by_prompt = _weights(seeds, prompts, seed)
+    by_seed, by_prompt = _weights(seeds, seed, 2 if other_seeds else 0), _weights(prompts, seed, 1)
     means: Floats = ((by_seed @ values) * by_prompt).sum(1)
     return means
 
 
-@lru_cache(maxsize=4)
-def _weights(seeds: int, prompts: int, seed: int) -> tuple[Floats, Floats]:
-    """(RESAMPLES, S) and (RESAMPLES, P): how much of each resample is which seed, which prompt; the same for all."""
-    rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
-    by_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES) / prompts
-    return by_seed, by_prompt
+@lru_cache(maxsize=8)
+def _weights(count: int, seed: int, stream: int) -> Floats:
+    """(RESAMPLES, count): how much of each resample is which seed, or which prompt; the same for all methods."""
+    rng = np.random.default_rng([seed, stream])
+    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
 
 
-def _judged(draft: _Draft, p_holm: float, metric: str, better: int, family: int) -> Pair:
-    told = p_holm < ALPHA and not draft.crosses and better != 0
+def _judged(draft: _Draft, p_holm: float, metric: str, better: int, family: int, seed: int) -> Pair:
+    told = p_holm < ALPHA and better != 0 and draft.x.shape[1] >= MIN_PROMPTS and not draft.crosses(seed)
     verdict: Verdict = "cannot_tell"
     if told:
         verdict = "better" if draft.difference * better > 0 else "worse"
-    seeds, prompts = (None, None) if told else _needed(draft, ALPHA / max(1, family))
-    seeds_now, prompts_now = draft.shape
-    error = math.sqrt(draft.seed_part / seeds_now + draft.prompt_part / prompts_now)
-    half = error * float(stats.t.ppf(1 - ALPHA / 2, draft.freedom)) if math.isfinite(draft.p) else math.nan
+    seeds, prompts, together = (None, None, False) if told else _needed(draft, ALPHA / max(1, family))
+    half = draft.half_width()
     return Pair(
         a=draft.a, b=draft.b, metric=metric, difference=draft.difference, low=draft.difference - half,
-        high=draft.difference + half, effect=draft.effect, p=draft.p, p_holm=p_holm, verdict=verdict, seeds=seeds,
-        prompts=prompts,
+        high=draft.difference + half, effect=draft.effect(), p=draft.p, p_holm=p_holm, verdict=verdict, seeds=seeds,
+        prompts=prompts, together=together,
     )  # fmt: skip
 
 
-def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None]:
-    """Seeds at these prompts, and prompts at these seeds, for the power wanted at the first step of Holm's procedure.
+def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None, bool]:
+    """Seeds at these prompts, prompts at these seeds, for the power wanted at the first step of Holm's procedure.
 
-    By the normal approximation, (z[1 - alpha/2] + z[power])^2 * (seed_part / S + prompt_part / P) <= difference^2: a
-    lower bound where the seeds are few.
+    By the normal approximation the squared error, of seeds and of prompts, must come down to (difference / (z[1 -
+    alpha/2] + z[power]))^2: a lower bound where the seeds are few. Where what the one leaves is too much already, the
+    other alone does not help: None. Where that is so of both, both are to be raised by one factor, the third value.
     """
-    z = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER))
-    allowed = (draft.difference / z) ** 2
-    seeds, prompts = draft.shape
-    return (
-        _enough(draft.seed_part, allowed - draft.prompt_part / prompts, at_least=max(2, seeds)),
-        _enough(draft.prompt_part, allowed - draft.seed_part / seeds, at_least=prompts),
-    )
+    if not math.isfinite(draft.p) or not draft.difference:
+        return None, None, False
+    allowed = (draft.difference / float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER))) ** 2
+    seeds, prompts = min((len(v) for v in (draft.x, draft.y) if len(v) > 1), default=1), draft.x.shape[1]
+    of_seeds, of_prompts = draft.of_seeds.value, draft.of_prompts.value
+    if prompts < MIN_PROMPTS:
+        return (
+            None,
+            max(MIN_PROMPTS, _times(prompts, of_prompts, allowed - of_seeds) if allowed > of_seeds else 0),
+            False,
+        )
+    more_seeds = _times(seeds, of_seeds, allowed - of_prompts) if allowed > of_prompts and of_seeds else None
+    more_prompts = _times(prompts, of_prompts, allowed - of_seeds) if allowed > of_seeds else None
+    if more_seeds is None and more_prompts is None:
+        error = of_seeds + of_prompts
+        return _times(seeds, error, allowed), _times(prompts, error, allowed), True
+    return more_seeds, more_prompts, False
 
 
-def _enough(part: float, room: float, *, at_least: int) -> int | None:
-    if not (room > 0 and math.isfinite(part)):
-        return None
-    count = max(at_least + 1, math.ceil(part / room))
-    return count if count <= TOO_MANY else None
+def _times(count: int, part: float, room: float) -> int:
+    """The smallest count above this one at which a part of the squared error, which falls as 1 / count, has room."""
+    wanted = count * part / room if room > 0 else math.inf
+    return max(count + 1, math.ceil(wanted)) if wanted <= TOO_MANY else TOO_MANY + 1
 
 
 def verdict_of(pairs: Sequence[Pair], a: str, b: str) -> Pair | None:
@@ -250,8 +382,6 @@ def verdict_of(pairs: Sequence[Pair], a: str, b: str) -> Pair | None:
 
 def turned(pair: Pair) -> Pair:
     """The same comparison seen from the other side."""
-    from dataclasses import replace
-
     other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot_tell": "cannot_tell"}
     return replace(
         pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low, effect=-pair.effect,

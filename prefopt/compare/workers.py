@@ -15,6 +15,7 @@ from typing import Any
 
 from prefopt.compare.jobs import Job, Result, failure, load, save
 from prefopt.compare.spec import METRICS
+from prefopt.errors import UserError
 
 PATIENCE = 10.0  # seconds for a worker to leave
 # oneDNN keeps what it compiled for every shape of a product, half a MiB each, and 1,024 of them by default; shapes of
@@ -71,7 +72,8 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         self.job = job
-        self.pipe.send(job)
+        with contextlib.suppress(OSError):  # it is dead: that is seen where its result is awaited
+            self.pipe.send(job)
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
@@ -83,9 +85,16 @@ class _Worker:
 
 
 class Team:
-    """Worker processes, started when there is work and kept until the end of the `with` block; 0 works here."""
+    """Worker processes, started when there is work and kept until the end of the `with` block; 0 works here.
+
+    Raises:
+        UserError: fewer than none.
+    """
 
     def __init__(self, size: int) -> None:
+        if size < 0:
+            raise UserError(f"workers={size} must be at least 0, which works in this process; leave it out for one "
+                            "for each core")  # fmt: skip
         self.size = size
         self.threads = max(1, cores() // max(1, size))
         self._workers: list[_Worker] = []

@@ -15,6 +15,7 @@ from prefopt.adapters import twin
 from prefopt.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.allocator import keep_large_buffers
+from prefopt.engine.forward import refuse_length, unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.plan import EpochPlan
 from prefopt.engine.reference import ReferenceStore, ReferenceTable, fingerprint, reference_table
@@ -36,7 +37,8 @@ class Result:
     Attributes:
         trainer: with the tuned `model`, and `state.log_history`.
         before, after: figures on the held-out records (empty without any), names without the `eval_` prefix.
-        seconds: of training alone.
+        seconds: of training alone: its steps.
+        reference_seconds: of the reference's log-probs before it; 0 for a loss that reads none ahead.
         reference_hits, reference_misses: log-probs of the reference found in the store, and computed.
     """
 
@@ -44,6 +46,7 @@ class Result:
     before: dict[str, float]
     after: dict[str, float]
     seconds: float
+    reference_seconds: float
     reference_hits: int
     reference_misses: int
 
@@ -93,6 +96,7 @@ def train(
         ThresholdError: a sentinel stopped it (`SentinelConfig.stop`).
         Stopped: a signal came, and `prefopt.trainer.stopping.Signals` among the callbacks waited for it.
     """
+    reference_pass: list[float] = []
     built = build(
         model,
         loss,
@@ -108,6 +112,7 @@ def train(
         sentinels=sentinels,
         probe=probe,
         progress=progress,
+        clock=reference_pass.append,
         **trainer,
     )
     before = built.evaluate() if eval is not None else {}
@@ -131,6 +136,7 @@ def train(
         before={k.removeprefix("eval_"): v for k, v in before.items()},
         after={k.removeprefix("eval_"): v for k, v in after.items()},
         seconds=seconds,
+        reference_seconds=sum(reference_pass),
         reference_hits=sum(table.hits for table in tables),
         reference_misses=sum(table.misses for table in tables),
     )
@@ -152,6 +158,7 @@ def build(
     sentinels: Sentinels | None = None,
     probe: Callable[[Any], dict[str, float]] | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    clock: Callable[[float], None] = lambda seconds: None,
     **trainer: Any,
 ) -> PreferenceTrainer:
     """The trainer of `train`, ready but not started.
@@ -162,6 +169,8 @@ def build(
     Without `reference`, the reference is `model` as it is given here, adapters included: after LoRA SFT that is the SFT
     model, and with a fresh adapter the model below it. A live reference is then a copy of it
     that shares the weights which an adapter leaves frozen.
+
+    `clock` is called with the seconds of the reference pass, if there is one: fingerprint, store and forwards.
     """
     batch = batch or BatchConfig()
     needs = loss.needs
@@ -175,8 +184,13 @@ def build(
         feeds["eval"] = Feed(eval, needs, whole=True, seed=seed)
     batch = batch.settled(arguments.device.type, feeds.values(), layout)
     max_tokens = batch.budget(arguments.device.type)
-    for feed in feeds.values():  # what cannot be planned is refused before the reference is computed
-        EpochPlan(feed.lengths(), seed=seed, epoch=0, records=batch.records, max_tokens=max_tokens, layout=layout)
+    for feed in feeds.values():  # what cannot be planned or scored is refused before the reference is computed
+        lengths = feed.lengths()
+        EpochPlan(lengths, seed=seed, epoch=0, records=batch.records, max_tokens=max_tokens, layout=layout)
+        if len(lengths):
+            at = int(lengths.widths().argmax())
+            which = at if lengths.ids is None else repr(lengths.ids[at])
+            refuse_length(unwrap(model), int(lengths.widths()[at]) + 1, f"record {which}: a sequence")
     wanted = {
         split: feed
         for split, feed in feeds.items()
@@ -189,6 +203,7 @@ def build(
         choose_layout(referee, batch.layout)
         about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
         precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None
+        start = time.perf_counter()
         name = fingerprint(referee, precision)
         refuse_other_weights(name)
         kept = ReferenceStore(store or cache_dir() / "reference", name, about)
@@ -204,6 +219,7 @@ def build(
                     barrier=PartialState().wait_for_everyone,
                     progress=progress,
                 )
+        clock(time.perf_counter() - start)
     live = reference
     if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
         live = twin(model, reference)

@@ -92,7 +92,7 @@ def test_settings_are_chosen_on_validation_prompts_only(hold: Hold, monkeypatch:
     assert tried == [(0.1, 0.01), (0.3, 0.01), (0.3, pytest.approx(0.01 / 3))]  # the third is beside the better one
     assert row["chosen"] == {"beta": 0.3, "learning_rate": 0.01}
     assert row["edges"] == [
-        "beta=0.3 is the highest that was tried",
+        "beta=0.3 was not tried beyond: a higher one is declared",
         "learning_rate=0.01 is the highest that was tried",
     ]
     assert any("what lies beyond was not tried" in warning for warning in found["warnings"])

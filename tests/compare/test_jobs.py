@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +20,9 @@ import pytest
 
 from prefopt import registry
 from prefopt.cli.compose import compose
+from prefopt.compare import jobs
 from prefopt.compare.execute import swapped
-from prefopt.compare.jobs import Job, Result, digest_of_weights, failure, load, save, sweep_leftovers
+from prefopt.compare.jobs import LEFT, Job, Result, code_of, digest_of_weights, failure, load, save, sweep_leftovers
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.workers import Team, run_jobs
 from prefopt.data.tokens import TokenRecord
@@ -91,11 +98,61 @@ def test_a_damaged_result_is_none(job: Job, tmp_path: Path, damage: str) -> None
     assert load(tmp_path, job) is None
 
 
-def test_leftovers_of_killed_processes_go(job: Job, tmp_path: Path) -> None:
-    (tmp_path / "tmp-x").mkdir()
+PLUGIN = """
+from dataclasses import dataclass
+
+from prefopt.losses import load_class
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(load_class("dpo")):
+    pass
+"""
+
+
+def test_the_code_of_a_loss_from_outside_matters(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file and its package's version; a built-in loss goes with prefopt's version, and has no such part."""
+    file = tmp_path / "prefopt_mine.py"
+    file.write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import prefopt_mine  # type: ignore[import-not-found]
+
+    monkeypatch.setitem(sys.modules, "prefopt_mine", prefopt_mine)
+    config = dataclasses.replace(job.config, loss=prefopt_mine.Mine(), loss_name="mine")
+    monkeypatch.setattr(registry, "_outside", lambda: {"mine": SimpleNamespace(dist=SimpleNamespace(name="numpy"))})
+    first = dataclasses.replace(job, config=config)
+    again, base = dataclasses.replace(first), dataclasses.replace(first, trained=False)
+    assert first.key == again.key
+    assert base.key == dataclasses.replace(job, trained=False).key  # no loss plays a part
+    with monkeypatch.context() as patch:
+        patch.setattr("prefopt.compare.jobs.version", lambda package: "99" if package == "numpy" else "1")
+        newer = dataclasses.replace(first).key
+        patch.setattr("prefopt.compare.jobs.version", lambda package: "98" if package == "numpy" else "1")
+        assert dataclasses.replace(first).key != newer
+    file.write_text(PLUGIN + "# another formula\n")
+    assert dataclasses.replace(first).key != first.key
+    assert code_of(job.config.loss, "dpo") == {}
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_others_stay(job: Job, tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here = platform.node()
+    stay = [f"tmp-k-u-{os.getpid()}@{here}", "tmp-k-u-1@elsewhere", f"tmp-k-u-{10**30}@{here}", "tmp-x"]
+    for name in (*stay, f"tmp-k-u-{dead.pid}@{here}", "tmp-k-u-2@elsewhere"):
+        (tmp_path / name).mkdir()
+    old = time.time() - LEFT - 60
+    os.utime(tmp_path / "tmp-k-u-2@elsewhere", (old, old))
     save(tmp_path, result_of(job))
     sweep_leftovers(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [job.key]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([job.key, *stay])
+
+
+def test_what_is_being_saved_says_by_whom(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that starts meanwhile sweeps, and the result comes whole all the same."""
+    write = jobs.write_json
+    monkeypatch.setattr(jobs, "write_json", lambda *given: (sweep_leftovers(tmp_path), write(*given)))
+    save(tmp_path, result_of(job))
+    assert load(tmp_path, job) is not None
 
 
 def test_weights_have_a_digest(tmp_path: Path) -> None:
@@ -106,6 +163,37 @@ def test_weights_have_a_digest(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abd")
     assert digest_of_weights(str(tmp_path)) != first
     assert digest_of_weights("org/model") == "org/model"
+
+
+@pytest.mark.parametrize("name", ["weights.gguf", "tokenizer.model", "merges.txt", "additional_chat_templates/a.jinja"])
+def test_whatever_a_model_is_read_from_counts(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    digests = {digest_of_weights(str(tmp_path))}
+    for content in ("abc", "abd"):
+        (tmp_path / name).write_text(content)
+        digests.add(digest_of_weights(str(tmp_path)))
+    assert len(digests) == 3
+
+
+def test_what_is_compared_below_a_model_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    first = digest_of_weights(str(tmp_path))
+    for name in ("compare/jobs/k/arrays.safetensors", "run/final/model.safetensors", ".git/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    assert digest_of_weights(str(tmp_path)) == first
+
+
+def test_an_adapter_counts_with_the_model_below_it(tmp_path: Path) -> None:
+    adapter, below = tmp_path / "adapter", tmp_path / "below"
+    adapter.mkdir()
+    below.mkdir()
+    (below / "model.safetensors").write_bytes(b"abc")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(below)}))
+    first = digest_of_weights(str(adapter))
+    (below / "model.safetensors").write_bytes(b"abd")
+    assert digest_of_weights(str(adapter)) != first
 
 
 def test_sides_are_swapped() -> None:
@@ -140,3 +228,22 @@ def test_a_killed_worker_is_a_failed_row_and_the_others_go_on(job: Job, tmp_path
     assert (first.status, second.status) == ("failed", "failed")
     assert "killed (signal 9)" in first.reason
     assert "/nowhere" in second.reason
+
+
+def test_a_worker_that_died_while_it_waited_is_a_failed_row(job: Job, tmp_path: Path) -> None:
+    """Nobody reads the job that it is given; the next job has another worker."""
+    config = dataclasses.replace(job.config, model=dataclasses.replace(job.config.model, path="/nowhere"))
+    orphans = [dataclasses.replace(job, config=dataclasses.replace(config, seed=seed)) for seed in range(3)]
+    with Team(1) as team:
+        (first,) = run_jobs(orphans[:1], tmp_path, workers=team)
+        team._workers[0].process.kill()
+        team._workers[0].process.join()
+        second, third = run_jobs(orphans[1:], tmp_path, workers=team)
+    assert "/nowhere" in first.reason
+    assert (second.status, "killed (signal 9)" in second.reason) == ("failed", True)
+    assert "/nowhere" in third.reason
+
+
+def test_fewer_workers_than_none() -> None:
+    with pytest.raises(UserError, match=r"workers=-1 must be at least 0"):
+        Team(-1)

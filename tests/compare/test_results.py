@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,19 @@ import pytest
 from prefopt.compare import results
 from prefopt.compare.contest import Row
 from prefopt.compare.jobs import Result
-from prefopt.compare.results import Outcome, common_seeds, finding, markdown, outcome, plain, seeds_by_prompts
+from prefopt.compare.results import (
+    Outcome,
+    common_seeds,
+    finding,
+    markdown,
+    outcome,
+    plain,
+    say_needed,
+    seeds_by_prompts,
+)
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Budget, Comparison, Method
+from prefopt.compare.statistics import TOO_MANY
 from prefopt.errors import PrefoptError
 
 PROMPTS = np.random.default_rng(0).normal(0, 1, 200)
@@ -95,6 +106,97 @@ def test_a_failed_seed_is_left_out_for_all() -> None:
     np.testing.assert_array_equal(values[1], whole.finals[2].arrays["true_reward"])
     found = held(row("base", 0.0), row("sft", 0.0), whole, broken)
     assert "b: diverged: loss is nan" in found.warnings
+
+
+def test_figures_are_of_the_seeds_of_the_point() -> None:
+    whole, broken = row("a", 1.0), row("b", 1.0)
+    broken.finals[1] = run("b", 2, 1.0, status="diverged")
+    found = held(row("base", 0.0), row("sft", 0.0), whole, broken)
+    for standing in found.standings:
+        assert standing.value is not None
+        assert standing.value.point == pytest.approx(standing.figures["true_reward"])
+
+
+def test_seeds_are_paired_by_number_where_too_few_worked_for_all() -> None:
+    """a has seeds 1 and 2, b 2 and 3, c 1, 2, 3: a and b have one in common, c two with either."""
+    a, b, c = row("a", 1.0), row("b", 1.3), row("c", 9.0)
+    a.finals[2], b.finals[0] = run("a", 3, 1.0, status="failed"), run("b", 1, 1.3, status="failed")
+    assert common_seeds([a, b, c], "true_reward") is None
+    found = held(row("base", -9.0), row("sft", 0.0), a, b, c)
+    verdicts = {(p["a"], p["b"]): p["verdict"] for p in plain(found)["verdicts"]}
+    assert verdicts["b", "a"] == "cannot_tell"
+    assert verdicts["c", "a"] == verdicts["c", "b"] == "better"
+    assert verdicts["a", "base"] == "better"
+    assert any(warning.startswith("no two seeds worked for every method") for warning in found.warnings)
+
+
+def test_a_method_with_one_seed_left_is_not_told() -> None:
+    """Not from the model before training either, and the others keep their verdicts."""
+    lone = row("lone", 3.0)
+    for place in (0, 1):
+        lone.finals[place] = run("lone", place + 1, 3.0, status="diverged")
+    found = held(row("base", -1.0), row("sft", 0.0), row("a", 1.0), lone)
+    told = {(p.a, p.b): p.verdict for p in found.pairs}
+    assert {verdict for pair, verdict in told.items() if "lone" in pair} == {"cannot_tell"}
+    assert told["a", "base"] == told["a", "sft"] == "better"
+
+
+def test_a_control_that_did_not_run_is_no_confusion() -> None:
+    common = [row("base", -1.0), row("sft", 0.0), row("dpo", 1.0)]
+    again = row("dpo_again", 1.0, status="failed")
+    found = held(*common, again, row("wrong_sign", -1.0, control=True), controls=True)
+    assert found.warnings[0].startswith("CONTROL FAILED: dpo under a second name did not run")
+    assert not any("told from itself" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: there are no verdicts"), (2, "2 seeds: the verdicts take")])
+def test_few_seeds_are_said(seeds: int, said: str) -> None:
+    rows = [row("base", 0.0), row("sft", 0.0, seeds=seeds), row("a", 1.0, seeds=seeds)]
+    comparison = Comparison(methods=(Method(name="a", loss="dpo"),), seeds=seeds)
+    found = outcome(comparison, rows, command="", seconds=1.0)
+    assert any(warning.startswith(said) for warning in found.warnings)
+    assert seeds > 1 or {pair.verdict for pair in found.pairs} == {"cannot_tell"}
+
+
+def test_sft_alone_is_a_finding() -> None:
+    comparison = Comparison(methods=(Method(name="sft", loss="sft"),))
+    alone = outcome(comparison, [row("base", 0.0), row("sft", 1.0)], command="", seconds=1.0)
+    assert finding(alone) == ["SFT is the only method.", "It is better than the model before training."]
+    failed = held(row("base", 0.0), row("sft", 1.0), row("a", 1.0, status="diverged"))
+    assert finding(failed)[0].startswith("No method but SFT could be measured")
+    assert finding(held(row("base", 0.0), row("sft", 1.0, status="failed")))[0].startswith("No method could be")
+
+
+def test_tasks_are_listed_with_their_change() -> None:
+    rows = [row("base", 0.0), row("sft", 0.0), row("a", 1.0)]
+    for one, value in zip(rows, (0.25, 0.5, 0.125), strict=True):
+        for result in one.finals:
+            result.figures["task/arc/acc"] = value
+    said = markdown(held(*rows))
+    assert "| tasks (change against base) | arc/acc |" in said
+    assert "| a | 0.125 (-0.125) |" in said
+    assert "| base | 0.250 |" in said
+    assert "arc" not in markdown(held(row("base", 0.0), row("sft", 0.0), row("a", 1.0)))
+
+
+def test_other_data_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "fingerprints", lambda config: {"data": config.data.path, "weights": "w"})
+    other = row("a", 1.0)
+    other.config.data.path = "elsewhere"
+    content = plain(held(row("base", 0.0), row("sft", 0.0), other))
+    assert content["fingerprints"] == {"data": "d", "weights": "w"}
+    assert content["other_fingerprints"] == {"a": {"data": "elsewhere"}}
+
+
+def test_what_it_would_take_in_words() -> None:
+    pair = dataclasses.replace(held(row("base", 0.0), row("sft", 0.0)).pairs[0], together=False)
+    for given, said in (
+        ({"seeds": 5, "prompts": None}, "5 seeds might"),
+        ({"seeds": 5, "prompts": TOO_MANY + 1}, "5 seeds or more than 10,000 prompts might"),
+        ({"seeds": 5, "prompts": 1200, "together": True}, "5 seeds and 1,200 prompts might"),
+        ({"seeds": None, "prompts": None}, ""),
+    ):
+        assert say_needed(dataclasses.replace(pair, **given)) == said
 
 
 def test_a_method_that_never_works_is_a_row() -> None:

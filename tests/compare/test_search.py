@@ -149,8 +149,34 @@ def test_a_wrong_declaration_is_refused(space: dict[str, tuple[float, ...]]) -> 
 
 
 def test_the_edge_of_the_grid() -> None:
-    """At the lowest of several strengths; the learning rate had one value, of which nothing can be said."""
-    tried = [{"beta": b, "learning_rate": 1e-3} for b in (0.3, 0.1, 1.0)]
-    assert at_edge(tried[1], tried) == ["beta=0.1 is the lowest that was tried"]
-    assert at_edge(tried[0], tried) == []
-    assert at_edge(tried[0], tried[:2]) == ["beta=0.3 is the highest that was tried"]
+    """Two inner strengths tell of no edge, only of a budget that ended; of one learning rate nothing can be said."""
+    tried = [{"beta": b, "learning_rate": 1e-3} for b in (0.1, 0.3, 0.03, 1.0)]
+    for chosen, beyond in ((tried[0], "lower"), (tried[1], "higher")):
+        said = f"beta={chosen['beta']} was not tried beyond: a {beyond} one is declared"
+        assert at_edge(chosen, tried[:2]) == [said]
+        assert at_edge(chosen, tried) == []
+    assert at_edge(tried[2], tried) == ["beta=0.03 is the lowest that is declared"]
+    assert at_edge(tried[3], tried) == ["beta=1 is the highest that is declared"]
+    assert at_edge(tried[0], tried[:1]) == []
+    rates = [{"learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]
+    assert at_edge(rates[0], rates) == []
+    assert at_edge(rates[2], rates) == ["learning_rate=0.003 is the highest that was tried"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo", "sft"])
+@given(st.lists(st.floats(-1, 1), min_size=24, max_size=24), st.integers(2, 24))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_edges_are_those_of_the_declared_strengths(name: str, scores: list[float], trials: int) -> None:
+    """What the order of the trials says of a strength's place is what the plugin declares."""
+    config = configuration(name)
+    parameter, declared = strength(config.loss, name)
+    drawn = iter(scores)
+    tried = [setting.plain() for setting in settings(config, trials, lambda setting: next(drawn))]
+    for chosen in tried:
+        said = " ".join(edge for edge in at_edge(chosen, tried) if not edge.startswith("learning_rate"))
+        values = [setting[parameter] for setting in tried] if parameter is not None else []
+        if not values or min(values) < chosen[parameter or ""] < max(values):
+            assert said == ""
+        else:
+            assert ("that is declared" in said) == (chosen[parameter or ""] in (declared[0], declared[-1]))
+            assert ("not tried beyond" in said) == (chosen[parameter or ""] in declared[1:-1])

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.compare.statistics import compare, interval, turned, verdict_of
+from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, turned, verdict_of
+from prefopt.worlds.evaluate import by_prompt
 
 SAME = 6  # methods that differ in nothing
+FAMILIES = 100
+OTHER = {"again": range(100, 103)}
 
 
 @pytest.fixture(autouse=True)
@@ -20,25 +25,133 @@ def hundreds_of_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
-def table(rng: np.random.Generator, methods: int, seeds: int, prompts: int, **sd: float) -> dict[str, np.ndarray]:
+def table(
+    rng: np.random.Generator, methods: int, seeds: int, prompts: int, *, shared: float = 0.1, **sd: float
+) -> dict[str, np.ndarray]:
     """(S, P) figures of methods that are equally good: what a prompt, a seed and their luck do."""
-    of_prompt, of_seed = rng.normal(0, 1, prompts), rng.normal(0, 0.1, (seeds, 1))
-    return {
+    of_prompt, of_seed = rng.normal(0, 1, prompts), rng.normal(0, shared, (seeds, 1))
+    found = {
         str(m): of_prompt + of_seed + rng.normal(0, sd["seed"], (seeds, 1)) + rng.normal(0, sd["prompt"], prompts)
         + rng.normal(0, sd["rest"], (seeds, prompts))
         for m in range(methods)
     }  # fmt: skip
+    if sd.get("again"):  # equally good, but at seeds of its own
+        other = rng.normal(0, shared, (seeds, 1)) + rng.normal(0, sd["seed"], (seeds, 1))
+        found["again"] = of_prompt + other + rng.normal(0, sd["prompt"], prompts)
+        found["again"] += rng.normal(0, sd["rest"], (seeds, prompts))
+    if sd.get("base"):  # equally good, and of no seed
+        found["base"] = (of_prompt + rng.normal(0, sd["prompt"], prompts) + rng.normal(0, sd["rest"], prompts))[None]
+    return found
 
 
-@pytest.mark.parametrize("methods", [2, SAME])
-@pytest.mark.parametrize(("seeds", "noise"), [(2, 0.12), (3, 0.0), (3, 0.12), (3, 0.4)])
-def test_equal_methods_are_seldom_told_apart(methods: int, seeds: int, noise: float) -> None:
-    """At most one family in twenty has a verdict. Of 60 families at 5 %, more than 8 are wrong once in 400 tests."""
-    wrong = 0
-    for i in range(60):
-        values = table(np.random.default_rng([i, seeds]), methods, seeds, 64, seed=noise, prompt=0.3, rest=0.5)
-        wrong += any(pair.verdict != "cannot_tell" for pair in compare(values, "m"))
-    assert wrong <= 8
+def told_families(families: int, draw: Callable[[np.random.Generator], dict[str, np.ndarray]], **given: Any) -> int:
+    """Families with any verdict."""
+    every = (compare(draw(np.random.default_rng([i, families])), "m", **given) for i in range(families))
+    return sum(any(pair.verdict != "cannot_tell" for pair in pairs) for pairs in every)
+
+
+def most(families: int) -> int:
+    """Families with a wrong verdict that an error of 5 % exceeds in one test of a thousand."""
+    return int(stats.binom.ppf(0.999, families, ALPHA))
+
+
+NULLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # how the figures come about, and what `compare` is told
+    "two methods, two seeds": ({"methods": 2, "seeds": 2, "seed": 0.12}, {}),
+    "two methods, two loud seeds": ({"methods": 2, "seeds": 2, "seed": 0.4}, {}),
+    "two methods, three seeds": ({"methods": 2, "seeds": 3, "seed": 0.4}, {}),
+    "six methods, two seeds": ({"methods": SAME, "seeds": 2, "seed": 0.12}, {}),
+    "six methods, quiet seeds": ({"methods": SAME, "seeds": 3, "seed": 0.0}, {}),
+    "six methods, loud seeds": ({"methods": SAME, "seeds": 3, "seed": 0.4}, {}),
+    "base": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.0, "base": 1}, {}),
+    "base, shared seeds": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.2, "base": 1}, {}),
+    "base, loud shared seeds": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
+    "base, two loud shared seeds": ({"methods": SAME, "seeds": 2, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
+    "base, one method": ({"methods": 1, "seeds": 3, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
+    "other seeds": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.2, "again": 1}, {"numbers": OTHER}),
+    "other seeds, two": ({"methods": 2, "seeds": 2, "seed": 0.1, "shared": 0.4, "again": 1}, {"numbers": OTHER}),
+}
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_equal_methods_are_seldom_told_apart(null: str) -> None:
+    """At most one family in twenty has a verdict."""
+    how, given = NULLS[null]
+    wrong = told_families(FAMILIES, lambda rng: table(rng, prompts=64, prompt=0.3, rest=0.5, **how), **given)
+    assert wrong <= most(FAMILIES)
+
+
+def test_a_constant_row_is_no_sample() -> None:
+    """SFT's win rate against itself is 1/2 everywhere: it neither makes seeds look quiet nor has any."""
+
+    def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        seeds = rng.normal(0, 0.06, (3, 2, 1))
+        return {str(m): 0.5 + seeds[:, m] + rng.normal(0, 0.3, (3, 64)) for m in range(2)} | {
+            "sft": np.full((3, 64), 0.5)
+        }
+
+    assert told_families(FAMILIES, draw) <= most(FAMILIES)
+
+
+@pytest.mark.parametrize("each", [1, 4, 8])
+def test_pairs_of_one_prompt_are_one(each: int) -> None:
+    """Equal pairs behind each of 40 prompts, the worst case; taken as 320 prompts, every other family is told apart."""
+    prompts = [i // each for i in range(40 * each)]
+
+    def draw(rng: np.random.Generator, grouped: bool = True) -> dict[str, np.ndarray]:
+        wins = {name: np.repeat(rng.random(40) < 0.5, each).astype(float) for name in "ab"}
+        return {n: np.stack([by_prompt(w, prompts) if grouped else w] * 2) for n, w in wins.items()}
+
+    assert told_families(FAMILIES, draw) <= most(FAMILIES)
+    if each == 8:
+        assert told_families(FAMILIES, lambda rng: draw(rng, grouped=False)) > 2 * most(FAMILIES)
+
+
+@pytest.mark.parametrize("prompts", [2, 8, MIN_PROMPTS - 1])
+def test_few_prompts_tell_nothing(prompts: int) -> None:
+    """However far apart, and with no variance at all: p is that of the sign of `prompts` values."""
+    (pair,) = compare({"a": np.ones((2, prompts)), "base": np.full((1, prompts), 0.5)}, "m")
+    assert pair.verdict == "cannot_tell"
+    assert pair.p == pytest.approx(2 * 0.5**prompts)
+    assert (pair.seeds, pair.prompts) == (None, MIN_PROMPTS)
+    (many,) = compare({"a": np.ones((2, MIN_PROMPTS)), "base": np.full((1, MIN_PROMPTS), 0.5)}, "m")
+    assert many.verdict == "better"
+
+
+@pytest.mark.parametrize("level", [0.1, 0.7, 1 / 3])
+def test_rounding_is_no_variance(level: float) -> None:
+    (pair,) = compare({"a": np.full((2, 30), level) + 0.2, "base": np.full((1, 30), level)}, "m")
+    assert pair.p == pytest.approx(2 * 0.5**30)
+
+
+def test_rows_are_paired_by_the_number_of_the_seed() -> None:
+    """What seeds share cancels in the rows that share them, wherever they stand."""
+    values = table(np.random.default_rng(0), 2, 4, 64, shared=5.0, seed=0.01, prompt=0.1, rest=0.1)
+    a, b = values["0"][:3] + 0.5, values["1"][[3, 1, 2]]
+    (pair,) = compare({"a": a, "b": b}, "m", numbers={"a": [0, 1, 2], "b": [3, 1, 2]})
+    assert (pair.verdict, round(pair.difference, 1)) == ("better", 0.5)
+    (by_place,) = compare({"a": a, "b": b}, "m")
+    assert by_place.verdict == "cannot_tell"
+
+
+@pytest.mark.parametrize("numbers", [[2], [2, 3], [5]])
+def test_one_training_or_one_common_seed_tells_nothing(numbers: list[int]) -> None:
+    """Beside others of many seeds, and against the model before training, which is a row of one, too."""
+    values = table(np.random.default_rng(1), 3, 3, 64, seed=0.01, prompt=0.1, rest=0.1, base=1)
+    values["lone"] = values["0"][: len(numbers)] + 9
+    pairs = compare(values, "m", numbers={"lone": numbers})
+    for other in ("0", "1", "2", *(["base"] if len(numbers) == 1 else [])):
+        pair = verdict_of(pairs, "lone", other)
+        assert pair is not None
+        assert math.isnan(pair.p)
+        assert (pair.verdict, pair.seeds, pair.prompts) == ("cannot_tell", None, None)
+
+
+def test_the_untrained_row_is_named() -> None:
+    """A row of one is a training unless it is said to be none."""
+    values = table(np.random.default_rng(1), 2, 3, 64, seed=0.01, prompt=0.1, rest=0.1, base=1)
+    values = {"start": values.pop("base") - 9, **values}
+    assert math.isnan(compare(values, "m")[0].p)
+    assert compare(values, "m", untrained=["start"])[0].verdict == "worse"
 
 
 def test_a_real_difference_is_found() -> None:
@@ -72,15 +185,35 @@ def test_one_seed_tells_nothing() -> None:
 def test_the_parts_of_the_variance_by_hand() -> None:
     """Two methods, two seeds, two prompts; D = [[1, 3], [2, 4]]: mean 2.5, seed means 2 and 3, prompt means 1.5, 3.5.
 
-    Seeds: variance of (2, 3) = .5, over 2 seeds .25 (by the pool: residuals of the 2 x 2 table of means are +-.25, mean
-    square .25 on 1 degree of freedom, for two methods .5: the same). Prompts: variance of (1.5, 3.5) = 2, over 2
-    prompts 1. Squared error 1.25; degrees of freedom 1.25^2 / (.25^2 / 1 + 1^2 / 1) = 1.4706.
+    Seeds: variance of (2, 3) = .5, over 2 seeds .25. Prompts: variance of (1.5, 3.5) = 2, over 2 prompts 1. Squared
+    error 1.25, of both parts on 1 degree of freedom.
     """
     (pair,) = compare({"a": np.array([[1.0, 3.0], [2.0, 4.0]]), "b": np.zeros((2, 2))}, "m")
     assert pair.difference == 2.5
-    freedom = 1.25**2 / (0.25**2 + 1)
-    assert pair.p == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(1.25), freedom))
-    assert pair.high - pair.difference == pytest.approx(math.sqrt(1.25) * stats.t.ppf(0.975, freedom))
+    assert pair.p == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(1.25), 1))
+    assert pair.high - pair.difference == pytest.approx(math.sqrt(1.25) * stats.t.ppf(0.975, 1))
+
+
+def test_the_seed_variances_by_hand() -> None:
+    """Means of two methods at two seeds: 0, 2 and 0, 4; they are 1 and 2 off their own means, 1.5 of which is shared.
+
+    Residuals +-.5: square sum 1 on 1 degree of freedom, so a difference has 2 * 1 / 2 = 1. Shared: 2 * (1.5^2 + 1.5^2)
+    = 9; both over the methods' 2 * 1 degrees of freedom: 5, the mean of their variances 2 and 8, over 2 seeds 2.5, with
+    (4.5 + .5)^2 / (4.5^2 + .5^2) degrees of freedom.
+    """
+    prompts = np.linspace(-1, 1, 40)
+    prompts /= prompts.std(ddof=1)
+    values = {name: np.array([[low], [high]]) + prompts for name, low, high in (("a", 0, 2), ("b", 0, 4))}
+    pairs = compare(values | {"base": np.zeros((1, 40))}, "m")
+    assert verdict_of(pairs, "a", "b").high - -1 == pytest.approx(stats.t.ppf(0.975, 1))  # type: ignore[union-attr]
+    of_prompts = 1 / 40
+    squares = 2.5 * stats.t.ppf(0.975, 25 / 20.5) ** 2 + of_prompts * stats.t.ppf(0.975, 39) ** 2
+    for name, mean in (("a", 1), ("b", 2)):
+        pair = verdict_of(pairs, name, "base")
+        assert pair is not None
+        assert pair.high - mean == pytest.approx(math.sqrt(squares))
+        assert pair.low < 0 < pair.high
+        assert pair.p > 0.05
 
 
 def test_p_values_are_corrected_together() -> None:
@@ -108,9 +241,20 @@ def test_what_it_would_take_is_enough() -> None:
     assert told >= 16
 
 
+def test_what_it_would_take_is_said_wherever_it_is_known() -> None:
+    """One alone where it suffices, both where neither does, and never a number that nobody would run."""
+    for i in range(40):
+        rng = np.random.default_rng([8, i])
+        for pair in compare(table(rng, 4, 3, 64, seed=0.1, prompt=0.3, rest=0.5, base=1), "m"):
+            wanted = [count for count in (pair.seeds, pair.prompts) if count is not None]
+            assert bool(wanted) == (pair.verdict == "cannot_tell")
+            assert all(3 < count <= TOO_MANY + 1 for count in wanted)
+            assert not pair.together or len(wanted) == 2
+
+
 def test_the_model_before_training_has_no_seeds() -> None:
     rng = np.random.default_rng(1)
-    trained = 1 + rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 0.2, (3, 80))
+    trained = 1 + rng.normal(0, 0.02, (3, 1)) + rng.normal(0, 0.2, (3, 80))
     pairs = compare({"base": rng.normal(0, 0.2, (1, 80)), "a": trained, "b": trained[::-1] + 0.01}, "m")
     assert verdict_of(pairs, "a", "base").verdict == "better"  # type: ignore[union-attr]
 
