@@ -7,15 +7,18 @@ import fcntl
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError
-from prefopt.redact import printable, redact
+from prefopt.redact import printable, redact, redacted
 
 LOCK = ".lock"
+_held: set[tuple[int, int]] = set()  # device and inode of this process's folders: the system's lock is for others
+_guard = threading.Lock()
 
 
 def write(path: Path, text: str) -> None:
@@ -30,25 +33,42 @@ def write(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """`write` a value as JSON."""
-    write(path, json.dumps(content, indent=1))
+    write(path, json.dumps(redacted(content), indent=1))
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`write` one JSON object a line."""
-    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write(path, "".join(json.dumps(row) + "\n" for row in redacted(list(rows))))
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps it for this process alone; a process that dies, however, lets go of it.
+    """Makes a folder and keeps it for this run alone; a process that dies, however, lets go of it.
 
     A folder that nothing was written into is gone again afterwards.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or another run of this one.
         OSError: it cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    facts = folder.stat()
+    key = (facts.st_dev, facts.st_ino)
+    with _guard:
+        if key in _held:
+            raise UserError(f"output_dir={folder} is being written by another run of this process: choose another "
+                            "folder, or wait")  # fmt: skip
+        _held.add(key)
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        with _guard:
+            _held.discard(key)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = folder / LOCK
     while True:
         file = lock.open("a+")
@@ -87,7 +107,9 @@ def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> 
         say: called with what was found, for a person.
 
     Raises:
-        UserError: the folder has a finished or another run, or no such checkpoint is there, or it was altered.
+        UserError: the folder has a finished or another run or later checkpoints, or no such checkpoint is there, or
+            it was altered.
+        TrainingError: a checkpoint cannot be read now.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -109,9 +131,12 @@ def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> 
 
 
 def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
-    from prefopt.trainer.checkpoints import checkpoints, last_whole
+    from prefopt.trainer.checkpoints import checkpoints, last_whole, sweep
     from prefopt.trainer.checksums import about, wrong_with
 
+    if (out / "summary.json").exists():
+        raise UserError(f"output_dir={out} already has a finished run: choose another folder, or delete it")
+    sweep(out)
     if resume not in ("auto", "never"):
         folder = Path(resume)
         if not (folder / "trainer_state.json").is_file():
@@ -120,10 +145,12 @@ def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | No
             raise UserError(f"resume={resume}: {wrong}; take another checkpoint, or resume=auto for the last good one")
         if not about(folder).get("resumable"):
             raise UserError(f"resume={resume}: it has weights alone; give them as model.path to start from them")
+        step = _step_of(folder, resume)
+        if later := [c.name for c in checkpoints(out) if int(c.name.rpartition("-")[2]) > step]:
+            raise UserError(f"resume={resume}: output_dir={out} has later checkpoints ({', '.join(later[:3])}), which "
+                            "would be written over: choose another output_dir, or move or delete them")  # fmt: skip
         say(f"resume={resume}: going on from it")
         return folder
-    if (out / "summary.json").exists():
-        raise UserError(f"output_dir={out} already has a finished run: choose another folder, or delete it")
     if resume == "auto":
         found = last_whole(out, say)
         say(f"resume=auto: going on from {found}" if found else "resume=auto: nothing to go on from, starting anew")
@@ -131,3 +158,11 @@ def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | No
     if checkpoints(out):
         raise UserError(f"resume=never, but output_dir={out} has checkpoints: choose another folder, or delete them")
     return None
+
+
+def _step_of(checkpoint: Path, resume: str) -> int:
+    """After which step a checkpoint was written, whatever its folder is called."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"resume={resume}: its trainer_state.json has no step; take another checkpoint") from error

@@ -6,26 +6,31 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.folder import write, write_json, write_lines
+from prefopt.redact import HIDDEN, redact, redacted
 
 if TYPE_CHECKING:
     from prefopt.data.table import TokenTable
     from prefopt.run import RunConfig
 
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
+ESCAPED = re.compile(r"\\([\\'\"()\[\]{}:=, \t])")  # in an override
 ROWS = 65_536  # hashed at a time
 
 
-def write_manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Path | None = None) -> None:
-    """Leave the three files in the run's folder: enough to repeat the run, and to tell why a repetition differs.
+def manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Path | None = None) -> Callable[[], None]:
+    """What leaves the three files in the run's folder when it is called: enough to repeat the run, and to tell why a
+    repetition differs. The facts are those of now.
 
     A run that goes on from a `checkpoint` keeps the manifest of its beginning, and adds what it goes on with.
     """
@@ -33,23 +38,28 @@ def write_manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Pat
 
     out = config.output_dir
     now = {**setting(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    manifest = _earlier(out / "manifest.json") if checkpoint is not None else None
-    if manifest is None:
-        manifest = {**now, "data": data_facts(prepared), "weights": weights_fingerprint(model)}
+    facts = _earlier(out / "manifest.json") if checkpoint is not None else None
+    if facts is None:
+        facts = {**now, "data": data_facts(prepared), "weights": weights_fingerprint(model)}
     else:
-        manifest.setdefault("resumed", []).append({**now, "from": str(checkpoint)})
-    write(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))
-    write_json(out / "manifest.json", manifest)
-    write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
+        facts.setdefault("resumed", []).append({**now, "from": str(checkpoint)})
+
+    def leave() -> None:
+        write(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config.plain()))))
+        write_json(out / "manifest.json", facts)
+        write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
+
+    return leave
 
 
 def setting() -> dict[str, Any]:
-    """Command, versions, machine and the state of the user's own code."""
+    """Command and where it was given, versions, machine and the state of the user's own code."""
     import torch
     from accelerate import PartialState
 
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(map(_shown, sys.argv)),
+        "folder": str(Path.cwd()),  # relative paths of config.yaml start here
         "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -58,6 +68,14 @@ def setting() -> dict[str, Any]:
         "processes": PartialState().num_processes,
         "git": git_state(Path.cwd()),
     }
+
+
+def _shown(word: str) -> str:
+    """A word of the command without its secrets, also one with characters that are escaped for Hydra."""
+    plain = ESCAPED.sub(r"\1", word)
+    if redact(plain) != plain and redact(word) == word:
+        return word.partition("=")[0] + "=" + HIDDEN
+    return redact(word)
 
 
 def versions() -> dict[str, str | None]:

@@ -5,27 +5,80 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any
 
 HIDDEN = "[hidden]"
 # Names of environment variables whose values are secrets.
-SECRET_NAME = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
-SHORTEST = 8  # characters of a variable's value that counts as a secret: "1" and "true" are none
-# Tokens of known forms (Hugging Face, OpenAI and alike, GitHub, AWS, Slack), and the user in a URL.
-KNOWN = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[A-Za-z0-9-]{10,}"
+SECRET_NAME = re.compile(
+    r"token|secret|password|passwd|credential|api_?key|access_?key|private_?key|(?:^|_)(?:pass|passphrase|auth|key)$"
+    r"|_pwd$",
+    re.IGNORECASE,
 )
-IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+:[^/@\s'\"]+(?=@)")
+SHORTEST = 8  # characters of a value that counts as a secret: "1" and "true" are none
+# Tokens of Hugging Face, OpenAI and alike (but not task-..., risk-...), GitHub, AWS, Slack, GitLab and Google.
+KNOWN = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|glpat-[\w-]{20,}|AIza[\w-]{35}"
+)
+# The user of a URL: with a password, and without one where a token can take its place (git@host is an address).
+IN_URL = re.compile(
+    r"(?<=://)[^/@\s'\"]+:[^/@\s'\"]+(?=@)|(?:(?<=http://)|(?<=https://))(?!\[hidden\]@)[^/?#@\s'\"]+(?=@)"
+)
+# What follows these is a secret: a signature or a token in a URL's query, and the value of an HTTP header. Tokens have
+# digits, and words of a sentence about them have none.
+AFTER = re.compile(
+    r"((?:[?&]|&amp;)(?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|token|access_token|auth"
+    r"|auth_token|api_?key|secret|password)=)[^&\s'\"#<>]{8,}"
+    r"|(\bauthorization['\"]?[:=]\s*['\"]?(?:basic|token)\s+|\bbearer\s+)(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,}",
+    re.IGNORECASE,
+)
 KEEP = "\n\t"
 
 
 def redact(text: str) -> str:
     """`text` with every secret replaced: values of environment variables with a secret's name, tokens of known forms,
-    users and passwords in URLs."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and SECRET_NAME.search(name) and not os.path.exists(value):
-            text = text.replace(value, HIDDEN)
-    return IN_URL.sub(HIDDEN, KNOWN.sub(HIDDEN, text))
+    users and passwords in URLs, signatures and tokens in their queries, and the values of headers that carry tokens."""
+    return _hiding()(text)
+
+
+def redacted(value: Any) -> Any:
+    """JSON values with every text in them, also those that are names, as `redact` gives it.
+
+    In the file's format a secret with quotes or other letters than English ones would be escaped, and not be found.
+    """
+    hide = _hiding()
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, str):
+            return hide(part)
+        if isinstance(part, Mapping):
+            return {hide(key) if isinstance(key, str) else key: walk(inner) for key, inner in part.items()}
+        return [walk(inner) for inner in part] if isinstance(part, list | tuple) else part
+
+    return walk(value)
+
+
+def _hiding() -> Callable[[str], str]:
+    """`redact` with the secrets of the environment as it is now."""
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= SHORTEST
+        and SECRET_NAME.search(name)
+        and not os.path.exists(value)
+        # DB_AUTH=required is a mode, and hides no word
+        and not (name.lower().endswith("auth") and value.isalpha())
+    }
+    longest_first = sorted(secrets, key=len, reverse=True)  # one can be a part of another
+
+    def hide(text: str) -> str:
+        for secret in longest_first:
+            text = text.replace(secret, HIDDEN)
+        text = IN_URL.sub(HIDDEN, KNOWN.sub(HIDDEN, text))
+        return AFTER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}", text)
+
+    return hide
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from prefopt.data.config import DataConfig
 from prefopt.errors import Stopped
 from prefopt.folder import checkpoint_to_resume, held, write_json, write_lines
 from prefopt.generations import distance_to_start, greedy_texts, side_by_side, text_figures
-from prefopt.manifest import write_manifest
+from prefopt.manifest import manifest
 from prefopt.models import ModelConfig
 from prefopt.plugin import Loss
 from prefopt.quiet import quiet
@@ -150,7 +150,7 @@ def _run(
     from prefopt.report.run import write_run_page
     from prefopt.trainer import train
     from prefopt.trainer.arguments import autocast
-    from prefopt.trainer.callbacks import MetricsFile
+    from prefopt.trainer.callbacks import AtBeginning, MetricsFile
     from prefopt.trainer.checkpoints import writing
 
     start = time.perf_counter()
@@ -161,13 +161,18 @@ def _run(
     tokenizer = load_tokenizer(config.model)
     prepared = prepared_data(config, tokenizer)
     model = load_policy(config.model, config.peft, seed=config.seed)
+    record: list[Any] = []
     if first_process:
-        write_manifest(config, prepared, model, checkpoint)
+        leave_record = manifest(config, prepared, model, checkpoint)
+        if checkpoint is None:
+            leave_record()
+        else:  # a resume that is refused leaves the record of the run as it is
+            record = [AtBeginning(leave_record)]
     say(_counts_line(prepared))
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
-    watchers = [MetricsFile(out / "metrics.jsonl"), *callbacks, told, signals]
+    watchers = [*record, MetricsFile(out / "metrics.jsonl"), *callbacks, told, signals]
     sentinels = Sentinels(config.sentinels, say)
 
     def probe(policy: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import typing
 from dataclasses import dataclass
@@ -11,13 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError, first_line, nearest
+from prefopt.errors import PrefoptError, UserError, first_line, nearest
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
 # What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword. Inside a list
 # or a dict a colon needs quotes.
 _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./:-]*")
+# What values that no run writes make of other libraries' code.
+_BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+# What may be a relative path, seen from where the run was started.
+_PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,47 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, as plain values."""
+        """The resolved configuration, as plain values.
+
+        Raises:
+            UserError: it is not one that a run wrote: an unknown key, an interpolation, a group that is none.
+        """
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
+        file = self.path / CONFIG
         try:
-            loaded: Any = OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=False)
-        except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{self.path / CONFIG} is not the configuration of a run: {first_line(error)[:200]}"
-            ) from error
-        return loaded if isinstance(loaded, dict) else {}
+            loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except (YAMLError, OmegaConfBaseException, *_BROKEN) as error:
+            raise UserError(f"{file} is not the configuration of a run: {first_line(error)[:200]}") from error
+        if wrong := _foreign(loaded):
+            raise UserError(f"{file} is not a run's configuration: {wrong}")
+        assert isinstance(loaded, dict)
+        return loaded
+
+    @cached_property
+    def located(self) -> dict[str, Any]:
+        """`config` with the relative paths of files that are where the run was started as absolute ones."""
+        config, there = json.loads(json.dumps(self.config)), self._started_in()
+        if there is None:
+            return dict(config)
+        places = [(config.get(group), key) for group, key in _PATHS] + [(config, "reference_folder")]
+        mixture = config.get("data", {}).get("mixture")
+        places += [(source, "path") for source in mixture] if isinstance(mixture, list) else []
+        for section, key in places:
+            name = section.get(key) if isinstance(section, dict) else None
+            if isinstance(name, str) and name and not _has_a_meaning(key, name):
+                absolute = os.path.join(there, name)
+                section[key] = absolute if os.path.exists(absolute) else name
+        return dict(config)
+
+    def _started_in(self) -> str | None:
+        """The folder in which the configuration was written: that of the last resume, or of the start."""
+        resumed = self.manifest.get("resumed")
+        last = resumed[-1] if isinstance(resumed, list) and resumed else self.manifest
+        folder = last.get("folder") if isinstance(last, dict) else None
+        return folder if isinstance(folder, str) and os.path.isabs(folder) else None
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -106,15 +140,24 @@ class RunFolder:
     @property
     def start(self) -> str:
         """The model that the run is measured against: its reference, else the one that it started from."""
-        model = self.config.get("model", {})
+        model = self.located.get("model", {})
         return str(model.get("reference") or model.get("path"))
 
     def overrides(self) -> list[str]:
-        """What `prefopt train` needs to be told to run the same again: every value that is not a default."""
-        name = str(self.config["loss"]["name"])
+        """What `prefopt train` needs to be told to run the same again: every value that is not a default.
+
+        Raises:
+            UserError: the configuration names no loss, or one that is not there.
+        """
+        return self._overrides(self.config)
+
+    def _overrides(self, config: dict[str, Any]) -> list[str]:
+        name = config.get("loss", {}).get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{self.path / CONFIG} is not a run's configuration: it has no loss.name")
         found = [f"loss={name}", "model=local", "data=auto"]
         classes, plain = _schemas(name)
-        for group, value in self.config.items():
+        for group, value in config.items():
             if group in classes:
                 known = _defaults(classes[group])
                 found += [
@@ -122,20 +165,74 @@ class RunFolder:
                     for key, given in value.items()
                     if (group, key) != ("loss", "name") and (key not in known or given != known[key])
                 ]
-            elif group not in ("output_dir", "resume", "progress") and value != plain.get(group):
+            elif group not in ("output_dir", "resume", "progress", "stages") and value != plain.get(group):
                 found.append(f"{group}={_value(value)}")
         return found
 
     def run_config(self, *overrides: str) -> Any:
         """The run's `RunConfig`, with overrides of the command line's kind on top; with other data, all of the run's
-        own settings of data are left out, since its columns and splits do not belong to them."""
+        own settings of data are left out, since its columns and splits do not belong to them.
+
+        Raises:
+            UserError: the configuration is not a run's, or an override is refused.
+        """
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
         from prefopt.cli.compose import compose
 
         given = {o.split("=", 1)[0] for o in overrides}
-        kept = [o for o in self.overrides() if o.split("=", 1)[0] not in given]
-        if given & {"data", "data.path", "data.mixture"}:
-            kept = [o for o in kept if not o.startswith(("data=", "data."))]
-        return compose([*kept, *overrides])
+        try:
+            kept = [o for o in self._overrides(self.located) if o.split("=", 1)[0] not in given]
+            if given & {"data", "data.path", "data.mixture"}:
+                kept = [o for o in kept if not o.startswith(("data=", "data."))]
+            return compose([*kept, *overrides])
+        except PrefoptError:
+            raise
+        except (HydraException, OmegaConfBaseException, *_BROKEN) as error:
+            raise UserError(f"{self.path / CONFIG} is not a run's configuration: {first_line(error)[:200]}") from error
+
+
+def _foreign(config: Any) -> str | None:
+    """What no run writes into its configuration, as a phrase, or None.
+
+    Interpolations are resolved before a configuration is written; one that is read would look into this environment.
+    """
+    from prefopt.run import RunConfig
+
+    if not isinstance(config, dict):
+        return "it is no mapping of options"
+    hints = typing.get_type_hints(RunConfig)
+    known = [name for name in hints if name != "loss_name"]
+    groups = [name for name in known if dataclasses.is_dataclass(hints[name])] + ["loss", "trainer", "stages"]
+    for key, value in config.items():
+        if key not in known:
+            return f"there is no option {key!r}{nearest(str(key), known)}; take it out"
+        if key in groups and not isinstance(value, dict):
+            return f"{key} is no mapping of options"
+        if key not in groups and isinstance(value, dict | list):
+            return f"{key} has several values, where one belongs"
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, dict):
+            if (odd := next((k for k in value if not isinstance(k, str) or "${" in k), None)) is not None:
+                return f"{where.lstrip('.') or 'it'} has the key {odd!r}, which is no name"
+            left += [(f"{where}.{k}", v) for k, v in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{where}[{n}]", v) for n, v in enumerate(value)]
+        elif isinstance(value, str) and "${" in value:
+            return f"{where.lstrip('.')} has an interpolation, which no run writes; give the value itself"
+        elif not isinstance(value, str | bool | int | float | None):
+            return f"{where.lstrip('.')} is of the type {type(value).__name__}, which no option has"
+    return None
+
+
+def _has_a_meaning(key: str, name: str) -> bool:
+    """Whether a value names something else than a file, whatever files there are."""
+    if key == "template":
+        return not name.endswith(".jinja")
+    return name in ("world", "world/base") or name.startswith("package:")
 
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
@@ -163,8 +260,10 @@ def _value(value: Any, *, inside: bool = False) -> str:
     """A plain value in Hydra's grammar, which reads quoted strings and JSON-like lists and dicts."""
     if value is None:
         return "null"
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, int | float):
+        return str(value)  # inf and nan as Hydra spells them
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and not (inside and ":" in value):
             return value

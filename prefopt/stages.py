@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -44,6 +45,8 @@ WITHOUT_EFFECT_IN = {
                 "log_level", "dataloader_num_workers"),
 }  # fmt: skip
 STAGES = "stages.json"
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a stage: part of a folder's name
+LONGEST = 100  # characters of it
 
 
 def key_of(override: str) -> str:
@@ -102,12 +105,13 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
         The summary of the last run.
 
     Raises:
-        UserError, TrainingError: as `prefopt.run.run`.
+        UserError, TrainingError: as `prefopt.run.run`; a name that cannot be that of a stage.
     """
     if run is None:
         from prefopt.run import run as run_one
 
         run = run_one
+    refuse_names(config.stages)
     before: dict[str, Any] | None = None
     done: list[dict[str, Any]] = []
     for name, stage in config.stages.items():
@@ -127,6 +131,14 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
     if done and os.environ.get("RANK", "0") == "0":
         write_json(config.output_dir / STAGES, done)
     return summary
+
+
+def refuse_names(names: Iterable[str]) -> None:
+    """Raise UserError for a stage's name that would lead out of the folder of stages, or fits into no file system."""
+    for name in names:
+        if not NAME.fullmatch(str(name)) or len(str(name)) > LONGEST:
+            raise UserError(f"stages.{name}: a stage's folder is named after it, so its name has letters, digits, _ "
+                            f"and - only, at most {LONGEST}; rename it")  # fmt: skip
 
 
 def _from(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._before: list[str] | None = []  # lines of this run from before its training
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a resume, drop what will be logged again: later steps, evaluations of this same step, the end."""
+        """After a resume, drop what will be logged again: later steps, evaluations of this same step, the end. A run
+        that starts anew drops all that an earlier attempt left."""
+        own, self._before = self._before or [], None
         if not (state.is_world_process_zero and self.path.exists()):
+            return
+        if not state.global_step:
+            self._replace(own)
             return
         kept: dict[tuple[float, frozenset[str]], str] = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -28,15 +35,21 @@ class MetricsFile(TrainerCallback):
                 break  # the end of training, which comes again, and what was measured after it
             if figures is not None and figures["step"] <= state.global_step:
                 kept.setdefault((figures["step"], frozenset(figures)), line)
+        self._replace(kept.values())
+
+    def _replace(self, lines: Iterable[str]) -> None:
         tmp = self.path.with_name(f"tmp-{self.path.name}")
-        tmp.write_text("".join(line + "\n" for line in kept.values()), encoding="utf-8")
+        tmp.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         tmp.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             figures = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in logs.items()}
+            line = json.dumps({"step": state.global_step, **figures})
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **figures}) + "\n")
+                file.write(line + "\n")
+            if self._before is not None:
+                self._before.append(line)
 
 
 def _figures(line: str) -> dict[str, Any] | None:
@@ -46,6 +59,16 @@ def _figures(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int | float) else None
+
+
+class AtBeginning(TrainerCallback):
+    """Calls a function when training begins: whatever refuses a resume has had its say."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.action()
 
 
 class LogLastStep(TrainerCallback):

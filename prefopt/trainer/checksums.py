@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from prefopt.errors import TrainingError
+
 CHECKSUMS = "checksums.json"
+# Of a folder that is not as it was written; any other error of the system is the disk's or the permissions'.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -32,13 +37,21 @@ def write_checksums(folder: Path, facts: dict[str, dict[str, Any]], **about: Any
 
 
 def wrong_with(folder: Path) -> str | None:
-    """What is wrong with a folder, as a phrase for people, or None: every file is there, whole and unaltered."""
+    """What is wrong with a folder, as a phrase for people, or None: every file is there, whole and unaltered.
+
+    Raises:
+        TrainingError: it cannot be read now, which says nothing about what it holds.
+    """
     try:
         kept = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         facts = {str(name): (str(fact["sha256"]), int(fact["bytes"])) for name, fact in kept["files"].items()}
     except FileNotFoundError:
         return f"it has no {CHECKSUMS}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise _unread(folder, error) from error
+        return f"its {CHECKSUMS} cannot be read ({type(error).__name__})"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return f"its {CHECKSUMS} cannot be read ({type(error).__name__})"
     try:
         there = set(files_of(folder))  # a name that points out of the folder is not among them
@@ -50,8 +63,15 @@ def wrong_with(folder: Path) -> str | None:
             if checksums(folder, [name])[name]["sha256"] != digest:
                 return f"{name} was altered"
     except OSError as error:
+        if error.errno not in DAMAGE:
+            raise _unread(folder, error) from error
         return f"it cannot be read ({error})"
     return None
+
+
+def _unread(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"{folder} cannot be read ({error}): nothing was changed; look at its disk and permissions, "
+                         "and start again")  # fmt: skip
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def train(
         clock=reference_pass.append,
         **trainer,
     )
+    if resume is not None:
+        built.refuse_another_run(resume)  # before anything is logged
     before = built.evaluate() if eval is not None else {}
     start = time.perf_counter()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from prefopt.engine.forward import Ask, install
 from prefopt.engine.layout import Layout
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
-from prefopt.plugin import Data, Loss, State, Vocab
-from prefopt.trainer.batches import Work
-from prefopt.trainer.examples import Facts, examples_of
+from prefopt.plugin import Data, Loss, Needs, State, Vocab
+from prefopt.trainer.batches import Work, per_token
+from prefopt.trainer.examples import Facts, Flat, examples_of
+from prefopt.trainer.feed import ALSO_TAKES
 
 FACTS, TENSORS, MODEL = "batch.json", "batch.safetensors", "model"
 STATE = "state."  # before the names of a loss's state
+OWN = {Data.PAIRS: 2, Data.UNPAIRED: 1, Data.LISTS: 2, Data.DEMONSTRATIONS: 1}  # completions that a loss reads at least
+
+ADAPTED = ("lora_", "modules_to_save")  # in the names of what is trained of an adapted model
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,22 +161,77 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
     )
 
 
-def rows(model: Any, loss: Loss, kept: Kept) -> Iterator[dict[str, Any]]:
-    """The batch again, without gradient: for each completion its record, side, log-probs under policy and reference,
-    and the loss of its example (None for a loss that needs a live reference, whose weights are not kept)."""
+def refuse_other_needs(loss: Loss, kept: Kept) -> None:
+    """Raise UserError where a batch has not what a loss needs, such as a batch of pairs for a loss on lists."""
     needs = loss.needs
+    facts = [f for work in kept.works for f in work.facts]
+    other = next((f for f in facts if f.kind is not needs.data and f.kind not in ALSO_TAKES[needs.data]), None)
+    lacks = []
+    if other is not None:
+        lacks.append(f"{needs.data.value} (its records are {other.kind.value})")
+    elif any(f.own < OWN[needs.data] for f in facts):
+        lacks.append("every completion of a record (the run's loss read fewer)")
+    elif needs.data is Data.UNPAIRED and any(f.kind is Data.UNPAIRED and f.desirable is None for f in facts):
+        lacks.append("whether a completion is desirable")
+    elif any(_lacks_scores(f, needs) for f in facts):
+        lacks.append("a score of every completion")
+    if needs.control_text and any(f.kind is Data.PAIRS for f in facts):
+        lacks.append("a control text in each prompt")
+    if needs.mismatched and any(f.mismatched < f.own for f in facts):
+        lacks.append("completions of another prompt")
+    if needs.state and (kept.state is None or kept.state.keys() != loss.initial_state().keys()):  # type: ignore[attr-defined]
+        lacks.append("the loss's running state")
+    for name in _of_the_reference(needs):
+        if any(getattr(work, name) is None for work in kept.works):
+            lacks.append({"ref_sum": "log-probs of the reference", "ref_token": "the reference's log-probs of tokens",
+                          "ref_entropy": "the reference's entropy"}[name])  # fmt: skip
+    if lacks:
+        raise UserError(f"{type(loss).__name__} needs what the batch does not have: {', '.join(lacks)}; give another "
+                        "--loss, or none for the run's own")  # fmt: skip
+
+
+def _lacks_scores(facts: Facts, needs: Needs) -> bool:
+    if facts.scores is None:
+        return needs.scores or facts.kind is Data.LISTS
+    return needs.data in (Data.PAIRS, Data.LISTS) and len(facts.scores) != facts.own
+
+
+def _of_the_reference(needs: Needs) -> list[str]:
+    """What of a `Work` a loss reads; nothing where the reference's own weights are needed, which are not kept."""
+    if not needs.reference or _live(needs):
+        return []
+    entropy = ["ref_entropy"] if Vocab.REF_ENTROPY in needs.vocab else []
+    return ["ref_sum", *(["ref_token"] if per_token(needs) else []), *entropy]
+
+
+def _live(needs: Needs) -> bool:
+    return needs.moving_reference or Vocab.KL in needs.vocab
+
+
+def rows(model: Any, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> Iterator[dict[str, Any]]:
+    """The batch again, without gradient: for each completion its record, side, log-probs under policy and reference,
+    and the loss of its example (None for a loss that needs a live reference, whose weights are not kept).
+
+    Args:
+        model: the policy.
+        loss: any that the batch has enough for.
+        kept: the batch.
+        precision: of autocast, None without.
+
+    Raises:
+        UserError: the batch has not what the loss needs.
+    """
+    refuse_other_needs(loss, kept)
     install(model, kept.layout).eval()
-    live = needs.moving_reference or Vocab.KL in needs.vocab
-    for work in kept.works:
+    for works in _parts(loss, kept):
         with torch.no_grad():
-            flat = work.flat(work.batch.forward(model, Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})), needs)
-            losses: dict[int, float] = {}
-            if not live:
-                examples = examples_of(work.facts, flat, needs)
-                values = loss(examples.logps, *((kept.state,) if needs.state else ())).loss
-                losses = dict(zip(examples.record.tolist(), values.tolist(), strict=False))
+            flat, record, values = _scored(model, loss, works, kept.state, precision)
+        own: dict[int, list[float]] = {}
+        for place, value in zip(record.tolist(), values.tolist(), strict=True):
+            own.setdefault(place, []).append(value)
         at = 0
-        for place, f in enumerate(work.facts):
+        for place, f in enumerate(f for work in works for f in work.facts):
+            losses = own.get(place, [])  # one of the record, or one of each of its own completions
             for k in range(f.completions):
                 yield {
                     "record": f.id,
@@ -180,9 +239,61 @@ def rows(model: Any, loss: Loss, kept: Kept) -> Iterator[dict[str, Any]]:
                     "tokens": int(flat.num_tokens[at]),
                     "policy": float(flat.sum[at]),
                     "reference": float(flat.ref_sum[at]) if flat.ref_sum is not None else None,
-                    "loss": losses.get(place),
+                    "loss": losses[0] if len(losses) == 1 else losses[k] if k < len(losses) else None,
                 }
                 at += 1
+
+
+def _parts(loss: Loss, kept: Kept) -> list[list[Work]]:
+    """The micro-batches, all of them together for a loss that couples its examples."""
+    return [list(kept.works)] if loss.needs.coupled else [[work] for work in kept.works]
+
+
+def _scored(
+    model: Any, loss: Loss, works: Sequence[Work], state: State | None, precision: torch.dtype | None
+) -> tuple[Flat, Tensor, Tensor]:
+    """Log-probs, and of each example the place of its record and its loss: none for a loss with a live reference."""
+    needs = loss.needs
+    device = next(model.parameters()).device
+    with _autocast(device, precision):
+        ask = Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
+        flat = Flat.cat([work.flat(work.batch.forward(model, ask), needs) for work in works])
+    if _live(needs):
+        return flat, torch.zeros(0, dtype=torch.long), torch.zeros(0)
+    examples = examples_of([f for work in works for f in work.facts], flat, needs)
+    given = [{name: value.to(device) for name, value in (state or {}).items()}] if needs.state else []
+    try:
+        output = loss(examples.logps, *given)
+    except Exception as error:  # a plugin may be anybody's
+        raise UserError(f"{type(loss).__name__} failed on the batch: {type(error).__name__}: {error}") from error
+    return flat, examples.record, output.loss
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, precision) if precision is not None else nullcontext()
+
+
+def gradient_not_finite(model: Any, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> str | None:
+    """The first weights whose gradient of the loss on the batch is not finite, as a phrase for people.
+
+    Of an adapted model these are the adapter's. A loss with a live reference, whose weights are not kept, has none.
+    """
+    refuse_other_needs(loss, kept)
+    if _live(loss.needs):
+        return None
+    install(model, kept.layout).eval()
+    named = dict(model.named_parameters())
+    trained = {n: p for n, p in named.items() if any(part in n for part in ADAPTED)} or named
+    for parameter in trained.values():
+        parameter.requires_grad_(parameter.is_floating_point())
+    model.zero_grad()
+    for works in _parts(loss, kept):
+        _, record, values = _scored(model, loss, works, kept.state, precision)
+        weights = torch.tensor([f.weight for work in works for f in work.facts], dtype=values.dtype)
+        (values * weights[record.cpu()].to(values.device)).sum().backward()  # type: ignore[no-untyped-call]
+    bad = [n for n, p in trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    model.zero_grad()
+    return f"the gradient of {bad[0]} is not finite, as that of {len(bad)} tensors in all" if bad else None
 
 
 def side(facts: Facts, k: int) -> str:
@@ -196,13 +307,20 @@ def side(facts: Facts, k: int) -> str:
     return "demonstration" if facts.desirable is None else "desirable" if facts.desirable else "undesirable"
 
 
-def first_not_finite(model: Any, works: Sequence[Work]) -> str | None:
-    """The first module of a forward whose output is not finite, or weights that are not, as a phrase for people."""
+def first_not_finite(model: Any, works: Sequence[Work], precision: torch.dtype | None = None) -> str | None:
+    """The first module of a forward whose output is not finite, or weights that are not, as a phrase for people.
+
+    Args:
+        model: the policy.
+        works: what it is given.
+        precision: of autocast, None without.
+    """
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             return f"the weights {name} are not finite"
     found: list[str] = []
-    with _hooked(model, found), torch.no_grad():
+    device = next(model.parameters()).device
+    with _hooked(model, found), torch.no_grad(), _autocast(device, precision):
         for work in works:
             work.batch.forward(model, Ask())
             if found:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
@@ -23,6 +24,7 @@ from prefopt.plugin import Loss, State
 from prefopt.trainer import replay, sharding
 from prefopt.trainer.batches import BatchConfig, GlobalBatch
 from prefopt.trainer.checkpoints import (
+    facts_of_options,
     fingerprint_of_records,
     free_name,
     point,
@@ -83,6 +85,7 @@ class SavingTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> Any:
         """transformers', with the weights of a checkpoint loaded while each process still has all of them."""
+        _ = self._identity  # of the weights as they were given: accelerate may shard and widen them
         if checkpoint is not None and self.is_fsdp_enabled:
             self.is_fsdp_enabled = False
             try:
@@ -105,7 +108,12 @@ class SavingTrainer(Trainer):
     def _save_checkpoint(
         self, model: nn.Module, trial: Any, *, evaluation_due: bool = False, stopped: bool = False
     ) -> None:
-        """Everything that a resume needs, in `checkpoint-<step>`, whole or not at all."""
+        """Everything that a resume needs, in `checkpoint-<step>`, whole or not at all.
+
+        Raises:
+            NotFinite: the last update broke the weights; nothing is written.
+        """
+        self._refuse_broken_weights()
         run = Path(str(self.args.output_dir))
         target = run / f"checkpoint-{self.state.global_step}"
         stopped |= self.control.should_training_stop and self.state.global_step < self.state.max_steps
@@ -135,7 +143,7 @@ class SavingTrainer(Trainer):
             point(run / "last", target)
             if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
                 point(run / "best", Path(self.state.best_model_checkpoint))
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint, target)
         self.accelerator.wait_for_everyone()
 
     def keep(self) -> None:
@@ -144,6 +152,13 @@ class SavingTrainer(Trainer):
         begun = self._in_loop and self.state.global_step > 0
         if begun and not target.exists() and not self.args.load_best_model_at_end:
             self._save_checkpoint(self.model_wrapped, None, stopped=True)
+
+    def _refuse_broken_weights(self) -> None:
+        found = next((name for name in self._from_all(first_weights_not_finite(unwrap(self.model))) if name), None)
+        if found:
+            step = self.state.global_step
+            raise NotFinite(f"step {step}: loss and gradient were finite, but after the update the weights {found} "
+                            "are not; they are not saved; lower trainer.learning_rate")  # fmt: skip
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -154,7 +169,8 @@ class SavingTrainer(Trainer):
     def _identity(self) -> dict[str, Any]:
         records = fingerprint_of_records(self._feed("train").lengths())
         return {"loss": repr(self.loss), "records": records, "batch.records": self.batch.records,
-                "seed": self.args.seed, "reference": self.reference_name}  # fmt: skip
+                "seed": self.args.seed, "reference": self.reference_name,
+                **facts_of_options(self.args, self.model)}  # fmt: skip
 
     def _save_extras(self, folder: Path) -> None:
         write_identity(folder, self._identity)
@@ -216,6 +232,11 @@ class SavingTrainer(Trainer):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     # ---- going on
+
+    def refuse_another_run(self, checkpoint: str | Path) -> None:
+        """Raise UserError where a checkpoint is of a run with other settings than this one."""
+        with reading(checkpoint):
+            refuse_other_identity(Path(checkpoint), self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if sharding.sharded(self.model):
@@ -289,13 +310,27 @@ class SavingTrainer(Trainer):
 
 
 class GoOn(TrainerCallback):
-    """Calls `_go_on` where transformers has set its sums to zero and has not begun."""
+    """Calls `_go_on` where transformers has set its sums to zero and has not begun; looks at the weights that it ends
+    with, before anybody uses them."""
 
     def __init__(self, trainer: SavingTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._go_on()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._refuse_broken_weights()
+
+
+def first_weights_not_finite(model: nn.Module) -> str | None:
+    """The name of the first trained weights of a model (of this process's shards) that are not finite."""
+    trained = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
+    local = [(name, w.to_local() if isinstance(w, DTensor) else w) for name, w in trained]
+    finite = [torch.isfinite(weight).all() for _, weight in local]
+    if not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):  # the device is read once
+        return None
+    return next(name for (name, _), flag in zip(local, finite, strict=True) if not flag)
 
 
 def refuse_strange_state(state: TrainerState) -> None:

@@ -50,6 +50,10 @@ def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: py
         ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "could not be converted to Float"),
         ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "it has no model"),
         ("loss: {_target_: os.system, name: dpo}\nseed: 0\ntrainer: {}\n", "_target_"),
+        (
+            "loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\nmodel: {path: m, trust_remote_code: true}\n",
+            "give --trust-remote-code if you trust them",
+        ),
     ]:
         (folder / "config.yaml").write_text(text)
         assert main(["rerun", str(folder)]) == 2

@@ -34,7 +34,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint, and one that broke."""
     root = tmp_path_factory.mktemp("fuzz")
     data = tiny.records(Data.PAIRS, 8)
-    options = {"batch": BatchConfig(records=4), "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options = {
+        "batch": BatchConfig(records=4),
+        "max_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "constant",
+    }  # so that the forged ones may go on for longer
     made = tiny.run(load("dpo"), data, root, **options).trainer
     inputs = made._steps("train")[next(iter(made._sampler("train", shuffle=False)))[0]]
     records = [[made._feed("train")[i] for i in work.index] for work in inputs.work]
@@ -81,7 +87,12 @@ def test_checkpoints_with_forged_checksums(name: str, copy: Path) -> None:
     checkpoint = copy / "checkpoint-1"
     original = (checkpoint / name).read_bytes()
     data = tiny.records(Data.PAIRS, 8)
-    options: dict[str, Any] = {"batch": BatchConfig(records=4), "max_steps": 2, "store": copy / "reference"}
+    options: dict[str, Any] = {
+        "batch": BatchConfig(records=4),
+        "max_steps": 2,
+        "store": copy / "reference",
+        "lr_scheduler_type": "constant",
+    }
 
     @cases(0.0005)
     @given(altered_file(original))
@@ -116,15 +127,18 @@ def test_kept_batches(copy: Path) -> None:
 
 
 def test_run_folders(copy: Path, tmp_path: Path) -> None:
-    """config.yaml as somebody else may have written it, for `prefopt rerun`."""
+    """config.yaml as somebody else may have written it, for `prefopt rerun`, `eval` and `report`."""
     good = compose([]).plain()
+    (copy / "manifest.json").write_text(json.dumps({"folder": str(tmp_path)}))
 
     @cases(0.01)
     @given(st.one_of(altered_json(good).map(json.dumps), words, altered(json.dumps(good).encode())))
     def check(content: Any) -> None:
         text = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
         (copy / "config.yaml").write_bytes(text)
-        attempt(lambda: config_of(copy, tmp_path / "new"))
+        for reader in (lambda: config_of(copy, tmp_path / "new"), lambda: RunFolder(copy).start,
+                       lambda: RunFolder(copy).overrides(), lambda: RunFolder(copy).run_config()):  # fmt: skip
+            attempt(reader)
 
     check()
     assert not (tmp_path / "new").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prefopt.errors import UserError
 from prefopt.losses.dpo import DPO
 from prefopt.losses.sft import SFT
 from prefopt.losses.simpo import SimPO
-from prefopt.stages import fingerprint, for_stage, of_stages
+from prefopt.stages import fingerprint, for_stage, of_stages, run_stages
 
 # ---- what a stage is given
 
@@ -67,6 +68,16 @@ def test_a_model_of_ones_own_gets_rates_of_sft_and_of_preference_tuning(tmp_path
     assert longer.stages["sft"].trainer["num_train_epochs"] == 3
     assert longer.trainer["num_train_epochs"] == 1
     assert longer.stages["sft"].trainer["bf16"] is True
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", "a.b", "a b", "a\n", "", "é", "a" * 101])
+def test_a_stage_whose_name_climbs_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    config = compose(["experiment=sft_then_dpo", f"stages_folder={tmp_path / 'in' / 'stages'}"])
+    config = replace(config, stages={"fine-1_A": config.stages["sft"], name: config.stages["sft"]})
+    with pytest.raises(UserError, match="has letters, digits, _ and - only") as error:
+        run_stages(config, say=lambda line: None, run=lambda *_, **__: pytest.fail("nothing is run"))
+    assert f"stages.{name}: " in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
