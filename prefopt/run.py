@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt import heldout
 from prefopt.adapters import PeftConfig
 from prefopt.data.config import DataConfig
-from prefopt.errors import Stopped
+from prefopt.errors import Stopped, ThresholdError
 from prefopt.folder import checkpoint_to_resume, held, write_json, write_lines
 from prefopt.generations import distance_to_start, greedy_texts, side_by_side, text_figures
 from prefopt.manifest import manifest
@@ -206,7 +206,8 @@ def _run(
         signals.check()
         far = distance_to_start(config, model, tokenizer, prepared.eval)
         after = result.after | ({} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se})
-        sentinels.look(result.trainer.state.global_step, text_figures(far, "eval_"))
+        if far is not None:
+            result.trainer.log(text_figures(far, "eval_"))  # the sentinels look at it, too
         if prepared.eval is not None:
             table = result.trainer.tables["eval"]
             assert table is not None
@@ -241,6 +242,8 @@ def _run(
                 write_run_page(out)
             except Exception as error:  # the run is whole without its page
                 say(f"warning: report.html could not be made ({error}); `prefopt report {out}` tries again")
+    if config.sentinels.stop and sentinels.findings:
+        raise ThresholdError(f"the run has ended and is whole, but {sentinels.findings[-1].text}")
     return summary
 
 

@@ -76,7 +76,7 @@ def _complain(message: str) -> None:
     """One line for a person: no secret in it, and nothing that steers a terminal."""
     from prefopt.redact import printable, redact
 
-    print(f"prefopt: {printable(redact(' '.join(message.split())))}", file=sys.stderr)
+    print(f"prefopt: {printable(' '.join(redact(message).split()))}", file=sys.stderr)
 
 
 def _usage() -> str:

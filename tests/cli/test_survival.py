@@ -58,7 +58,7 @@ def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFi
     assert f"resume=auto: going on from {run.out / 'checkpoint-4'}" in capsys.readouterr().out
     steps = [json.loads(line)["step"] for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-    assert steps.count(4) == 3, "the last step, the end of training, the last evaluation"
+    assert steps.count(4) == 4, "the last step, the end of training, the last evaluation, the last texts"
     manifest = json.loads((run.out / "manifest.json").read_text())
     assert [entry["from"] for entry in manifest["resumed"]] == [str(run.out / "checkpoint-4")]
 
@@ -156,3 +156,14 @@ def test_control_characters_in_names_reach_no_terminal(run: Run, capsys: pytest.
     shown = capsys.readouterr()
     assert "\x1b" not in shown.err
     assert "\\x1b[2Jgone" in shown.err
+
+
+def test_what_the_last_texts_give_away_is_in_every_record(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default texts are measured after training alone: a sentinel's word on them counts there, too."""
+    assert run("sentinels.kl=1e-9", "trainer.learning_rate=1e-2") == 0
+    told = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told if "sentinels/kl" in line] == [4]
+    assert "a text away from its start" in capsys.readouterr().out
+    assert run("sentinels.kl=1e-9", "sentinels.stop=true", "trainer.learning_rate=1e-2", f"output_dir={run.out}-2") == 3
+    assert "the run has ended and is whole" in capsys.readouterr().err
+    assert json.loads(Path(f"{run.out}-2", "summary.json").read_text())["sentinels"][0]["sentinel"] == "kl"
