@@ -242,6 +242,16 @@ def soak(result: Any) -> str:
     return f"{facts}\n\n{formatted(columns, rows)}"
 
 
+def generation(result: Any) -> str:
+    columns = {
+        "texts": ("texts", "{:,}"),
+        "tokens": ("tokens", "{:,}"),
+        "seconds": ("seconds by the clock", "{:.1f}"),
+        "processor_s": ("of the processor", "{:.1f}"),
+    }
+    return formatted(columns, result)
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
@@ -249,6 +259,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "growth": growth,
     "profile_step": profile_step,
     "precision": precision,
+    "generation": generation,
     "data_prep": data_prep,
     "reference_store": reference_store,
     "plan_memory": plan_memory,
