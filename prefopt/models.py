@@ -62,7 +62,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
     path = resolve(config.path)
     with _explaining(path):
-        return AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):  # compared with lengths at every call
+        raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is no number")
+    return tokenizer
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> Any:

@@ -28,7 +28,7 @@ from prefopt import registry
 from prefopt.adapters import PeftConfig
 from prefopt.cli.experiments import from_file
 from prefopt.data.config import DataConfig
-from prefopt.errors import PrefoptError, Stopped, UserError, nearest
+from prefopt.errors import PrefoptError, Stopped, UserError, first_line, nearest
 from prefopt.models import ModelConfig
 from prefopt.redact import redact
 from prefopt.run import EvaluationConfig, RunConfig
@@ -128,8 +128,8 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         if not failed:
             raise explain(error, argv) from error
     except Exception as error:
-        if not composed and isinstance(error, ValueError):  # Hydra's, for a deletion such as ~loss=1
-            raise explain(error, argv) from error
+        if not composed and not isinstance(error, OSError):  # Hydra's, for words such as ~loss=1 or experiment=[null]
+            raise _not_composed(error, argv) from error
         if not failed:  # else a sweeper that was left without a result has less to say than its jobs
             raise
     finally:
@@ -211,8 +211,10 @@ def compose(overrides: list[str]) -> RunConfig:
         with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
             try:
                 config = hydra.compose("train", overrides, return_hydra_config=True)
-            except ValueError as error:  # Hydra's, for a deletion such as ~loss=1
-                raise explain(error, overrides) from error
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except Exception as error:  # Hydra's, for words such as ~loss=1 or experiment=[null]
+                raise _not_composed(error, overrides) from error
             HydraConfig.instance().set_config(config)
             return run_config(config, own)
     except (HydraException, OmegaConfBaseException) as error:
@@ -327,6 +329,11 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
             return UserError(f"{override}: {first}")
     lines = [line.strip() for line in whole.splitlines() if line.strip()]
     return UserError(" ".join(lines[:3]))
+
+
+def _not_composed(error: Exception, overrides: list[str]) -> UserError:
+    """For what Hydra did not foresee, and so does not refuse."""
+    return UserError(f"these options make no configuration: {' '.join(overrides)[:300]} ({first_line(error)})")
 
 
 def _choices(group: str) -> list[str]:

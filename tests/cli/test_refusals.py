@@ -37,6 +37,7 @@ WRONG = [
     ("data.template=" + 300 * "x", "data.template is one of"),
     ("~loss", "~loss: every run needs this option"),
     ("~loss=1", "deletion value must be a string"),
+    ("experiment=[null]", "these options make no configuration"),
 ]
 
 
