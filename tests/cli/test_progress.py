@@ -46,7 +46,7 @@ def test_json_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert begin == {"event": "begin", "method": "dpo", "step": 0, "steps": 4, "reference_records": 40}
     log = next(e for e in events if e["event"] == "log")
     assert {"loss", "rewards/accuracies", "logps/chosen", "memory_gib", "seconds_left"} <= log.keys()
-    assert [e["step"] for e in events if e["event"] == "evaluation"] == [0, 4]
+    assert [e["step"] for e in events if e["event"] == "evaluation"] == [0, 4, 4]  # the last one of the texts
     assert "1,000" in next(e["text"] for e in events if e["event"] == "warning")
     end = events[-1]
     assert end["event"] == "end"
