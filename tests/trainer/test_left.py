@@ -51,7 +51,7 @@ def test_the_others_leave_and_say_why(tmp_path: Path) -> None:
 
 
 def test_under_torchrun_the_reason_is_told_too(tmp_path: Path) -> None:
-    """torchrun ends the others as soon as it sees that one is gone; on a busy machine at times before they can speak."""
+    """torchrun ends the others once it sees that one is gone; on a busy machine at times before they can speak."""
     told = r"prefopt: rank 0 of 2 cannot go on .*: rank 1 .*was killed or has crashed"
     for attempt in range(3):
         done = launch(2, "tests.trainer.left", str(tmp_path / str(attempt)), "killed-1")
