@@ -23,6 +23,7 @@ from prefopt.registry import load
 from prefopt.trainer import BatchConfig
 from prefopt.trainer import together as watching
 from prefopt.trainer.checksums import checksums, files_of, write_checksums
+from prefopt.trainer.stopping import Signals
 from tests.trainer import tiny
 from tests.trainer.together import TRAIN, codes, fork
 
@@ -69,8 +70,13 @@ def run(folder: Path, case: str) -> None:
         refused(folder)
         return
     PartialState(cpu=True)
-    with watching.Together(lambda line: print(line, file=sys.stderr, flush=True), patience=2.0) as together:
-        tiny.run(load("dpo"), TRAIN, folder, callbacks=[together, Fate(case)],
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    # Signals as in `prefopt.run`: torchrun sends one to the others as soon as it sees that a process is gone.
+    with watching.Together(say, patience=2.0) as together, Signals(say) as signals:
+        tiny.run(load("dpo"), TRAIN, folder, callbacks=[together, signals, Fate(case)],
                  batch=BatchConfig(records=18, max_tokens=90), max_steps=4)  # fmt: skip
 
 
