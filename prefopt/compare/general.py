@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.judge import is_callable, reward_model
+from prefopt.compare.measure import by_prompt
 from prefopt.compare.spec import MeasureConfig, Measured
 from prefopt.generations import Sampling, held_out_prompts, write_texts
 from prefopt.heldout import HeldOut, score
-from prefopt.worlds.evaluate import by_prompt
 
 if TYPE_CHECKING:
     from prefopt.run import RunConfig

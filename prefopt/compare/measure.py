@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefopt.compare.spec import Measured, Split
-from prefopt.worlds.evaluate import Estimate, figures
+from prefopt.worlds.evaluate import OF_PAIRS, Estimate, figures
 from prefopt.worlds.review import ReviewWorld
 
 if TYPE_CHECKING:
     from prefopt.data.tokens import TokenRecord
 
+Floats = NDArray[np.float64]
 KL_CHECK_SAMPLES = 4096  # fresh samples from which on the two estimates of KL are held against each other
 KL_CHECK_SE = 5.0  # standard errors that they may differ by; of a million policies one differs by as much by chance
 
@@ -28,7 +33,8 @@ def measure(
 ) -> Measured:
     """Measure `policy` against the world's SFT model: true reward, KL, validity, length, diversity, held-out pairs.
 
-    What each figure means stands in `prefopt.worlds.evaluate.figures`. The KL is Rao-Blackwellised over the vocabulary;
+    What each figure means stands in `prefopt.worlds.evaluate.figures`; here every prompt counts once, however many
+    held-out pairs it has. The KL is Rao-Blackwellised over the vocabulary;
     `kl_gap` is what it exceeds plain Monte-Carlo by on the same samples (see `kl_doubt`).
 
     Args:
@@ -47,12 +53,23 @@ def measure(
     arrays, samples = figures(
         world, policy, reference, pairs, split=split, prompts=prompts, samples_per_prompt=samples_per_prompt, seed=seed
     )
+    of_pairs = [pair.prompt.tobytes() for pair in pairs]
+    arrays |= {name: by_prompt(arrays[name], of_pairs) for name in OF_PAIRS}
     arrays["kl_gap"] = arrays["kl"] - arrays["kl_monte_carlo"]
     return Measured(
         figures={name: float(array.mean()) for name, array in arrays.items()},
         arrays=arrays,
         texts=[{"prompt": s.prompt, "text": s.completion, "reward": s.reward} for s in samples[:texts]],
     )
+
+
+def by_prompt(values: Floats, prompts: Sequence[Hashable]) -> Floats:
+    """(Q,) means of (n,) values over those of equal prompts, in the order in which the prompts come: records of one
+    prompt depend on each other, and are one observation."""
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    group = [place[prompt] for prompt in prompts]
+    means: Floats = np.bincount(group, weights=values) / np.bincount(group)
+    return means
 
 
 def kl_doubt(measured: Measured, samples: int) -> str | None:

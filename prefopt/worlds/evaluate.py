@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """One policy in the review world. Standard errors are over prompts; samples and pairs of one prompt count as
-    one.
+    """One policy in the review world. Standard errors are over prompts; samples of one prompt count as one.
 
     Attributes:
         true_reward, kl, kl_monte_carlo, valid, length, accuracy, chosen_change, rejected_change: means of what
@@ -103,9 +102,7 @@ def figures(
     samples_per_prompt: int = 4,
     seed: int = 0,
 ) -> tuple[dict[str, Floats], tuple[Sample, ...]]:
-    """Everything that is measured of a policy, prompt by prompt.
-
-    Pairs of one prompt depend on each other, so they count as one: a mean over an array is one over prompts.
+    """Everything that is measured of a policy, prompt by prompt and pair by pair.
 
     Prompts and random numbers depend on `split` and `seed` alone, so that policies are compared on the same draws. What
     is chosen between policies is chosen on "validation"; "test" shares no prompt with it.
@@ -130,7 +127,7 @@ def figures(
         - `distinct_1`, `distinct_2`: distinct words, and pairs of neighbouring words, among all in a prompt's samples
           (Li et al., 2016, https://arxiv.org/abs/1510.03055); 0 where there are none;
 
-        and (Q,) means over the held-out pairs of each prompt, in the order in which the prompts come,
+        and (n,) of the held-out pairs
 
         - `accuracy`: whether the log-ratio to the reference is larger on the chosen side; a tie is half;
         - `accuracy_sum`, `accuracy_mean`: the same by log-prob, and by log-prob per token, without the reference;
@@ -162,13 +159,18 @@ def figures(
     )
 
 
+# Figures of held-out pairs, of which several may have one prompt; the others are of a prompt's samples.
+OF_PAIRS = ("accuracy", "accuracy_sum", "accuracy_mean", "true_accuracy", "chosen_change", "rejected_change", "margin",
+            "chosen_logp")  # fmt: skip
+
+
 def _of_pairs(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> dict[str, Floats]:
     own = log_probs(policy, pairs)
     ratio = own - log_probs(reference, pairs)
     tokens = np.array([[len(side) for side in pair.completions] for pair in pairs])
     scores = np.array([pair.scores for pair in pairs], dtype=np.float64)
     by_reward = np.where(scores[:, :1] >= scores[:, 1:], ratio, ratio[:, ::-1])
-    found = {
+    return {
         "accuracy": _wins(ratio),
         "accuracy_sum": _wins(own),
         "accuracy_mean": _wins(own / tokens),
@@ -178,16 +180,6 @@ def _of_pairs(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> dict
         "margin": ratio[:, 0] - ratio[:, 1],
         "chosen_logp": own[:, 0],
     }
-    prompts = [pair.prompt.tobytes() for pair in pairs]
-    return {name: by_prompt(values, prompts) for name, values in found.items()}
-
-
-def by_prompt(values: Floats, prompts: Sequence[Hashable]) -> Floats:
-    """(Q,) means of (n,) values over those of equal prompts, in the order in which the prompts come."""
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    group = [place[prompt] for prompt in prompts]
-    means: Floats = np.bincount(group, weights=values) / np.bincount(group)
-    return means
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

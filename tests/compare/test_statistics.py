@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prefopt.compare.measure import by_prompt
 from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, turned, verdict_of
-from prefopt.worlds.evaluate import by_prompt
 
 SAME = 6  # methods that differ in nothing
 FAMILIES = 100

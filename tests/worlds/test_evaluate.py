@@ -120,13 +120,8 @@ def test_figures_are_what_they_say(sft: Any, nudged: Any) -> None:
     assert e.valid.value == pytest.approx(WORLD.valid(texts).mean())
     assert {s.prompt for s in e.samples} == set(WORLD.prompts(64, 2, "test"))
     ratio = log_ratios(nudged, sft, PAIRS)
-    of_prompt: dict[bytes, list[int]] = {}
-    for i, pair in enumerate(PAIRS):
-        of_prompt.setdefault(pair.prompt.tobytes(), []).append(i)
-    assert len(of_prompt) < len(PAIRS)
-    assert e.chosen_change.value == pytest.approx(np.mean([ratio[at, 0].mean() for at in of_prompt.values()]))
-    won = ratio[:, 0] > ratio[:, 1]
-    assert e.accuracy.value == pytest.approx(np.mean([won[at].mean() for at in of_prompt.values()]))
+    assert e.chosen_change.value == pytest.approx(ratio[:, 0].mean())
+    assert e.accuracy.value == pytest.approx((ratio[:, 0] > ratio[:, 1]).mean())
     again = evaluate(WORLD, nudged, sft, PAIRS, prompts=64, samples_per_prompt=1, seed=2)
     assert again.estimates() == e.estimates()
     assert paired_difference(again, e) == Estimate(0.0, 0.0)
@@ -155,22 +150,17 @@ def test_distinct_by_hand() -> None:
 
 
 def test_figures_of_pairs_and_splits(sft: Any, nudged: Any) -> None:
-    """The second and the third pair have one prompt: their mean is one value."""
     size = {"prompts": 64, "samples_per_prompt": 2, "seed": 2}
     values, samples = figures(WORLD, nudged, sft, PAIRS, **size)
     ratio, own = log_ratios(nudged, sft, PAIRS), log_probs(nudged, PAIRS)
-
-    def by_hand(of_pairs: Any) -> Any:
-        return pytest.approx([of_pairs[0], (of_pairs[1] + of_pairs[2]) / 2])
-
-    assert values["margin"] == by_hand(ratio[:, 0] - ratio[:, 1])
-    assert values["chosen_logp"] == by_hand(own[:, 0])
+    assert values["margin"] == pytest.approx(ratio[:, 0] - ratio[:, 1])
+    assert values["chosen_logp"] == pytest.approx(own[:, 0])
     # by exact reward the third pair is the other way round
     flipped = np.array([ratio[0], ratio[1], ratio[2, ::-1]])
-    assert values["true_accuracy"] == by_hand(1.0 * (flipped[:, 0] > flipped[:, 1]))
-    assert values["accuracy_sum"] == by_hand(1.0 * (own[:, 0] > own[:, 1]))
+    assert values["true_accuracy"].tolist() == (flipped[:, 0] > flipped[:, 1]).tolist()
+    assert values["accuracy_sum"].tolist() == (own[:, 0] > own[:, 1]).tolist()
     mean = own / [[6, 6], [6, 11], [6, 6]]  # words, full stop and end of text
-    assert values["accuracy_mean"] == by_hand(1.0 * (mean[:, 0] > mean[:, 1]))
+    assert values["accuracy_mean"].tolist() == (mean[:, 0] > mean[:, 1]).tolist()
     assert all(len(values[name]) == 64 for name in ("true_reward", "kl", "entropy", "valid", "length", "distinct_2"))
     _, others = figures(WORLD, nudged, sft, PAIRS, split="validation", **size)
     assert not {s.prompt for s in samples} & {s.prompt for s in others}
