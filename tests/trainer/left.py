@@ -1,5 +1,7 @@
-"""Processes of which one is killed, leaves or comes late: `python -m tests.trainer.left FOLDER CASE...`, or one case
-under torchrun. A case without a launcher leaves `FOLDER/<case>/codes.json` and what each rank said, `<rank>.err`.
+"""Runs that lose one of their processes: `python -m tests.trainer.left FOLDER CASE...`, or one case under torchrun.
+
+A case without a launcher leaves `FOLDER/<case>/codes.json`, the exit codes by rank, and each rank's stderr,
+`<rank>.err`. The case `killed-1` kills rank 1.
 """
 
 from __future__ import annotations
@@ -21,37 +23,35 @@ from prefopt.errors import PrefoptError, UserError
 from prefopt.folder import checkpoint_to_resume
 from prefopt.registry import load
 from prefopt.trainer import BatchConfig
-from prefopt.trainer import together as watching
 from prefopt.trainer.checksums import checksums, files_of, write_checksums
 from prefopt.trainer.stopping import Signals
 from tests.trainer import tiny
-from tests.trainer.together import TRAIN, codes, fork
+from tests.trainer.together import TRAIN, fork
 
 PROCESSES = 3
+TIMEOUT = 20  # trainer.ddp_timeout in seconds
 
 
 class Fate(TrainerCallback):
-    """What befalls one rank, in the third step."""
+    """Kills, stops or stalls one rank in the third step."""
 
     def __init__(self, case: str) -> None:
-        self.case = case
+        self.fate, _, rank = case.rpartition("-")
+        self.rank = int(rank)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step != 2:
+        if (state.global_step, args.process_index) != (2, self.rank):
             return
-        fate, _, rank = self.case.rpartition("-")
-        if args.process_index != int(rank):
-            return
-        if fate == "killed":
+        if self.fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if fate == "refused":
+        if self.fate == "refused":
             raise UserError("the third step is one too many")
-        if fate == "late":
-            time.sleep(8)
+        if self.fate == "stalled":
+            time.sleep(3600)
 
 
-def refused(folder: Path) -> None:
-    """A checkpoint that was altered: the first process looks, all of them hear of it."""
+def resume(folder: Path) -> None:
+    """Resume from a checkpoint that was altered; the first process alone checks it."""
     checkpoint = folder / "checkpoint-2"
     if os.environ["RANK"] == "0":
         checkpoint.mkdir(parents=True)
@@ -59,24 +59,16 @@ def refused(folder: Path) -> None:
         write_checksums(checkpoint, checksums(checkpoint, files_of(checkpoint)), resumable=True)
         (checkpoint / "trainer_state.json").write_text("[]")
     PartialState(cpu=True)
-    with watching.Together():
-        checkpoint_to_resume(folder, str(checkpoint) if folder.name == "altered" else "auto", lambda line: None)
+    checkpoint_to_resume(folder, str(checkpoint) if folder.name == "altered" else "auto", lambda line: None)
 
 
 def run(folder: Path, case: str) -> None:
-    """4 steps, while `case` happens."""
-    watching.BEAT_SECONDS = 0.5
+    """Train 4 steps, while `case` happens."""
     if case in ("altered", "none whole"):
-        refused(folder)
+        resume(folder)
         return
-    PartialState(cpu=True)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    # Signals as in `prefopt.run`: torchrun sends one to the others as soon as it sees that a process is gone.
-    with watching.Together(say, patience=2.0) as together, Signals(say) as signals:
-        tiny.run(load("dpo"), TRAIN, folder, callbacks=[together, signals, Fate(case)],
+    with Signals() as signals:  # as `prefopt.run`: torchrun sends SIGTERM to the processes that are left
+        tiny.run(load("dpo"), TRAIN, folder, callbacks=[signals, Fate(case)], ddp_timeout=TIMEOUT,
                  batch=BatchConfig(records=18, max_tokens=90), max_steps=4)  # fmt: skip
 
 
@@ -87,9 +79,11 @@ if __name__ == "__main__":
         try:
             run(folder, sys.argv[2])
         except PrefoptError as error:
-            sys.exit(f"prefopt: {error}")
+            print(f"prefopt: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
     else:
         for case in sys.argv[2:]:
             home = folder / case
-            ended = codes(fork(PROCESSES, functools.partial(run, home, case), home))
+            stalled = int(case[-1]) if case.startswith("stalled") else None
+            ended = fork(PROCESSES, functools.partial(run, home, case), home, stalled=stalled)
             (home / "codes.json").write_text(json.dumps(ended))

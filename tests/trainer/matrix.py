@@ -31,11 +31,10 @@ LAUNCHERS = {
 
 def launched(launcher: str, processes: int, folder: Path, runs: list[str]) -> None:
     count = f"--nproc-per-node={processes}" if launcher == "torchrun" else f"--num_processes={processes}"
-    port = together.free_port()
-    where = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    where = ["--standalone", "--local-addr=127.0.0.1"]  # the launchers choose the port
     if launcher == "accelerate":
         several = ["--multi_gpu"] if processes > 1 else []
-        where = ["--main_process_ip=127.0.0.1", f"--main_process_port={port}", *several]
+        where = ["--main_process_ip=127.0.0.1", "--main_process_port=0", *several]
     command = [sys.executable, "-m", *LAUNCHERS[launcher], count, *where, "-m", "tests.trainer.together",
                str(folder), *runs, f"--steps={STEPS}"]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,9 +35,9 @@ def python(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess
 
 
 def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """torchrun of a module of the tests."""
-    return python("torch.distributed.run", f"--nproc-per-node={processes}", "--master-addr=127.0.0.1",
-                  f"--master-port={together.free_port()}", "-m", *arguments)  # fmt: skip
+    """torchrun of a module of the tests; torchrun chooses the port."""
+    return python("torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "--local-addr=127.0.0.1",
+                  "-m", *arguments)  # fmt: skip
 
 
 def same(folder: Path, run: str, report: dict[str, Any], kept: tiny.Run, processes: int) -> None:

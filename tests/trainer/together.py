@@ -12,6 +12,7 @@ import argparse
 import functools
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -104,45 +105,57 @@ def report_of(run: str, folder: Path, out: Path, **options: Any) -> None:
 # ---- processes without a launcher
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def fork(processes: int, action: Callable[[], None], folder: Path, *, stalled: int | None = None) -> list[int]:
+    """Run `action` in children that find each other as under `torchrun`, but nobody ends the others when one dies.
 
+    Args:
+        processes: how many.
+        action: what each does; its exit code is that of the command line.
+        folder: each child leaves its stderr here, `<rank>.err`.
+        stalled: this rank is killed once the others have ended.
 
-def fork(processes: int, action: Callable[[], None], folder: Path) -> list[int]:
-    """Children that find each other by their environment, as `torchrun` would start them, but with nobody who ends the
-    others when one dies. Each leaves `folder/<rank>.err`; the exit code is that of the command line."""
-    port = free_port()
+    Returns:
+        The exit codes by rank; minus the signal for a child that was killed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with (folder / f"{rank}.err").open("w") as error:
-                    os.dup2(error.fileno(), 2)
-                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-                os.environ.update({name: str(value) for name, value in names.items()})
-                action()
-                code = 0
-            except PrefoptError as refused:
-                print(f"prefopt: {refused}", file=sys.stderr)
-                code = refused.exit_code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    return children
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # held from here on: nobody else can take the port
+        port = listener.getsockname()[1]
+        children = [_child(rank, processes, port, action, folder) for rank in range(processes)]
+        store = distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False,
+                                     master_listen_fd=listener.detach())  # fmt: skip
+    ended = {rank: _wait(child) for rank, child in enumerate(children) if rank != stalled}
+    if stalled is not None:
+        os.kill(children[stalled], signal.SIGKILL)
+        ended[stalled] = _wait(children[stalled])
+    del store
+    return [ended[rank] for rank in range(processes)]
 
 
-def codes(children: list[int]) -> list[int]:
-    """Wait for them: exit codes, or the signal as a negative number."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def _child(rank: int, processes: int, port: int, action: Callable[[], None], folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with (folder / f"{rank}.err").open("w") as error:
+            os.dup2(error.fileno(), 2)
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+        os.environ.update({name: str(value) for name, value in names.items()})
+        action()
+        code = 0
+    except PrefoptError as refused:
+        print(f"prefopt: {refused}", file=sys.stderr)
+        code = refused.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def perform(folder: Path, runs: Sequence[str], *, steps: int = 3, save: int = 0, resume: str = "") -> None:
@@ -180,7 +193,7 @@ def main() -> int:
     for processes, options, runs in given.groups:
         out = given.folder / options.pop("out", str(processes))
         out.mkdir(parents=True, exist_ok=True)
-        ended = codes(fork(processes, functools.partial(perform, out, runs, **options), out / "logs"))
+        ended = fork(processes, functools.partial(perform, out, runs, **options), out / "logs")
         for rank, code in enumerate(ended):
             if code:
                 said = (out / "logs" / f"{rank}.err").read_text()[-4000:]
