@@ -134,9 +134,9 @@ def rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
 
 def yardsticks() -> dict[str, Any]:
     """Best-of-n and the oracle tilt of the SFT model, from 512 samples behind each of 128 test prompts."""
-    from prefopt.models import ModelConfig, load_model
+    from prefopt.evaluate.world import rewards
+    from prefopt.models.load import ModelConfig, load_model
     from prefopt.worlds import resolve
-    from prefopt.worlds.evaluate import rewards
     from prefopt.worlds.review import ReviewWorld
 
     model = load_model(ModelConfig(path=str(resolve().model)))

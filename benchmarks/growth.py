@@ -65,7 +65,7 @@ def measure(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def load(model: str) -> Any:
-    from prefopt.models import ModelConfig, load_model
+    from prefopt.models.load import ModelConfig, load_model
 
     return load_model(ModelConfig(path=model))
 
@@ -110,8 +110,8 @@ def engine(
     """Whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
     import torch
 
-    from prefopt.engine.allocator import keep_large_buffers
-    from prefopt.engine.forward import install
+    from prefopt.engine.cpu.allocator import keep_large_buffers
+    from prefopt.engine.policy import install
     from prefopt.engine.scoring import Branch, MicroBatch
 
     weights = sum(p.numel() for p in model.parameters())
@@ -146,8 +146,8 @@ def engine(
 
 def trainer(n: int) -> dict[str, Any]:
     """A whole run of the trainer on n short pairs."""
-    from prefopt import registry
-    from prefopt.trainer import BatchConfig, train
+    from prefopt.losses import registry
+    from prefopt.train import BatchConfig, train
 
     rng = np.random.Generator(np.random.PCG64(1))
     shapes = [(6, lengths) for lengths in rng.integers(8, 17, (n, 2)).tolist()]

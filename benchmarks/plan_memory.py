@@ -52,7 +52,7 @@ def middle_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from prefopt.models import resolve
+    from prefopt.models.load import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("world"))
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ import numpy as np
 from memory import peak_gib
 from numpy.typing import NDArray
 
-from prefopt.engine.plan import Cost, EpochPlan, Lengths, prompt_keys
+from prefopt.engine.packing import Cost, EpochPlan, Lengths, prompt_keys
 
 RESULTS = Path(__file__).with_name("results") / "planner.json"
 MAX_TOKENS = 4096

@@ -22,7 +22,7 @@ import torch
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError
-from prefopt.models import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data
 
 RESULTS = Path(__file__).with_name("results") / "precision.json"

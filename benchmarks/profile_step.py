@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from prefopt.engine.allocator import keep_large_buffers
-from prefopt.engine.forward import install
+from prefopt.engine.cpu.allocator import keep_large_buffers
+from prefopt.engine.policy import install
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import PrefoptError
-from prefopt.models import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 
 RESULTS = Path(__file__).with_name("results") / "profile_step.json"
 MAX_LENGTH, ROW_TOKENS, PAIRS = 512, 1024, 16

@@ -31,10 +31,10 @@ from hh_rlhf import data_folder, read_pairs, sample_lengths, tokenize
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import choose_layout
-from prefopt.engine.reference import fingerprint, reference_table
+from prefopt.engine.reference.store import Entry, Key, ReferenceStore, entry_key
+from prefopt.engine.reference.table import fingerprint, reference_table
 from prefopt.engine.scoring import fed_tokens
-from prefopt.engine.store import Entry, Key, ReferenceStore, entry_key
-from prefopt.models import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data
 
 RESULT = Path(__file__).with_name("results") / "reference_store.json"

@@ -44,10 +44,11 @@ from scipy import stats
 from transformers import TrainerCallback
 
 import prefopt
-from prefopt.cli.compose import compose
+from prefopt.config.compose import compose
+from prefopt.config.run_config import RunConfig
 from prefopt.errors import Stopped, ThresholdError
-from prefopt.folder import write
-from prefopt.run import RunConfig, run
+from prefopt.runs.folder import write
+from prefopt.runs.run import run
 from prefopt.worlds.build import new_model
 
 RESULTS = Path(__file__).with_name("results") / "soak.json"

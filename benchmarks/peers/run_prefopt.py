@@ -20,11 +20,11 @@ SEED = 0
 def run(job: Job) -> Answer:
     import numpy as np
 
-    from prefopt import registry
     from prefopt.data.tokens import TokenRecord
-    from prefopt.models import ModelConfig, load_model, load_tokenizer
+    from prefopt.losses import registry
+    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
     from prefopt.plugin import Data
-    from prefopt.trainer import BatchConfig, train
+    from prefopt.train import BatchConfig, train
 
     config = ModelConfig(path=job.model)
     model, tokenizer = load_model(config), load_tokenizer(config)
@@ -59,7 +59,7 @@ def run(job: Job) -> Answer:
 
 def in_training_order(records: Sequence[TokenRecord]) -> list[TokenRecord]:
     """The records placed so that the shuffle of the first epoch brings them back into the order of the job."""
-    from prefopt.engine.plan import EpochPlan, Lengths
+    from prefopt.engine.packing import EpochPlan, Lengths
 
     order = EpochPlan(Lengths.of(records), seed=SEED, epoch=0, records=1, max_tokens=2**31).order
     placed = list(records)

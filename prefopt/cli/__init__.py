@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _complain(message: str) -> None:
     """One line for a person: no secret in it, and nothing that steers a terminal."""
-    from prefopt.redact import printable, redact
+    from prefopt.common.redact import printable, redact
 
     print(f"prefopt: {printable(' '.join(redact(message).split()))}", file=sys.stderr)
 

@@ -29,10 +29,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     args = parser.parse_args(argv)
 
-    from prefopt.conversation import Conversation
-    from prefopt.generations import Sampling
-    from prefopt.quiet import quiet
-    from prefopt.runfolder import open_model
+    from prefopt.common.quiet import quiet
+    from prefopt.evaluate.conversation import Conversation
+    from prefopt.evaluate.texts import Sampling
+    from prefopt.runs.read import open_model
 
     quiet(bars_of_data=True)
     if args.max_new_tokens < 1 or not args.temperature >= 0:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _loop(talk: Any, name: str) -> None:
-    from prefopt.redact import printable
+    from prefopt.common.redact import printable
 
     if sys.stdin.isatty():
         print(printable(f"{name}. {HELP}."))
@@ -69,7 +69,7 @@ def _loop(talk: Any, name: str) -> None:
 
 
 def _answer(talk: Any, line: str) -> None:
-    from prefopt.redact import printable
+    from prefopt.common.redact import printable
 
     def heard(piece: str) -> None:
         print(printable(piece), end="", flush=True)

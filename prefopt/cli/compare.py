@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     given = [a for a in argv if a not in flags]
     config, comparison = parse(given)
     from prefopt.cli import compare_jobs
-    from prefopt.quiet import quiet
+    from prefopt.common.quiet import quiet
 
     quiet()
     if config.only is not None:
@@ -81,9 +81,9 @@ def _hold(comparison: Comparison, config: CompareConfig, argv: list[str]) -> int
     from rich.console import Console
 
     from prefopt.cli.compare_jobs import launched
-    from prefopt.compare.contest import Contest
-    from prefopt.compare.course import compare, default_workers
+    from prefopt.compare.comparison import compare, default_workers
     from prefopt.compare.display import Display, print_outcome
+    from prefopt.compare.rounds import Contest
     from prefopt.compare.tracking import track
 
     console = Console()
@@ -120,7 +120,7 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from prefopt.cli.compose import KEYS
+    from prefopt.config.compose import KEYS
 
     node = OmegaConf.structured(CompareConfig)
     for part in (node, node.measure):  # frozen dataclasses come read-only
@@ -205,7 +205,7 @@ def comparison(config: CompareConfig, overrides: list[str], rows: dict[str, dict
         overrides: those of all rows.
         rows: those of one row alone, by its name; `loss` says which loss a row of another name is.
     """
-    from prefopt import registry
+    from prefopt.losses import registry
 
     methods = []
     for name in [*config.losses, *(name for name in rows if name not in config.losses)]:

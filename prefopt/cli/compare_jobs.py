@@ -15,7 +15,7 @@ from prefopt.errors import UserError
 
 if TYPE_CHECKING:
     from prefopt.cli.compare import CompareConfig
-    from prefopt.compare.contest import Contest
+    from prefopt.compare.rounds import Contest
     from prefopt.compare.spec import Comparison
 
 PROBE_STEPS = 8
@@ -23,7 +23,7 @@ PROBE_STEPS = 8
 
 def jobs_folder(config: CompareConfig) -> Path:
     """Where the results of single jobs lie."""
-    from prefopt.compare.course import JOBS
+    from prefopt.compare.comparison import JOBS
 
     return Path(config.output_dir) / JOBS
 
@@ -36,7 +36,7 @@ def known_jobs(contest: Contest, folder: Path, *, failed: bool = False) -> tuple
         folder: of the results.
         failed: a run that failed has a result; else it must be run again before what depends on it is known.
     """
-    from prefopt.compare.course import judged
+    from prefopt.compare.comparison import judged
     from prefopt.compare.spec import BASE
 
     results: list[Result] = []
@@ -55,7 +55,7 @@ def known_jobs(contest: Contest, folder: Path, *, failed: bool = False) -> tuple
 
 def print_list(comparison: Comparison, config: CompareConfig) -> int:
     """One line for each job that is known: key, whether it is done, name."""
-    from prefopt.compare.contest import Contest
+    from prefopt.compare.rounds import Contest
 
     folder = jobs_folder(config)
     trials, finals = known_jobs(Contest(comparison), folder)
@@ -73,9 +73,9 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     Raises:
         UserError: no such job.
     """
-    from prefopt.compare.contest import Contest
     from prefopt.compare.display import describe
     from prefopt.compare.execute import execute
+    from prefopt.compare.rounds import Contest
 
     folder = jobs_folder(config)
     trials, finals = known_jobs(Contest(comparison), folder, failed=True)
@@ -125,7 +125,7 @@ def launch(words: Sequence[str], keys: Sequence[str], launcher: str, options: Se
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
 
-    from prefopt.cli.compose import explain
+    from prefopt.config.compose import explain
 
     ConfigStore.instance().store(name="compare_job", node={"words": list(words), "key": "?"})
     arguments = [
@@ -161,9 +161,9 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     """The jobs and an estimate of the time they take."""
     from rich.console import Console
 
-    from prefopt.compare.contest import Contest
-    from prefopt.compare.course import default_workers
+    from prefopt.compare.comparison import default_workers
     from prefopt.compare.display import duration
+    from prefopt.compare.rounds import Contest
 
     console = Console()
     folder = jobs_folder(config)
@@ -213,7 +213,7 @@ def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[Result]) -> tuple[float
 def steps_of(job: Job) -> int:
     """Optimizer steps of a job."""
     from prefopt.compare.execute import data_of
-    from prefopt.trainer.arguments import DEFAULTS
+    from prefopt.train.arguments import DEFAULTS
 
     settings = {**DEFAULTS, **job.config.trainer}
     steps = int(settings.get("max_steps") or -1)

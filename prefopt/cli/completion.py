@@ -115,8 +115,8 @@ def _files(prefix: str) -> list[str]:
 def known() -> dict[str, Any]:
     """Verbs with their options and commands, groups with their choices, and options with the words they take."""
     from prefopt import __version__
-    from prefopt.cache import cache_dir
     from prefopt.cli import VERBS
+    from prefopt.common.cache import cache_dir
 
     outside = sorted(f"{p.group}:{p.name}={p.value}" for g in ("prefopt.losses", "prefopt.conf")
                      for p in entry_points(group=g))  # fmt: skip
@@ -142,9 +142,9 @@ def _find() -> dict[str, Any]:
     import dataclasses
     from importlib.resources import files
 
-    from prefopt import registry
     from prefopt.cli import VERBS
-    from prefopt.cli.compose import OBJECTS, _choices, _keys, register
+    from prefopt.config.compose import OBJECTS, _choices, _keys, register
+    from prefopt.losses import registry
 
     register()
     options = [name for name in _keys([]) if not name.startswith("loss.")]

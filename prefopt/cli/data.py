@@ -37,7 +37,7 @@ def _check(args: argparse.Namespace) -> int:
     tokenizer, model = _tokenizer(args), _model(args)
     reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args)]
     if args.html:
-        from prefopt.data.doctor.page import page
+        from prefopt.report.doctor import page
 
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
         Path(args.html).write_text(page(reports), encoding="utf-8")
@@ -97,7 +97,7 @@ def _show(args: argparse.Namespace) -> int:
 def _configs(args: argparse.Namespace) -> list[Any]:
     """One DataConfig per file, with the overrides of the command line, composed as `prefopt train` does."""
     with redirect_stdout(sys.stderr):  # some libraries greet on import, and stdout may be asked to be JSON
-        from prefopt.cli.compose import compose
+        from prefopt.config.compose import compose
 
     overrides = [arg for arg in args.what if OVERRIDE.fullmatch(arg)]
     files = [arg for arg in args.what if not OVERRIDE.fullmatch(arg)]
@@ -112,7 +112,7 @@ def _tokenizer(args: argparse.Namespace) -> Any:
     path = args.tokenizer or args.model
     if path is None:
         return None
-    from prefopt.models import ModelConfig, load_tokenizer
+    from prefopt.models.load import ModelConfig, load_tokenizer
 
     return load_tokenizer(ModelConfig(path=path))
 
@@ -120,7 +120,7 @@ def _tokenizer(args: argparse.Namespace) -> Any:
 def _model(args: argparse.Namespace) -> Any:
     if args.model is None:
         return None
-    from prefopt.models import ModelConfig, load_model
+    from prefopt.models.load import ModelConfig, load_model
 
     return load_model(ModelConfig(path=args.model))
 

@@ -80,7 +80,7 @@ def run(output_dir: Path, *, seed: int = 0, size: Size = Size(), world: ReviewWo
     start = time.perf_counter()
     from rich.console import Console
 
-    from prefopt.quiet import quiet
+    from prefopt.common.quiet import quiet
     from prefopt.worlds.review import ReviewWorld
 
     console = Console()
@@ -104,7 +104,7 @@ class _Stage:
     def __init__(self, world: ReviewWorld, size: Size, seed: int, progress: Progress) -> None:
         from prefopt.data.config import DataConfig
         from prefopt.data.prepare import prepare
-        from prefopt.models import ModelConfig, load_model, load_tokenizer
+        from prefopt.models.load import ModelConfig, load_model, load_tokenizer
         from prefopt.plugin import Data
         from prefopt.worlds.build import BASE_STEPS, SFT_STEPS, build
 
@@ -120,7 +120,7 @@ class _Stage:
 
     def untuned(self, name: str) -> DemoRow:
         """The row of a model that has seen no preferences: `Base` or `SFT`."""
-        from prefopt.models import ModelConfig, load_model
+        from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.demo import DemoRow
 
         folder = self.files.base if name == "Base" else self.files.model
@@ -130,10 +130,10 @@ class _Stage:
 
     def tuned(self, method: Method) -> DemoRow:
         """Train a method from the SFT weights, and evaluate it."""
-        from prefopt import registry
-        from prefopt.models import ModelConfig, load_model
+        from prefopt.losses import registry
+        from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.demo import DemoRow
-        from prefopt.trainer import BatchConfig, train
+        from prefopt.train import BatchConfig, train
 
         policy = load_model(ModelConfig(path=str(self.files.model)))
         loss = registry.load(method.loss, **method.hyperparameters)
@@ -163,7 +163,7 @@ class _Stage:
 
     def yardstick(self) -> list[tuple[int, float, Any]]:
         """Best of n samples from SFT."""
-        from prefopt.worlds.evaluate import best_of_n
+        from prefopt.evaluate.world import best_of_n
 
         with self._bar("Best of n samples"):
             return best_of_n(self.world, self.reference, BEST_OF, prompts=self.size.prompts // 4, seed=self.seed)
@@ -194,7 +194,7 @@ class _Stage:
         write_page(folder / "results.json", json.dumps([_result(row) for row in rows], indent=1) + "\n")
 
     def _evaluate(self, policy: Any) -> Any:
-        from prefopt.worlds.evaluate import evaluate
+        from prefopt.evaluate.world import evaluate
 
         size = {"prompts": self.size.prompts, "samples_per_prompt": self.size.samples_per_prompt}
         return evaluate(self.world, policy, self.reference, self.pairs, seed=self.seed, **size)
@@ -203,8 +203,8 @@ class _Stage:
         """A callback that looks at the policy at the start and `LOOKS` times on the way (`curve`, `seconds`)."""
         from transformers import TrainerCallback
 
+        from prefopt.evaluate.world import log_probs, sampled_reward, win_share
         from prefopt.report.demo import CurvePoint
-        from prefopt.worlds.evaluate import log_probs, sampled_reward, win_share
 
         stage = self
         start = log_probs(self.reference, self.pairs)

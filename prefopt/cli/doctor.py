@@ -99,7 +99,7 @@ def _devices() -> list[dict[str, Any]]:
 def _usable() -> dict[str, bool]:
     import torch
 
-    from prefopt.engine.matmul import available
+    from prefopt.engine.cpu.matmul import available
 
     cuda = torch.cuda.is_available()
     return {
@@ -125,7 +125,7 @@ def _cpu_has(*flags: str) -> bool:
 def _caches() -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from prefopt.cache import cache_dir
+    from prefopt.common.cache import cache_dir
 
     root = cache_dir()
     parts = {part.name: _size(part) for part in sorted(root.iterdir()) if part.is_dir()} if root.is_dir() else {}

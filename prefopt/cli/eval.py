@@ -50,8 +50,8 @@ class Measured:
 
     Attributes:
         data, records, held_out: where the records are from, how many, and whether they were held out of training.
-        figures, others, differences: by the names of `prefopt.heldout`; the last are `model` less `against`.
-        texts: how they write (`prefopt.generations.Distance`), or None.
+        figures, others, differences: by the names of `prefopt.evaluate.held_out`; the last are `model` less `against`.
+        texts: how they write (`prefopt.evaluate.texts.Distance`), or None.
     """
 
     model: str
@@ -71,21 +71,21 @@ def measure(name: str, settings: Sequence[str]) -> Measured:
     Raises:
         UserError: a model or data that cannot be used.
     """
-    from prefopt import heldout
-    from prefopt.cli.models import bar, records_of, split
-    from prefopt.generations import Sampling, distance, held_out_prompts
-    from prefopt.quiet import quiet
-    from prefopt.runfolder import RunFolder, is_run, open_model
+    from prefopt.cli.loading import bar, records_of, split
+    from prefopt.common.quiet import quiet
+    from prefopt.evaluate import held_out
+    from prefopt.evaluate.texts import Sampling, distance, held_out_prompts
+    from prefopt.runs.read import RunFolder, is_run, open_model
 
     quiet(bars_of_data=True)
     against, overrides = split(settings, "against")
     if against is None and is_run(name):
         against = RunFolder.open(name).start
     model, tokenizer = open_model(name)
-    config, records, held_out = records_of(name, overrides, tokenizer)
+    config, records, is_held_out = records_of(name, overrides, tokenizer)
     max_tokens = config.batch.budget(model.device.type)
     with bar(f"scoring {name}", len(records)) as progress:
-        own = heldout.score(model, records, max_tokens=max_tokens, progress=progress)
+        own = held_out.score(model, records, max_tokens=max_tokens, progress=progress)
     others = differences = texts = None
     if against is not None:
         other, other_tokenizer = open_model(against)
@@ -93,14 +93,14 @@ def measure(name: str, settings: Sequence[str]) -> Measured:
             raise UserError(f"{name} and {against} have different vocabularies, so their log-probs are of different "
                             "tokens: evaluate each on its own")  # fmt: skip
         with bar(f"scoring {against}", len(records)) as progress:
-            theirs = heldout.score(other, records, max_tokens=max_tokens, progress=progress)
-        others, differences = heldout.figures(theirs), heldout.differences(own, theirs)
+            theirs = held_out.score(other, records, max_tokens=max_tokens, progress=progress)
+        others, differences = held_out.figures(theirs), held_out.differences(own, theirs)
         prompts = held_out_prompts(records, config.evaluation.kl_prompts)
         sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
         texts = distance(model, other, tokenizer, prompts, sampling, max_tokens=max_tokens)
     return Measured(
         model=name, against=against, data=str(config.data.path or "a mixture"), records=len(records),
-        held_out=held_out, figures=heldout.figures(own), others=others, differences=differences, texts=texts,
+        held_out=is_held_out, figures=held_out.figures(own), others=others, differences=differences, texts=texts,
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def show(found: Measured) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from prefopt.redact import printable
+    from prefopt.common.redact import printable
     from prefopt.report.table import ROWS, held_out_rows, written_rows
     from prefopt.report.verdict import shown
 

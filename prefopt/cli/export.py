@@ -7,7 +7,7 @@ import argparse
 
 def main(argv: list[str]) -> int:
     """Export a run."""
-    from prefopt.models import DTYPES
+    from prefopt.models.load import DTYPES
 
     parser = argparse.ArgumentParser(prog="prefopt export", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from prefopt.export import export
+    from prefopt.runs.export import export
 
     made = export(given.run, given.to, dtype=given.dtype, licence=given.licence, push=given.push)
     console = Console(highlight=False, soft_wrap=True)

@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from prefopt import registry
 from prefopt.errors import ThresholdError, UserError
+from prefopt.losses import registry
 
 
 def main(argv: list[str]) -> int:
@@ -121,7 +121,7 @@ def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
 
 
 def _docs(output: Path) -> int:
-    from prefopt.catalogue import write
+    from prefopt.report.catalogue import write
 
     for path in write(output):
         print(path)

@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefopt.config.run_config import RunConfig
     from prefopt.planning import Plan, Sharded
-    from prefopt.run import RunConfig
 
 EXAMPLES = """examples:
   prefopt plan loss=simpo model.path=MODEL data.path=FILE
@@ -60,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
-    from prefopt.cli.compose import compose
+    from prefopt.common.quiet import quiet
+    from prefopt.config.compose import compose
     from prefopt.errors import UserError
     from prefopt.planning import plan
     from prefopt.planning.devices import device
-    from prefopt.quiet import quiet
 
     if args.devices != 1:
         raise UserError("--devices is for --model-shape: a plan with weights is that of one device")
@@ -112,7 +112,7 @@ def _print_plan(config: RunConfig, found: Plan) -> None:
 
 
 def _on_paper(args: argparse.Namespace) -> dict[str, Any]:
-    from prefopt.cli.compose import compose
+    from prefopt.config.compose import compose
     from prefopt.errors import UserError
     from prefopt.planning import sharded
     from prefopt.planning.advice import memory

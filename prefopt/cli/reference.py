@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prefopt.errors import ThresholdError, UserError
 
 if TYPE_CHECKING:
-    from prefopt.engine.store import ReferenceStore
+    from prefopt.engine.reference.store import ReferenceStore
 
 EXAMPLE = "prefopt reference build model.path=MODEL data=auto data.path=FILE"
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if args.verb == "build":
         return _build(args.overrides)
     if args.folder is None:
-        from prefopt.cache import cache_dir
+        from prefopt.common.cache import cache_dir
 
         args.folder = cache_dir() / "reference"
     if args.verb == "list":
@@ -58,11 +58,11 @@ def _build(overrides: list[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers.utils import logging
 
-    from prefopt.cache import cache_dir
-    from prefopt.cli.compose import compose
-    from prefopt.models import load_model, load_tokenizer
-    from prefopt.run import prepared_data
-    from prefopt.trainer import build
+    from prefopt.common.cache import cache_dir
+    from prefopt.config.compose import compose
+    from prefopt.models.load import load_model, load_tokenizer
+    from prefopt.runs.run import prepared_data
+    from prefopt.train import build
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = compose(overrides)
@@ -93,7 +93,7 @@ def _build(overrides: list[str]) -> int:
 
 
 def _list(root: Path, *, as_json: bool) -> int:
-    from prefopt.engine.store import stores
+    from prefopt.engine.reference.store import stores
 
     facts = [store.facts() for store in stores(root)]
     if as_json:
@@ -104,7 +104,7 @@ def _list(root: Path, *, as_json: bool) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from prefopt.redact import printable
+    from prefopt.common.redact import printable
 
     table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)
@@ -134,7 +134,7 @@ def _verify(chosen: list[ReferenceStore]) -> int:
 
 
 def _prune(root: Path, name: str | None, everything: bool, older_than: float | None) -> int:
-    from prefopt.engine.store import leftovers, remove
+    from prefopt.engine.reference.store import leftovers, remove
 
     chosen = _chosen(root, name) if name is not None or everything or older_than is not None else []
     if older_than is not None:
@@ -155,7 +155,7 @@ def _prune(root: Path, name: str | None, everything: bool, older_than: float | N
 
 def _chosen(root: Path, name: str | None) -> list[ReferenceStore]:
     """All stores, or the one whose name begins with `name`."""
-    from prefopt.engine.store import stores
+    from prefopt.engine.reference.store import stores
 
     if name is None:
         return list(stores(root))

@@ -19,13 +19,13 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from prefopt import registry
+    from prefopt.common.redact import printable, redact
     from prefopt.errors import ThresholdError, UserError
-    from prefopt.models import DTYPES, ModelConfig, load_as_trained
-    from prefopt.redact import printable, redact
-    from prefopt.repeat import config_of
-    from prefopt.runfolder import is_run, model_path
-    from prefopt.trainer.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows
+    from prefopt.losses import registry
+    from prefopt.models.load import DTYPES, ModelConfig, load_as_trained
+    from prefopt.runs.read import is_run, model_path
+    from prefopt.runs.rerun import config_of
+    from prefopt.train.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows
 
     kept = load(arguments.file)
     run = (arguments.file if arguments.file.is_dir() else arguments.file.parent).resolve().parent

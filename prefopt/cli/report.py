@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from prefopt.report.run import write_run_page
     from prefopt.report.verdict import judge
-    from prefopt.runfolder import RunFolder
+    from prefopt.runs.read import RunFolder
 
     for folder in args.runs:
         run = RunFolder.open(folder)

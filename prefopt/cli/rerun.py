@@ -14,9 +14,9 @@ def main(argv: list[str]) -> int:
                         "default FOLDER-rerun, or with a number")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if the run did")
     arguments = parser.parse_args(argv)
+    from prefopt.common.redact import printable, redact
     from prefopt.errors import ThresholdError
-    from prefopt.redact import printable, redact
-    from prefopt.repeat import folder_for, rerun, shown
+    from prefopt.runs.rerun import folder_for, rerun, shown
 
     folder: Path = arguments.folder
     out = arguments.output_dir or folder_for(folder)

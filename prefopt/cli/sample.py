@@ -60,11 +60,11 @@ def texts(models: Sequence[str], settings: Sequence[str], args: argparse.Namespa
     Raises:
         UserError: models or prompts that cannot be used.
     """
+    from prefopt.common.quiet import quiet
     from prefopt.data.config import DataConfig
     from prefopt.data.tokenize import Encoder
-    from prefopt.generations import Sampling, write_texts
-    from prefopt.quiet import quiet
-    from prefopt.runfolder import RunFolder, is_run, open_model
+    from prefopt.evaluate.texts import Sampling, write_texts
+    from prefopt.runs.read import RunFolder, is_run, open_model
 
     quiet(bars_of_data=True)
     named = list(models)
@@ -89,9 +89,9 @@ def texts(models: Sequence[str], settings: Sequence[str], args: argparse.Namespa
 
 def _data_prompts(models: Sequence[str], settings: Sequence[str], tokenizer: Any, count: int) -> list[list[int]]:
     """Prompts of the data that is named, else of the first run's held-out records."""
-    from prefopt.cli.models import records_of
-    from prefopt.generations import held_out_prompts
-    from prefopt.runfolder import is_run
+    from prefopt.cli.loading import records_of
+    from prefopt.evaluate.texts import held_out_prompts
+    from prefopt.runs.read import is_run
 
     run = next((name for name in models if is_run(name)), models[0])
     _, records, _ = records_of(run, settings, tokenizer)
@@ -103,7 +103,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from prefopt.redact import printable
+    from prefopt.common.redact import printable
     from prefopt.report.words import marked
 
     console = Console()

@@ -12,12 +12,12 @@ def main(argv: list[str]) -> int:
     with redirect_stdout(io.StringIO()):  # some libraries greet on import; stdout may be asked to be JSON
         from torch import distributed
 
-        import prefopt.trainer  # noqa: F401
-        from prefopt.cli.compose import run_hydra
-        from prefopt.progress import watch
-        from prefopt.redact import redact
-        from prefopt.run import RunConfig
-        from prefopt.stages import run_stages
+        import prefopt.train  # noqa: F401
+        from prefopt.common.redact import redact
+        from prefopt.config.compose import run_hydra
+        from prefopt.config.run_config import RunConfig
+        from prefopt.runs.progress import watch
+        from prefopt.runs.stages import run_stages
 
     def task(config: RunConfig) -> dict[str, Any]:
         told = watch(config.progress, config.loss_name)

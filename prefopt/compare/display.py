@@ -15,7 +15,7 @@ ROUNDS = ("trials, on validation prompts", "seeds of the chosen settings, on tes
 
 
 class Display:
-    """Follows `prefopt.compare.course.compare`; a context manager.
+    """Follows `prefopt.compare.comparison.compare`; a context manager.
 
     Args:
         console: to print on.

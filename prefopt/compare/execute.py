@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.compare.jobs import Job, Result, failure, peak_memory_mib, reset_peak_memory
 from prefopt.compare.spec import Measured, Split
-from prefopt.engine.allocator import give_back
+from prefopt.engine.cpu.allocator import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.plugin import Data
 
 if TYPE_CHECKING:
-    from prefopt.run import RunConfig
+    from prefopt.config.run_config import RunConfig
 
 WORLD_PROMPTS, WORLD_SAMPLES = 512, 4
 CURVE = (
@@ -45,7 +45,7 @@ def execute(job: Job) -> Result:
 
 
 def _execute(job: Job) -> Result:
-    from prefopt.models import load_model, load_policy
+    from prefopt.models.load import load_model, load_policy
 
     config = job.config
     data = data_of(config)
@@ -71,8 +71,8 @@ def _execute(job: Job) -> Result:
 
 
 def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict[str, float], list[dict[str, float]]]:
-    from prefopt.models import load_reference
-    from prefopt.trainer import train
+    from prefopt.models.load import load_reference
+    from prefopt.train import train
 
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
         result = train(
@@ -106,14 +106,14 @@ def _measure(job: Job, policy: Any, data: DataOf) -> tuple[Measured, list[str]]:
     config, settings = job.config, job.measure
     if config.data.path == "world":
         return _measure_in_world(job, policy)
-    from prefopt.compare.general import measure
+    from prefopt.compare.measure_texts import measure
 
     records = data.half(job.split)
     return measure(config, settings, policy=policy, tokenizer=data.tokenizer, records=records), []
 
 
 def _measure_in_world(job: Job, policy: Any) -> tuple[Measured, list[str]]:
-    from prefopt.compare.measure import kl_doubt, measure
+    from prefopt.compare.measure_world import kl_doubt, measure
     from prefopt.worlds import knobs
 
     settings = job.measure
@@ -180,8 +180,8 @@ class _ByContent:
 
 @lru_cache(maxsize=8)
 def _data(wanted: _ByContent) -> DataOf:
-    from prefopt.models import load_tokenizer
-    from prefopt.run import prepared_data
+    from prefopt.models.load import load_tokenizer
+    from prefopt.runs.run import prepared_data
 
     tokenizer = load_tokenizer(wanted.config.model)
     prepared = prepared_data(wanted.config, tokenizer)

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.spec import MeasureConfig, Split
-from prefopt.folder import write_json
+from prefopt.runs.folder import write_json
 
 if TYPE_CHECKING:
-    from prefopt.run import RunConfig
+    from prefopt.config.run_config import RunConfig
 
 Status = Literal["ok", "diverged", "failed"]
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
@@ -290,7 +290,7 @@ def _digest_of_files(files: tuple[File, ...]) -> str:
 
 def code_of(loss: Any, name: str) -> dict[str, str]:
     """Version and source of a loss from outside prefopt, whose own losses go with its version; empty for those."""
-    from prefopt import registry
+    from prefopt.losses import registry
 
     if _package(type(loss)) == "prefopt":
         return {}

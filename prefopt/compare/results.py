@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.compare.contest import Row, fingerprints
-from prefopt.compare.doubts import doubts
+from prefopt.compare.caveats import doubts
 from prefopt.compare.jobs import VERSIONS, Result, finite
+from prefopt.compare.rounds import Row, fingerprints
 from prefopt.compare.search import at_edge
 from prefopt.compare.spec import BASE, METRICS, PRIMARY, SFT, Comparison
 from prefopt.compare.statistics import TOO_MANY, Interval, Pair, compare, interval, verdict_of
 from prefopt.errors import PrefoptError
-from prefopt.folder import write, write_json
+from prefopt.runs.folder import write, write_json
 
 Floats = NDArray[np.float64]
 TASK = "task/"  # begins the names of figures of tasks
@@ -388,7 +388,7 @@ def _task_lines(result: Outcome) -> list[str]:
 
 def write_results(folder: Path, result: Outcome) -> None:
     """`results.json`, `results.md` and `report.html` in `folder`."""
-    from prefopt.compare.page import compare_page
+    from prefopt.report.compare import compare_page
     from prefopt.report.page import write_page
 
     write_json(folder / "results.json", plain(result))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from prefopt.errors import UserError
 
 if TYPE_CHECKING:
-    from prefopt.run import RunConfig
+    from prefopt.config.run_config import RunConfig
 
 STRENGTHS = 4
 FACTOR = 3.0  # between neighbouring learning rates

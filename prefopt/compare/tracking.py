@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.compare.results import Outcome, Standing, say_verdict, train_command
+from prefopt.config.tracking import TrackingConfig
 from prefopt.errors import UserError
-from prefopt.tracking import TrackingConfig
 
 
 def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:

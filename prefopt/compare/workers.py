@@ -165,8 +165,8 @@ def _work(pipe: Connection, number: int, threads: int) -> None:
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+    from prefopt.common.quiet import quiet
     from prefopt.compare.execute import execute
-    from prefopt.quiet import quiet
 
     quiet()
     while True:

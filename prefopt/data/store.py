@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefopt.cache import cache_dir, cached_folder
+from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.data.record import Record, Rejection, Text
 from prefopt.errors import UserError, first_line
 from prefopt.plugin import Data

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefopt.cache import cached_folder
+from prefopt.common.cache import cached_folder
 from prefopt.data.config import DataConfig
 from prefopt.data.make import content_hash
 from prefopt.data.messages import blank

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefopt.engine import products
+from prefopt.engine.cpu import products
 from prefopt.engine.layout import Group, Piece, TreePlan
 
 NAME = "prefopt"

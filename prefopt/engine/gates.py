@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids
-from prefopt.engine.forward import install, steady_positions, uninstall, unwrap
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Layout, Tree, lay_out
+from prefopt.engine.policy import install, steady_positions, uninstall, unwrap
 from prefopt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from prefopt.engine.forward import learned_positions, steady_positions, unwrap
 from prefopt.engine.gates import PROBED_WINDOW, rounding
+from prefopt.engine.policy import learned_positions, steady_positions, unwrap
 from prefopt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.engine.matmul import sped_up, times_transposed
+from prefopt.engine.cpu.matmul import sped_up, times_transposed
 from prefopt.plugin import Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids, TokenRecord
-from prefopt.engine.forward import Ask, install
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import TokenStats
 from prefopt.engine.layout import Layout, Row, Tree, lay_out
-from prefopt.engine.plan import same_prompt
+from prefopt.engine.packing import same_prompt
+from prefopt.engine.policy import Ask, install
 from prefopt.errors import UserError
 from prefopt.plugin import Vocab
 

@@ -1,6 +1,6 @@
 """The menu: every built-in loss, by name. A loss is one file and one line here.
 
-`prefopt.losses.DPO` (by class) and `prefopt.registry.load("dpo")` (by name) both work; files are imported on demand.
+`prefopt.losses.DPO` (by class) and `prefopt.load("dpo")` (by name) both work; files are imported on demand.
 """
 
 from __future__ import annotations

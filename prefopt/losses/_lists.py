@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from prefopt.batch import ListLogps
+from prefopt.plugin import ListLogps
 
 
 def best_first(logps: ListLogps) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.batch import PairLogps, UnpairedLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, State
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, State, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
 from prefopt.losses._numerics import uniform
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, State
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, State, require
 
 
 @dataclass(frozen=True, kw_only=True)

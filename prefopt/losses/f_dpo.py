@@ -10,10 +10,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
 from prefopt.losses._numerics import expm1_or_tangent
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Divergence(Enum):

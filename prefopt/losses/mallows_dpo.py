@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, Vocab
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from prefopt.batch import DemoLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, Loss, LossOutput, Needs, SearchSpace, State
+from prefopt.plugin import Data, DemoLogps, Loss, LossOutput, Needs, SearchSpace, State, require
 
 _MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
 

@@ -9,10 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.batch import ListLogps
-from prefopt.hyperparameters import require
 from prefopt.losses._lists import best_first, log_sum_of_rest
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)

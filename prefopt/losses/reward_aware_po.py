@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Distance(Enum):

@@ -8,10 +8,8 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.batch import ListLogps
-from prefopt.hyperparameters import require
 from prefopt.losses._lists import best, better_pairs
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)

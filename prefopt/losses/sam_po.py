@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import Logps, PairLogps
-from prefopt.hyperparameters import require
 from prefopt.losses._numerics import uniform
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)

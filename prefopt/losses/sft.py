@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.batch import DemoLogps
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Data, DemoLogps, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)

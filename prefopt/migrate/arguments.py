@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from prefopt.migrate.translation import Translation
-from prefopt.trainer.arguments import EXPOSED
+from prefopt.train.arguments import EXPOSED
 
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",

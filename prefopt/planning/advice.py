@@ -12,8 +12,7 @@ import numpy as np
 
 from prefopt.data.doctor.findings import MEANINGS
 from prefopt.data.tokens import TokenRecord
-from prefopt.hyperparameters import comments
-from prefopt.plugin import Data
+from prefopt.plugin import Data, comments
 
 FEW = 1_000  # records
 SCORED = 8  # answers that tell whether the model ends its turns

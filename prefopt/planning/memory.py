@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.engine.forward import unwrap
 from prefopt.engine.head import BLOCK, KEPT
+from prefopt.engine.policy import unwrap
 from prefopt.planning.schedule import Schedule
 
 TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
@@ -60,9 +60,9 @@ def libraries() -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import prefopt.report.run
-    import prefopt.trainer  # noqa: F401
+    import prefopt.train  # noqa: F401
     from prefopt.engine import generate
-    from prefopt.engine.forward import install
+    from prefopt.engine.policy import install
     from prefopt.engine.scoring import Branch, MicroBatch
 
     settings = LlamaConfig(

@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 
+from prefopt.config.run_config import RunConfig
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
 from prefopt.planning.memory import CONTEXT, Memory, head_bytes, libraries, on_this_machine, optimizer_bytes, parameters
 from prefopt.planning.schedule import Schedule, schedule, whole_work
 from prefopt.plugin import Vocab
-from prefopt.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +81,13 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     import datasets  # noqa: F401 - what a run has in memory before it has data and a model
 
     from prefopt.engine.gates import choose_layout
-    from prefopt.engine.plan import Cost
-    from prefopt.models import load_policy, load_tokenizer
+    from prefopt.engine.packing import Cost
+    from prefopt.models.load import load_policy, load_tokenizer
     from prefopt.planning.probe import probe
-    from prefopt.run import prepared_data
-    from prefopt.trainer.arguments import training_arguments
-    from prefopt.trainer.batches import Steps, StepSampler
-    from prefopt.trainer.feed import Feed
+    from prefopt.runs.run import prepared_data
+    from prefopt.train.arguments import training_arguments
+    from prefopt.train.sources.feed import Feed
+    from prefopt.train.sources.offline import Steps, StepSampler
 
     tokenizer = load_tokenizer(config.model)
     loaded = libraries()
@@ -218,7 +218,7 @@ def _elsewhere(found: Plan, device: Device, model: Any, arguments: Any, work: di
 
 def _linear_weights(model: Any) -> int:
     """Weights of the layers' matrix products: all but embeddings, norms and biases."""
-    from prefopt.engine.forward import unwrap
+    from prefopt.engine.policy import unwrap
 
     causal = unwrap(model)
     apart = {id(p) for m in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in m.parameters()}

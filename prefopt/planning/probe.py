@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.engine.forward import Ask, install
-from prefopt.engine.plan import Indices
+from prefopt.engine.packing import Indices
+from prefopt.engine.policy import Ask, install
 from prefopt.plugin import Needs, Vocab
-from prefopt.trainer.arguments import autocast
-from prefopt.trainer.batches import Steps, StepSampler, Work
+from prefopt.train.arguments import autocast
+from prefopt.train.sources.offline import Steps, StepSampler, Work
 
 SMALL, LARGE = 256, 1024  # tokens of the two rows that are run
 SAMPLE = 2**22  # weights of the optimizer step that is timed

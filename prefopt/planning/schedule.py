@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.engine.plan import EpochPlan, Indices
-from prefopt.trainer.batches import StepSampler
+from prefopt.engine.packing import EpochPlan, Indices
+from prefopt.train.sources.offline import StepSampler
 
 PLANNED = 200  # steps that are planned one by one; the rest of an epoch is taken to be like them
 
@@ -25,7 +25,7 @@ class Schedule:
         steps_per_epoch: of one pass over the records.
         micro_batches: forwards of a step, the mean.
         tokens_per_step: tokens fed in a step, the mean.
-        work_per_step: in the unit of `prefopt.engine.plan.Cost`, the mean.
+        work_per_step: in the unit of `prefopt.engine.packing.Cost`, the mean.
         heaviest: the records of the micro-batch with the most tokens.
         heaviest_tokens, heaviest_scored: its tokens fed, and its completion tokens.
         several: whether any step has more than one micro-batch.

@@ -17,7 +17,7 @@ from prefopt.report.page import render, write_page
 from prefopt.report.table import held_out_rows, written_rows
 from prefopt.report.verdict import Facts, judge, plain, sentinel_warnings, shown
 from prefopt.report.words import marked
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
 
 PAGE = "report.html"
 TEXTS_SHOWN, REJECTIONS_SHOWN = 8, 12

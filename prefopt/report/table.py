@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.heldout import Estimate
+from prefopt.evaluate.held_out import Estimate
 from prefopt.report.verdict import plain, shown
 
-# figure of `prefopt.heldout`, its words, its unit, and whether more is better (1), worse (-1) or neither (0)
+# figure of `prefopt.evaluate.held_out`, its words, its unit, and whether more is better (1), worse (-1) or neither (0)
 ROWS = (
     ("accuracies/logps", "Chosen is likelier", "%", 1),
     ("accuracies/logps_mean", "… per token", "%", 1),
@@ -37,7 +37,7 @@ class Row:
 def held_out_rows(
     before: Mapping[str, Estimate], after: Mapping[str, Estimate], change: Mapping[str, Estimate]
 ) -> list[Row]:
-    """Held-out figures of two models, by the names of `prefopt.heldout`; `change` is the second less the first."""
+    """Held-out figures of two models, named as in `prefopt.evaluate.held_out`; `change` is second minus first."""
     rows = []
     for name, words, unit, better in ROWS:
         if name in before and name in after:
@@ -59,7 +59,7 @@ def _standing(change: Estimate | None, better: int) -> str:
 
 
 def written_rows(texts: Mapping[str, Any]) -> list[Row]:
-    """Length of what both models write, and how often it ends; `texts` as `prefopt.generations.Distance.plain`."""
+    """Length of what both models write, and how often it ends; `texts` as `prefopt.evaluate.texts.Distance.plain`."""
 
     def estimate(name: str) -> Estimate | None:
         found = texts.get(name)

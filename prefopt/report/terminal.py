@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prefopt.redact import printable
+from prefopt.common.redact import printable
 from prefopt.report.bands import State
 from prefopt.report.table import held_out_rows, written_rows
 from prefopt.report.verdict import Facts, judge
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
 
 STYLES = {State.GOOD: "bold", State.LOOK: "bold yellow", State.BAD: "bold red"}
 
 
 def show_end(console: Console, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print what the run in `folder` came to; `summary` is what `prefopt.run.run` gave back."""
+    """Print what the run in `folder` came to; `summary` is what `prefopt.runs.run.run` gave back."""
     run = RunFolder(folder)
     facts, verdict = Facts(run), judge(run)
     rows = [*held_out_rows(facts.before, facts.after, facts.change), *written_rows(run.summary.get("texts", {}))]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefopt.heldout import Estimate, HeldOut, differences, figures, read_rows
+from prefopt.evaluate.held_out import Estimate, HeldOut, differences, figures, read_rows
 from prefopt.report.bands import Band, Method, State, bands_of
 from prefopt.report.page import number, signed
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
 
 RECENT = 0.1  # the last tenth of training says how it ended
 
@@ -83,15 +83,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run folder says about held-out records, under the names of `prefopt.heldout`."""
+    """What a run folder says about held-out records, under the names of `prefopt.evaluate.held_out`."""
 
     run: RunFolder
 
     @cached_property
     def method(self) -> Method:
         """The loss, as far as bands ask; what is not in the menu any more is taken for a loss on pairs."""
-        from prefopt import registry
         from prefopt.errors import PrefoptError
+        from prefopt.losses import registry
 
         given = dict(self.run.config.get("loss", {}))
         name = str(given.pop("name", self.run.summary.get("method", "?")))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.plugin import Loss
-from prefopt.testing import calculus, claims, truth
+from prefopt.testing import calculus, metadata_checks, needs_checks
 
 Failures = list[str]
 
@@ -24,16 +24,16 @@ class Check:
 
 
 CHECKS: dict[str, Callable[[Loss], Failures]] = {
-    "metadata": claims.metadata,
-    "hyperparameters": claims.hyperparameters,
+    "metadata": metadata_checks.metadata,
+    "hyperparameters": metadata_checks.hyperparameters,
     "runs": calculus.runs,
     "value at reference": calculus.value_at_reference,
     "direction": calculus.direction,
     "gradient": calculus.gradient,
     "extremes": calculus.extremes,
-    "needs": truth.needs,
-    "batch laws": truth.batch_laws,
-    "state": truth.state,
+    "needs": needs_checks.needs,
+    "batch laws": needs_checks.batch_laws,
+    "state": needs_checks.state,
 }
 
 

@@ -23,8 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.batch import AnyLogps, DemoLogps, ListLogps, Logps, PairLogps, UnpairedLogps
-from prefopt.plugin import Data, Loss, LossOutput, Needs, State, Vocab
+from prefopt.plugin import (
+    AnyLogps,
+    Data,
+    DemoLogps,
+    ListLogps,
+    Logps,
+    Loss,
+    LossOutput,
+    Needs,
+    PairLogps,
+    State,
+    UnpairedLogps,
+    Vocab,
+)
 
 Numbers = Mapping[str, Tensor]
 

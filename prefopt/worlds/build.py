@@ -17,14 +17,14 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt.cache import cache_dir, cached_folder
+from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate
-from prefopt.engine.forward import uninstall
+from prefopt.engine.policy import uninstall
 from prefopt.errors import PrefoptError
 from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
-from prefopt.trainer import BatchConfig, train
+from prefopt.train import BatchConfig, train
 from prefopt.worlds import review
 from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split
 

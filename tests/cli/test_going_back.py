@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import main
-from prefopt.repeat import folder_for
+from prefopt.runs.rerun import folder_for
 from tests.cli.conftest import Run
 
 Capture = pytest.CaptureFixture[str]
 
 
 def test_an_interrupted_repetition_goes_on_with_the_same_command(run: Run, capsys: Capture) -> None:
-    from prefopt import run as running
+    from prefopt.runs import run as running
 
     assert run() == 0
     first, second = (run.out.with_name(name) for name in ("out-rerun", "out-rerun-2"))

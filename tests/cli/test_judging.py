@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from prefopt.cli import main
-from prefopt.conversation import Conversation
 from prefopt.errors import UserError
-from prefopt.generations import Sampling
-from prefopt.runfolder import open_model
+from prefopt.evaluate.conversation import Conversation
+from prefopt.evaluate.texts import Sampling
+from prefopt.runs.read import open_model
 from tests.cli.conftest import Run
 
 Capture = pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.progress import JsonWatch, PlainWatch, RichWatch, Watch, clock, in_words, watch
+from prefopt.runs.progress import JsonWatch, PlainWatch, RichWatch, Watch, clock, in_words, watch
 from tests.cli.conftest import Run
 
 FIGURES = {"loss": 0.6931, "rewards/accuracies": 0.625, "rewards/margins": 0.012, "ratios/chosen": -0.1,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import main
-from prefopt.repeat import compare
+from prefopt.runs.rerun import compare
 from tests.cli.conftest import Run
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import main
-from prefopt.redact import printable, redact
+from prefopt.common.redact import printable, redact
 from tests.cli.conftest import Run
 
 SAVED = ("trainer.save_strategy=steps", "trainer.save_steps=2")
@@ -45,7 +45,7 @@ def test_sigterm_to_all_of_its_processes_leaves_a_checkpoint_and_exit_code_75(ru
 
 def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped while texts are written after training: nothing is trained again."""
-    from prefopt import run as running
+    from prefopt.runs import run as running
 
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFi
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """No file may grow beyond 6 kB once the first checkpoint is there: the second cannot be written."""
-    from prefopt.trainer import PreferenceTrainer
+    from prefopt.train import PreferenceTrainer
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = PreferenceTrainer._save_optimizer_and_scheduler
@@ -99,7 +99,7 @@ def test_a_read_only_folder_is_one_line(run: Run, capsys: pytest.CaptureFixture[
 
 
 def test_a_run_in_use_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import sys, time; from pathlib import Path; from prefopt.folder import held\n" \
+    code = "import sys, time; from pathlib import Path; from prefopt.runs.folder import held\n" \
            "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code, str(run.out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefopt.run import run as run_library
+from prefopt.runs.run import run as run_library
 from tests.cli.conftest import Run
 
 CORE = ["sft", "dpo", "ipo", "ipo_sum", "kto", "orpo", "simpo"]
@@ -64,7 +64,7 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     seen: list[dict[str, Any]] = []
 
     def watch(config: Any, **kw: Any) -> Any:
-        import prefopt.trainer as trainer
+        import prefopt.train as trainer
 
         original = trainer.train
 
@@ -73,7 +73,7 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             built: list[list[str]] = []
             result = None
 
-            from prefopt.trainer.trainer import PreferenceTrainer
+            from prefopt.train.trainer import PreferenceTrainer
 
             step = PreferenceTrainer.training_step
 
@@ -92,7 +92,7 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             patch.setattr(trainer, "train", spy)
             return run_library(config, **kw)
 
-    monkeypatch.setattr("prefopt.run.run", watch)
+    monkeypatch.setattr("prefopt.runs.run.run", watch)
     for loss in ("dpo", "simpo", "kto", "sft"):
         assert run(f"loss={loss}", f"output_dir={run.out}-{loss}") == 0
     first = seen[0]
@@ -151,7 +151,7 @@ def test_exit_codes_of_the_real_command(run: Run) -> None:
 
 
 def test_a_path_of_ones_own_does_not_get_the_worlds_settings(model_folder: Path, pairs_file: Path) -> None:
-    from prefopt.cli.compose import compose
+    from prefopt.config.compose import compose
 
     own = compose([f"model.path={model_folder}", f"data.path={pairs_file}"])
     assert own.trainer["learning_rate"] == 1e-6

@@ -159,7 +159,7 @@ def test_jobs_can_be_run_one_by_one(
 def test_a_folder_is_held_by_one(
     hold: Hold, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefopt.compare.course import locked
+    from prefopt.compare.comparison import locked
 
     with locked(tmp_path / "out"):
         assert main(["compare", *words, "losses=[dpo]", f"output_dir={tmp_path / 'out'}"]) == 2
@@ -213,7 +213,7 @@ def test_a_judge_that_compares(
     assert main(["compare", *words, *given, f"output_dir={tmp_path / 'out'}", "--list"]) == 0
     assert "to do" not in capsys.readouterr().out  # the list, too, chooses by the judge
     assert len(list((tmp_path / "out" / "judgements").iterdir())) > 0
-    monkeypatch.setattr("prefopt.compare.judge.function", lambda judge: pytest.fail("asked twice"))
+    monkeypatch.setattr("prefopt.evaluate.judge.function", lambda judge: pytest.fail("asked twice"))
     assert hold(*given)["methods"] == found["methods"]
 
 

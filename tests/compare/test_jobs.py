@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefopt import registry
-from prefopt.cli.compose import compose
 from prefopt.compare import jobs
 from prefopt.compare.execute import swapped
 from prefopt.compare.jobs import LEFT, Job, Result, code_of, digest_of_weights, failure, load, save, sweep_leftovers
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.workers import Team, run_jobs
+from prefopt.config.compose import compose
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
+from prefopt.losses import registry
 from prefopt.plugin import Data
 
 

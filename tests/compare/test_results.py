@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from prefopt.compare import results
-from prefopt.compare.contest import Row
 from prefopt.compare.jobs import Result
 from prefopt.compare.results import (
     Outcome,
@@ -22,6 +21,7 @@ from prefopt.compare.results import (
     say_needed,
     seeds_by_prompts,
 )
+from prefopt.compare.rounds import Row
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Budget, Comparison, Method
 from prefopt.compare.statistics import TOO_MANY

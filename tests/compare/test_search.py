@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt import registry
-from prefopt.cli.compose import compose
 from prefopt.compare.search import STRENGTHS, Setting, at_edge, settings, strength
+from prefopt.config.compose import compose
+from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
-from prefopt.hyperparameters import comments
-from prefopt.losses import MENU, load_class
-from prefopt.run import RunConfig
+from prefopt.losses import MENU, load_class, registry
+from prefopt.plugin import comments
 from prefopt.testing.kit import example
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.compare.measure import by_prompt
+from prefopt.compare.measure_world import by_prompt
 from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, turned, verdict_of
 
 SAME = 6  # methods that differ in nothing

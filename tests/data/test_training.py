@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt import registry
 from prefopt.data import DataConfig, prepare
 from prefopt.data.templates import NAMED
-from prefopt.trainer import BatchConfig, train
+from prefopt.losses import registry
+from prefopt.train import BatchConfig, train
 from tests.data.test_shared_files import FILES
 from tests.data.tiny import tokenizer
 

@@ -141,7 +141,7 @@ def test_attention_equals_the_cpu_path(
 def test_a_whole_model_through_flex(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA branch with the CPU's tensors: log-probs are those of a plain forward."""
     from prefopt.engine import attention as attentions
-    from prefopt.engine.forward import install
+    from prefopt.engine.policy import install
     from prefopt.engine.scoring import Branch, MicroBatch
 
     data = tiny.records([(5, (4, 7)), (14, (6, 1, 5)), (3, (12, 3))])

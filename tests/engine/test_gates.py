@@ -15,13 +15,13 @@ from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import gates, score
-from prefopt.engine.forward import Ask, install, uninstall
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Group, Layout
+from prefopt.engine.policy import Ask, install, uninstall
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
-from prefopt.models import without_dropout
+from prefopt.models.load import without_dropout
 
 from . import families, tiny
 

@@ -23,8 +23,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from prefopt.common.redact import printable
 from prefopt.errors import PrefoptError
-from prefopt.redact import printable
 
 CASES = int(os.environ.get("PREFOPT_FUZZ", "600"))
 SHARES = 2.0  # of all tests together

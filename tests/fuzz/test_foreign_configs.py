@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli.compose import compose
+from prefopt.config.compose import compose
 from prefopt.errors import UserError
-from prefopt.repeat import config_of
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
+from prefopt.runs.rerun import config_of
 
 READERS: dict[str, Any] = {
     "config_of": lambda folder: config_of(folder, folder / "new"),

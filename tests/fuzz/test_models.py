@@ -14,13 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from prefopt.adapters import PeftConfig
 from prefopt.errors import UserError
-from prefopt.models import ModelConfig, load_model, load_policy, load_tokenizer
-from prefopt.runfolder import open_model
+from prefopt.models.adapters import PeftConfig
+from prefopt.models.load import ModelConfig, load_model, load_policy, load_tokenizer
+from prefopt.runs.read import open_model
 from tests.data.tiny import tokenizer
 from tests.fuzz.hostile import altered_file, attempt, cases, words
-from tests.trainer import tiny
+from tests.train import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries remark about such files
 

@@ -14,13 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt import registry
 from prefopt.errors import UserError
+from prefopt.losses import registry
 from prefopt.plugin import Data, LossOutput, Needs
 from prefopt.testing import check_loss, example
-from prefopt.trainer import BatchConfig
+from prefopt.train import BatchConfig
 from tests.fuzz.hostile import altered, attempt, cases, values, words
-from tests.trainer import tiny
+from tests.train import tiny
 
 MODULE = "prefopt_hostile_plugin"
 NEEDS = Needs(data=Data.PAIRS, reference=False)

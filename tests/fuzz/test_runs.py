@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.cli.compose import compose
-from prefopt.folder import checkpoint_to_resume
+from prefopt.common.redact import printable
+from prefopt.config.compose import compose
+from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.redact import printable
-from prefopt.registry import load
-from prefopt.repeat import config_of
-from prefopt.runfolder import RunFolder
-from prefopt.trainer import BatchConfig, replay
-from prefopt.trainer.callbacks import MetricsFile
-from prefopt.trainer.checksums import CHECKSUMS, checksums, files_of, write_checksums, wrong_with
+from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.read import RunFolder
+from prefopt.runs.rerun import config_of
+from prefopt.train import BatchConfig, replay
+from prefopt.train.callbacks import MetricsFile
+from prefopt.train.checksums import CHECKSUMS, checksums, files_of, write_checksums, wrong_with
 from tests.fuzz.hostile import altered, altered_file, altered_json, attempt, cases, plain, words
-from tests.trainer import tiny
+from tests.train import tiny
 
 
 @pytest.fixture(scope="module")

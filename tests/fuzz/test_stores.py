@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.cli import main
-from prefopt.engine import store as stores
-from prefopt.engine.store import ReferenceStore, entry_key
+from prefopt.engine.reference import store as stores
+from prefopt.engine.reference.store import ReferenceStore, entry_key
 from tests.fuzz.hostile import altered, altered_json, as_json, attempt, cases, words
 
 NAME = "0" * 32

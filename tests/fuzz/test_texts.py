@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.cli.compose import compose
+from prefopt.common.redact import printable, redact
+from prefopt.config.compose import compose
 from prefopt.data import DataConfig
 from prefopt.data.doctor import examine
-from prefopt.data.doctor.page import page
-from prefopt.redact import printable, redact
+from prefopt.report.doctor import page
 from prefopt.report.run import write_run_page
 from prefopt.report.verdict import judge
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
 from tests.fuzz.hostile import altered_json, as_json, attempt, cases, words
 
 HTML = ["<script>alert(1)</script>", '"><img src=x onerror=x()>', "</style><script>", "</title><script>", "<!--", "]]>",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 
 PAIR: dict[str, Any] = {

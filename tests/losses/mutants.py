@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.batch import DemoLogps, ListLogps, PairLogps, UnpairedLogps
-from prefopt.hyperparameters import require
 from prefopt.losses import (
     BCO,
     CDPO,
@@ -30,7 +28,7 @@ from prefopt.losses import (
     SimPO,
 )
 from prefopt.losses._lists import better_pairs
-from prefopt.plugin import Data, LossOutput, Needs, State
+from prefopt.plugin import Data, DemoLogps, ListLogps, LossOutput, Needs, PairLogps, State, UnpairedLogps, require
 
 mutant = dataclass(frozen=True, kw_only=True)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hand import PAIR, on_pair, softplus
 
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import build, call, to_tensor
 

@@ -9,7 +9,7 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing import check_loss, evaluate, example
 
 
@@ -49,7 +49,7 @@ def test_check_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_command_on_a_failing_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from mutants import PlusRobustDPO
 
-    monkeypatch.setattr("prefopt.registry.load_class", lambda name: PlusRobustDPO)
+    monkeypatch.setattr("prefopt.losses.registry.load_class", lambda name: PlusRobustDPO)
     assert main(["losses", "check", "dpo"]) == 3
     out, err = capsys.readouterr()
     assert "value at reference" in out

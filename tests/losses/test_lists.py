@@ -7,7 +7,7 @@ import math
 import pytest
 from hand import softplus
 
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 
 close = pytest.approx

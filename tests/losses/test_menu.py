@@ -14,10 +14,10 @@ import test_optima
 import test_trl_parity
 
 import prefopt.losses
-from prefopt import catalogue
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
-from prefopt.registry import load
+from prefopt.losses.registry import load
+from prefopt.report import catalogue
 from prefopt.testing import check_loss, evaluate
 
 HERE = Path(__file__).parent
@@ -158,7 +158,7 @@ def test_a_loss_costs_one_file_and_one_line(capsys: pytest.CaptureFixture[str]) 
     assert "## saturating" in catalogue.page()
     assert catalogue.picture("saturating") is not None
     assert load("mix", terms={"saturating": 1.0, "sft": 0.1}).needs.reference
-    from prefopt.cli.compose import compose
+    from prefopt.config.compose import compose
 
     assert compose(["loss=saturating", "loss.beta=0.3"]).loss == load("saturating", beta=0.3)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from prefopt.losses import DPOP, RDPO, AlphaDPO, MinorDPO, SimPO, load_class
+from prefopt.losses.registry import load
 from prefopt.plugin import Data, Loss
-from prefopt.registry import load
 from prefopt.testing import check_loss, evaluate, example
 from prefopt.testing.numbers import build, call
 from prefopt.testing.samples import at_reference, declared, random_numbers

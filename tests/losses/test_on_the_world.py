@@ -16,7 +16,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import Data
 from prefopt.testing import example
-from prefopt.trainer import BatchConfig, train
+from prefopt.train import BatchConfig, train
 from prefopt.worlds.build import WorldFiles
 
 STEPS, BATCH = 5, 8

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from prefopt.losses.f_dpo import Divergence
 from prefopt.losses.gpo import Convex
+from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.registry import load
 from prefopt.testing.numbers import build, call
 from prefopt.worlds.enumerable import EnumerableWorld, make_world, total_variation
 

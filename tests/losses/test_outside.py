@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from prefopt import registry
 from prefopt.errors import UserError
+from prefopt.losses import registry
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "prefopt-mypo"
 

@@ -9,8 +9,8 @@ from hand import PAIR, on_pair, sigmoid, softplus
 
 from prefopt.losses.f_dpo import Divergence
 from prefopt.losses.gpo import Convex
+from prefopt.losses.registry import load
 from prefopt.losses.reward_aware_po import Distance
-from prefopt.registry import load
 from prefopt.testing import evaluate
 
 close = pytest.approx

@@ -7,7 +7,7 @@ import math
 import pytest
 from hand import PAIR, on_pair, softplus
 
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 
 close = pytest.approx

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt import registry
 from prefopt.data import DataConfig, prepare
+from prefopt.losses import registry
 from prefopt.plugin import Data
-from prefopt.trainer import BatchConfig, train
+from prefopt.train import BatchConfig, train
 from tests.data.tiny import tokenizer
 
 STEPS = 20

@@ -12,8 +12,8 @@ from prefopt.losses import MENU, load_class
 from prefopt.losses.discopop_lrml import DiscoPOPLRML
 from prefopt.losses.focal_dpo import FocalDPO
 from prefopt.losses.gpo import Convex
+from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.registry import load
 from prefopt.testing import evaluate, example
 from prefopt.testing.numbers import build, call
 from prefopt.testing.samples import at_reference, declared, random_numbers

@@ -17,8 +17,8 @@ from prefopt.losses import MENU, load_class
 from prefopt.plugin import Data
 from prefopt.testing import example
 from prefopt.testing.numbers import build, call
-from prefopt.trainer import BatchConfig
-from tests.trainer import tiny
+from prefopt.train import BatchConfig
+from tests.train import tiny
 
 SIDES = {
     Data.PAIRS: ("chosen", "rejected"),

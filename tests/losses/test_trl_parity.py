@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.f_dpo import Divergence
-from prefopt.registry import load
+from prefopt.losses.registry import load
 from prefopt.testing.numbers import value_of
 from prefopt.testing.samples import cast, declared
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hand import sigmoid, softplus
 
-from prefopt.batch import Logps, UnpairedLogps
-from prefopt.registry import load
+from prefopt.losses.registry import load
+from prefopt.plugin import Logps, UnpairedLogps
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import call
 

@@ -14,13 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.cli import main
 from prefopt.losses import MENU
+from prefopt.losses.registry import load
 from prefopt.planning import advice, sharded
 from prefopt.planning.devices import DEVICES, UTILISATION, device
 from prefopt.planning.memory import optimizer_bytes, parameters
 from prefopt.planning.probe import Line
 from prefopt.planning.shape import SHAPES, Shape, shape
 from prefopt.planning.sharded import NETWORK_GBPS, Records
-from prefopt.registry import load
 
 
 @pytest.fixture
@@ -57,10 +57,10 @@ def test_says_what_others_build_on(plan: Any, tmp_path: Path) -> None:
 
 
 def test_tokens_are_those_that_the_run_feeds(plan: Any, model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
-    from prefopt.cli.compose import compose
-    from prefopt.models import load_model, load_tokenizer
-    from prefopt.run import prepared_data
-    from prefopt.trainer import build
+    from prefopt.config.compose import compose
+    from prefopt.models.load import load_model, load_tokenizer
+    from prefopt.runs.run import prepared_data
+    from prefopt.train import build
 
     config = compose(
         [f"model.path={model_folder}", f"data.path={pairs_file}", "data.eval_records=8", "batch.records=8"]
@@ -167,8 +167,8 @@ def test_devices_say_their_sources() -> None:
 
 def test_every_useful_range_of_the_menu_is_understood() -> None:
     """A field whose comment says `useful range` is read, unless the range has no upper end."""
-    from prefopt.hyperparameters import comments
     from prefopt.losses import load_class
+    from prefopt.plugin import comments
 
     unread = {
         (name, field)
@@ -210,7 +210,7 @@ def test_learning_rates(rate: float, adapters: bool, weights: float, warned: boo
 
 def test_a_base_model_is_noticed(model_folder: Path, pairs_file: Path) -> None:
     from prefopt.data import DataConfig, prepare
-    from prefopt.models import ModelConfig, load_model, load_tokenizer
+    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
     from prefopt.plugin import Data
 
     config = ModelConfig(path=str(model_folder))
@@ -259,7 +259,7 @@ def test_tied_weights_count_once() -> None:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
 def test_with_an_adapter_only_its_weights_are_trained() -> None:
     pytest.importorskip("peft", reason="the peft extra is not installed")
-    from prefopt.adapters import PeftConfig, attach
+    from prefopt.models.adapters import PeftConfig, attach
 
     config = LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                          num_attention_heads=4)  # fmt: skip
@@ -281,8 +281,8 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
 
     (2 K + A) / 704 = 128 / 704 = 0.18 here. Rows, rotary tables and the head are the same for both models.
     """
-    from prefopt.engine.forward import Ask, install
-    from prefopt.engine.matmul import available
+    from prefopt.engine.cpu.matmul import available
+    from prefopt.engine.policy import Ask, install
     from prefopt.engine.scoring import Branch, MicroBatch
     from prefopt.planning.probe import _kept
 

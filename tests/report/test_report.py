@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefopt.evaluate.world import Estimate, Evaluation, Sample
 from prefopt.report.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow, demo_page, standing
 from prefopt.report.figures import Axes, Line, Point, Style, curves, scatter, styles
 from prefopt.report.page import number, signed, write_page
-from prefopt.worlds.evaluate import Estimate, Evaluation, Sample
 from prefopt.worlds.review import ReviewWorld
 
 EVIL = "<script>alert('&')</script>"

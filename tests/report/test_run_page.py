@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.heldout import Estimate, HeldOut, write_rows
+from prefopt.evaluate.held_out import Estimate, HeldOut, write_rows
 from prefopt.report.bands import BANDS, Method, State, bands_of
 from prefopt.report.run import run_page, write_run_page
 from prefopt.report.verdict import judge
 from prefopt.report.words import marked
-from prefopt.runfolder import RunFolder
+from prefopt.runs.read import RunFolder
 from tests.report.test_report import EVIL, Page
 
 GOOD, METHOD = 0.8, Method("dpo", "pairs", True)
@@ -150,7 +150,7 @@ def test_what_the_sentinels_said_is_shown_and_counts(tmp_path: Path) -> None:
 
 
 def test_every_method_of_the_menu_has_its_bands() -> None:
-    from prefopt import registry
+    from prefopt.losses import registry
 
     for name in registry.names():
         needs = registry.loss_class(name).needs

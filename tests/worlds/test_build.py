@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt import worlds
 from prefopt.cli import main
-from prefopt.cli.compose import compose
+from prefopt.config.compose import compose
 from prefopt.data.config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.engine import generate
 from prefopt.errors import UserError
 from prefopt.plugin import Data
-from prefopt.run import prepared_data
+from prefopt.runs.run import prepared_data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld
 

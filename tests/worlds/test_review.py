@@ -11,14 +11,7 @@ import numpy as np
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.worlds.review import (
-    MAX_COMPLETION_TOKENS,
-    VALENCE,
-    WORDS,
-    Clause,
-    ReviewWorld,
-    parse,
-)
+from prefopt.worlds.review import MAX_COMPLETION_TOKENS, VALENCE, WORDS, Clause, ReviewWorld, parse
 
 WORLD = ReviewWorld()
 

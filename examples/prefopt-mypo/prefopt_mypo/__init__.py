@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Configuration: the dataclasses of a run, composed by Hydra."""

@@ -1,0 +1,367 @@
+"""Configuration by Hydra: every default lives in a dataclass, every loss is its own schema, typos are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from prefopt.common.redact import redact
+from prefopt.config.experiments import from_file
+from prefopt.config.run_config import EvaluationConfig, RunConfig
+from prefopt.config.stages import for_stage, of_stages
+from prefopt.config.tracking import TrackingConfig
+from prefopt.data.config import DataConfig
+from prefopt.errors import PrefoptError, Stopped, UserError, first_line, nearest
+from prefopt.losses import registry
+from prefopt.models.adapters import PeftConfig
+from prefopt.models.load import ModelConfig
+from prefopt.train.arguments import schema as trainer_schema
+from prefopt.train.sentinels import SentinelConfig
+from prefopt.train.sources.offline import BatchConfig
+
+CONF = "pkg://prefopt.conf"
+OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
+KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder",
+        "optimized_metric")  # fmt: skip
+ENTRY_POINT_GROUP = "prefopt.conf"
+
+
+class OutsidePresets(SearchPathPlugin):
+    """Lets installed packages add presets: an entry point in the group `prefopt.conf` names a package of YAML files."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            search_path.append(provider=registry.package(point), path=f"pkg://{point.value}")
+
+
+def register() -> None:
+    """Put every schema into Hydra's store: the losses of the menu and of installed packages, and the groups."""
+    store = ConfigStore.instance()
+    for name in registry.names():
+        store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
+    for group, node in schemas().items():
+        store.store(group=group, name="_schema", node=node)
+    if OutsidePresets not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(OutsidePresets)
+
+
+def schemas(loss: str | None = None) -> dict[str, DictConfig]:
+    """The schema of each group of one kind, and of the loss with that name."""
+    groups: dict[str, type[Any]] = {
+        "model": ModelConfig,
+        "peft": PeftConfig,
+        "data": DataConfig,
+        "tracking": TrackingConfig,
+        "evaluation": EvaluationConfig,
+        "sentinels": SentinelConfig,
+        "batch": BatchConfig,
+        "trainer": trainer_schema(),
+    }
+    if loss is not None:
+        groups["loss"] = registry.loss_class(loss)
+    return {group: _node(cls) for group, cls in groups.items()}
+
+
+def _node(cls: type[Any]) -> DictConfig:
+    """A dataclass as a schema that can be overridden even where the dataclass is frozen."""
+    node = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(node, False)
+    assert isinstance(node, DictConfig)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and OmegaConf.get_type(child) is dict:
+            OmegaConf.set_struct(child, False)  # its keys are the user's to choose
+    return node
+
+
+def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], program: str) -> None:
+    """Compose `conf/train.yaml` with the overrides in `argv` and call `task`, once for each job of a multirun.
+
+    Of the summary that `task` returns a sweeper is given the figure `optimized_metric`.
+
+    Raises:
+        UserError: what Hydra refuses, in one line, with the nearest valid name.
+    """
+    register()
+    argv, own = of_stages(implied(argv))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
+    saved, sys.argv = sys.argv, [program, *argv]
+    failed: list[Exception] = []
+    composed = False
+
+    def job(config: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        if any(isinstance(error, Stopped) for error in failed):
+            return None  # a signal ends a multirun, not one job of it
+        _redact_multirun()
+        try:
+            return optimized(task(run_config(config, own)), config.optimized_metric)
+        except (PrefoptError, OmegaConfBaseException) as raised:
+            error = raised if isinstance(raised, PrefoptError) else explain(raised, argv)
+            failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
+
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if not failed:
+            raise explain(error, argv) from error
+    except Exception as error:
+        if not composed and not isinstance(error, OSError):  # Hydra's, for words such as ~loss=1 or experiment=[null]
+            raise _not_composed(error, argv) from error
+        if not failed:  # else a sweeper that was left without a result has less to say than its jobs
+            raise
+    finally:
+        sys.argv = saved
+    if failed:
+        raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
+
+
+def _redact_multirun() -> None:
+    """Hydra writes the options of a multirun down as they were given, before its first job."""
+    job = HydraConfig.get()
+    file = Path(job.sweep.dir or "") / "multirun.yaml"
+    if job.mode is RunMode.MULTIRUN and file.is_file():
+        text = file.read_text(encoding="utf-8")
+        if (safe := redact(text)) != text:
+            file.write_text(safe, encoding="utf-8")
+
+
+def optimized(summary: dict[str, Any], name: str) -> float | None:
+    """The figure of a finished run by which a sweeper goes on; None where it is not there and nobody asks.
+
+    Raises:
+        UserError: a sweeper asks for a figure that the run has not.
+    """
+    figures: dict[str, float] = summary["after"]
+    if name in figures or HydraConfig.get().runtime.choices["hydra/sweeper"] == "basic":
+        return figures.get(name)
+    if not figures:
+        raise UserError(f"optimized_metric={name} is measured on held-out records: set data.eval_records, "
+                        "data.eval_fraction or data.eval_path")  # fmt: skip
+    raise UserError(f"optimized_metric={name}: the run has no such figure{nearest(name, list(figures))}; it has "
+                    f"{', '.join(sorted(figures))}")  # fmt: skip
+
+
+def implied(overrides: list[str]) -> list[str]:
+    """The overrides, and the group that a path of one's own implies.
+
+    The world's model brings a learning rate, steps and a batch that would ruin another model. A file after
+    `experiment=` becomes an experiment of its name.
+    """
+    overrides = from_file(overrides)
+    given = dict(o.split("=", 1) for o in overrides if "=" in o)
+    extra = []
+    for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):
+        own = path in given and not given[path].startswith("world")
+        if own and group not in given and _of_the_world(group, given.get("experiment")):
+            extra.append(f"{group}={choice}")
+    return [*overrides, *extra]
+
+
+def _initialized() -> AbstractContextManager[Any]:
+    """Hydra ready to compose: made so, unless a job or a stage is being composed."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return hydra.initialize_config_module("prefopt.conf", version_base="1.3")
+
+
+def _of_the_world(group: str, experiment: str | None) -> bool:
+    """Whether a group would be the embedded world's, under a named set of overrides."""
+    if experiment is None:
+        return True
+    with _initialized():
+        try:
+            composed = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            return False  # refused, with a reason, when the whole is composed
+    return str(composed.hydra.runtime.choices[group]).startswith("world")
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The configuration that `prefopt train` would run with these overrides.
+
+    Raises:
+        UserError: as `run_hydra`.
+    """
+    register()
+    overrides, own = of_stages(implied(overrides))
+    try:
+        with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
+            try:
+                config = hydra.compose("train", overrides, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except Exception as error:  # Hydra's, for words such as ~loss=1 or experiment=[null]
+                raise _not_composed(error, overrides) from error
+            HydraConfig.instance().set_config(config)
+            return run_config(config, own)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = None) -> RunConfig:
+    """Our types from Hydra's; every value is checked against its field here.
+
+    Args:
+        config: composed, with Hydra initialised.
+        own: overrides of the stages, by their names; None for a stage itself.
+    """
+    for key in config:
+        if key not in KEYS and key != "hydra":
+            raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
+    for key in KEYS:
+        if key not in config:
+            raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
+        raise UserError(f"seed={config.seed} must be a whole number, at least 0")
+    cls = OmegaConf.get_type(config.loss)
+    name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
+    if name is None:
+        raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
+    for group in OBJECTS:
+        _refuse_added(config[group], group)
+    try:
+        groups: dict[str, Any] = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value: give {error.full_key}=...") from error
+    except OmegaConfBaseException:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss={name}: {error}") from error
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    return RunConfig(
+        loss_name=name,
+        output_dir=Path(hydra_config.runtime.output_dir if in_sweep else config.output_dir),
+        trainer=_given(config.trainer),
+        reference_folder=config.reference_folder,
+        resume=str(config.resume),
+        progress=str(config.progress),
+        seed=config.seed,
+        stages={} if own is None else _stages(config, own),
+        stages_folder=Path(config.stages_folder),
+        **groups,
+    )
+
+
+def _refuse_added(node: DictConfig, name: str) -> None:
+    """Refuse keys that `+name.key=...` added to a section that has fields of its own."""
+    cls = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(cls):
+        return
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in map(str, node):
+        if key not in known:
+            raise UserError(f"there is no option {f'{name}.{key}'!r}{nearest(key, known)}")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _refuse_added(child, f"{name}.{key}")
+
+
+def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
+    """The runs before the run, each composed as the run was, with the overrides of its own."""
+    planned: Any = OmegaConf.to_container(config.stages, resolve=True)
+    for name in own:
+        if name not in planned:
+            known = f"; its stages: {', '.join(planned)}" if planned else " (experiment=sft_then_dpo has stages)"
+            raise UserError(f"stages.{name}: the run has no such stage{nearest(name, planned)}{known}")
+    made: dict[str, RunConfig] = {}
+    for name, listed in planned.items():
+        if not isinstance(listed, list) or not all(isinstance(o, str) for o in listed):
+            raise UserError(f"stages.{name} must be a list of overrides, such as [loss=sft, trainer.max_steps=100]")
+        overrides = for_stage(HydraConfig.get().overrides.task, [*listed, *own.get(name, [])])
+        try:
+            made[name] = run_config(hydra.compose("train", overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"stage {name}: {explain(error, overrides)}") from error
+    return made
+
+
+def _given(trainer: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(trainer, resolve=True)
+    return dict(resolved)
+
+
+def explain(error: Exception, overrides: list[str]) -> UserError:
+    """Hydra's refusal as one line with the remedy."""
+    text = str(error)
+    cause = error.__cause__
+    whole = f"{text}\n{cause}" if cause is not None else text
+    if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
+        group, wrong = match.groups()
+        valid = _choices(group)
+        return UserError(f"unknown {group} {wrong!r}{nearest(wrong, valid)}; choose from: {', '.join(valid)}")
+    for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
+        key = override.split("=", 1)[0].lstrip("+~")
+        if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
+            if (
+                "is not in struct" in whole
+                or "not in '" in whole
+                or ("Could not override" in text and "convert" not in whole)
+            ):
+                valid = _keys(overrides)
+                return UserError(
+                    f"there is no option {key!r}{nearest(key, valid)}; `prefopt train --cfg job` prints all options"
+                )
+            first = (str(cause) if cause is not None else text).splitlines()[0]
+            return UserError(f"{override}: {first}")
+    lines = [line.strip() for line in whole.splitlines() if line.strip()]
+    return UserError(" ".join(lines[:3]))
+
+
+def _not_composed(error: Exception, overrides: list[str]) -> UserError:
+    """For what Hydra did not foresee, and so does not refuse."""
+    return UserError(f"these options make no configuration: {' '.join(overrides)[:300]} ({first_line(error)})")
+
+
+def _choices(group: str) -> list[str]:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    loader = ConfigLoaderImpl(create_config_search_path(CONF))
+    return [c for c in loader.get_group_options(group) if not c.startswith("_")]
+
+
+def _keys(overrides: list[str]) -> list[str]:
+    """Every option's full name, under the groups that were chosen."""
+    chosen = [
+        o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
+    ]
+    with _initialized():
+        try:
+            config = hydra.compose("train", chosen)
+        except HydraException:
+            config = hydra.compose("train")
+    found: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            child = node._get_node(key)
+            found.append(f"{prefix}{key}")
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                walk(child, f"{prefix}{key}.")
+
+    walk(config, "")
+    return found

@@ -1,0 +1,60 @@
+"""The configuration of one run: everything that it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefopt.config.tracking import TrackingConfig
+from prefopt.data.config import DataConfig
+from prefopt.models.adapters import PeftConfig
+from prefopt.models.load import ModelConfig
+from prefopt.plugin import Loss
+from prefopt.train.sentinels import SentinelConfig
+from prefopt.train.sources.offline import BatchConfig
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """What is written by the model after (and before) training, on held-out prompts. Defaults of `evaluation`."""
+
+    texts: int = 3  # prompts continued greedily before and after, to be read
+    kl_prompts: int = 32  # prompts continued at temperature 1, to measure KL(policy || reference)
+    max_new_tokens: int = 128
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    loss: Loss
+    loss_name: str
+    output_dir: Path
+    model: ModelConfig
+    data: DataConfig
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sentinels: SentinelConfig = field(default_factory=SentinelConfig)
+    reference_folder: str | None = None  # None: in prefopt's cache
+    resume: str = "auto"  # auto | never | a checkpoint folder
+    progress: str = "auto"  # auto | rich | plain | quiet | json: how a run tells what it does (`prefopt.runs.progress`)
+    seed: int = 0
+    stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.runs.stages`)
+    stages_folder: Path = Path("runs/stages")
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        groups = ("model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
+        nested = {k: dataclasses.asdict(known[k]) for k in groups}
+        loss = {"name": self.loss_name, **dataclasses.asdict(self.loss)}  # type: ignore[call-overload]
+        stages = {name: stage.plain() for name, stage in self.stages.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(known | nested | {"loss": loss, "stages": stages}, default=str))
+        del plain["loss_name"]
+        return plain

@@ -1,0 +1,1 @@
+"""Faster products and fused layers for CPUs."""

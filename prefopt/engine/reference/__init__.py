@@ -1,0 +1,1 @@
+"""Log-probs of the reference, computed once and kept."""

@@ -1,0 +1,1 @@
+"""Figures of a model: held-out log-probs, texts, KL, judges, tasks."""

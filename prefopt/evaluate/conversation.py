@@ -1,0 +1,108 @@
+"""Talking with a model: the chat template's turns, or plain text that is gone on with where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefopt.data.config import DataConfig
+from prefopt.data.record import Message, Text
+from prefopt.data.tokenize import Encoder
+from prefopt.errors import UserError
+from prefopt.evaluate.texts import Sampling, end_tokens
+
+
+class Conversation:
+    """The turns so far with one model.
+
+    A model whose tokenizer has a chat template is asked in turns and remembers them; one without goes on with each
+    text that it is given.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        sampling: length, temperature and seed of answers.
+        system: what the system turn says, if anything.
+        template: as `data.template`.
+
+    Raises:
+        UserError: an unknown template, or a model that cannot end a text.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, sampling: Sampling, *, system: str | None = None, template: str = "auto"
+    ) -> None:
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.encoder = Encoder(tokenizer, DataConfig(path="chat", template=template))
+        self.in_turns = self.encoder.render.source is not None
+        self.ends = end_tokens(model, tokenizer)
+        if not self.ends:
+            raise UserError("neither the model nor its tokenizer has an end token (eos_token): it would never stop")
+        if system is not None and not self.in_turns:
+            raise UserError("this model has no chat template, so nothing can be said to it as a system")
+        self.system = system
+        self.turns: list[Message] = []
+        self.forgotten = 0  # turns left out because the model's context is full
+
+    def reset(self) -> None:
+        """Forget all turns; the system's stays."""
+        self.turns, self.forgotten = [], 0
+
+    def ask(self, text: str, heard: Callable[[str], None] = lambda piece: None) -> str:
+        """The answer to `text`, which joins the turns; `heard` is given its pieces as they are written.
+
+        An answer that is interrupted (KeyboardInterrupt) is forgotten with its question.
+
+        Raises:
+            UserError: the text alone is longer than the model's context.
+        """
+        from transformers import GenerationConfig, TextStreamer, set_seed
+
+        class Heard(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    heard(text)
+
+        import torch
+
+        asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
+        prompt, most = self._within_context(asked)
+        ids = torch.tensor([prompt], device=self.model.device)
+        draws = self.sampling.temperature > 0
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=most, do_sample=draws, eos_token_id=self.ends,
+            pad_token_id=self.ends[0], **({"temperature": self.sampling.temperature, "top_k": 0} if draws else {}),
+        )  # fmt: skip
+        set_seed(self.sampling.seed + len(self.turns))
+        streamer = Heard(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with torch.inference_mode():
+            out = self.model.eval().generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
+            )
+        answer: str = self.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+        if self.in_turns:
+            self.turns = [*asked, {"role": "assistant", "content": answer}]
+        return answer
+
+    def _within_context(self, asked: list[Message]) -> tuple[list[int], int]:
+        """Tokens of the prompt, and how many its answer may have. The oldest turns are left out where they do not fit
+        beside an answer of the wanted length, or of half the context."""
+        wanted = self.sampling.max_new_tokens
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        self.forgotten = 0
+        while True:
+            prompt = self.encoder.prompt(self._prompt(asked[self.forgotten :]))
+            if limit is None:
+                return prompt, wanted
+            last = self.forgotten + 1 == len(asked)
+            if len(prompt) <= limit - (1 if last else min(wanted, limit // 2)):
+                return prompt, min(wanted, limit - len(prompt))
+            if last:
+                raise UserError(f"that is {len(prompt)} tokens, and the model reads {limit}: say it shorter")
+            self.forgotten += 2
+
+    def _prompt(self, asked: list[Message]) -> Text:
+        if not self.in_turns:
+            return asked[-1]["content"]
+        system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return (*system, *asked)

@@ -1,0 +1,227 @@
+"""Held-out records under one model and under another: means with standard errors, and paired differences.
+
+Names mean what they mean in training (`prefopt.train.metrics`): `logps/*` sums in nats, `logps_mean/*` per token,
+`lengths/*` tokens, `margins/*` chosen less rejected, `accuracies/*` the share of pairs whose chosen side is the
+likelier. A tie is no win; `ties/*` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.tokens import TokenRecord
+from prefopt.errors import UserError
+from prefopt.plugin import Data
+from prefopt.runs.folder import write_lines
+
+if TYPE_CHECKING:
+    from prefopt.engine.reference.table import ReferenceTable
+
+Floats = NDArray[np.float64]
+TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its standard error (nan where there is one group only), and how many values it is of."""
+
+    value: float
+    se: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Floats, groups: Sequence[Any]) -> Estimate:
+        """Of (n,) values, of which those of one group (records of one prompt) may depend on each other.
+
+        The standard error is the cluster-robust one of a mean (Liang and Zeger, 1986, Biometrika 73:13), which is the
+        usual one where every group has one value.
+        """
+        kept = np.isfinite(values)
+        x = values[kept]
+        if not len(x):
+            return cls(float("nan"), float("nan"), 0)
+        _, group = np.unique(np.asarray(groups)[kept], return_inverse=True)
+        sums = np.bincount(group.ravel(), weights=x - x.mean())
+        count = len(sums)
+        se = float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(x)) if count > 1 else float("nan")
+        return cls(float(x.mean()), se, len(x))
+
+    @property
+    def sign(self) -> int:
+        """1 above zero and -1 below by more than two standard errors, else 0: a tie."""
+        if not abs(self.value) > TIE_STANDARD_ERRORS * self.se:
+            return 0
+        return 1 if self.value > 0 else -1
+
+    def plain(self) -> dict[str, float | int | None]:
+        """As JSON values; what is not a number is null."""
+        return {
+            "value": self.value if np.isfinite(self.value) else None,
+            "se": self.se if np.isfinite(self.se) else None,
+            "count": self.count,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeldOut:
+    """Log-probs of R records under one model.
+
+    Attributes:
+        ids, prompts: of each record; `prompts` are equal for equal prompts.
+        sums: by side, (R,) log-probs in nats; nan where a record has no such side.
+        tokens: by side, (R,) lengths, the closing end-of-turn included; nan likewise.
+    """
+
+    ids: list[str]
+    prompts: list[str]
+    sums: dict[str, Floats]
+    tokens: dict[str, Floats]
+
+    @property
+    def paired(self) -> bool:
+        """Whether some records have two sides."""
+        return bool(np.isfinite(self.sums["chosen"] + self.sums["rejected"]).any())
+
+    def columns(self) -> dict[str, Floats]:
+        """Every figure of each record, (R,) each; margins and the like only where records have two sides."""
+        found = {f"logps/{side}": self.sums[side] for side in SIDES}
+        found |= {f"logps_mean/{side}": self.sums[side] / self.tokens[side] for side in SIDES}
+        if self.paired:
+            for name in ("logps", "logps_mean"):
+                margin = found[f"{name}/chosen"] - found[f"{name}/rejected"]
+                found |= {f"margins/{name}": margin, **_wins(margin, name)}
+        return found | {f"lengths/{side}": self.tokens[side] for side in SIDES}
+
+
+def _wins(margin: Floats, name: str) -> dict[str, Floats]:
+    absent = np.isnan(margin)
+    return {
+        f"accuracies/{name}": np.where(absent, np.nan, margin > 0),
+        f"ties/{name}": np.where(absent, np.nan, margin == 0),
+    }
+
+
+def score(model: Any, records: Sequence[TokenRecord], *, max_tokens: int = 4096, progress: Any = None) -> HeldOut:
+    """Log-probs of both sides of `records` under a causal language model, without gradient.
+
+    Args:
+        model: a transformers causal language model.
+        records: in tokens, at least one.
+        max_tokens: of one forward; a longer record gets one of its own.
+        progress: called with the number of records done since the last call.
+
+    Raises:
+        UserError: no record.
+    """
+    from prefopt.engine import score as score_records
+    from prefopt.engine.scoring import fed_tokens
+
+    if not len(records):
+        raise UserError("there is no record to score")
+    max_tokens = max(max_tokens, *(fed_tokens(records[i], "padded") for i in range(len(records))))
+    scored = score_records(model, records, max_tokens=max_tokens, **({"progress": progress} if progress else {}))
+    return sides(records, [one.sum for one in scored])
+
+
+def of_table(records: Sequence[TokenRecord], table: ReferenceTable) -> HeldOut:
+    """Both sides of `records` under the reference, from the log-probs that are there already."""
+    return sides(records, [table.sum[a:b] for a, b in pairwise(table.offsets)])
+
+
+def sides(records: Sequence[TokenRecord], sums: Sequence[Any]) -> HeldOut:
+    """Both sides of each record, from the log-probs of its completions.
+
+    Of a ranked list the sides are its best and its worst completion; a single completion is a chosen one where it is
+    desirable or a demonstration, else a rejected one.
+
+    Args:
+        records: in tokens.
+        sums: for each record the log-probs of its completions in nats, (K,) or more.
+    """
+    found = {side: np.full(len(records), np.nan) for side in SIDES}
+    tokens = {side: np.full(len(records), np.nan) for side in SIDES}
+    ids, prompts = [], []
+    for i in range(len(records)):
+        record = records[i]
+        ids.append(record.id)
+        prompts.append(record.prompt.tobytes())
+        for side, at in zip(SIDES, _places(record), strict=True):
+            if at is not None:
+                found[side][i], tokens[side][i] = sums[i][at], len(record.completions[at])
+    names = {prompt: str(i) for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return HeldOut(ids=ids, prompts=[names[p] for p in prompts], sums=found, tokens=tokens)
+
+
+def _places(record: TokenRecord) -> tuple[int | None, int | None]:
+    """Which completions are the better and the worse side."""
+    if record.kind is Data.PAIRS:
+        return 0, 1
+    if record.kind is Data.LISTS:
+        assert record.scores is not None
+        places = range(len(record.completions))
+        return max(places, key=record.scores.__getitem__), min(places, key=record.scores.__getitem__)
+    return (0, None) if record.kind is Data.DEMONSTRATIONS or record.desirable else (None, 0)
+
+
+def figures(model: HeldOut) -> dict[str, Estimate]:
+    """The means of a model's figures, by name; names without a value are left out."""
+    return _estimates(model.columns(), model.prompts)
+
+
+def differences(model: HeldOut, other: HeldOut) -> dict[str, Estimate]:
+    """Mean difference of each figure, `model` less `other`, record by record; and `accuracies/ratios`, the share of
+    pairs whose margin is larger under `model`, with `ties/ratios`.
+
+    Raises:
+        UserError: the records are not the same.
+    """
+    if model.ids != other.ids:
+        raise UserError("the two models were scored on different records")
+    a, b = model.columns(), other.columns()
+    found = {name: a[name] - b[name] for name in a if not name.startswith("lengths/")}
+    if "margins/logps" in found:
+        found |= _wins(found["margins/logps"], "ratios")
+    return _estimates(found, model.prompts)
+
+
+def _estimates(columns: dict[str, Floats], groups: Sequence[str]) -> dict[str, Estimate]:
+    made = {name: Estimate.of(values, groups) for name, values in columns.items()}
+    return {name: estimate for name, estimate in made.items() if estimate.count}
+
+
+def write_rows(path: Path, before: HeldOut, after: HeldOut) -> None:
+    """One JSON line a record: its id, its prompt's number, and of each side `tokens`, `before` and `after` in nats."""
+
+    def row(i: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"id": before.ids[i], "prompt": before.prompts[i]}
+        for side in SIDES:
+            tokens, was, now = (float(x[i]) for x in (before.tokens[side], before.sums[side], after.sums[side]))
+            if np.isfinite(tokens):
+                found[side] = {"tokens": int(tokens), "before": was, "after": now}
+        return found
+
+    write_lines(path, map(row, range(len(before.ids))))
+
+
+def read_rows(rows: Iterable[dict[str, Any]]) -> tuple[HeldOut, HeldOut]:
+    """(before, after) of rows that `write_rows` wrote."""
+    listed = list(rows)
+
+    def column(side: str, key: str) -> Floats:
+        return np.array([row.get(side, {}).get(key, np.nan) for row in listed], dtype=np.float64)
+
+    tokens = {side: column(side, "tokens") for side in SIDES}
+    ids, prompts = [str(row["id"]) for row in listed], [str(row["prompt"]) for row in listed]
+    before, after = (
+        HeldOut(ids=ids, prompts=prompts, tokens=tokens, sums={side: column(side, when) for side in SIDES})
+        for when in ("before", "after")
+    )
+    return before, after

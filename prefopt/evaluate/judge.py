@@ -1,0 +1,220 @@
+"""Judges of texts that the user brings: a reward model that scores one text, or a function that compares two.
+
+A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. It is given prompt and
+text as one string, as the policy read and wrote them. Its scores are averaged, and turned into wins prompt by prompt.
+
+A function is named `module:function` and is called as
+
+    judge(prompts, first, second) -> one number for each prompt
+
+with the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. It is asked twice,
+with the texts in both orders, because judges favour a place (Zheng et al., 2023, https://arxiv.org/abs/2306.05685).
+What it said is kept until the file of the function changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.compare.jobs import File, Result, digest_of_files, source_files, weights_and_configs
+from prefopt.errors import UserError, first_line
+from prefopt.runs.folder import write_json
+
+Floats = NDArray[np.float64]
+Compare = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+Score = Callable[[Sequence[str], Sequence[str]], Floats]
+BATCH = 16
+
+
+def is_callable(judge: str) -> bool:
+    """Whether it names a function; else it is a folder or a hub id."""
+    module, _, name = judge.partition(":")
+    return name.isidentifier() and all(part.isidentifier() for part in module.split(".")) and not Path(judge).exists()
+
+
+def function(judge: str) -> Compare:
+    """The function of `module:function`, of a module that is installed or in the current folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _imported(judge)
+
+
+def _imported(judge: str) -> Compare:
+    module, _, name = judge.partition(":")
+    try:
+        with _current_folder():
+            found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's module may raise anything
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise UserError(
+            f"judge={judge}: {kind}{first_line(error)}; give module:function of a module that Python can import"
+        ) from error
+    if not callable(found):
+        raise UserError(f"judge={judge} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """Let modules of the current folder be found, after all others: a script's path does not have it."""
+    here = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+
+
+def check(judge: str) -> None:
+    """Refuse what could not judge; nothing large is loaded for it.
+
+    Raises:
+        UserError: no such function; no reward model, or a classifier with several outputs.
+    """
+    if is_callable(judge):
+        _imported(judge)
+        return
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _explaining(judge):
+        _one_output(judge, AutoConfig.from_pretrained(judge, trust_remote_code=False))
+        AutoTokenizer.from_pretrained(judge, trust_remote_code=False)
+    if Path(judge).is_dir() and not any(Path(judge).glob("*.safetensors")):
+        raise UserError(f"cannot load a reward model from judge={judge}: there are no *.safetensors in it")
+
+
+@contextlib.contextmanager
+def _explaining(path: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"cannot load a reward model from judge={path}: {first_line(error)[:300]}") from error
+
+
+def _one_output(path: str, config: Any) -> None:
+    if config.num_labels != 1:
+        raise UserError(f"judge={path} has {config.num_labels} outputs: a reward model has one")
+
+
+def reward_model(path: str) -> Score:
+    """(n,) scores of texts behind their prompts by the reward model in `path`; kept until its files change.
+
+    Raises:
+        UserError: nothing loadable there, or a classifier with several outputs.
+    """
+    return _reward_model(path, tuple(weights_and_configs(path)))
+
+
+@lru_cache(maxsize=1)
+def _reward_model(path: str, files: tuple[File, ...]) -> Score:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with _explaining(path):
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    _one_output(path, model.config)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def scores(prompts: Sequence[str], texts: Sequence[str]) -> Floats:
+        whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(whole), BATCH):
+                batch = tokenizer(whole[start : start + BATCH], return_tensors="pt", padding=True).to(model.device)
+                found.append(model(**batch).logits[:, 0].double().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros(0)
+
+    return scores
+
+
+def wins(judge: Compare, prompts: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> Floats:
+    """(n,) how `texts` fare against `others`, from 0 to 1, each pair judged in both orders; equal texts tie.
+
+    Raises:
+        UserError: the function raises, or returns something else than n numbers from 0 to 1.
+    """
+    differ = [i for i, (a, b) in enumerate(zip(texts, others, strict=True)) if a != b]
+    result = np.full(len(texts), 0.5)
+    if differ:
+        asked, first, second = ([column[i] for i in differ] for column in (prompts, texts, others))
+        result[differ] = (_asked(judge, asked, first, second) + 1 - _asked(judge, asked, second, first)) / 2
+    return result
+
+
+def _asked(judge: Compare, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
+    try:
+        found = np.asarray(judge(prompts, first, second), dtype=np.float64)
+    except Exception as error:  # the user's function may raise anything
+        name = f"{getattr(judge, '__module__', '?')}:{getattr(judge, '__qualname__', judge)}"
+        raise UserError(f"the judge {name} failed: {type(error).__name__}: {first_line(error)}; it is called as "
+                        "judge(prompts, first, second), and the same command asks it again") from error  # fmt: skip
+    if found.shape != (len(prompts),) or not ((found >= 0) & (found <= 1)).all():
+        raise UserError(f"the judge must return {len(prompts)} numbers from 0 to 1, one for each prompt")
+    return found
+
+
+def with_win_rate(result: Result, against: Result, judge: str, folder: Path) -> Result:
+    """The result with `win_rate`: how its texts fare against another model's, prompt by prompt.
+
+    Args:
+        result, against: of the same prompts.
+        judge: a folder of a reward model or a function.
+        folder: where what a function said is kept: it is asked once about each pair of runs.
+    """
+    if is_callable(judge):
+        array = _kept_wins(result, against, judge, folder)
+    elif "judge" in result.arrays:
+        gap = result.arrays["judge"] - against.arrays["judge"]
+        array = (gap > 0) + 0.5 * (gap == 0)
+    else:
+        return result
+    return dataclasses.replace(
+        result,
+        figures=result.figures | {"win_rate": float(array.mean())},
+        arrays=result.arrays | {"win_rate": array},
+    )
+
+
+def _kept_wins(result: Result, against: Result, judge: str, folder: Path) -> Floats:
+    about = f"{judge}\0{rule(judge)}\0{result.key}\0{against.key}"
+    name = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
+    file = folder / f"{name}.json"
+    if file.exists():
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))["wins"]
+        return np.array(kept)
+    prompts, texts, others = (
+        [str(row[column]) for row in source]
+        for source, column in ((result.texts, "prompt"), (result.texts, "text"), (against.texts, "text"))
+    )
+    array = wins(function(judge), prompts, texts, others)
+    folder.mkdir(parents=True, exist_ok=True)
+    said: dict[str, Any] = {"judge": judge, "of": result.label, "against": against.label}
+    write_json(file, said | {"wins": array.tolist()})
+    return array
+
+
+def rule(judge: str) -> str:
+    """A digest of the files in which a function is named and written: what it said before an edit is void."""
+    module = judge.partition(":")[0]
+    return digest_of_files(source_files((module, getattr(_imported(judge), "__module__", module))))

@@ -1,0 +1,153 @@
+"""What models write behind held-out prompts: texts to be read, their lengths, and how far a policy has gone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.data.tokens import TokenRecord
+from prefopt.errors import UserError
+from prefopt.evaluate.held_out import Estimate
+
+if TYPE_CHECKING:
+    from prefopt.config.run_config import RunConfig
+
+Tokens = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How texts are drawn: at most `max_new_tokens` tokens each, at `temperature` (0 takes the likeliest token)."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Texts that a policy wrote at temperature 1, against those of another model behind the same prompts.
+
+    Attributes:
+        kl: KL(policy || other) in nats a text, exact over the vocabulary at each position of the policy's texts.
+        length, length_before: tokens of a text of the policy and of the other model, the end token included.
+        longer: the difference, prompt by prompt.
+        ended, ended_before: share of texts that came to an end before `max_new_tokens`.
+    """
+
+    kl: Estimate
+    length: Estimate
+    length_before: Estimate
+    longer: Estimate
+    ended: Estimate
+    ended_before: Estimate
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {name: estimate.plain() for name, estimate in vars(self).items()}
+
+
+def held_out_prompts(records: Sequence[TokenRecord] | None, count: int) -> list[list[int]]:
+    """The first `count` prompts of the records in tokens, each once."""
+    found: dict[tuple[int, ...], None] = {}
+    for i in range(len(records) if records is not None else 0):
+        if len(found) == count:
+            break
+        assert records is not None
+        found[tuple(records[i].prompt.tolist())] = None
+    return [list(prompt) for prompt in found]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text: the model's own and the tokenizer's."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    ends = {declared} if isinstance(declared, int) else set(declared or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return sorted(ends)
+
+
+def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling) -> list[list[int]]:
+    """One continuation of each prompt in tokens, the closing end token included where there is one.
+
+    Raises:
+        UserError: neither model nor tokenizer says which token ends a text.
+    """
+    from prefopt.engine import generate
+
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise UserError("neither the model nor its tokenizer has an end token (eos_token): a text would never end")
+    return generate(model, prompts, max_new_tokens=sampling.max_new_tokens, eos_token_id=ends,
+                    temperature=sampling.temperature, seed=sampling.seed)  # fmt: skip
+
+
+def greedy_texts(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> list[tuple[str, str]]:
+    """(prompt, greedy continuation) of the first `evaluation.texts` held-out prompts."""
+    prompts = held_out_prompts(held_out, config.evaluation.texts)
+    if not prompts or not end_tokens(model, tokenizer):
+        return []
+    texts = write_texts(model, tokenizer, prompts, Sampling(max_new_tokens=config.evaluation.max_new_tokens))
+    return [
+        (tokenizer.decode(p), tokenizer.decode(t, skip_special_tokens=True))
+        for p, t in zip(prompts, texts, strict=True)
+    ]
+
+
+def side_by_side(before: list[tuple[str, str]], after: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """The rows of `samples.jsonl`, from what `greedy_texts` gave before and after training."""
+    return [{"prompt": p, "before": b, "after": a} for (p, b), (_, a) in zip(before, after, strict=True)]
+
+
+def distance(
+    model: Any, other: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling, *, max_tokens: int = 4096
+) -> Distance | None:
+    """How `model` writes against `other`, at temperature 1; None with fewer than two prompts or without an end token.
+
+    Both models draw with the same random numbers, prompt by prompt.
+    """
+    from prefopt.evaluate.kl import divergence
+
+    ends = set(end_tokens(model, tokenizer))
+    if len(prompts) < 2 or not ends:
+        return None
+    texts = write_texts(model, tokenizer, prompts, sampling)
+    theirs = write_texts(other, tokenizer, prompts, sampling)
+    exact = divergence(model, other, prompts, texts, max_tokens=max_tokens).exact_vocabulary
+    lengths, lengths_before = (np.array([len(t) for t in ts], dtype=np.float64) for ts in (texts, theirs))
+    ended, ended_before = (np.array([float(t[-1] in ends) for t in ts]) for ts in (texts, theirs))
+    each = range(len(prompts))
+    return Distance(
+        kl=Estimate.of(exact, each),
+        length=Estimate.of(lengths, each),
+        length_before=Estimate.of(lengths_before, each),
+        longer=Estimate.of(lengths - lengths_before, each),
+        ended=Estimate.of(ended, each),
+        ended_before=Estimate.of(ended_before, each),
+    )
+
+
+def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> Distance | None:
+    """The `distance` of a tuned model to the run's reference, or else to the model that training started from."""
+    from prefopt.models.load import load_reference
+
+    prompts = held_out_prompts(held_out, config.evaluation.kl_prompts)
+    if len(prompts) < 2 or not end_tokens(model, tokenizer):
+        return None
+    named = dataclasses.replace(config.model, reference=config.model.reference or config.model.path)
+    start = load_reference(named, model).to(model.device)
+    sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
+    budget = config.batch.budget(model.device.type)
+    return distance(model, start, tokenizer, prompts, sampling, max_tokens=budget)
+
+
+def text_figures(far: Distance | None, prefix: str = "") -> dict[str, float]:
+    """A distance as the figures that sentinels look at; none where nothing was measured."""
+    if far is None:
+        return {}
+    figures = {"kl": far.kl.value, "sampled_length": far.length.value, "sampled_length_before": far.length_before.value}
+    return {prefix + name: value for name, value in figures.items()}

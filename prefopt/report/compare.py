@@ -1,0 +1,238 @@
+"""The page of a comparison: verdicts first, then what they rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
+from prefopt.compare.jobs import Result
+from prefopt.compare.results import TASK, Outcome, Standing, finding, say_needed, say_verdict, train_command
+from prefopt.compare.rounds import Row
+from prefopt.compare.spec import BASE, METRICS, SFT
+from prefopt.compare.statistics import verdict_of
+from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart
+from prefopt.report.figures import REFERENCE_STYLE, Axes, Line, Point, Style, curves, scatter, styles
+from prefopt.report.page import render, signed
+
+TEXTS_SHOWN = 5
+BASE_COLOUR = "#98a2b3"
+BESIDE = ("kl", "valid", "accuracy", "length")  # columns of the first table, where they were measured
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row of the first table."""
+
+    standing: Standing
+    against_best: tuple[str, str]  # a verdict, and what it would take
+    against_sft: tuple[str, str]
+    tone: str
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What a row's runs cost beside their steps; nan where it was not measured."""
+
+    reference_seconds: float
+    reference_texts: float
+    job_seconds: float
+
+
+def compare_page(result: Outcome) -> str:
+    """The whole page as HTML."""
+    names = [s.name for s in result.standings]
+    look = styles([name for name in names if name != BASE]) | {BASE: REFERENCE_STYLE}
+    best = result.competitors[0].name if result.competitors else None
+    shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
+    flags = tuple(f"{s.name}: {edge}" for s in result.standings for edge in s.edges)
+    spent = {s.name: _spent(s) for s in result.standings}
+    trained = [s.name for s in result.standings if s.row.method is not None]
+    return render(
+        "compare.html",
+        result=result,
+        metric=METRICS[result.metric],
+        metrics=METRICS,
+        finding=finding(result),
+        warnings=[warning for warning in result.warnings if not warning.startswith(flags)],  # those stand in their rows
+        lines=[_line(result, s, best) for s in result.standings],
+        best=best,
+        beside=[name for name in BESIDE if name in shown and name != result.metric],
+        shown=shown,
+        colours={name: style.colour for name, style in look.items()},
+        spread=_spread(result, look),
+        frontier=_frontier(result, look),
+        tried=[
+            (s.name, setting, trial)
+            for s in result.standings
+            for setting, trial in zip(s.row.settings, s.row.trials, strict=False)
+        ],
+        tasks=_tasks(result),
+        spent=spent,
+        reference_seconds=math.fsum(spent[name].reference_seconds for name in trained),
+        reference_texts=math.fsum(spent[name].reference_texts for name in trained),
+        matched=_matched(result),
+        kls=KLS,
+        learning=[chart for s in result.standings if (chart := _learning(s, look[s.name])) is not None],
+        displacement=_displacement(result),
+        texts=_texts(result),
+        commands=[(s.name, train_command(result.comparison, s.row)) for s in result.standings if s.row.chosen],
+        say_verdict=say_verdict,
+        base_name=BASE,
+        sft_name=SFT,
+    )
+
+
+def _line(result: Outcome, s: Standing, best: str | None) -> _Line:
+    def against(other: str | None) -> tuple[str, str]:
+        pair = verdict_of(result.pairs, s.name, other) if other is not None and other != s.name else None
+        return (pair.verdict.replace("_", " "), say_needed(pair)) if pair is not None else ("", "")
+
+    said = ("best by number", "") if s.name == best else against(best)
+    return _Line(s, said, against(SFT), {"worse": "down", "better": "up"}.get(said[0], ""))
+
+
+def _errors(s: Standing, metric: str) -> tuple[float, float]:
+    """Standard errors over seeds of KL and of the metric (of one seed: none)."""
+    working = [r.figures for r in s.row.finals if r.ok]
+
+    def error(name: str) -> float:
+        values = [figures[name] for figures in working if name in figures]
+        return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+    return error("kl"), error(metric)
+
+
+def _spread(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+    """The final models: the metric against the distance."""
+    there = [s for s in result.standings if s.value is not None and "kl" in s.figures and not s.row.control]
+    if len(there) < 2:
+        return None
+    points = [Point(s.name, s.figures["kl"], s.value.point, *_errors(s, result.metric)) for s in there if s.value]
+    title = METRICS[result.metric].title
+    summary = f"{title} against KL: " + "; ".join(f"{p.label} KL {p.x:.2f}, {p.y:.2f}" for p in points)
+    return scatter(points, look, Axes(x="KL to the start (nats a text)", y=title.lower()), summary=summary)
+
+
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points (distance, figure) that no other beats: none is as near or nearer, and better."""
+    return [i for i, (x, y) in enumerate(points) if not any(u <= x and v > y for u, v in points)]
+
+
+def _placed(row: Row, metric: str) -> list[Result]:
+    """The trials whose distance and figure are known."""
+    return [r for r in row.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
+
+
+def _frontier(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+    """Every setting that was tried: ends of whole trainings, on validation prompts."""
+    lines = []
+    for s in result.standings:
+        points = [(r.figures["kl"], r.figures[result.metric]) for r in _placed(s.row, result.metric)]
+        if len(points) > 1 and not s.row.control:
+            best = [points[i] for i in unbeaten(points)]
+            beside = [point for point in points if point not in best]
+            lines.append(Curve(label=s.name, x=[x for x, _ in best], y=[y for _, y in best], beside=beside))
+    if not lines:
+        return None
+    title = METRICS[result.metric].title.lower()
+    summary = f"{title} against KL of every setting that was tried, by method"
+    return curves_chart(lines, look, Axes(x="KL to the start (nats a text)", y=title), summary=summary)
+
+
+def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
+    """The metric at equal distances, from each method's best trials and the model at the start; methods with any."""
+    base = result.standing(BASE)
+    found = []
+    for s in result.standings:
+        trials = _placed(s.row, result.metric)
+        if s.row.control or s.name == BASE or not trials:
+            continue
+        start = _placed(base.row, result.metric) if base else []
+        trials = [trials[i] for i in unbeaten([(r.figures["kl"], r.figures[result.metric]) for r in trials])]
+        reward, kl = (np.stack([r.arrays[name] for r in (*start, *trials)])[None] for name in (result.metric, "kl"))
+        if reward.shape != kl.shape:
+            continue
+        at = at_matched_kl(Runs(reward, kl))
+        if any(math.isfinite(point.value) for point in at):
+            found.append((s.name, at))
+    return found
+
+
+def _learning(s: Standing, style: Style) -> Markup | None:
+    """How the log-probs of both sides moved from the first log on, in every final run."""
+    lines = []
+    for curve in (r.curve for r in s.row.finals if r.ok):
+        for side, dashed in (("chosen", False), ("rejected", True)):
+            points = [(p["step"], p[f"logps/{side}"]) for p in curve if p.get(f"logps/{side}") is not None]
+            if len(points) > 1:
+                lines.append(Line(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
+    if not lines:
+        return None
+    ends: dict[str, list[float]] = {}
+    for line in lines:
+        ends.setdefault(line.label, []).append(line.y[-1])
+    moved = ", ".join(f"{side} {signed(float(np.mean(values)))} nats" for side, values in ends.items())
+    axes = Axes(x="step", y="", title=s.name, rules=(0,))
+    return curves(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
+
+
+def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
+    """Task figures by name, and each row's (value, change against the base model), nan where it has none."""
+    names = sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
+    base = result.standing(BASE)
+    start = base.figures if base is not None else {}
+
+    def cell(s: Standing, name: str) -> tuple[float, float]:
+        value = s.figures.get(name, math.nan)
+        return value, value - start.get(name, math.nan) if s is not base else math.nan
+
+    rows = [(s.name, [cell(s, name) for name in names]) for s in result.standings if s.value is not None]
+    return [name.removeprefix(TASK) for name in names], rows
+
+
+def _spent(s: Standing) -> _Spent:
+    every = [*s.row.trials, *s.row.finals]
+
+    def total(name: str) -> float:
+        if any(r.ok and r.cost.get(name) is None for r in every):  # kept from a version that did not measure it
+            return math.nan
+        return math.fsum(r.cost.get(name) or 0.0 for r in every) if every else math.nan
+
+    return _Spent(total("reference_seconds"), total("reference_texts"), total("job_seconds"))
+
+
+def _displacement(result: Outcome) -> Markup | None:
+    """What became of held-out chosen and rejected texts."""
+    there = [s for s in result.standings if "chosen_change" in s.figures and s.name != BASE]
+    if not there:
+        return None
+
+    def dots(name: str, label: str) -> Dots:
+        return Dots(label=label, values={s.name: (s.figures[name], 0.0) for s in there if name in s.figures})
+
+    series = [dots("chosen_change", "chosen"), dots("rejected_change", "rejected")]
+    summary = "Change of log-prob: " + "; ".join(
+        f"{s.name} chosen {s.figures['chosen_change']:.2f}, rejected {s.figures.get('rejected_change', math.nan):.2f}"
+        for s in there
+    )
+    axes = Axes(x="change of held-out log-prob (nats a text)", y="")
+    return dots_chart([s.name for s in there], series, styles(["chosen", "rejected"]), axes, summary=summary)
+
+
+def _texts(result: Outcome) -> list[dict[str, Any]]:
+    """What every model wrote to the first test prompts."""
+    said = [(s.name, next((r.texts for r in s.row.finals if r.ok and r.texts), [])) for s in result.standings]
+    said = [(name, texts) for name, texts in said if texts]
+    count = min([TEXTS_SHOWN, *(len(texts) for _, texts in said)]) if said else 0
+    return [_side_by_side(said, i) for i in range(count)]
+
+
+def _side_by_side(said: Sequence[tuple[str, list[dict[str, Any]]]], i: int) -> dict[str, Any]:
+    lines = [{"name": name, "text": texts[i]["text"], "reward": texts[i].get("reward")} for name, texts in said]
+    return {"prompt": said[0][1][i]["prompt"], "lines": lines}

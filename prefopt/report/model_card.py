@@ -1,0 +1,188 @@
+"""The model card of an exported folder, written from what the run left: nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from prefopt.errors import UserError
+from prefopt.evaluate.held_out import Estimate
+from prefopt.models.export_check import Check
+from prefopt.report.catalogue import card as catalogue_card
+from prefopt.report.page import number, signed
+from prefopt.report.verdict import Facts
+from prefopt.runs.read import CONFIG, RunFolder
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FIGURES = {
+    "accuracies/logps": "pairs whose chosen answer is the likelier, %",
+    "margins/logps": "margin of chosen over rejected, nats",
+    "logps_mean/chosen": "log-prob of chosen answers, nats a token",
+    "logps_mean/rejected": "log-prob of rejected answers, nats a token",
+}
+PERCENT = ("accuracies/",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of those that led to the model, the first first."""
+
+    method: str
+    model: str  # that it started from
+    data: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results: base, tuned, and their difference, as text."""
+
+    name: str
+    base: str
+    tuned: str
+    change: str
+
+
+def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None = None) -> str:
+    """The card in Markdown, with the hub's front matter.
+
+    Args:
+        run: the run.
+        dtype: of the exported weights.
+        check: what the fresh process found.
+        licence: an SPDX id; None is written as a gap to be filled.
+    """
+    facts, config = Facts(run), run.config
+    loss = dict(config.get("loss", {}))
+    name = str(loss.pop("name", facts.method.name))
+    stages = lineage(run)
+    counts = run.manifest.get("data", {}).get("counts", {})
+    environment = Environment(
+        loader=PackageLoader("prefopt.runs.export", "templates"),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown; what comes from outside goes through `plain`
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = plain
+    return environment.get_template("card.md.jinja").render(
+        front=_front(stages, config, name, licence),
+        name=name,
+        method=_method(name, loss),
+        settings=loss,
+        stages=stages,
+        base=stages[0].model,
+        data=config.get("data", {}),
+        counts={
+            name: int(counts[key])
+            for key, name in {"rows": "rows read", "train": "records to train on", "eval": "held out"}.items()
+            if key in counts
+        },
+        schema=run.manifest.get("data", {}).get("schema"),
+        rejections=_reasons(run),
+        rows=results(facts),
+        held_out=len(facts.held_out[0].ids) if facts.held_out else run.summary.get("counts", {}).get("eval", 0),
+        kl=_kl(run.summary.get("after", {})),
+        peft=config.get("peft", {}),
+        trainer=config.get("trainer", {}),
+        batch=config.get("batch", {}),
+        seed=config.get("seed"),
+        steps=run.summary.get("steps"),
+        versions=run.manifest.get("versions", {}),
+        dtype=dtype,
+        check=check,
+        licence=licence,
+    )
+
+
+def lineage(run: RunFolder) -> list[Stage]:
+    """The runs that led to the model: each that started from another run's model has that run before it."""
+    found: list[Stage] = []
+    at: RunFolder | None = run
+    while at is not None and len(found) < 16:
+        model = str(at.config.get("model", {}).get("path", "?"))
+        name = str(at.config.get("loss", {}).get("name", "?"))
+        found.insert(0, Stage(name, model, str(at.config.get("data", {}).get("path")), int(at.summary.get("steps", 0))))
+        below = Path(model).parent
+        at = RunFolder(below) if Path(model).is_dir() and (below / CONFIG).is_file() else None
+    return found
+
+
+def results(facts: Facts) -> list[Row]:
+    """Base against tuned on held-out records, with standard errors where the run kept each record."""
+    rows = []
+    for name, title in FIGURES.items():
+        if name in facts.before and name in facts.after:
+            scale = 100.0 if name.startswith(PERCENT) else 1.0
+            base, tuned = (_shown(e.get(name), scale) for e in (facts.before, facts.after))
+            rows.append(Row(title, base, tuned, _shown(facts.change.get(name), scale, sign=True)))
+    grew = facts.change.get("accuracies/ratios")
+    if grew is not None:
+        rows.append(Row("pairs whose margin grew, %", "–", _shown(grew, 100.0), "–"))
+    return rows
+
+
+def plain(text: Any) -> str:
+    """A value from outside on one line, without control characters or Markdown's own signs."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", line)
+
+
+def _shown(figure: Estimate | None, scale: float, *, sign: bool = False) -> str:
+    if figure is None:
+        return "–"
+    digits = 1 if scale == 100.0 else 3
+    text = (signed if sign else number)(figure.value * scale, digits)
+    return f"{text} ± {number(figure.se * scale, digits)}" if math.isfinite(figure.se) else text
+
+
+def _kl(after: Mapping[str, Any]) -> str | None:
+    if "kl" not in after:
+        return None
+    return f"{number(after['kl'])} ± {number(after.get('kl_sem', math.nan))}"
+
+
+def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str] | None:
+    """Summary, formula and paper from the plugin; None for one that is not installed any more."""
+    from prefopt.losses import registry
+
+    try:
+        cls = registry.loss_class(name)
+        parts = catalogue_card(cls)
+    except (UserError, ValueError):
+        return None
+    return {"summary": parts.summary, "formula": parts.formula, "paper": str(getattr(cls, "paper", ""))}
+
+
+def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: str | None) -> str:
+    """The hub's front matter: only what is known."""
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["prefopt", "preference-optimization", name],
+    }
+    if licence:
+        front["license"] = licence
+    base = stages[0].model
+    if HUB_ID.fullmatch(base) and not Path(base).exists() and base != "world/base":
+        front["base_model"] = base
+    sets = {s.data for s in stages if HUB_ID.fullmatch(s.data) and not Path(s.data).exists()}
+    if sets:
+        front["datasets"] = sorted(sets)
+    text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return text.strip()
+
+
+def _reasons(run: RunFolder) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in run.lines("rejections.jsonl"):
+        reason = str(row.get("reason", "?"))
+        counts[reason] = counts.get(reason, 0) + 1
+    return dict(sorted(counts.items()))

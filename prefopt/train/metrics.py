@@ -1,0 +1,146 @@
+"""Figures of a batch, under names that mean the same for every method, as exact sums that any split adds up to.
+
+`loss` is what is optimised, record weights included; every other figure counts each record once.
+`logps/*` are sums in nats, `logps_mean/*` per token, `ratios/*` sums less the reference's (where a moving reference
+stands now), `lengths/*` tokens, `rewards/*` the method's own implicit reward.
+`accuracies/{logps,logps_mean,ratios}` is the share of pairs whose chosen side is the likelier one by that measure,
+whatever the loss; `rewards/accuracies` is the same by the method's own reward. A tie is no win: `rewards/ties` counts
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from prefopt.plugin import Data
+from prefopt.train.examples import Facts, Flat, Outcome
+
+Sums = dict[str, tuple[float, int]]
+
+
+class Tally:
+    """Sums and counts by name; the mean of each is exact whatever the batches were."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # kept on the device: reading one waits for it
+        self._counts: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, sums: Iterable[Sums], device: torch.device) -> Tally:
+        """From what `sums` of one or several gave."""
+        tally = cls()
+        for part in sums:
+            for name, (total, count) in part.items():
+                wide = torch.tensor(total, dtype=_wide(device), device=device)
+                tally._sums[name] = tally._sums[name] + wide if name in tally._sums else wide
+                tally._counts[name] = tally._counts.get(name, 0) + count
+        return tally
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Take in the elements of `values`."""
+        if values.numel():
+            values = values.detach()
+            wide = values.to(_wide(values.device))
+            self._sums[name] = self._sums[name] + wide.sum() if name in self._sums else wide.sum()
+            self._counts[name] = self._counts.get(name, 0) + values.numel()
+
+    def sums(self) -> Sums:
+        """(sum, count) by name."""
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def means(tallies: Iterable[Sums], prefix: str = "") -> dict[str, float]:
+    """The figures of all processes, in alphabetical order.
+
+    Where no record has two sides, the margin of the rewards is the difference of the sides' means, which is what the
+    mean margin is where records do.
+    """
+    merged: Sums = {}
+    for sums in tallies:
+        for name, (total, count) in sums.items():
+            before = merged.get(name, (0.0, 0))
+            merged[name] = before[0] + total, before[1] + count
+    figures = {name: total / count for name, (total, count) in merged.items()}
+    if {"rewards/chosen", "rewards/rejected"} <= figures.keys():
+        figures.setdefault("rewards/margins", figures["rewards/chosen"] - figures["rewards/rejected"])
+    return {prefix + name: figures[name] for name in sorted(figures)}
+
+
+def tally_batch(tally: Tally, outcome: Outcome) -> None:
+    """Add the figures of some records: those of the loss, and those that any method has."""
+    tally.add("loss", outcome.weighted)
+    for name, value in outcome.output.metrics.items():
+        tally.add(name, value if value.ndim else value.expand(len(outcome.output.loss)))
+    _tally_rewards(tally, outcome)
+    _tally_logps(tally, outcome.facts, outcome.flat)
+
+
+def _tally_rewards(tally: Tally, outcome: Outcome) -> None:
+    output, logps, kind = outcome.output, outcome.examples.logps, outcome.facts[0].kind
+    chosen, rejected, reward = output.chosen_reward, output.rejected_reward, output.reward
+    if reward is not None and kind is Data.PAIRS and reward.numel() == 2 * len(outcome.facts):
+        chosen, rejected = reward.reshape(-1, 2).unbind(1)  # the two items of each pair, or a list of two
+    elif reward is not None and reward.ndim == 2:
+        scores, mask = logps.scores, logps.mask  # type: ignore[union-attr]
+        best = scores.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
+        worst = scores.masked_fill(~mask, torch.inf).argmin(1, keepdim=True)
+        chosen, rejected = reward.gather(1, best)[:, 0], reward.gather(1, worst)[:, 0]
+    elif reward is not None:
+        desirable = getattr(logps, "desirable", torch.ones_like(reward, dtype=torch.bool))
+        tally.add("rewards/chosen", reward[desirable])
+        tally.add("rewards/rejected", reward[~desirable])
+    if chosen is not None:
+        tally.add("rewards/chosen", chosen)
+    if rejected is not None:
+        tally.add("rewards/rejected", rejected)
+    if chosen is not None and rejected is not None:
+        tally.add("rewards/margins", chosen - rejected)
+        tally.add("rewards/accuracies", chosen > rejected)
+        tally.add("rewards/ties", chosen == rejected)
+
+
+def _tally_logps(tally: Tally, facts: Sequence[Facts], flat: Flat) -> None:
+    """Figures of the completions themselves: by side where there are sides."""
+    chosen, rejected = _sides(facts)
+    columns = {"logps": flat.sum.detach(), "logps_mean": (flat.sum / flat.num_tokens).detach()}
+    if flat.ref_sum is not None:
+        columns["ratios"] = (flat.sum - flat.ref_sum).detach()
+    sides = {"chosen": chosen, "rejected": rejected}
+    index = {side: torch.tensor(at, dtype=torch.long, device=flat.sum.device) for side, at in sides.items() if at}
+    for side, at in index.items():
+        tally.add(f"lengths/{side}", flat.num_tokens[at])
+        for name, values in columns.items():
+            tally.add(f"{name}/{side}", values[at])
+    if len(chosen) == len(rejected) == len(facts):
+        for name, values in columns.items():
+            margin = values[index["chosen"]] - values[index["rejected"]]
+            tally.add(f"accuracies/{name}", margin > 0)
+            tally.add(f"margins/{name}", margin)
+
+
+def _sides(facts: Sequence[Facts]) -> tuple[list[int], list[int]]:
+    """Places of the completions that are the better and the worse side of their record."""
+    chosen, rejected = [], []
+    at = 0
+    for f in facts:
+        if f.kind is Data.PAIRS:
+            chosen.append(at)
+            if f.own > 1:
+                rejected.append(at + 1)
+        elif f.kind is Data.LISTS:
+            assert f.scores is not None
+            chosen.append(at + max(range(f.own), key=f.scores.__getitem__))
+            rejected.append(at + min(range(f.own), key=f.scores.__getitem__))
+        elif f.kind is Data.DEMONSTRATIONS or f.desirable:
+            chosen.append(at)
+        else:
+            rejected.append(at)
+        at += f.completions
+    return chosen, rejected

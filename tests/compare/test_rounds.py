@@ -1,0 +1,95 @@
+"""What a comparison refuses before anything is trained, and what rows have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.compare import execute as execution
+from prefopt.compare.rounds import Contest
+from prefopt.compare.spec import Comparison, MeasureConfig, Method
+from prefopt.errors import UserError
+
+Hold = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "hold" not in request.fixturenames:
+        monkeypatch.setattr(execution, "execute", lambda job: pytest.fail(f"{job.label} was run"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["methods.short.loss=ipo", "methods.short.data.eval_records=10"], "methods.short.data.eval_records=10: all"),
+        (["methods.short.loss=ipo", "methods.short.data.max_records=24"], "hold another comparison with it"),
+        (["methods.dpo.model.dtype=bfloat16"], "methods.dpo.model.dtype=bfloat16: all rows have the same data"),
+        (["methods.dpo.evaluation.kl_prompts=4"], "give evaluation.kl_prompts=4 to all"),
+        (["methods.dpo.measure.prompts=4"], "methods.dpo.measure.prompts=4"),
+        (["methods.dpo.data=auto"], "methods.dpo.data=auto"),
+        (["methods.dpo.judge=m:f"], "methods.dpo.judge=m:f"),
+        (["methods.sft.loss=dpo"], "the row 'sft' is always SFT on the chosen side; give this one another name"),
+        (["methods.base.loss=dpo"], "the row 'base' is always the model before training"),
+        (["workers=-1"], "workers=-1 must be at least 0"),
+        (["measure.prompts=0"], "measure.prompts=0 must be at least 2"),
+        (["measure.prompts=1"], "measure.prompts=1 must be at least 2"),
+        (["measure.samples_per_prompt=0"], "measure.samples_per_prompt=0 must be at least 1"),
+        (["measure.texts=-1"], "measure.texts=-1 must be at least 0"),
+        (["judge=nosuchmodule:fn"], "judge=nosuchmodule:fn: No module named 'nosuchmodule'"),
+        (["judge=json:lodas"], "judge=json:lodas: module 'json' has no attribute 'lodas'"),
+        (["judge=/no/such/folder"], "cannot load a reward model from judge=/no/such/folder"),
+        (["judge=json:loads", "evaluation.kl_prompts=0"], "needs texts: set measure.prompts"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_job(
+    given: Sequence[str], said: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {word.split("=")[0] for word in given}
+    kept = [word for word in words if word.split("=")[0] not in names]
+    assert main(["compare", *kept, "losses=[dpo]", *given, f"output_dir={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_is_no_reward_model(words: list[str], model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *words, "losses=[dpo]", f"judge={model_folder}"]) == 2
+    assert "has 2 outputs: a reward model has one" in capsys.readouterr().err
+
+
+def test_a_reward_model_without_weights(
+    words: list[str], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    AutoConfig.from_pretrained(model_folder, num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
+    assert main(["compare", *words, "losses=[dpo]", f"judge={tmp_path}"]) == 2
+    assert "there are no *.safetensors in it" in capsys.readouterr().err
+
+
+def test_a_world_has_no_judge_and_no_tasks() -> None:
+    for measure in (MeasureConfig(judge="json:loads"), MeasureConfig(tasks=("even",))):
+        with pytest.raises(UserError, match="for real data"):
+            Contest(Comparison(methods=(Method(name="dpo", loss="dpo"),), measure=measure))
+
+
+def test_an_api_call_is_refused_the_same_way() -> None:
+    for override in ("+data.max_records=3", "++model.dtype=float64", "data@data=auto"):
+        with pytest.raises(UserError, match="all rows have the same data"):
+            Contest(Comparison(methods=(Method(name="dpo", loss="dpo", overrides=(override,)),)))
+
+
+def test_steps_of_one_row_are_said(hold: Hold) -> None:
+    found = hold("losses=[dpo]", "methods.longer.loss=dpo", "methods.longer.trainer.max_steps=3", "seeds=1")
+    said = [warning for warning in found["warnings"] if "of this row alone" in warning]
+    assert said == ["longer: trainer.max_steps=3 of this row alone: the others train with other steps or another batch"]
+    hold("losses=[dpo]", "methods.faster.loss=dpo", "methods.faster.trainer.learning_rate=3e-2", "seeds=1")
+    assert json.dumps(found).count("of this row alone") == 1

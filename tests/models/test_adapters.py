@@ -1,0 +1,248 @@
+"""Adapters: what is trained, what policy and reference share, what a checkpoint holds, what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefopt.errors import UserError
+from prefopt.losses.registry import load
+from prefopt.models.adapters import PeftConfig, attach, base_twin, own_weights, refuse_unknown_targets, twin
+from prefopt.models.load import ModelConfig, load_model, load_policy, load_reference
+from prefopt.plugin import Data
+from prefopt.train import BatchConfig
+from tests.train import tiny
+
+DATA = tiny.records(Data.PAIRS, 16)
+METHODS = ("lora", "dora")
+
+
+def sums(model: Any) -> torch.Tensor:
+    """The sum of log-probs of every completion, by plain forwards."""
+    with torch.no_grad():
+        return torch.stack([tiny.plain_logps(model, r.prompt, c).sum() for r in DATA for c in r.completions])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("base")
+    tiny.model(dtype=torch.float32).save_pretrained(path)
+    return str(path)
+
+
+def policy(folder: str, method: str = "lora", seed: int = 0, **peft: Any) -> Any:
+    return load_policy(ModelConfig(path=folder), PeftConfig(method=method, r=4, alpha=8, **peft), seed=seed)
+
+
+def sft(folder: str, out: Path, method: str = "lora") -> Any:
+    """A policy whose adapter has gone through SFT, saved in `out`."""
+    model = policy(folder, method)
+    tiny.run(load("sft"), DATA, out / "run", model, max_steps=3)
+    model.save_pretrained(out)
+    return model
+
+
+# ---- loading
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fresh_adapter_is_the_base_model_and_depends_on_the_seed_alone(folder: str, method: str) -> None:
+    base = load_model(ModelConfig(path=folder))
+    state = torch.random.get_rng_state()
+    one, same, other = policy(folder, method), policy(folder, method), policy(folder, method, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.allclose(sums(one), sums(base), atol=1e-4)
+    a, b, c = (dict(m.named_parameters()) for m in (one, same, other))
+    assert tiny.apart(a, b) == 0.0
+    assert tiny.apart(a, c) > 0.0
+    trained = {n for n, p in one.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora" in n for n in trained)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_moves_the_adapter_and_nothing_below_it(folder: str, method: str, tmp_path: Path) -> None:
+    model = policy(folder, method)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    kept = tiny.run(load("dpo"), DATA, tmp_path, model, max_steps=3)
+    assert kept.losses[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert kept.losses[-1] < kept.losses[0] - 1e-3
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, start[n])}
+    assert moved == {n for n in start if "lora" in n}
+    assert any("magnitude" in n for n in moved) == (method == "dora")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_adapter_is_loaded_merged_or_trained_further(folder: str, method: str, tmp_path: Path) -> None:
+    tuned = sft(folder, tmp_path, method)
+    truth = sums(tuned)
+    plain = load_model(ModelConfig(path=str(tmp_path)))
+    assert not any("lora" in n for n, _ in plain.named_parameters())
+    assert torch.allclose(sums(plain), truth, atol=1e-4)
+    again = load_policy(ModelConfig(path=str(tmp_path)), PeftConfig(method=method, r=4, alpha=8), seed=3)
+    assert torch.allclose(sums(again), truth, atol=1e-4)
+    assert any(p.requires_grad for p in again.parameters())
+    whole = load_policy(ModelConfig(path=str(tmp_path)), PeftConfig(), seed=0)
+    assert all(p.requires_grad for p in whole.parameters())
+
+
+# ---- references
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["dpo", "tdpo2", "tr_dpo"])
+def test_after_sft_the_reference_is_the_sft_adapter_on_the_same_base(
+    folder: str, method: str, name: str, tmp_path: Path
+) -> None:
+    truth = sums(sft(folder, tmp_path / "sft", method))
+    config = ModelConfig(path=str(tmp_path / "sft"))
+    model = load_policy(config, PeftConfig(method=method, r=4, alpha=8), seed=0)
+    kept = tiny.run(load(name), DATA, tmp_path, model, eval=DATA, max_steps=2)
+    assert kept.losses[0] == pytest.approx(math.log(2), rel=1e-4)
+    table = kept.trainer.tables["eval"]
+    assert table.sum.tolist() == pytest.approx(truth.tolist(), abs=1e-3)
+    live = kept.trainer.reference_model
+    if live is not None:
+        assert torch.allclose(sums(live), truth, atol=1e-3), "a frozen adapter, though the policy's has moved"
+        assert not torch.allclose(sums(model), truth, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["tdpo2", "tr_dpo"])
+def test_policy_and_live_reference_hold_one_base_in_memory(folder: str, name: str, tmp_path: Path) -> None:
+    model = policy(folder)
+    live = tiny.make(load(name), DATA, tmp_path, model).reference_model
+    mine, theirs = dict(model.named_parameters()), dict(live.named_parameters())
+    assert mine.keys() == theirs.keys()
+    for weight in mine:
+        assert (mine[weight] is theirs[weight]) == ("lora" not in weight), weight
+    assert set(own_weights(live, model)) == {n for n in mine if "lora" in n}
+    full = tiny.model(dtype=torch.float32)
+    assert not {id(p) for p in full.parameters()} & {id(p) for p in twin(full).parameters()}
+
+
+def test_the_base_below_an_adapter_shares_its_weights_and_stays(folder: str, tmp_path: Path) -> None:
+    model = policy(folder)
+    truth = sums(load_model(ModelConfig(path=folder)))
+    tiny.run(load("sft"), DATA, tmp_path, model, max_steps=3)
+    below = base_twin(model)
+    assert torch.allclose(sums(below), truth, atol=1e-5)
+    assert not torch.allclose(sums(model), truth, atol=1e-2), "taking the base out must leave the policy adapted"
+    ids = {id(p) for p in model.parameters()}
+    assert all(id(p) in ids for p in below.parameters())
+
+
+@pytest.mark.parametrize("which", ["base", "adapter"])
+def test_a_named_reference_on_the_same_base_shares_it(folder: str, which: str, tmp_path: Path) -> None:
+    tuned = sft(folder, tmp_path / "sft")
+    truth = sums(load_model(ModelConfig(path=folder)) if which == "base" else tuned)
+    config = ModelConfig(path=folder, reference=folder if which == "base" else str(tmp_path / "sft"))
+    model = load_policy(config, PeftConfig(method="lora", r=8, alpha=8), seed=0)
+    reference = load_reference(config, model)
+    assert torch.allclose(sums(reference), truth, atol=1e-4)
+    ids = {id(p) for p in model.parameters()}
+    assert all(id(p) in ids for n, p in reference.named_parameters() if "lora" not in n)
+    tiny.run(load("dpo"), DATA, tmp_path, model, reference=reference, max_steps=2)
+    assert torch.allclose(sums(reference), truth, atol=1e-4)
+
+
+def test_a_moving_reference_averages_the_factors_of_the_update(folder: str, tmp_path: Path) -> None:
+    """Not their product: the average of the updates would have alpha (1 - alpha) (B - B') (A - A') more."""
+    model = policy(folder)
+    kept = tiny.run(load("tr_dpo", tau=2, alpha=0.6), DATA, tmp_path, model, max_steps=2)
+    live = own_weights(kept.trainer.reference_model, model)
+    start = dict(policy(folder).named_parameters())
+    now = dict(model.named_parameters())
+    for name, weight in live.items():
+        assert torch.allclose(weight, 0.6 * now[name] + 0.4 * start[name], atol=1e-6)
+    a = next(n for n in live if ".lora_A." in n)
+    b = a.replace(".lora_A.", ".lora_B.")
+    exact = 0.6 * now[b] @ now[a] + 0.4 * start[b] @ start[a]
+    more = 0.6 * 0.4 * (now[b] - start[b]) @ (now[a] - start[a])
+    assert torch.allclose(live[b] @ live[a], exact - more, atol=1e-6)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize(("method", "name"), [("lora", "dpo"), ("dora", "dpo"), ("lora", "tr_dpo")])
+def test_checkpoints_hold_adapters_only_and_resume_exactly(folder: str, method: str, name: str, tmp_path: Path) -> None:
+    loss = load(name, tau=1) if name == "tr_dpo" else load(name)
+    options: dict[str, Any] = {"batch": BatchConfig(records=8), "max_steps": 4, "save_strategy": "steps",
+                               "save_steps": 1}  # fmt: skip
+    whole = tiny.run(loss, DATA, tmp_path, policy(folder, method), **options)
+    resumed = tiny.run(loss, DATA, tmp_path, policy(folder, method), resume=tmp_path / "checkpoint-2", **options)
+    assert resumed.losses == whole.losses
+    assert tiny.apart(resumed.weights, whole.weights) == 0.0
+    for file in (tmp_path / "checkpoint-4").glob("*.safetensors"):
+        assert all("lora" in weight for weight in load_file(file)), file.name
+    assert not (tmp_path / "checkpoint-4" / "model.safetensors").exists()
+
+
+def test_activation_checkpointing_reaches_the_adapter(folder: str, tmp_path: Path) -> None:
+    plain, again = (
+        tiny.run(load("dpo"), DATA, tmp_path, policy(folder), activation_checkpointing=on) for on in (False, True)
+    )
+    assert again.losses == pytest.approx(plain.losses, rel=1e-6)
+    assert all(g.abs().max() > 0 for n, g in again.gradients[0].items() if "lora_B" in n)
+
+
+# ---- refusals
+
+
+def test_a_target_that_matches_nothing_is_refused_by_name(folder: str) -> None:
+    for targets in (["q_prjo"], ["q_proj", "q_prjo"]):
+        with pytest.raises(UserError, match=r"'q_prjo'; did you mean 'q_proj'.*down_proj.*v_proj"):
+            policy(folder, target_modules=targets)
+    only = policy(folder, target_modules=["q_proj"])
+    assert {n.split(".lora")[0].rsplit(".", 1)[-1] for n, p in only.named_parameters() if p.requires_grad} == {"q_proj"}
+
+
+def test_a_head_that_is_also_the_embedding_is_refused() -> None:
+    tied = tiny.model(tie_word_embeddings=True)
+    for target in ("lm_head", "embed_tokens"):
+        with pytest.raises(UserError, match="shares its weights"):
+            refuse_unknown_targets(tied, [target])
+    refuse_unknown_targets(tiny.model(), ["lm_head"])
+    assert not any("lm_head" in n for n, p in attach(tied, PeftConfig(method="lora"), seed=0).named_parameters()
+                   if p.requires_grad)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "lorra"}, "none, lora, dora"),
+        ({"method": "lora", "r": 0}, r"peft\.r=0 must be at least 1"),
+        ({"method": "lora", "target_modules": []}, "target_modules is empty"),
+        ({"method": "lora", "target_modules": ["all-linear", "q_proj"]}, "give it alone"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(folder: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_policy(ModelConfig(path=folder), PeftConfig(**given), seed=0)
+
+
+def test_a_saved_adapter_of_another_kind_is_refused(folder: str, tmp_path: Path) -> None:
+    policy(folder).save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"with r=4, .* give peft\.r=4, or peft=none"):
+        load_policy(config, PeftConfig(method="lora", r=8, alpha=8), seed=0)
+    with pytest.raises(UserError, match=r"with method=lora"):
+        load_policy(config, PeftConfig(method="dora", r=4, alpha=8), seed=0)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match="other formats are not read"):
+        load_model(config)
+
+
+def test_four_bits_are_refused_without_cuda_and_without_an_adapter(folder: str) -> None:
+    with pytest.raises(UserError, match="cannot be trained themselves"):
+        load_policy(ModelConfig(path=folder, quantization="nf4"), PeftConfig(), seed=0)
+    with pytest.raises(UserError, match="null, nf4"):
+        load_policy(ModelConfig(path=folder, quantization="int2"), PeftConfig(method="lora"), seed=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"needs a CUDA device.*peft=lora"):
+            load_policy(ModelConfig(path=folder, quantization="nf4"), PeftConfig(method="lora"), seed=0)

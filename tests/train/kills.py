@@ -1,0 +1,202 @@
+"""Runs killed with SIGKILL, again and again, and gone on with: `python -m tests.train.kills FOLDER COUNT SEED`.
+
+Prints one JSON object for each kill: scenario, place, the step that the resume began after, and what differs at the end
+from a run that was never disturbed (nothing, if all is well).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
+
+from prefopt.losses.registry import load
+from prefopt.models import adapters
+from prefopt.plugin import Data
+from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.train import BatchConfig, PreferenceTrainer, checkpoints, saving
+from prefopt.train.callbacks import MetricsFile
+from tests.train import tiny
+
+STEPS = 8  # an epoch has 3
+DATA = tiny.records(Data.PAIRS, 12)
+HELD_OUT = tiny.records(Data.PAIRS, 6, seed=1)
+OPTIONS: dict[str, Any] = {
+    "batch": BatchConfig(records=4, max_tokens=60), "max_steps": STEPS, "eval": HELD_OUT,
+    "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
+    "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3,
+}  # fmt: skip
+# Name -> loss, adapter or not, options.
+SCENARIOS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "plain": ("dpo", False, {}),
+    "workers": ("dpo", False, {"dataloader_num_workers": 2}),
+    "lora": ("dpo", True, {}),
+    "coupled": ("kto", False, {}),
+    "stateful": ("bco", False, {}),
+    "stateful, second moments": ("beta_dpo", False, {"save_steps": 1, "eval_steps": 1}),
+}
+# Place of death -> whose attribute is not survived; a name that many calls share is survived until its turn comes.
+PLACES: dict[str, tuple[Any, str]] = {
+    "between micro-batches": (PreferenceTrainer, "_score"),
+    "in an evaluation": (PreferenceTrainer, "_evaluate_batch"),
+    "before the optimizer's step": (PreferenceTrainer, "_get_grad_norm"),
+    "before the weights are written": (PreferenceTrainer, "save_model"),
+    "between the files": (PreferenceTrainer, "_save_optimizer_and_scheduler"),
+    "after the last file": (saving, "write_checksums"),
+    "before the rename": (checkpoints, "_flush"),
+    "between rename and links": (saving, "point"),
+    "between rename and rotation": (saving, "rotate"),
+    "in the rotation": (checkpoints.shutil, "rmtree"),
+    "at a log": (MetricsFile, "on_log"),
+    "at the end of an epoch": (tiny.Run, "on_epoch_end"),
+    "after the last step": (PreferenceTrainer, "_finalize_training"),
+}
+CALLS = {"between micro-batches": 30, "in an evaluation": 6, "in the rotation": 12, "at the end of an epoch": 2,
+         "after the last step": 1}  # fmt: skip
+TIMER = "by the clock"
+
+
+def attempt(folder: Path, scenario: str) -> None:
+    """Go on from whatever is there, to the end."""
+    name, adapter, more = SCENARIOS[scenario]
+    policy = tiny.model()
+    if adapter:
+        policy = adapters.attach(policy, adapters.PeftConfig(method="lora", r=2), seed=0)
+    found = checkpoint_to_resume(folder, "auto", lambda line: None)
+    with (folder / "resumed").open("a") as file:
+        file.write(f"{found.name if found else 'start'}\n")
+    tiny.run(load(name), DATA, folder, policy, resume=found, callbacks=[MetricsFile(folder / "metrics.jsonl")],
+             **OPTIONS | more)  # fmt: skip
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Every figure but times, the last weights, the last state of the optimizer and of the generators."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k} for line in lines]
+    last = folder / f"checkpoint-{STEPS}"
+    tensors = {f"{p.name}:{n}": t for p in sorted(last.glob("*.safetensors")) for n, t in load_file(p).items()}
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with safe_globals():
+            _flatten(name, torch.load(last / name, weights_only=True), tensors)
+    return {"metrics": timeless, **tensors}
+
+
+def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _flatten(f"{name}.{key}", item, into)
+    elif isinstance(value, list | tuple):
+        for key, item in enumerate(value):
+            _flatten(f"{name}.{key}", item, into)
+    else:
+        into[name] = value
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what is not the same, bit for bit."""
+
+    def same(a: Any, b: Any) -> bool:
+        return bool(torch.equal(a, b)) if isinstance(a, torch.Tensor) else bool(torch.as_tensor(a == b).all())
+
+    return [
+        n for n in sorted(one.keys() | other.keys()) if n not in one or n not in other or not same(one[n], other[n])
+    ]
+
+
+def fork(action: Callable[[], None]) -> int:
+    """A child that does something and leaves."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """Wait; the signal that ended it, or 0 after a whole run."""
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, "the run failed by itself"
+        return 0
+    return os.WTERMSIG(status)
+
+
+def deadly(place: str, turn: int) -> None:
+    """Make the `turn`-th call of a place the process's last."""
+    home, name = PLACES[place]
+    survived = getattr(home, name)
+    left = [turn]
+
+    def called(*args: Any, **kw: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return survived(*args, **kw)
+
+    setattr(home, name, called)
+
+
+def kill(folder: Path, scenario: str, place: str, draw: random.Random, seconds: float) -> int:
+    """One attempt that is killed (or ends before its death)."""
+    if place == TIMER:
+        child = fork(lambda: attempt(folder, scenario))
+        time.sleep(draw.uniform(0.0, seconds))
+        os.kill(child, signal.SIGKILL)
+        return ended(child)
+    turn = draw.randrange(CALLS.get(place, 3))
+
+    def die() -> None:
+        deadly(place, turn)
+        attempt(folder, scenario)
+
+    return ended(fork(die))
+
+
+def main(root: Path, count: int, seed: int) -> None:
+    draw = random.Random(seed)
+    whole: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    pairs = list(itertools.product(SCENARIOS, [*PLACES, TIMER]))
+    draw.shuffle(pairs)
+    for n in range(count):
+        scenario, place = pairs[n % len(pairs)]
+        if scenario not in whole:
+            folder = root / f"whole {scenario}"
+            folder.mkdir(parents=True)
+            start = time.perf_counter()
+            assert ended(fork(lambda s=scenario, f=folder: attempt(f, s))) == 0  # type: ignore[misc]
+            seconds[scenario] = time.perf_counter() - start
+            whole[scenario] = outcome(folder)
+        folder = root / f"{n} {scenario} {place}"
+        folder.mkdir(parents=True)
+        killed = kill(folder, scenario, place, draw, seconds[scenario])
+        assert ended(fork(lambda s=scenario, f=folder: attempt(f, s))) == 0  # type: ignore[misc]
+        print(json.dumps({
+            "scenario": scenario,
+            "place": place,
+            "killed": killed == signal.SIGKILL,
+            "resumed": (folder / "resumed").read_text().split()[-1],
+            "different": differences(outcome(folder), whole[scenario]),
+            "left": sorted(p.name for p in folder.glob("tmp-*")),
+        }), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,102 @@
+"""Every loss of the menu, end to end: its step 0, its needs, a step of training, an evaluation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefopt.losses import MENU, load_class
+from prefopt.plugin import Data
+from prefopt.testing import example
+from prefopt.train.examples import Outcome
+from tests.train import tiny
+
+DESIGN = {"loss", "logps/chosen", "logps_mean/chosen", "lengths/chosen"}
+
+
+def _loss(name: str) -> Any:
+    loss = example(load_class(name))
+    return replace(loss, vocab_size=tiny.VOCAB) if hasattr(loss, "vocab_size") else loss
+
+
+def _data(loss: Any) -> list[Any]:
+    data = tiny.records(loss.needs.data, 8)
+    if loss.needs.data is Data.LISTS:  # three completions each: some lists have a gold one
+        data = [r for r in tiny.records(Data.LISTS, 40) if len(r.completions) == 3][:8]
+    return data
+
+
+@pytest.mark.parametrize("name", sorted(MENU))
+def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str, tmp_path: Path) -> None:
+    loss = _loss(name)
+    data = _data(loss)
+    kept = tiny.make(loss, data, tmp_path, eval=data, max_steps=2, weight_decay=0.0)
+    (batch,) = kept.get_train_dataloader()
+    with torch.no_grad():
+        outcome = kept._call_loss(batch.work[0].facts, kept._score(kept.model, batch.work[0]))
+    expected = loss.at_reference(outcome.examples.logps)
+    before = kept.evaluate()
+    kept.train()
+    logs = [entry for entry in kept.state.log_history if "learning_rate" in entry]
+    if expected is not None:
+        value = torch.as_tensor(expected, dtype=torch.float64).mean().item()
+        assert logs[0]["loss"] == pytest.approx(value, rel=1e-4, abs=1e-5)
+        assert before["eval_loss"] == pytest.approx(value, rel=1e-4, abs=1e-5)
+    else:
+        assert not loss.needs.reference
+    assert tiny.apart(dict(kept.model.named_parameters()), dict(tiny.model().named_parameters())) > 1e-3
+    after = kept.evaluate()
+    assert after.keys() == before.keys()
+    assert all(math.isfinite(value) for value in after.values())
+    assert {f"eval_{figure}" for figure in DESIGN} <= after.keys()
+    assert logs[0].keys() >= DESIGN | {"grad_norm", "learning_rate", "tokens_per_second"}
+
+
+def _moved(name: str, tmp_path: Path, how: str) -> bool:
+    """Whether the loss of a batch on the real way changes where one thing that it is handed does."""
+    loss = _loss(name)
+    trainer = tiny.make(loss, _data(loss), tmp_path)
+    (batch,) = trainer.get_train_dataloader()
+    (work,) = batch.work
+    with torch.no_grad():
+        flat = trainer._score(trainer.model, work)
+        facts: Any = work.facts
+        noise = torch.linspace(-0.5, 0.7, len(flat.sum))
+        # a step away from the reference, where no loss is flat
+        flat = replace(flat, sum=flat.sum + noise)
+        first = _value(trainer, facts, flat)
+        if how == "reference":
+            table = flat.ref_sum if flat.ref_sum is not None else torch.zeros_like(flat.sum)
+            token = (
+                flat.ref_token + 0.1 * torch.sin(torch.arange(len(flat.ref_token)))
+                if flat.ref_token is not None
+                else None
+            )
+            flat = replace(flat, ref_sum=table + 0.3 * torch.sin(torch.arange(len(noise))), ref_token=token)
+        elif how == "lengths":
+            assert flat.token is None, "lengths of per-token data cannot be moved apart from the tokens"
+            flat = replace(flat, num_tokens=flat.num_tokens + torch.arange(len(noise)) % 3 + 1)
+        else:
+            step = -1 if loss.needs.data is Data.LISTS else 1  # another order, or another gap
+            facts = [replace(f, scores=tuple(2 * s for s in f.scores[::step])) for f in facts]
+        return not torch.allclose(_value(trainer, facts, flat), first, rtol=1e-7, atol=1e-12)
+
+
+def _value(trainer: Any, facts: Any, flat: Any) -> torch.Tensor:
+    outcome: Outcome = trainer._call_loss(facts, flat)
+    return outcome.output.loss
+
+
+@pytest.mark.parametrize("name", [*tiny.CORE, "odpo", "rebel", "plackett_luce", "pro", "cpo", "bco"])
+@pytest.mark.parametrize("how", ["reference", "lengths", "scores"])
+def test_a_declared_need_is_a_used_need(name: str, how: str, tmp_path: Path) -> None:
+    needs = _loss(name).needs
+    if how == "scores" and needs.data not in (Data.PAIRS, Data.LISTS):
+        assert not needs.scores
+        return
+    assert _moved(name, tmp_path, how) == getattr(needs, how)
