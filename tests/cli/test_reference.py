@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.cli import main
-
-from . import tiny
+from tests.engine import tiny
 
 ROWS = [
     {

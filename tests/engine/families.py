@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import tiny
+from tests.engine import tiny
 
 MLA = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}

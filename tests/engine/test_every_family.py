@@ -16,8 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from prefopt.engine import score
 from prefopt.engine.gates import choose_layout
 from prefopt.errors import UserError
-
-from . import families, tiny
+from tests.engine import families, tiny
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("PREFOPT_EVERY_FAMILY"), reason="minutes: set PREFOPT_EVERY_FAMILY=1"),

@@ -15,8 +15,7 @@ from prefopt.engine.attention import attention
 from prefopt.engine.flex import block_mask, flex_tree_attention, mask_of
 from prefopt.engine.layout import Group, Tree, TreePlan, lay_out
 from prefopt.errors import UserError
-
-from . import families, tiny
+from tests.engine import families, tiny
 
 
 def random_trees(seed: int, *, longest: int = 12) -> list[Tree]:

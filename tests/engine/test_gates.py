@@ -22,8 +22,7 @@ from prefopt.engine.policy import Ask, install, uninstall
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
 from prefopt.models.load import without_dropout
-
-from . import families, tiny
+from tests.engine import families, tiny
 
 # A pair, a list of three behind a prompt longer than every window, a pair with a completion longer than them.
 DATA = tiny.records([(5, (4, 7)), (14, (6, 1, 5)), (3, (12, 3))])

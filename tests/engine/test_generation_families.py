@@ -13,8 +13,7 @@ from prefopt.engine import generation
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.errors import UserError
-
-from . import families, tiny
+from tests.engine import families, tiny
 
 KEYS = ["llama", "gpt2", "gemma3_text", "mistral", "falcon", "bloom", "mpt", "gptj", "llama4_text"]
 STATES = ["mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "recurrent_gemma", "lfm2", "qwen3_next", "falcon_h1",

@@ -18,8 +18,7 @@ from prefopt.engine.policy import Ask, install, uninstall
 from prefopt.engine.scoring import Branch, MicroBatch, Scored, fed_tokens
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Vocab
-
-from . import tiny
+from tests.engine import tiny
 
 # Pairs, lists of four, single completions; completions and prompts of one token.
 SHAPES = [

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from hand import PAIR, on_pair, softplus
 
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import build, call, to_tensor
+from tests.losses.hand import PAIR, on_pair, softplus
 
 close = pytest.approx
 

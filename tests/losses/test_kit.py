@@ -47,7 +47,7 @@ def test_check_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_command_on_a_failing_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from mutants import PlusRobustDPO
+    from tests.losses.mutants import PlusRobustDPO
 
     monkeypatch.setattr("prefopt.losses.registry.load_class", lambda name: PlusRobustDPO)
     assert main(["losses", "check", "dpo"]) == 3

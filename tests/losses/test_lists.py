@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import softplus
 
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
+from tests.losses.hand import softplus
 
 close = pytest.approx
 

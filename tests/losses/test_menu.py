@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_optima
-import test_trl_parity
 
 import prefopt.losses
 from prefopt.cli import main
@@ -19,6 +17,7 @@ from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
 from prefopt.report import catalogue
 from prefopt.testing import check_loss, evaluate
+from tests.losses import test_optima, test_trl_parity
 
 HERE = Path(__file__).parent
 

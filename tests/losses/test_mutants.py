@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import mutants
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from prefopt.plugin import Data, Loss
 from prefopt.testing import check_loss, evaluate, example
 from prefopt.testing.numbers import build, call
 from prefopt.testing.samples import at_reference, declared, random_numbers
+from tests.losses import mutants
 
 CAUGHT_BY_THE_KIT = [
     (mutants.LengthByNonZeroIPO, "value at reference", "nan"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import PAIR, on_pair, sigmoid, softplus
 
 from prefopt.losses.f_dpo import Divergence
 from prefopt.losses.gpo import Convex
 from prefopt.losses.registry import load
 from prefopt.losses.reward_aware_po import Distance
 from prefopt.testing import evaluate
+from tests.losses.hand import PAIR, on_pair, sigmoid, softplus
 
 close = pytest.approx
 

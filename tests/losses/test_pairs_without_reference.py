@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import PAIR, on_pair, softplus
 
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
+from tests.losses.hand import PAIR, on_pair, softplus
 
 close = pytest.approx
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from hand import sigmoid, softplus
 
 from prefopt.losses.registry import load
 from prefopt.plugin import Logps, UnpairedLogps
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import call
+from tests.losses.hand import sigmoid, softplus
 
 close = pytest.approx
 

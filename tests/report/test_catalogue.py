@@ -8,13 +8,13 @@ from typing import Any
 
 import matplotlib
 import pytest
-from test_trl_parity import Tensor, as_items, batch, mean_logps, trl_cpo, trl_dpo, trl_kto  # noqa: F401
 
 from prefopt.config.compose import compose
 from prefopt.losses import MENU, load_class
 from prefopt.report import catalogue
 from prefopt.testing.numbers import value_of
 from prefopt.testing.samples import declared
+from tests.losses.test_trl_parity import Tensor, as_items, batch, mean_logps, trl_cpo, trl_dpo, trl_kto  # noqa: F401
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

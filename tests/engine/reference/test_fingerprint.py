@@ -12,8 +12,7 @@ import torch
 
 from prefopt.engine.reference.store import ReferenceStore
 from prefopt.engine.reference.table import fingerprint, reference_table
-
-from . import families, tiny
+from tests.engine import families, tiny
 
 pytest.importorskip("peft", reason="adapters need it")
 pytestmark = [

@@ -22,8 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt.engine.reference.store import ReferenceStore
 from prefopt.engine.reference.table import fingerprint, reference_table
-
-from . import tiny
+from tests.engine import tiny
 
 pytest.importorskip("trl", reason="the peer is not installed")
 pytestmark = [

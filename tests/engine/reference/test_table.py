@@ -26,8 +26,7 @@ from prefopt.engine.reference.store import ReferenceStore, entry_key, leftovers,
 from prefopt.engine.reference.table import ReferenceTable, fingerprint, reference_table
 from prefopt.errors import UserError
 from prefopt.plugin import Data
-
-from . import tiny
+from tests.engine import tiny
 
 DATA = tiny.records([(5, (4, 7)), (3, (2, 1)), (9, (6, 3)), (1, (1, 5)), (6, (2, 2))])
 COMPLETIONS = 10
