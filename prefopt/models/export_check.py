@@ -88,7 +88,7 @@ def check(folder: Path, model: Any, tokenizer: Any, dtype: torch.dtype, texts: l
 
 def _ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """What a fresh interpreter without prefopt says of the folder."""
-    script = Path(__file__).with_name("fresh.py")
+    script = Path(__file__).with_name("export_fresh.py")
     done = subprocess.run(
         [sys.executable, "-I", "-W", "ignore", str(script)],
         input=json.dumps(request), capture_output=True, text=True, check=False,

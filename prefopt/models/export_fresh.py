@@ -1,4 +1,4 @@
-"""Loads an exported folder as its users will: with transformers alone. Run as `python -I fresh.py < request.json`.
+"""Loads an exported folder with transformers alone: `python -I export_fresh.py < request.json`.
 
 The request has `folder`, `dtype`, `sequences` (prompt and completion, in tokens) and `turns` (messages, or null). The
 answer, one line of JSON, has the log-probs of each completion's tokens, what the chat template makes of the turns, and

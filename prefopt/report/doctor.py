@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.data.doctor.findings import Histogram, Report
 from prefopt.data.doctor.text import figure
@@ -17,11 +16,11 @@ COLORS = {"prompt": "#8a94a6", "chosen": "#0072b2", "rejected": "#d55e00", "comp
 def page(reports: Sequence[Report]) -> str:
     """The HTML text."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("prefopt.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["figure"] = figure
-    return environment.get_template("page.html").render(
+    return environment.get_template("doctor.html").render(
         reports=reports, bars=bars, colors=COLORS, width=WIDTH, height=HEIGHT
     )
 

@@ -65,7 +65,7 @@ def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None 
     stages = lineage(run)
     counts = run.manifest.get("data", {}).get("counts", {})
     environment = Environment(
-        loader=PackageLoader("prefopt.runs.export", "templates"),
+        loader=PackageLoader("prefopt.report", "templates"),
         undefined=StrictUndefined,
         autoescape=False,  # Markdown; what comes from outside goes through `plain`
         trim_blocks=True,

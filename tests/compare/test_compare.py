@@ -213,7 +213,7 @@ def test_a_judge_that_compares(
     assert main(["compare", *words, *given, f"output_dir={tmp_path / 'out'}", "--list"]) == 0
     assert "to do" not in capsys.readouterr().out  # the list, too, chooses by the judge
     assert len(list((tmp_path / "out" / "judgements").iterdir())) > 0
-    monkeypatch.setattr("prefopt.evaluate.judge.function", lambda judge: pytest.fail("asked twice"))
+    monkeypatch.setattr(judge, "function", lambda judge: pytest.fail("asked twice"))
     assert hold(*given)["methods"] == found["methods"]
 
 

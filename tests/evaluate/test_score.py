@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import prefopt
 from prefopt.data import DataConfig, prepare
 from prefopt.errors import UserError
+from prefopt.train import BatchConfig
 from tests.data.tiny import tokenizer
 
 
@@ -69,7 +70,7 @@ def test_train(tiny: tuple[LlamaForCausalLM, object], tmp_path: Path) -> None:
     data = prepare(DataConfig(path=str(file), eval_records=8), made, prefopt.load("dpo").needs.data)
     result = prefopt.train(
         model, prefopt.load("dpo"), data.train, eval=data.eval, output_dir=tmp_path / "run",
-        batch=prefopt.train.BatchConfig(records=8), max_steps=6, learning_rate=1e-2, warmup_steps=0,
+        batch=BatchConfig(records=8), max_steps=6, learning_rate=1e-2, warmup_steps=0,
     )  # fmt: skip
     assert result.before["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.after["rewards/margins"] > 0

@@ -29,7 +29,7 @@ from prefopt.report.model_card import plain
 from prefopt.runs.export import export
 from prefopt.runs.read import RunFolder
 
-FRESH = Path(module.__file__).with_name("fresh.py")
+FRESH = Path(module.__file__).with_name("export_fresh.py")
 
 
 @pytest.fixture(scope="session")
