@@ -12,6 +12,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.compare import execute as execution
 from prefopt.compare.jobs import Job, Result, failure
+from prefopt.evaluate import judge as judges
 
 Hold = Callable[..., dict[str, Any]]
 
@@ -213,7 +214,7 @@ def test_a_judge_that_compares(
     assert main(["compare", *words, *given, f"output_dir={tmp_path / 'out'}", "--list"]) == 0
     assert "to do" not in capsys.readouterr().out  # the list, too, chooses by the judge
     assert len(list((tmp_path / "out" / "judgements").iterdir())) > 0
-    monkeypatch.setattr(judge, "function", lambda judge: pytest.fail("asked twice"))
+    monkeypatch.setattr(judges, "function", lambda judge: pytest.fail("asked twice"))
     assert hold(*given)["methods"] == found["methods"]
 
 

@@ -20,8 +20,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from prefopt.errors import PrefoptError, UserError
-from prefopt.runs.folder import checkpoint_to_resume
 from prefopt.losses.registry import load
+from prefopt.runs.folder import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.checksums import checksums, files_of, write_checksums
 from prefopt.train.signals import Signals

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.train import tiny, together
+from tests.train import processes as together
+from tests.train import tiny
 from tests.train.test_processes import ROOT, STEPS, environment
 
 PLAIN = [
