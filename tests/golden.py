@@ -162,15 +162,18 @@ def environment() -> dict[str, str]:
 
 
 def difference(old: Result, new: Result) -> float:
-    """The largest relative difference of two figures; infinite where one has others than the other."""
+    """The largest difference of two figures, as a share of the figure's largest value in the run; infinite where one
+    run has others than the other."""
     if [(name, len(old[name])) for name in old] != [(name, len(new[name])) for name in new]:
         return math.inf
     largest = 0.0
     for name in old.keys() - {"weights"}:
-        for a, b in zip(old[name], new[name], strict=True):
-            if a != b:
-                numbers = isinstance(a, float) and isinstance(b, float)  # one that is not finite is a text
-                largest = max(largest, abs(a - b) / max(abs(a), abs(b)) if numbers else math.inf)
+        if old[name] == new[name]:
+            continue
+        if any(isinstance(value, str) for value in (*old[name], *new[name])):  # one that is not finite
+            return math.inf
+        apart = max(abs(a - b) for a, b in zip(old[name], new[name], strict=True))
+        largest = max(largest, apart / max(map(abs, (*old[name], *new[name]))))
     return largest
 
 
@@ -183,7 +186,7 @@ def compared(old: Result | None, new: Result) -> str:
     if old == new:
         return "identical"
     differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return f"DIFFERS in {', '.join(differ)}; largest relative difference of a figure {difference(old, new):.1e}"
+    return f"DIFFERS in {', '.join(differ)}; largest difference of a figure {difference(old, new):.1e}"
 
 
 def results(names: list[str]) -> Iterator[tuple[str, Result]]:
