@@ -1,0 +1,1 @@
+"""One run: its folder, manifest, stages and progress."""
