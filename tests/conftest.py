@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from prefopt.worlds.build import WorldFiles
 
 torch.set_num_threads(1)
-settings.register_profile(
-    "suite", derandomize=True, deadline=None
-)  # the same cases every time, however slow the machine
+# The same cases every time, however slow the machine.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 

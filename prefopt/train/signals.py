@@ -110,6 +110,20 @@ class Signals(TrainerCallback):
         return bool(names)
 
 
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Holds SIGTERM back while loader workers are started, in them until `shield_worker` takes over: one that comes in
+    between would end the worker, and with it the run."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def shield_worker(_: int) -> None:
     """For a loader's worker: signals to the whole group are its parent's affair; only the parent may end it.
 

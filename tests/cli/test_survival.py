@@ -15,6 +15,8 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.common.redact import printable, redact
+from prefopt.train.signals import shield_worker
+from prefopt.train.sources import offline
 from tests.cli.conftest import Run
 
 SAVED = ("trainer.save_strategy=steps", "trainer.save_steps=2")
@@ -41,6 +43,15 @@ def test_sigterm_to_all_of_its_processes_leaves_a_checkpoint_and_exit_code_75(ru
         f"prefopt: stopped by SIGTERM: checkpoint-{step} is saved; the same command goes on from here"
     )
     assert not (run.out / "summary.json").exists()
+
+
+def test_sigterm_to_a_worker_that_is_still_starting_ends_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        shield_worker(number)
+
+    monkeypatch.setattr(offline, "shield_worker", late)
+    assert run("trainer.dataloader_num_workers=1") == 0
 
 
 def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,11 +62,12 @@ CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.lin
            "os.truncate": 1, "os.chmod": 1, "shutil.rmtree": 1}  # fmt: skip
 _roots: list[str] = []  # where a case may write
 _watched = False  # a case runs
+_others: set[int | None] = set()  # threads of earlier tests, such as a tracker's
 _wrong: list[str] = []
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if not _watched:
+    if not _watched or threading.get_ident() in _others:
         return
     if event in FORBIDDEN:
         _wrong.append(f"{event} {args!r:.200}")
@@ -106,7 +108,8 @@ def only_inside(*folders: Path) -> Iterator[None]:
 def attempt(action: Callable[[], Any]) -> Any:
     """What it gives, or None after an error of ours: one that has a text without control characters."""
     name = os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0].split("[")[0]
-    global _watched
+    global _watched, _others
+    _others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
     began = time.process_time()
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     _watched = True

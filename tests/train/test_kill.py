@@ -40,7 +40,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for kill in kills:
         assert kill["different"] == [], kill
         assert kill["left"] == [], kill
-    assert sum(kill["killed"] for kill in kills) > KILLS // 2
+    placed = [kill["killed"] for kill in kills if kill["place"] != "by the clock"]  # the clock may come too late
+    assert sum(placed) > len(placed) // 2
     if KILLS >= 30:
         print("\n" + "\n".join(f"{k['scenario']:25} {k['place']:32} from {k['resumed']}" for k in kills))
 

@@ -35,6 +35,8 @@ def _wandb_records(file: Path) -> list[Any]:
             at += left
             continue
         length, last = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6] in (1, 4)  # whole, or a last part
+        if at + 7 + length > len(raw):  # being written
+            break
         message += raw[at + 7 : at + 7 + length]
         at += 7 + length
         if last:
@@ -46,12 +48,12 @@ def _wandb_records(file: Path) -> list[Any]:
 
 def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
     """The history of the one offline run in a folder, once its writer, a process of its own, has written the end."""
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    for _ in range(300):
-        records = _wandb_records(file)
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
-            break
+    records: list[Any] = []
+    deadline = time.monotonic() + 300
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):
+        assert time.monotonic() < deadline, "the writer has not ended"
         time.sleep(0.1)
+        records = [record for file in folder.glob("wandb/offline-run-*/run-*.wandb") for record in _wandb_records(file)]
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records

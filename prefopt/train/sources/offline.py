@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import Branch, Completions, MicroBatch
 from prefopt.plugin import Data, Needs, Vocab
 from prefopt.train.examples import Facts, Flat
-from prefopt.train.signals import shield_worker
+from prefopt.train.signals import shield_worker, starting_workers
 from prefopt.train.sources.feed import Feed
 
 
@@ -213,9 +214,15 @@ class StepSampler:
             yield [Share(tuple(micro), len(batch), examples, int(batch[0]))]
 
 
+class _Loader(DataLoader[GlobalBatch]):
+    def __iter__(self) -> Any:
+        with starting_workers():
+            return super().__iter__()
+
+
 def loader(steps: Steps, sampler: StepSampler, *, num_workers: int = 0) -> DataLoader[GlobalBatch]:
     """A plain loader of global batches."""
-    return DataLoader(
+    return _Loader(
         steps, batch_sampler=sampler, collate_fn=_only, num_workers=num_workers, worker_init_fn=shield_worker
     )
 

@@ -36,6 +36,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_a_freed_buffer_is_used_again_without_page_faults() -> None:
-    """20 buffers of 16 MiB, each freed before the next: kept memory faults in once at most, 4,096 pages."""
+    """20 buffers of 16 MiB, each freed before the next: kept memory faults in once at most, 4,096 pages. A busy kernel
+    that moves pages adds a few; memory that is given back faults in 20 times."""
     run = subprocess.run([sys.executable, "-c", FAULTS, "keep"], capture_output=True, text=True, check=True)
-    assert int(run.stdout) <= 4096 + 100
+    assert int(run.stdout) <= 2 * 4096
