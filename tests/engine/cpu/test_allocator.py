@@ -13,7 +13,7 @@ from prefopt.engine.cpu.allocator import keep_large_buffers
 FAULTS = """
 import resource, sys
 import numpy as np
-from prefopt.engine.allocator import keep_large_buffers
+from prefopt.engine.cpu.allocator import keep_large_buffers
 if sys.argv[1] == "keep":
     assert keep_large_buffers()
 np.ones(2**21)
