@@ -44,10 +44,10 @@ from scipy import stats
 from transformers import TrainerCallback
 
 import prefopt
+from prefopt.common.files import write_text
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import Stopped, ThresholdError
-from prefopt.runs.folder import write
 from prefopt.runs.run import run
 from prefopt.worlds.build import new_model
 
@@ -174,7 +174,7 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
             number += 1
             if out is not None and time.monotonic() - written > 300:
                 written = time.monotonic()
-                write(out, json.dumps(report(samples, seconds)) + "\n")
+                write_text(out, json.dumps(report(samples, seconds)) + "\n")
     return report(samples, seconds)
 
 
@@ -250,7 +250,7 @@ def main() -> int:
     args = parser.parse_args()
     found = soak(args.seconds if args.seconds is not None else 60 * args.minutes, args.save)
     if args.save:
-        write(args.save, json.dumps(found) + "\n")
+        write_text(args.save, json.dumps(found) + "\n")
     if found["verdict"] is None:
         print("too few cycles for a verdict")
         return ThresholdError.exit_code

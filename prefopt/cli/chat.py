@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.read import open_model
 
-    quiet(bars_of_data=True)
+    quiet(keep_data_bars=True)
     if args.max_new_tokens < 1 or not args.temperature >= 0:
         raise UserError("--max-new-tokens must be at least 1, and --temperature at least 0")
     sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
@@ -117,6 +116,7 @@ def known() -> dict[str, Any]:
     from prefopt import __version__
     from prefopt.cli import VERBS
     from prefopt.common.cache import cache_dir
+    from prefopt.common.files import write_text
 
     outside = sorted(f"{p.group}:{p.name}={p.value}" for g in ("prefopt.losses", "prefopt.conf")
                      for p in entry_points(group=g))  # fmt: skip
@@ -132,9 +132,7 @@ def known() -> dict[str, Any]:
     found = _find()
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
-        tmp = file.with_name(f"tmp-{os.getpid()}-{file.name}")
-        tmp.write_text(json.dumps(found))
-        tmp.replace(file)
+        write_text(file, json.dumps(found))
     return found
 
 

@@ -77,7 +77,7 @@ def measure(name: str, settings: Sequence[str]) -> Measured:
     from prefopt.evaluate.texts import Sampling, distance, held_out_prompts
     from prefopt.runs.read import RunFolder, is_run, open_model
 
-    quiet(bars_of_data=True)
+    quiet(keep_data_bars=True)
     against, overrides = split(settings, "against")
     if against is None and is_run(name):
         against = RunFolder.open(name).start

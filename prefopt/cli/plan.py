@@ -68,7 +68,7 @@ def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.devices != 1:
         raise UserError("--devices is for --model-shape: a plan with weights is that of one device")
-    quiet(bars_of_data=True)
+    quiet(keep_data_bars=True)
     named = device(args.device) if args.device else None
     config = compose(args.overrides)
     found = plan(config, named)

@@ -66,7 +66,7 @@ def texts(models: Sequence[str], settings: Sequence[str], args: argparse.Namespa
     from prefopt.evaluate.texts import Sampling, write_texts
     from prefopt.runs.read import RunFolder, is_run, open_model
 
-    quiet(bars_of_data=True)
+    quiet(keep_data_bars=True)
     named = list(models)
     if len(models) == 1 and is_run(models[0]):
         named = [RunFolder.open(models[0]).start, models[0]]

@@ -1,20 +1,16 @@
-"""One progress display is enough."""
+"""Silences the progress bars and notices of the libraries that prefopt uses."""
 
 from __future__ import annotations
 
 import sys
 
+import datasets
+from transformers.utils import logging
 
-def quiet(*, bars_of_data: bool = False) -> None:
-    """Silence the bars and notices of the libraries below.
 
-    Args:
-        bars_of_data: keep those of `datasets`, on a terminal.
-    """
-    import datasets
-    from transformers.utils import logging
-
-    if not (bars_of_data and sys.stderr.isatty()):
+def quiet(*, keep_data_bars: bool = False) -> None:
+    """Silence transformers and `datasets`; `keep_data_bars` spares the bars of the latter on a terminal."""
+    if not (keep_data_bars and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

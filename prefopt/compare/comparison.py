@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.compare.jobs import Job, Result, sweep_leftovers
+from prefopt.common.files import remove_leftovers
+from prefopt.common.locks import locked_folder
+from prefopt.compare.jobs import Job, Result
 from prefopt.compare.results import Outcome, outcome, write_results
 from prefopt.compare.rounds import Contest
 from prefopt.compare.spec import BASE, SFT, Comparison
 from prefopt.compare.workers import Done, Say, Team, cores, run_jobs
-from prefopt.errors import UserError
 from prefopt.evaluate.judge import with_win_rate
 
 LARGE = 50_000_000  # weights from which on one job is given all cores
@@ -54,8 +53,8 @@ def compare(
     start = time.perf_counter()
     folder = Path(output_dir)
     contest = comparison if isinstance(comparison, Contest) else Contest(comparison)
-    with locked(folder), Team(default_workers(contest) if workers is None else workers) as team:
-        sweep_leftovers(folder / JOBS)
+    with locked_folder(folder), Team(default_workers(contest) if workers is None else workers) as team:
+        remove_leftovers(folder / JOBS)
 
         def here(jobs: Sequence[Job]) -> list[Result]:
             return run_jobs(jobs, folder / JOBS, workers=team, progress=progress, say=say)
@@ -110,20 +109,3 @@ def default_workers(contest: Contest) -> int:
     about: Any = AutoConfig.from_pretrained(resolve(config.path), revision=config.revision).get_text_config()
     weights = about.num_hidden_layers * 12 * about.hidden_size**2 + about.vocab_size * about.hidden_size
     return 1 if weights > LARGE else cores()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another comparison is running in output_dir={folder}: wait for it, or give another "
-                            "folder") from error  # fmt: skip
-        yield

@@ -8,11 +8,7 @@ import hashlib
 import json
 import math
 import os
-import platform
-import shutil
 import sys
-import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.files import new_folder, write_json
 from prefopt.compare.spec import MeasureConfig, Split
-from prefopt.runs.folder import write_json
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
@@ -38,7 +34,6 @@ MEASUREMENT = 2  # one more when a figure or an array of a measurement changes i
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".gguf", ".model", ".py")  # suffixes of files that change what it says
 VOCABULARIES = ("merges.txt", "vocab.txt")
 OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder with one of these is no part of a model
-LEFT = 24 * 3600.0  # seconds from which on nobody still writes what another machine began
 
 File = tuple[str, str, int, int]  # a name that moves with its folder, path, size, time of the last change
 
@@ -143,18 +138,11 @@ def save(folder: Path, result: Result) -> None:
     from safetensors.numpy import save_file
 
     target = folder / result.key
-    temporary = folder / f"tmp-{result.key}-{uuid.uuid4().hex}-{os.getpid()}@{platform.node()}"
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(target, replace=True) as temporary:
         if result.arrays:
             arrays = {name: np.ascontiguousarray(a, dtype=np.float64) for name, a in result.arrays.items()}
             save_file(arrays, temporary / ARRAYS)
         write_json(temporary / RESULT, result.plain())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(folder: Path, job: Job, *, failed: bool = False) -> Result | None:
@@ -191,29 +179,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def sweep_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written; what a living one writes, such as `only=KEY`, stays."""
-    for leftover in folder.glob("tmp-*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):  # it was finished meanwhile
-            if _writer_is_dead(leftover.name) or time.time() - leftover.stat().st_mtime > LEFT:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _writer_is_dead(name: str) -> bool:
-    """Whether the process in a temporary name ran on this machine, and runs no more."""
-    before, _, machine = name.partition("@")
-    pid = before.rpartition("-")[2]
-    if machine != platform.node() or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):  # another user's
-        return False
-    return False
 
 
 def digest_of_records(*tables: Any) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.estimate import Estimate
 from prefopt.compare.spec import Measured, Split
-from prefopt.evaluate.world import OF_PAIRS, Estimate, figures
+from prefopt.evaluate.world import OF_PAIRS, figures
 from prefopt.worlds.review import ReviewWorld
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.files import write_json, write_text
+from prefopt.common.redact import redact
 from prefopt.compare.caveats import doubts
 from prefopt.compare.jobs import VERSIONS, Result, finite
 from prefopt.compare.rounds import Row, fingerprints
@@ -22,7 +24,6 @@ from prefopt.compare.search import at_edge
 from prefopt.compare.spec import BASE, METRICS, PRIMARY, SFT, Comparison
 from prefopt.compare.statistics import TOO_MANY, Interval, Pair, compare, interval, verdict_of
 from prefopt.errors import PrefoptError
-from prefopt.runs.folder import write, write_json
 
 Floats = NDArray[np.float64]
 TASK = "task/"  # begins the names of figures of tasks
@@ -392,5 +393,5 @@ def write_results(folder: Path, result: Outcome) -> None:
     from prefopt.report.page import write_page
 
     write_json(folder / "results.json", plain(result))
-    write(folder / "results.md", markdown(result))
+    write_text(folder / "results.md", redact(markdown(result)))
     write_page(folder / "report.html", compare_page(result))

@@ -16,58 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.estimate import Estimate
+from prefopt.common.files import write_lines
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.plugin import Data
-from prefopt.runs.folder import write_lines
 
 if TYPE_CHECKING:
     from prefopt.engine.reference.table import ReferenceTable
 
 Floats = NDArray[np.float64]
-TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
 SIDES = ("chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean, its standard error (nan where there is one group only), and how many values it is of."""
-
-    value: float
-    se: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Floats, groups: Sequence[Any]) -> Estimate:
-        """Of (n,) values, of which those of one group (records of one prompt) may depend on each other.
-
-        The standard error is the cluster-robust one of a mean (Liang and Zeger, 1986, Biometrika 73:13), which is the
-        usual one where every group has one value.
-        """
-        kept = np.isfinite(values)
-        x = values[kept]
-        if not len(x):
-            return cls(float("nan"), float("nan"), 0)
-        _, group = np.unique(np.asarray(groups)[kept], return_inverse=True)
-        sums = np.bincount(group.ravel(), weights=x - x.mean())
-        count = len(sums)
-        se = float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(x)) if count > 1 else float("nan")
-        return cls(float(x.mean()), se, len(x))
-
-    @property
-    def sign(self) -> int:
-        """1 above zero and -1 below by more than two standard errors, else 0: a tie."""
-        if not abs(self.value) > TIE_STANDARD_ERRORS * self.se:
-            return 0
-        return 1 if self.value > 0 else -1
-
-    def plain(self) -> dict[str, float | int | None]:
-        """As JSON values; what is not a number is null."""
-        return {
-            "value": self.value if np.isfinite(self.value) else None,
-            "se": self.se if np.isfinite(self.se) else None,
-            "count": self.count,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

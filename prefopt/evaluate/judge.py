@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.files import write_json
 from prefopt.compare.jobs import File, Result, digest_of_files, source_files, weights_and_configs
 from prefopt.errors import UserError, first_line
-from prefopt.runs.folder import write_json
 
 Floats = NDArray[np.float64]
 Compare = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]

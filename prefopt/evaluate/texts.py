@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
-from prefopt.evaluate.held_out import Estimate
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate, score
 from prefopt.evaluate.kl import divergence
@@ -17,20 +18,6 @@ from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld, Split
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its standard error (nan from a single value)."""
-
-    value: float
-    se: float
-
-    @classmethod
-    def of(cls, independent: Floats) -> Estimate:
-        """Of (n,) independent values."""
-        se = float(independent.std(ddof=1) / np.sqrt(len(independent))) if len(independent) > 1 else float("nan")
-        return cls(float(independent.mean()), se)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from prefopt.evaluate.held_out import Estimate
+from prefopt.common.estimate import Estimate
 
 INF = math.inf
 # Methods whose formula has a term that raises the chosen completion's own log-prob (see docs/losses.md).

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from prefopt.evaluate.world import Estimate, Evaluation, Sample, paired_difference
+from prefopt.common.estimate import Estimate
+from prefopt.evaluate.world import Evaluation, Sample, paired_difference
 from prefopt.report.figures import REFERENCE_STYLE, Axes, Line, Point, Style, curves, scatter, styles
 from prefopt.report.page import number, render, signed
 from prefopt.worlds.review import WORDS, ReviewWorld

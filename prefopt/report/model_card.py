@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
-from prefopt.evaluate.held_out import Estimate
 from prefopt.models.export_check import Check
 from prefopt.report.catalogue import card as catalogue_card
 from prefopt.report.page import number, signed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from prefopt.common.files import write_text
 
 
 def render(template: str, **context: Any) -> str:
@@ -28,9 +28,7 @@ def render(template: str, **context: Any) -> str:
 def write_page(path: Path, html: str) -> None:
     """Write whole or not at all; a browser that reloads in between never sees half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, html)
 
 
 def number(value: float, digits: int = 2) -> str:

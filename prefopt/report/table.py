@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.evaluate.held_out import Estimate
+from prefopt.common.estimate import Estimate
 from prefopt.report.verdict import plain, shown
 
 # figure of `prefopt.evaluate.held_out`, its words, its unit, and whether more is better (1), worse (-1) or neither (0)

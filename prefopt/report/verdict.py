@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prefopt.evaluate.held_out import Estimate, HeldOut, differences, figures, read_rows
+from prefopt.common.estimate import Estimate
+from prefopt.evaluate.held_out import HeldOut, differences, figures, read_rows
 from prefopt.report.bands import Band, Method, State, bands_of
 from prefopt.report.page import number, signed
 from prefopt.runs.read import RunFolder

@@ -1,101 +1,15 @@
-"""The folder of a run: one process writes it, its files are whole or absent, and a checkpoint in it is gone on from."""
+"""Finds the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import platform
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from prefopt.common.processes import from_first_process
 from prefopt.errors import UserError
-from prefopt.common.redact import printable, redact, redacted
-
-LOCK = ".lock"
-_held: set[tuple[int, int]] = set()  # device and inode of this process's folders: the system's lock is for others
-_guard = threading.Lock()
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file in one step, without the secrets that the text may have."""
-    tmp = path.with_name(f"tmp-{path.name}")
-    try:
-        tmp.write_text(redact(text), encoding="utf-8")
-        tmp.replace(path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`write` a value as JSON."""
-    write(path, json.dumps(redacted(content), indent=1))
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """`write` one JSON object a line."""
-    write(path, "".join(json.dumps(row) + "\n" for row in redacted(list(rows))))
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps it for this run alone; a process that dies, however, lets go of it.
-
-    A folder that nothing was written into is gone again afterwards.
-
-    Raises:
-        UserError: another process has it, or another run of this one.
-        OSError: it cannot be made or written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = folder.stat()
-    key = (facts.st_dev, facts.st_ino)
-    with _guard:
-        if key in _held:
-            raise UserError(f"output_dir={folder} is being written by another run of this process: choose another "
-                            "folder, or wait")  # fmt: skip
-        _held.add(key)
-    try:
-        with _locked(folder):
-            yield
-    finally:
-        with _guard:
-            _held.discard(key)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = folder / LOCK
-    while True:
-        file = lock.open("a+")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no forked worker keeps it alive
-        except OSError as error:
-            file.seek(0)
-            holder = printable(file.readline().strip())[:200] or "another process"
-            file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise UserError(
-                f"output_dir={folder} is being written by {holder}: choose another folder, or wait"
-            ) from None
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            break
-        file.close()  # its holder removed it between our two calls
-    try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        file.close()
-        with suppress(OSError):
-            folder.rmdir()  # only if it is empty
+from prefopt.train.checkpoints import checkpoints, last_whole, sweep
+from prefopt.train.checksums import about, wrong_with
 
 
 def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
@@ -111,29 +25,10 @@ def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> 
             it was altered.
         TrainingError: a checkpoint cannot be read now.
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    from prefopt.errors import PrefoptError
-
-    answer: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            answer = [_checkpoint(out, resume, say)]
-        except PrefoptError as error:
-            answer = [error]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(answer)
-    if isinstance(answer[0], PrefoptError):
-        raise answer[0]
-    checkpoint: Path | None = answer[0]
-    return checkpoint
+    return from_first_process(lambda: _checkpoint(out, resume, say))
 
 
 def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
-    from prefopt.train.checkpoints import checkpoints, last_whole, sweep
-    from prefopt.train.checksums import about, wrong_with
-
     if (out / "summary.json").exists():
         raise UserError(f"output_dir={out} already has a finished run: choose another folder, or delete it")
     sweep(out)

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.runs.folder import write, write_json, write_lines
+from prefopt.common.files import write_json, write_lines, write_text
 from prefopt.common.redact import HIDDEN, redact, redacted
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Path | No
         facts.setdefault("resumed", []).append({**now, "from": str(checkpoint)})
 
     def leave() -> None:
-        write(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config.plain()))))
+        write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config.plain()))))
         write_json(out / "manifest.json", facts)
         write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
 

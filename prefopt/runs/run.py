@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.evaluate import held_out
 from prefopt.errors import Stopped, ThresholdError
-from prefopt.runs.folder import checkpoint_to_resume, held, write_json, write_lines
+from prefopt.common.files import write_json, write_lines
+from prefopt.common.locks import locked_folder
+from prefopt.runs.folder import checkpoint_to_resume
 from prefopt.evaluate.texts import distance_to_start, greedy_texts, side_by_side, text_figures
 from prefopt.runs.manifest import manifest
 from prefopt.common.quiet import quiet
@@ -68,7 +70,7 @@ def run(
     try:
         with Together(told.warn) as together, Signals(tell) as signals:
             config = _in_one_folder(config)
-            with held(config.output_dir) if first else nullcontext():
+            with locked_folder(config.output_dir) if first else nullcontext():
                 return _run(config, tell, told, signals, [*callbacks, together], first)
     finally:
         give_back()  # a process that goes on, in a sweep, does not keep what this run took
@@ -106,7 +108,7 @@ def _run(
     from prefopt.train.checkpoints import writing
 
     start = time.perf_counter()
-    quiet(bars_of_data=True)
+    quiet(keep_data_bars=True)
     out = config.output_dir
     tracking = trainer_options(config.tracking, out)
     checkpoint = checkpoint_to_resume(out, config.resume, say)

@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt import __version__
 from prefopt.config.stages import WITHOUT_EFFECT, WITHOUT_EFFECT_IN, refuse_names
-from prefopt.runs.folder import write_json
+from prefopt.common.files import write_json
+from prefopt.common.locks import locked
+from prefopt.common.processes import is_first_process, process_count
 from prefopt.models.load import resolve
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
 
 STAGES = "stages.json"
-
-
-
-
 
 
 def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[str, Any]] | None = None) -> Any:
@@ -69,12 +67,9 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
     if done:
         say(f"stage {config.loss_name}: the last, from {done[-1]['folder']}")
     summary = run(dataclasses.replace(_from(config, before), stages={}), say=say)
-    if done and os.environ.get("RANK", "0") == "0":
+    if done and is_first_process():
         write_json(config.output_dir / STAGES, done)
     return summary
-
-
-
 
 
 def _from(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:
@@ -125,9 +120,7 @@ def _alone(folder: Path) -> AbstractContextManager[Any]:
 
     Processes of one run (torchrun) make it together.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         return nullcontext()
-    from filelock import FileLock
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_suffix(".lock"))
+    return locked(folder.with_suffix(".lock"), wait=True)

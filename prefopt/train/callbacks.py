@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from prefopt.common.files import write_text
+
 
 class MetricsFile(TrainerCallback):
     """Appends every log to a file, one JSON object a line: `step` and the figures by their names."""
@@ -38,9 +40,7 @@ class MetricsFile(TrainerCallback):
         self._replace(kept.values())
 
     def _replace(self, lines: Iterable[str]) -> None:
-        tmp = self.path.with_name(f"tmp-{self.path.name}")
-        tmp.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        tmp.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -7,12 +7,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.common.files import new_folder
 from prefopt.engine.packing import Lengths
-from prefopt.engine.reference.store import flush
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.train.checksums import about, wrong_with
 
@@ -106,40 +106,16 @@ def writing(target: Path, *, writes: bool) -> Iterator[Path]:
     Raises:
         TrainingError: the disk is full or refuses; what was there before is untouched.
     """
-    tmp = target.with_name(f"tmp-{target.name}")
+    temporary = target.with_name(f"tmp-{target.name}")  # one name for all processes
     try:
-        if writes:
-            shutil.rmtree(tmp, ignore_errors=True)
-            tmp.mkdir(parents=True)
-        yield tmp
-        if writes:
-            _flush(tmp)
-            if target.exists():
-                old = target.with_name(f"tmp-old-{target.name}")
-                shutil.rmtree(old, ignore_errors=True)
-                target.rename(old)
-                tmp.rename(target)
-                shutil.rmtree(old)
-            else:
-                tmp.rename(target)
-            flush(target.parent)
+        with new_folder(target, replace=True, temporary=temporary) if writes else nullcontext(temporary) as folder:
+            yield folder
     except PrefoptError:
         raise
     except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
         raise TrainingError(
             f"could not write {target}: {error}; earlier checkpoints are untouched: free some space and start again"
         ) from error
-    finally:
-        if writes:
-            shutil.rmtree(tmp, ignore_errors=True)
-
-
-def point(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to its sibling `target`, in one step."""
-    tmp = link.with_name(f"tmp-{link.name}")
-    tmp.unlink(missing_ok=True)
-    tmp.symlink_to(target.name)
-    tmp.replace(link)
 
 
 def rotate(folder: Path, keep: int | None, *spared: str | Path | None) -> None:
@@ -210,10 +186,3 @@ def refuse_other_identity(folder: Path, identity: dict[str, Any]) -> None:
         )
         raise UserError(f"cannot resume from {folder}: it was made with another {' and another '.join(said)}; give "
                         "what it was made with, or start from its weights in another folder")  # fmt: skip
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            flush(path)
-    flush(folder)

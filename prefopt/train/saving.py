@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from prefopt.common.files import write_link
 from prefopt.engine.policy import unwrap
 from prefopt.errors import PrefoptError, ThresholdError, TrainingError, UserError, first_line
 from prefopt.models.adapters import own_weights
@@ -26,7 +27,6 @@ from prefopt.train.checkpoints import (
     facts_of_options,
     fingerprint_of_records,
     free_name,
-    point,
     refuse_other_identity,
     rotate,
     write_identity,
@@ -140,9 +140,9 @@ class SavingTrainer(Trainer):
                 write_checksums(folder, {k: v for part in facts for k, v in part.items()}, resumable=resumable)
             self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            point(run / "last", target)
+            write_link(run / "last", target)
             if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint).is_dir():
-                point(run / "best", Path(self.state.best_model_checkpoint))
+                write_link(run / "best", Path(self.state.best_model_checkpoint))
             rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint, target)
         self.accelerator.wait_for_everyone()
 

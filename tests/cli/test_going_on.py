@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
+from prefopt.common.files import write_json, write_lines
 from prefopt.common.redact import HIDDEN, redacted
-from prefopt.runs.folder import write_json, write_lines
 from tests.cli.conftest import Run
 
 SAVED = ("trainer.save_strategy=steps", "trainer.save_steps=2")

@@ -110,14 +110,14 @@ def test_a_read_only_folder_is_one_line(run: Run, capsys: pytest.CaptureFixture[
 
 
 def test_a_run_in_use_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import sys, time; from pathlib import Path; from prefopt.runs.folder import held\n" \
-           "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"  # fmt: skip
+    code = "import sys, time; from pathlib import Path; from prefopt.common.locks import locked_folder\n" \
+           "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code, str(run.out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         assert run() == 2
         other.kill()
-    assert f"is being written by process {other.pid} on " in capsys.readouterr().err
+    assert f"is in use by process {other.pid} on " in capsys.readouterr().err
     assert run() == 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import main
+from prefopt.common.locks import locked_folder
 from prefopt.compare import execute as execution
 from prefopt.compare.jobs import Job, Result, failure
 from prefopt.evaluate import judge as judges
@@ -160,11 +161,9 @@ def test_jobs_can_be_run_one_by_one(
 def test_a_folder_is_held_by_one(
     hold: Hold, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefopt.compare.comparison import locked
-
-    with locked(tmp_path / "out"):
+    with locked_folder(tmp_path / "out"):
         assert main(["compare", *words, "losses=[dpo]", f"output_dir={tmp_path / 'out'}"]) == 2
-    assert "another comparison is running" in capsys.readouterr().err
+    assert "is in use by another run of this process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefopt.common.files import remove_leftovers
 from prefopt.compare import jobs
 from prefopt.compare.execute import swapped
-from prefopt.compare.jobs import LEFT, Job, Result, code_of, digest_of_weights, failure, load, save, sweep_leftovers
+from prefopt.compare.jobs import Job, Result, code_of, digest_of_weights, failure, load, save
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.workers import Team, run_jobs
 from prefopt.config.compose import compose
@@ -133,24 +131,10 @@ def test_the_code_of_a_loss_from_outside_matters(job: Job, tmp_path: Path, monke
     assert code_of(job.config.loss, "dpo") == {}
 
 
-def test_leftovers_of_killed_processes_go_and_those_of_others_stay(job: Job, tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    here = platform.node()
-    stay = [f"tmp-k-u-{os.getpid()}@{here}", "tmp-k-u-1@elsewhere", f"tmp-k-u-{10**30}@{here}", "tmp-x"]
-    for name in (*stay, f"tmp-k-u-{dead.pid}@{here}", "tmp-k-u-2@elsewhere"):
-        (tmp_path / name).mkdir()
-    old = time.time() - LEFT - 60
-    os.utime(tmp_path / "tmp-k-u-2@elsewhere", (old, old))
-    save(tmp_path, result_of(job))
-    sweep_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([job.key, *stay])
-
-
 def test_what_is_being_saved_says_by_whom(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison that starts meanwhile sweeps, and the result comes whole all the same."""
     write = jobs.write_json
-    monkeypatch.setattr(jobs, "write_json", lambda *given: (sweep_leftovers(tmp_path), write(*given)))
+    monkeypatch.setattr(jobs, "write_json", lambda *given: (remove_leftovers(tmp_path), write(*given)))
     save(tmp_path, result_of(job))
     assert load(tmp_path, job) is not None
 

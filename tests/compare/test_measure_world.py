@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prefopt.common.estimate import Estimate
 from prefopt.compare.measure_world import kl_doubt, measure
 from prefopt.compare.spec import Measured
-from prefopt.evaluate.world import Estimate
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
-from prefopt.evaluate.held_out import Estimate, HeldOut, differences, figures, read_rows, sides, write_rows
+from prefopt.evaluate.held_out import HeldOut, differences, figures, read_rows, sides, write_rows
 from prefopt.plugin import Data
 
 

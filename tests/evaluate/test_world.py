@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate, score
 from prefopt.evaluate.kl import divergence
 from prefopt.evaluate.world import (
-    Estimate,
     best_of_n,
     distinct,
     evaluate,
@@ -124,7 +124,7 @@ def test_figures_are_what_they_say(sft: Any, nudged: Any) -> None:
     assert e.accuracy.value == pytest.approx((ratio[:, 0] > ratio[:, 1]).mean())
     again = evaluate(WORLD, nudged, sft, PAIRS, prompts=64, samples_per_prompt=1, seed=2)
     assert again.estimates() == e.estimates()
-    assert paired_difference(again, e) == Estimate(0.0, 0.0)
+    assert paired_difference(again, e) == Estimate(0.0, 0.0, len(e.reward_by_prompt))
 
 
 def test_entropy_is_the_mean_of_minus_log_probs(sft: Any) -> None:
@@ -168,7 +168,7 @@ def test_figures_of_pairs_and_splits(sft: Any, nudged: Any) -> None:
 
 def test_estimate_by_hand() -> None:
     # mean of 1, 2, 6 is 3; squared distances 4 + 1 + 9 = 14, over 2 is 7, over 3 values: sqrt(7 / 3)
-    assert Estimate.of(np.array([1.0, 2.0, 6.0])) == Estimate(3.0, pytest.approx(math.sqrt(7 / 3)))
+    assert Estimate.of(np.array([1.0, 2.0, 6.0])) == Estimate(3.0, pytest.approx(math.sqrt(7 / 3)), 3)
     assert math.isnan(Estimate.of(np.array([1.0])).se)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefopt.evaluate.world import Estimate, Evaluation, Sample
+from prefopt.common.estimate import Estimate
+from prefopt.evaluate.world import Evaluation, Sample
 from prefopt.report.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow, demo_page, standing
 from prefopt.report.figures import Axes, Line, Point, Style, curves, scatter, styles
 from prefopt.report.page import number, signed, write_page
@@ -20,11 +21,11 @@ EVIL = "<script>alert('&')</script>"
 
 def row(name: str, rewards: list[float], *, completion: str = "the staff was kind .", kl: float = 1.0) -> DemoRow:
     by_prompt = np.array(rewards)
-    half = Estimate(0.5, 0.1)
+    half = Estimate(0.5, 0.1, 4)
     evaluation = Evaluation(
-        true_reward=Estimate.of(by_prompt), kl=Estimate(kl, 0.05), kl_monte_carlo=Estimate(kl, 0.1), valid=half,
-        length=Estimate(12.0, 0.1), accuracy=half, chosen_change=Estimate(-0.5, 0.1),
-        rejected_change=Estimate(-2.0, 0.1), reward_by_prompt=by_prompt,
+        true_reward=Estimate.of(by_prompt), kl=Estimate(kl, 0.05, 4), kl_monte_carlo=Estimate(kl, 0.1, 4), valid=half,
+        length=Estimate(12.0, 0.1, 4), accuracy=half, chosen_change=Estimate(-0.5, 0.1, 4),
+        rejected_change=Estimate(-2.0, 0.1, 4), reward_by_prompt=by_prompt,
         samples=tuple(Sample("the soup was cold and", completion, r) for r in rewards),
     )  # fmt: skip
     if name in (BASE, SFT):
@@ -45,7 +46,7 @@ ROWS = [
 FACTS = DemoFacts(
     world=ReviewWorld(), seed=0, steps=10, batch=128, parameters=104832, samples_per_prompt=4, look_prompts=256,
     heldout=256,
-    ceiling=0.85, best_of_n=[(1, 0.0, Estimate(0.0, 0.1)), (2, 0.19, Estimate(0.4, 0.1))], total_seconds=100.0,
+    ceiling=0.85, best_of_n=[(1, 0.0, Estimate(0.0, 0.1, 4)), (2, 0.19, Estimate(0.4, 0.1, 4))], total_seconds=100.0,
     machine="2 cores", versions="prefopt",
 )  # fmt: skip
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
-from prefopt.evaluate.held_out import Estimate, HeldOut, write_rows
+from prefopt.evaluate.held_out import HeldOut, write_rows
 from prefopt.report.bands import BANDS, Method, State, bands_of
 from prefopt.report.run import run_page, write_run_page
 from prefopt.report.verdict import judge

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prefopt.common.files import write_link
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig, PreferenceTrainer
 from prefopt.train.callbacks import MetricsFile
-from prefopt.train.checkpoints import checkpoints, point, rotate, writing
+from prefopt.train.checkpoints import checkpoints, rotate, writing
 from tests.train import tiny
 
 DATA = tiny.records(Data.PAIRS, 12)  # an epoch is 3 steps of 4
@@ -195,8 +196,8 @@ def test_rotation_by_steps_not_by_names(tmp_path: Path) -> None:
     rotate(tmp_path, 1, None)
     assert _names(tmp_path) == ["checkpoint-100"]
     assert not list(tmp_path.glob("tmp-*"))
-    point(tmp_path / "last", tmp_path / "checkpoint-100")
-    point(tmp_path / "last", tmp_path / "checkpoint-x")
+    write_link(tmp_path / "last", tmp_path / "checkpoint-100")
+    write_link(tmp_path / "last", tmp_path / "checkpoint-x")
     assert os.readlink(tmp_path / "last") == "checkpoint-x"
 
 

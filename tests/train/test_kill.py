@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from prefopt.common.locks import LOCK, locked_folder
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.runs.folder import LOCK, checkpoint_to_resume, held
+from prefopt.runs.folder import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.checksums import wrong_with
 from tests.train import tiny
@@ -151,25 +152,25 @@ def test_two_runs_in_one_folder_are_refused_by_name(tmp_path: Path) -> None:
     """By another process: the lock is a process's own, and gone with it."""
     folder = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from prefopt.runs.folder import held\n"
-        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from prefopt.common.locks import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"is being written by process {other.pid} on "), held(folder):
+        with pytest.raises(UserError, match=f"is in use by process {other.pid} on "), locked_folder(folder):
             pass
     finally:
         other.kill()
         other.wait()
         other.stdout.close()  # type: ignore[union-attr]
-    with held(folder):
+    with locked_folder(folder):
         (folder / "file").write_text("x")
     assert [p.name for p in folder.iterdir()] == ["file"], "the lock of the killed process was in nobody's way"
 
 
 def test_a_folder_that_nothing_was_written_into_is_gone(tmp_path: Path) -> None:
-    with held(tmp_path / "run"):
+    with locked_folder(tmp_path / "run"):
         assert (tmp_path / "run" / LOCK).exists()
     assert not (tmp_path / "run").exists()

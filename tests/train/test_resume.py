@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.common.locks import locked_folder
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.runs.folder import checkpoint_to_resume, held
+from prefopt.runs.folder import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.checkpoints import IDENTITY, checkpoints, rotate
@@ -168,10 +169,10 @@ def test_figures_of_an_attempt_without_a_checkpoint_are_gone(left: str, tmp_path
 
 def test_a_second_run_of_the_same_process_is_refused(tmp_path: Path) -> None:
     """The system's lock is a process's, and a second hold would end the first one's."""
-    with held(tmp_path / "run"):
-        with pytest.raises(UserError, match="another run of this process"), held(tmp_path / "." / "run"):
+    with locked_folder(tmp_path / "run"):
+        with pytest.raises(UserError, match="another run of this process"), locked_folder(tmp_path / "." / "run"):
             pass
-        with held(tmp_path / "other"):
+        with locked_folder(tmp_path / "other"):
             pass
-    with held(tmp_path / "run"):
+    with locked_folder(tmp_path / "run"):
         pass

@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefopt.common.files import new_folder, write_text
 from prefopt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -176,32 +177,21 @@ class ReferenceStore:
         """
         if not entries:
             return
-        tmp = self.folder / f"tmp-{uuid.uuid4().hex}"
         tokens = [token for token, _ in entries.values()]
         entropies = [entropy for _, entropy in entries.values() if entropy is not None]
         try:
-            tmp.mkdir(parents=True)
-            _save(tmp / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
-            _save(tmp / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
-            _save(tmp / "token.npy", np.concatenate(tokens).astype(np.float32))
-            if len(entropies) == len(tokens):
-                _save(tmp / "entropy.npy", np.concatenate(entropies).astype(np.float32))
-            (tmp / "digest").write_text(_digest(tmp))
-            flush(tmp / "digest")
-            flush(tmp)
-            if not (self.folder / "about.json").exists():
-                about = self.folder / f"about-{uuid.uuid4().hex}"
-                about.write_text(json.dumps(self.about, indent=1, default=str))
-                flush(about)
-                about.rename(self.folder / "about.json")
-            tmp.rename(self.folder / f"part-{uuid.uuid4().hex[:16]}")
-            flush(self.folder)
-            flush(self.folder.parent)
+            with new_folder(self.folder / f"part-{uuid.uuid4().hex[:16]}") as part:
+                _save(part / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
+                _save(part / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
+                _save(part / "token.npy", np.concatenate(tokens).astype(np.float32))
+                if len(entropies) == len(tokens):
+                    _save(part / "entropy.npy", np.concatenate(entropies).astype(np.float32))
+                (part / "digest").write_text(_digest(part))
+                if not (self.folder / "about.json").exists():
+                    write_text(self.folder / "about.json", json.dumps(self.about, indent=1, default=str))
         except OSError as error:
             raise UserError(f"cannot write the reference store {self.folder}: {error}; free some space, or set "
                             "reference_folder to another disk") from error  # fmt: skip
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
         self.refresh()
 
     def touch(self) -> None:
@@ -281,16 +271,6 @@ def _facts_in(about: Path) -> dict[str, Any]:
 def _save(path: Path, array: Array) -> None:
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    flush(path)
-
-
-def flush(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on disk: a power cut must not leave a part without its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(folder: Path) -> str:

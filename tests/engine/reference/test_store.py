@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from prefopt.engine.reference import store as disk
+from prefopt.common import files
 from prefopt.engine.reference.store import ReferenceStore, entry_key
 
 
@@ -32,7 +32,7 @@ def test_where_the_prompt_ends_is_part_of_the_name() -> None:
 def test_a_part_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files and their folder before the rename; behind it the folders that hold the new names."""
     events: list[str] = []
-    flush, rename = disk.flush, Path.rename
+    flush, rename = files.flush, Path.rename
 
     def flushed(path: Path) -> None:
         assert path.is_dir() or path.stat().st_size > 0
@@ -43,7 +43,7 @@ def test_a_part_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
         events.append(f"-> {target.name.split('-')[0]}")
         return rename(path, target)
 
-    monkeypatch.setattr(disk, "flush", flushed)
+    monkeypatch.setattr(files, "flush", flushed)
     monkeypatch.setattr(Path, "rename", renamed)
     store = ReferenceStore(tmp_path / "root", "0" * 32)
     store.add({entry_key(np.array([1]), np.array([1])): (np.array([-1.0], np.float32), np.array([1.0], np.float32))})

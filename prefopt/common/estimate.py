@@ -1,0 +1,60 @@
+"""Means with standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its standard error (nan where there is only one independent value), and the number of values."""
+
+    value: float
+    se: float
+    count: int
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], groups: Sequence[Any] | None = None) -> Estimate:
+        """Estimate the mean of (n,) values.
+
+        Args:
+            values: independent of each other, unless `groups` are given.
+            groups: (n,) names; values of one group (records of one prompt) may depend on each other, and values that
+                are not finite are left out. The standard error is then the cluster-robust one (Liang and Zeger, 1986,
+                Biometrika 73:13), which is the usual one where every group has one value.
+        """
+        if groups is None:
+            n = len(values)
+            return cls(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
+        kept = np.isfinite(values)
+        x = values[kept]
+        if not len(x):
+            return cls(math.nan, math.nan, 0)
+        _, group = np.unique(np.asarray(groups)[kept], return_inverse=True)
+        sums = np.bincount(group.ravel(), weights=x - x.mean())
+        count = len(sums)
+        se = float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(x)) if count > 1 else math.nan
+        return cls(float(x.mean()), se, len(x))
+
+    @property
+    def sign(self) -> int:
+        """1 above zero and -1 below by more than two standard errors, else 0: a tie."""
+        if not abs(self.value) > TIE_STANDARD_ERRORS * self.se:
+            return 0
+        return 1 if self.value > 0 else -1
+
+    def plain(self) -> dict[str, float | int | None]:
+        """As JSON values; what is not a number is null."""
+        return {
+            "value": self.value if math.isfinite(self.value) else None,
+            "se": self.se if math.isfinite(self.se) else None,
+            "count": self.count,
+        }

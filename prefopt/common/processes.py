@@ -1,0 +1,38 @@
+"""Facts of a distributed run: how many processes it has, which one is the first, and one answer for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from prefopt.errors import PrefoptError
+
+T = TypeVar("T")
+
+
+def process_count() -> int:
+    """The number of processes that torchrun or accelerate started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or the only, process of a run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def from_first_process(make: Callable[[], T]) -> T:
+    """What `make` gives, or raises, in the first process; the others wait for it."""
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[T | PrefoptError | None] = [None]
+    if is_first_process():
+        try:
+            answer = [make()]
+        except PrefoptError as error:
+            answer = [error]
+    if process_count() > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], PrefoptError):
+        raise answer[0]
+    return answer[0]  # type: ignore[return-value]
