@@ -8,11 +8,11 @@ from typing import Any
 
 from prefopt.data.config import DataConfig
 from prefopt.data.templates import Chat, renderer, template_source
-from prefopt.errors import first_line, PrefoptError, UserError
-from prefopt.report.model_card import model_card
-from prefopt.models.export_check import Check, check
+from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.evaluate.texts import end_tokens
-from prefopt.models.load import DTYPES, load_as_trained, load_model, load_tokenizer, ModelConfig
+from prefopt.models.export_check import Check, check
+from prefopt.models.load import DTYPES, ModelConfig, load_as_trained, load_model, load_tokenizer
+from prefopt.report.model_card import model_card
 from prefopt.runs.read import RunFolder
 from prefopt.train.checkpoints import writing
 

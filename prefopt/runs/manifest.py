@@ -20,8 +20,8 @@ from prefopt.common.files import write_json, write_lines, write_text
 from prefopt.common.redact import HIDDEN, redact, redacted
 
 if TYPE_CHECKING:
-    from prefopt.data.table import TokenTable
     from prefopt.config.run_config import RunConfig
+    from prefopt.data.table import TokenTable
 
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
 ESCAPED = re.compile(r"\\([\\'\"()\[\]{}:=, \t])")  # in an override

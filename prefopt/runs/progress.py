@@ -17,8 +17,8 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from prefopt.errors import nearest, UserError
 from prefopt.common.redact import printable
+from prefopt.errors import UserError, nearest
 
 MODES = ("auto", "rich", "plain", "quiet", "json")
 WARNING = "warning: "

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import first_line, nearest, PrefoptError, UserError
+from prefopt.errors import PrefoptError, UserError, first_line, nearest
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
@@ -237,8 +237,8 @@ def _has_a_meaning(key: str, name: str) -> bool:
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
     """The dataclass of each group of a run's configuration, and the defaults of its plain values."""
-    from prefopt.losses import registry
     from prefopt.config.run_config import RunConfig
+    from prefopt.losses import registry
     from prefopt.train.arguments import schema
 
     hints = typing.get_type_hints(RunConfig)
@@ -293,7 +293,7 @@ def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """
     from accelerate import PartialState
 
-    from prefopt.models.load import load_model, load_tokenizer, ModelConfig
+    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 
     path = model_path(name)
     config = ModelConfig(path=path, dtype=dtype)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.errors import first_line, PrefoptError, UserError
-from prefopt.runs.manifest import setting
 from prefopt.common.redact import redacted
-from prefopt.runs.read import is_run, RunFolder
+from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.runs.manifest import setting
+from prefopt.runs.read import RunFolder, is_run
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
@@ -47,9 +47,9 @@ def config_of(folder: Path, output_dir: Path) -> RunConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from prefopt.losses import registry
     from prefopt.config.compose import schemas
     from prefopt.config.run_config import RunConfig
+    from prefopt.losses import registry
 
     kept = RunFolder.open(folder).located
     try:

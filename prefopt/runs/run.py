@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,17 +10,17 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.evaluate import held_out
-from prefopt.errors import Stopped, ThresholdError
 from prefopt.common.files import write_json, write_lines
 from prefopt.common.locks import locked_folder
-from prefopt.runs.folder import checkpoint_to_resume
-from prefopt.evaluate.texts import distance_to_start, greedy_texts, side_by_side, text_figures
-from prefopt.runs.manifest import manifest
 from prefopt.common.quiet import quiet
 from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import trainer_options
+from prefopt.errors import Stopped, ThresholdError
+from prefopt.evaluate import held_out
+from prefopt.evaluate.texts import distance_to_start, greedy_texts, side_by_side, text_figures
+from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.manifest import manifest
 from prefopt.train.sentinels import Sentinels
 
 if TYPE_CHECKING:
@@ -100,8 +99,8 @@ def _run(
     first_process: bool,
 ) -> dict[str, Any]:
     from prefopt.models.load import load_policy, load_reference, load_tokenizer
-    from prefopt.runs.progress import peak_memory_gib
     from prefopt.report.run import write_run_page
+    from prefopt.runs.progress import peak_memory_gib
     from prefopt.train import train
     from prefopt.train.arguments import autocast
     from prefopt.train.callbacks import AtBeginning, MetricsFile

@@ -10,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt import __version__
-from prefopt.config.stages import WITHOUT_EFFECT, WITHOUT_EFFECT_IN, refuse_names
 from prefopt.common.files import write_json
 from prefopt.common.locks import locked
 from prefopt.common.processes import is_first_process, process_count
+from prefopt.config.stages import WITHOUT_EFFECT, WITHOUT_EFFECT_IN, refuse_names
 from prefopt.models.load import resolve
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from prefopt.cli import main
 from prefopt.config.compose import compose
+from prefopt.config.stages import for_stage, of_stages
 from prefopt.errors import UserError
 from prefopt.losses.dpo import DPO
 from prefopt.losses.sft import SFT
 from prefopt.losses.simpo import SimPO
-from prefopt.config.stages import for_stage, of_stages
 from prefopt.runs.stages import fingerprint, run_stages
 
 # ---- what a stage is given
