@@ -80,6 +80,71 @@ class Needs:
         return {"data": self.data.value, "vocab": sorted(v.value for v in self.vocab), **plain}
 
 
+class Ranking(Enum):
+    """How a loss compares completions."""
+
+    POINTWISE = "pointwise"  # no term compares two completions: each is judged on its own
+    PAIRWISE = "pairwise"  # terms compare two completions
+    LISTWISE = "listwise"  # terms compare a whole list
+
+
+class Audit(Enum):
+    """The strongest source that a loss was checked against."""
+
+    SECONDARY = "secondary"  # another library, or somebody else's account of the paper
+    DERIVED = "derived"  # the paper's equations, derived again
+    AUTHORS_CODE = "authors' code"
+    CONFIRMED = "confirmed"  # an author confirmed it
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Published learning rates of full tuning with Adam, for models of one to nine billion weights."""
+
+    low: float
+    high: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What reports, comparisons and planning know of a method; `traits` reads it from the plugin.
+
+    A plugin declares a trait as a class variable of the same name and leaves out what does not apply.
+
+    Attributes:
+        data: its `needs.data`.
+        ranking: by default, the usual one of its shape of data.
+        chosen_rises: True where a likelihood term raises the chosen completion's own log-prob, False where the loss
+            lowers it by design, None where it only asks for a gap.
+        target_margin: the reward margin at which the loss is least, where one number holds for every pair.
+        learning_rates: those that were published with the method.
+        audit: what its formula and defaults were checked against; None for no claim.
+    """
+
+    data: Data = Data.PAIRS
+    ranking: Ranking = Ranking.PAIRWISE
+    chosen_rises: bool | None = None
+    target_margin: float | None = None
+    learning_rates: LearningRates | None = None
+    audit: Audit | None = None
+
+
+_RANKING = {
+    Data.PAIRS: Ranking.PAIRWISE,
+    Data.LISTS: Ranking.LISTWISE,
+    Data.UNPAIRED: Ranking.POINTWISE,
+    Data.DEMONSTRATIONS: Ranking.POINTWISE,
+}
+
+
+def traits(loss: Any, /) -> Traits:
+    """The traits of a plugin (instance or class), neutral where the plugin declares nothing."""
+    data = loss.needs.data
+    own = {f.name: getattr(loss, f.name) for f in dataclasses.fields(Traits) if hasattr(loss, f.name)}
+    return Traits(**{"ranking": _RANKING[data], **own, "data": data})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Logps:
     """Log-probs of one completion per example, under the policy and, where asked for, under the reference.
@@ -275,7 +340,7 @@ class Loss(Protocol):
     with it and stops a run that misses it.
 
     `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it, or
-    nothing. A loss without it is compared over learning rates alone.
+    nothing. A loss without it is compared over learning rates alone. The class variables of `Traits` are optional too.
 
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefopt.errors import ThresholdError, UserError
 from prefopt.losses import registry
+from prefopt.plugin import traits
 
 
 def main(argv: list[str]) -> int:
@@ -33,24 +34,28 @@ def main(argv: list[str]) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A loss as plain values: name, package, needs, paper, and hyper-parameters with defaults (None: must be given)."""
+    """A loss as plain values: what it needs and declares, and hyper-parameters with defaults (None: must be given)."""
     cls = registry.loss_class(name)
+    loss = _with_needs(cls)
+    declared = traits(loss)
     return {
         "name": name,
         "package": registry.package_of(name),
-        "needs": needs_of(cls).flags(),
+        "needs": loss.needs.flags(),
+        "ranking": declared.ranking.value,
+        "audit": declared.audit.value if declared.audit is not None else None,
         "paper": cls.paper,
         "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
     }
 
 
-def needs_of(cls: type[Any]) -> Any:
-    """The needs of a plugin class, those of an example where they depend on the instance (`mix`)."""
+def _with_needs(cls: type[Any]) -> Any:
+    """A plugin class, or an example of it where the needs depend on the instance."""
     if not isinstance(cls.needs, property):
-        return cls.needs
+        return cls
     from prefopt.testing import example
 
-    return example(cls).needs
+    return example(cls)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -65,7 +70,9 @@ def _plain(value: Any) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefopt losses", description="The menu of losses.")
-    parser.add_argument("--json", action="store_true", help="a list of objects: name, needs, paper, hyperparameters")
+    parser.add_argument(
+        "--json", action="store_true", help="a list of objects: name, needs, ranking, audit, paper, hyperparameters"
+    )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="check | docs")
     check = commands.add_parser("check", help="run the conformance kit; exit code 3 when a loss fails")

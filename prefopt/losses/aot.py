@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class AOT:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -64,6 +65,8 @@ class AOTUnpaired:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.PAIRWISE
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class APOZero:
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.06266"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.DERIVED
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -58,6 +60,8 @@ class APODown:
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.06266"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    chosen_rises: ClassVar[bool] = False
+    audit: ClassVar[Audit] = Audit.DERIVED
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

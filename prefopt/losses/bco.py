@@ -9,7 +9,18 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, State, UnpairedLogps, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    State,
+    UnpairedLogps,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class BCO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -71,6 +83,8 @@ class BCOPair:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class CPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    chosen_rises: ClassVar[bool] = True
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the likelihood term, per (nat/token); useful range 0 to 2
@@ -61,6 +64,8 @@ class CPOSimPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 10.0  # reward per (nat/token); useful range 2 to 10
     gamma_beta_ratio: float = 0.54  # target margin in nats/token; 0.1 to 0.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Data, LossOutput, Needs, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, SearchSpace, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class CSFT:
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.08582"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=False, lengths=True, control_text=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     good: str = "<|good|>"  # text before a desirable completion; any text that the data does not hold
     bad: str = "<|bad|>"  # text before an undesirable completion; any text that the data does not hold

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Data, DemoLogps, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Audit, Data, DemoLogps, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class DFT:
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05629"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, tokens=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         token = logps.chosen.per_token

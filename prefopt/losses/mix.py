@@ -10,7 +10,19 @@ from typing import Any, ClassVar
 
 import torch
 
-from prefopt.plugin import Data, DemoLogps, Loss, LossOutput, Needs, SearchSpace, State, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    DemoLogps,
+    Loss,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    State,
+    require,
+    traits,
+)
 
 _MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
 
@@ -31,6 +43,7 @@ class Mix:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
+    audit: ClassVar[Audit] = Audit.DERIVED
 
     terms: dict[str, float] = field(default_factory=lambda: dict(_MPO))  # name -> weight; useful range by term
     options: dict[str, Any] = field(default_factory=dict)  # name -> {hyper-parameter: value}; defaults where left out
@@ -72,6 +85,18 @@ class Mix:
             vocab=frozenset().union(*(needs.vocab for needs in all_needs)),
             **{flag: any(getattr(needs, flag) for needs in all_needs) for flag in flags},
         )
+
+    @property
+    def ranking(self) -> Ranking:
+        """That of the term that compares most."""
+        found = {traits(term).ranking for term in self._losses().values()}
+        return next(r for r in (Ranking.LISTWISE, Ranking.PAIRWISE, Ranking.POINTWISE) if r in found)
+
+    @property
+    def chosen_rises(self) -> bool | None:
+        """Whether a term with a positive weight raises the chosen side."""
+        raising = (self.terms[name] > 0 and traits(term).chosen_rises for name, term in self._losses().items())
+        return True if any(raising) else None
 
     @property
     def reference_update(self) -> tuple[float, int]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Data, ListLogps, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class NCA:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 0.01  # reward per nat of log-ratio (the paper's alpha for pairs); useful range 1e-3 to 1
 
@@ -57,6 +59,8 @@ class NCAList:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
@@ -89,6 +93,7 @@ class InfoNCA:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class REBEL:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 100, above 0
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.losses._lists import best, better_pairs
-from prefopt.plugin import Data, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,9 @@ class RRHF:
     paper: ClassVar[str] = "https://arxiv.org/abs/2304.05302"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"lam": (1.0, 5.0, 20.0, 100.0)}
+    ranking: ClassVar[Ranking] = Ranking.PAIRWISE
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     lam: float = 1.0  # lambda, weight of the ranking term, nats per (nat/token); useful range 1 to 100
 

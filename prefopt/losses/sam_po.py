@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import uniform
-from prefopt.plugin import Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class SamPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10957"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, tokens=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

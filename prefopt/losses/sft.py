@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Data, DemoLogps, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Audit, Data, DemoLogps, LearningRates, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,9 @@ class SFT:
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
+    chosen_rises: ClassVar[bool] = True
+    learning_rates: ClassVar[LearningRates] = LearningRates(1e-6, 2e-5, "arXiv:2310.16944 (2e-5)")
+    audit: ClassVar[Audit] = Audit.DERIVED
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.mean)
@@ -45,6 +48,8 @@ class SFTTokenMean:
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.sum * len(logps.chosen.sum) / logps.chosen.num_tokens.sum())

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class SimNPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.07163"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (1.0, 2.5, 3.5, 5.0)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 2.5  # reward per (nat/token); useful range 1 to 5
     gamma: float = 0.0  # margin in units of reward, absolute; useful range 0 to 2

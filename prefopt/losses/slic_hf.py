@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class SLiCHF:
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.10425"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
     search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.DERIVED
 
     delta: float = 1.0  # margin of the hinge, nats; useful range 0.5 to 10
     lam: float = 0.1  # lambda, weight of the likelihood, nats per nat; useful range 0 to 1

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class SPPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 
@@ -55,6 +57,8 @@ class SPPOSoft:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-(P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._lists import best_first
-from prefopt.plugin import Data, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class TPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16681"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    ranking: ClassVar[Ranking] = Ranking.PAIRWISE
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.01  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1
@@ -62,6 +65,9 @@ class TPOL:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16681"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 1.0, 10.0)}
+    ranking: ClassVar[Ranking] = Ranking.PAIRWISE
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     beta: float = 0.01  # reward per (nat/token); useful range 0.01 to 10
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,9 @@ class Unlikelihood:
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
     search_space: ClassVar[SearchSpace] = {"alpha": (0.01, 0.03, 0.1, 0.3)}
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    chosen_rises: ClassVar[bool] = True
+    audit: ClassVar[Audit] = Audit.SECONDARY
 
     alpha: float = 0.1  # weight of the rejected side, nats per nat; useful range 0 to 0.3, at most 1
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.doctor.findings import MEANINGS
 from prefopt.data.tokens import TokenRecord
-from prefopt.plugin import Data, comments
+from prefopt.plugin import Data, comments, traits
 
 FEW = 1_000  # records
 SCORED = 8  # answers that tell whether the model ends its turns
@@ -20,29 +19,6 @@ FAR = 10  # times above or below the literature's learning rates
 LORA = 10  # times the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
 SMALL = 1e9  # weights; below, larger learning rates are common
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates of full tuning with Adam, as published for models of one to nine billion weights."""
-
-    low: float
-    high: float
-    source: str
-
-
-# Papers, and the tables in them, that give learning rates of full tuning.
-LITERATURE: dict[str, Rates] = {
-    "dpo": Rates(3e-7, 1e-6, "arXiv:2305.18290 (1e-6), arXiv:2310.16944 (5e-7), arXiv:2405.14734 (3e-7 to 1e-6)"),
-    "ipo": Rates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)"),
-    "ipo_sum": Rates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)"),
-    "kto": Rates(3e-7, 5e-6, "arXiv:2402.01306 (5e-7 to 5e-6)"),
-    "kto_zero": Rates(3e-7, 5e-6, "arXiv:2402.01306 (5e-7 to 5e-6)"),
-    "simpo": Rates(3e-7, 1e-6, "arXiv:2405.14734 (3e-7 to 1e-6)"),
-    "cpo": Rates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)"),
-    "orpo": Rates(3e-7, 8e-6, "arXiv:2403.07691 (5e-6 to 8e-6), arXiv:2405.14734 (3e-7 to 1e-6)"),
-    "sft": Rates(1e-6, 2e-5, "arXiv:2310.16944 (2e-5)"),
-}
 
 
 def few_records(count: int, kind: Data) -> Iterator[str]:
@@ -77,9 +53,9 @@ def useful_range(comment: str) -> tuple[float, float] | None:
     return low, high
 
 
-def learning_rate(name: str, rate: float, *, adapters: bool, weights: int) -> Iterator[str]:
+def learning_rate(loss: Any, name: str, rate: float, *, adapters: bool, weights: int) -> Iterator[str]:
     """Far from what was published for the method: a factor of ten beyond it, more for adapters and small models."""
-    known = LITERATURE.get(name)
+    known = traits(loss).learning_rates
     if known is None:
         return
     more = (LORA if adapters else 1) * max(1.0, SMALL / weights)

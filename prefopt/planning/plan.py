@@ -161,7 +161,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     warnings = [
         *advice.few_records(len(prepared.train), needs.data),
         *advice.outside_range(config.loss),
-        *advice.learning_rate(config.loss_name, rate, adapters=trains_adapters, weights=weights),
+        *advice.learning_rate(config.loss, config.loss_name, rate, adapters=trains_adapters, weights=weights),
         *advice.adapters(model),
         *advice.not_tuned(model, tokenizer, prepared.train, needs.data),
         *advice.memory(found.memory.total / 2**30, found.limit_gib, found.device),

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from prefopt.common.estimate import Estimate
+from prefopt.plugin import Data, Traits
 
 INF = math.inf
-# Methods whose formula has a term that raises the chosen completion's own log-prob (see docs/losses.md).
-RAISE_CHOSEN = frozenset(
-    {"sft", "sft_token_mean", "dft", "csft", "cpo", "cpo_simpo", "orpo", "irpo", "rpo_sft", "rrhf", "slic_hf", "pro",
-     "tpo", "tpo_l", "unlikelihood"}
-)  # fmt: skip
-SQUARED = frozenset({"ipo", "ipo_sum"})  # tau * margin is pulled to 1/2, where others go on growing
 
 
 class State(Enum):
@@ -28,15 +23,6 @@ class State(Enum):
     GOOD = "✓"
     LOOK = "!"
     BAD = "✗"
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the bands ask of a method."""
-
-    name: str
-    data: str  # of `Needs.data`
-    reference: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +50,7 @@ class Band:
     high: str = ""
     why: str
     source: str
-    applies: Callable[[Method], bool] = lambda method: True
+    applies: Callable[[Traits], bool] = lambda method: True
 
     def state(self, figure: Estimate) -> State:
         """Outside is outside by more than two standard errors: noise is no reason to warn."""
@@ -80,8 +66,8 @@ class Band:
         return self.low if figure.value < self.healthy[0] else self.high
 
 
-def _pairs(method: Method) -> bool:
-    return method.data != "demonstrations"
+def _pairs(method: Traits) -> bool:
+    return method.data is not Data.DEMONSTRATIONS
 
 
 BANDS = (
@@ -94,13 +80,6 @@ BANDS = (
         why="Half is chance. Trained labellers agree with each other on 73 % of pairs, so nearly all of them is more "
             "than honest labels can teach.",
         source="https://arxiv.org/abs/2203.02155", applies=_pairs,
-    ),
-    Band(
-        figure="margin", title="Reward margin", unit="", healthy=(0.0, 1.0), bearable=(-INF, 2.0),
-        low="The rejected answers earn more than the chosen ones.",
-        high="The margin has overshot its target of ½: lower the learning rate.",
-        why="The squared loss pulls the margin (times tau) to ½; twice that is as wrong as not having moved.",
-        source="https://arxiv.org/abs/2310.12036", applies=lambda m: m.name in SQUARED,
     ),
     Band(
         figure="margin", title="Reward margin", unit="", healthy=(0.0, 5.0), bearable=(-INF, 10.0),
@@ -125,7 +104,7 @@ BANDS = (
         low="This method has a term that should raise the chosen answers, and they fell: lower the learning rate, or "
             "give that term more weight.",
         why="The formula contains the chosen answers' own log-prob.",
-        source="https://arxiv.org/abs/2403.07691", applies=lambda m: m.name in RAISE_CHOSEN,
+        source="https://arxiv.org/abs/2403.07691", applies=lambda m: bool(m.chosen_rises),
     ),
     Band(
         figure="chosen", title="Change of the chosen answers' log-prob", unit="nats a token",
@@ -161,10 +140,23 @@ BANDS = (
 )  # fmt: skip
 
 
-def bands_of(method: Method) -> dict[str, Band]:
+def _margin_with_target(target: float) -> Band:
+    return Band(
+        figure="margin", title="Reward margin", unit="", healthy=(0.0, 2 * target), bearable=(-INF, 4 * target),
+        low="The rejected answers earn more than the chosen ones.",
+        high=f"The margin has overshot its target of {'½' if target == 0.5 else f'{target:g}'}: lower the learning "
+             "rate.",
+        why="The loss pulls the reward margin to a target; twice that is as wrong as not having moved.",
+        source="https://arxiv.org/abs/2310.12036", applies=_pairs,
+    )  # fmt: skip
+
+
+def bands_of(method: Traits) -> dict[str, Band]:
     """The band of each figure for a method, in the table's order."""
     found: dict[str, Band] = {}
     for band in BANDS:
         if band.applies(method):
             found.setdefault(band.figure, band)
+    if method.target_margin is not None and "margin" in found:
+        found["margin"] = _margin_with_target(method.target_margin)
     return found

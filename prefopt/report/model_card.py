@@ -61,7 +61,7 @@ def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None 
     """
     facts, config = Facts(run), run.config
     loss = dict(config.get("loss", {}))
-    name = str(loss.pop("name", facts.method.name))
+    name = str(loss.pop("name", facts.name))
     stages = lineage(run)
     counts = run.manifest.get("data", {}).get("counts", {})
     environment = Environment(

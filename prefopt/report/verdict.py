@@ -10,7 +10,8 @@ from typing import Any
 
 from prefopt.common.estimate import Estimate
 from prefopt.evaluate.held_out import HeldOut, differences, figures, read_rows
-from prefopt.report.bands import Band, Method, State, bands_of
+from prefopt.plugin import Data, Traits, traits
+from prefopt.report.bands import Band, State, bands_of
 from prefopt.report.page import number, signed
 from prefopt.runs.read import RunFolder
 
@@ -89,18 +90,21 @@ class Facts:
     run: RunFolder
 
     @cached_property
-    def method(self) -> Method:
-        """The loss, as far as bands ask; what is not in the menu any more is taken for a loss on pairs."""
+    def name(self) -> str:
+        """The name of the loss."""
+        return str(self.run.config.get("loss", {}).get("name", self.run.summary.get("method", "?")))
+
+    @cached_property
+    def method(self) -> Traits:
+        """The traits of the loss; those of a loss on pairs where it can no longer be loaded."""
         from prefopt.errors import PrefoptError
         from prefopt.losses import registry
 
-        given = dict(self.run.config.get("loss", {}))
-        name = str(given.pop("name", self.run.summary.get("method", "?")))
+        settings = {key: value for key, value in self.run.config.get("loss", {}).items() if key != "name"}
         try:
-            needs = registry.load(name, **given).needs
+            return traits(registry.load(self.name, **settings))
         except (PrefoptError, TypeError, ValueError):
-            return Method(name, "pairs", True)
-        return Method(name, needs.data.value, needs.reference)
+            return Traits()
 
     @cached_property
     def held_out(self) -> tuple[HeldOut, HeldOut] | None:
@@ -188,7 +192,7 @@ def _headline(facts: Facts, findings: list[Finding]) -> tuple[State, str]:
             "Nothing was held out, so nobody can say whether this model is better: keep some records back with "
             "data.eval_records=100 and run again."
         )
-    if facts.method.data == "demonstrations":
+    if facts.method.data is Data.DEMONSTRATIONS:
         state, sentence = _of_demonstrations(facts)
     else:
         state, sentence = _of_preferences(facts)

@@ -71,6 +71,9 @@ def test_menu_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert menu["chi_po"]["hyperparameters"]["r_max"] is None  # must be given
     assert menu["kto"]["needs"]["data"] == "unpaired"
     assert menu["wpo"]["needs"]["vocab"] == ["log_sum_sq"]
+    assert menu["simpo"]["ranking"] == "pairwise"
+    assert menu["simpo"]["audit"] == "authors' code"
+    assert menu["mix"]["ranking"] == "pairwise"
 
 
 def test_menu_as_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +16,9 @@ import prefopt.losses
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
+from prefopt.plugin import Audit, Data, Needs, Ranking, Traits, traits
 from prefopt.report import catalogue
-from prefopt.testing import check_loss, evaluate
+from prefopt.testing import check_loss, evaluate, example
 from tests.losses import test_optima, test_trl_parity
 
 HERE = Path(__file__).parent
@@ -84,7 +86,7 @@ def test_the_menu_is_in_order_and_names_each_class_once() -> None:
 
 
 def test_every_file_of_losses_is_on_the_menu() -> None:
-    files = {path.stem for path in Path(prefopt.losses.__file__).parent.glob("[!_]*.py")}
+    files = {path.stem for path in Path(prefopt.losses.__file__).parent.glob("[!_]*.py")} - {"registry"}
     assert files == {target.split(":")[0] for target in MENU.values()}
 
 
@@ -99,9 +101,7 @@ from typing import ClassVar
 
 import torch
 
-from prefopt.batch import PairLogps
-from prefopt.hyperparameters import require
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,3 +172,21 @@ def test_contributing_shows_how() -> None:
     assert "prefopt/losses/" in text
     assert '"myloss": "myloss:MyLoss",' in text
     assert "prefopt losses check myloss" in text
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_every_loss_declares_how_far_it_was_checked(name: str) -> None:
+    assert isinstance(traits(example(load_class(name))).audit, Audit)
+
+
+def test_a_plugin_that_declares_nothing_has_neutral_traits() -> None:
+    undeclared = SimpleNamespace(needs=Needs(data=Data.UNPAIRED, reference=True))
+    assert traits(undeclared) == Traits(data=Data.UNPAIRED, ranking=Ranking.POINTWISE)
+
+
+def test_mix_derives_its_traits_from_its_terms() -> None:
+    assert traits(load("mix")).ranking is Ranking.PAIRWISE
+    assert traits(load("mix")).chosen_rises is True  # its likelihood term
+    assert traits(load("mix", terms={"dpo": 1.0, "sft": -1.0})).chosen_rises is None
+    assert traits(load("mix", terms={"bco_pair": 1.0, "sft": 1.0})).ranking is Ranking.POINTWISE
+    assert traits(load("mix", terms={"plackett_luce": 1.0, "rrhf": 1.0})).ranking is Ranking.LISTWISE

@@ -68,7 +68,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.cli import main
-from prefopt.cli.compose import compose
+from prefopt.config.compose import compose
 from tests.data.tiny import tokenizer
 
 preset = compose(["experiment=mypo_short"])

@@ -15,14 +15,17 @@ import pytest
 from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
 from prefopt.evaluate.held_out import HeldOut, write_rows
-from prefopt.report.bands import BANDS, Method, State, bands_of
+from prefopt.losses import registry
+from prefopt.plugin import Data, Traits, traits
+from prefopt.report.bands import BANDS, State, bands_of
 from prefopt.report.run import run_page, write_run_page
 from prefopt.report.verdict import judge
 from prefopt.report.words import marked
 from prefopt.runs.read import RunFolder
+from prefopt.testing import example
 from tests.report.test_report import EVIL, Page
 
-GOOD, METHOD = 0.8, Method("dpo", "pairs", True)
+GOOD, METHOD = 0.8, Traits()
 
 
 def run_folder(path: Path, *, margin: float = 1.0, loss: str = "dpo", rows: int = 40, **summary: Any) -> RunFolder:
@@ -151,17 +154,28 @@ def test_what_the_sentinels_said_is_shown_and_counts(tmp_path: Path) -> None:
 
 
 def test_every_method_of_the_menu_has_its_bands() -> None:
-    from prefopt.losses import registry
-
     for name in registry.names():
-        needs = registry.loss_class(name).needs
-        data = needs.data.value if hasattr(needs, "data") else "pairs"  # some decide by their settings
-        bands = bands_of(Method(name, data, True))
+        method = traits(example(registry.loss_class(name)))
+        bands = bands_of(method)
         assert "chosen" in bands
-        assert ("grew" in bands) == (data != "demonstrations")
+        assert ("grew" in bands) == (method.data is not Data.DEMONSTRATIONS)
 
 
-@pytest.mark.parametrize("band", BANDS, ids=[f"{b.figure}-{i}" for i, b in enumerate(BANDS)])
+def test_declared_traits_choose_the_bands() -> None:
+    neutral = bands_of(Traits())
+    assert bands_of(traits(registry.load("dpo"))) == neutral
+    assert bands_of(traits(registry.load("ipo")))["margin"].healthy == (0.0, 1.0)
+    assert bands_of(traits(registry.load("ipo")))["margin"].bearable == (-np.inf, 2.0)
+    assert bands_of(traits(registry.load("orpo")))["chosen"].healthy[0] == 0.0
+    assert bands_of(traits(registry.load("mix")))["chosen"] == bands_of(traits(registry.load("orpo")))["chosen"]
+    contrast = registry.load("mix", terms={"dpo": 1.0, "hinge": 0.5})
+    assert bands_of(traits(contrast)) == neutral
+
+
+EVERY_BAND = (*BANDS, bands_of(Traits(target_margin=0.5))["margin"])
+
+
+@pytest.mark.parametrize("band", EVERY_BAND, ids=[f"{b.figure}-{i}" for i, b in enumerate(EVERY_BAND)])
 def test_bands_are_sound(band: Any) -> None:
     """Healthy lies within bearable, each side that can be missed says what to do, and a reason has a source."""
     assert band.bearable[0] <= band.healthy[0] < band.healthy[1] <= band.bearable[1]
