@@ -113,7 +113,7 @@ class Traits:
     A plugin declares a trait as a class variable of the same name and leaves out what does not apply.
 
     Attributes:
-        data: its `needs.data`.
+        needs: what it reads.
         ranking: by default, the usual one of its shape of data.
         chosen_rises: True where a likelihood term raises the chosen completion's own log-prob, False where the loss
             lowers it by design, None where it only asks for a gap.
@@ -122,7 +122,7 @@ class Traits:
         audit: what its formula and defaults were checked against; None for no claim.
     """
 
-    data: Data = Data.PAIRS
+    needs: Needs = Needs(data=Data.PAIRS, reference=True)
     ranking: Ranking = Ranking.PAIRWISE
     chosen_rises: bool | None = None
     target_margin: float | None = None
@@ -140,9 +140,8 @@ _RANKING = {
 
 def traits(loss: Any, /) -> Traits:
     """The traits of a plugin (instance or class), neutral where the plugin declares nothing."""
-    data = loss.needs.data
     own = {f.name: getattr(loss, f.name) for f in dataclasses.fields(Traits) if hasattr(loss, f.name)}
-    return Traits(**{"ranking": _RANKING[data], **own, "data": data})
+    return Traits(**{"ranking": _RANKING[loss.needs.data], **own})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,10 +70,6 @@ MAY_NAME_METHODS = {
     "prefopt.cli.loading": "the default method for each kind of data",
     "prefopt.compare.spec": "the default methods of a comparison",
     "prefopt.worlds.build": "a world's base model is trained with SFT",
-    # Facts that still have to move to the plugins:
-    "prefopt.planning.advice": "",
-    "prefopt.report.bands": "",
-    "prefopt.report.catalogue": "",
 }
 
 

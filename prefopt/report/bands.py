@@ -67,7 +67,7 @@ class Band:
 
 
 def _pairs(method: Traits) -> bool:
-    return method.data is not Data.DEMONSTRATIONS
+    return method.needs.data is not Data.DEMONSTRATIONS
 
 
 BANDS = (

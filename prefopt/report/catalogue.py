@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses import MENU, load_class
-from prefopt.plugin import Data, Needs, comments
+from prefopt.plugin import Audit, Data, Needs, comments, traits
 from prefopt.testing.identities import IDENTITIES
 from prefopt.testing.kit import example
 from prefopt.testing.numbers import build, call
@@ -54,6 +54,14 @@ vocabulary at each token.
 Pictures: the value (black) and its slope (blue, dashed) as the chosen side's log-ratio rises and the rejected side's
 falls, at the defaults; for single completions, of a desirable (black) and an undesirable one (grey).
 """
+
+
+_CHECKED = {
+    Audit.SECONDARY: "secondary sources",
+    Audit.DERIVED: "the paper's equations",
+    Audit.AUTHORS_CODE: "the authors' code",
+    Audit.CONFIRMED: "an author's confirmation",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,8 @@ def _overview() -> str:
 
 def _section(name: str) -> str:
     cls = load_class(name)
-    said, needs = card(cls), example(cls).needs
+    said, declared = card(cls), traits(example(cls))
+    needs = declared.needs
     title = inspect.cleandoc(importlib.import_module(cls.__module__).__doc__ or "").splitlines()[0].rstrip(".")
     lines = [f"## {name}", "", f"[{title}]({cls.paper}). {said.summary}", "", "```", said.formula, "```", ""]
     if picture_range(name) is not None:
@@ -136,7 +145,9 @@ def _section(name: str) -> str:
         about = comments(cls)
         lines += [f"| `{f.name}` | {_default(f)} | {about[f.name].replace('|', chr(92) + '|')} |" for f in fields]
         lines.append("")
-    lines += [f"- Data: {needs.data.value}. Needs: {_needs_text(needs)}."]
+    lines += [f"- Data: {needs.data.value}. Needs: {_needs_text(needs)}. Ranking: {declared.ranking.value}."]
+    if declared.audit is not None:
+        lines += [f"- Checked against: {_CHECKED[declared.audit]}."]
     lines += [f"- Value at policy = reference: {said.at_reference}"]
     claims = [identity.claim for identity in IDENTITIES if name in identity.losses]
     if claims:
@@ -249,7 +260,7 @@ def picture(name: str) -> str | None:
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(2.6, 1.5), layout="constrained")
         axes = figure.add_subplot()
-        unpaired = load_class(name).needs.data is Data.UNPAIRED if name != "mix" else False
+        unpaired = example(load_class(name)).needs.data is Data.UNPAIRED
         if unpaired:
             axes.plot(*curve(name, desirable=False)[:2], color="0.6", linewidth=1)
         margin, value, slope = curve(name)

@@ -64,7 +64,8 @@ def run_page(run: RunFolder) -> str:
     model, data = run.config.get("model", {}), run.config.get("data", {})
     return render(
         "run.html",
-        method=facts.name,
+        name=facts.name,
+        method=facts.method,
         model=str(model.get("path")),
         reference=run.start,
         data=Path(str(data.get("path") or "a mixture")).name,

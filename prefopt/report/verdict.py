@@ -192,7 +192,7 @@ def _headline(facts: Facts, findings: list[Finding]) -> tuple[State, str]:
             "Nothing was held out, so nobody can say whether this model is better: keep some records back with "
             "data.eval_records=100 and run again."
         )
-    if facts.method.data is Data.DEMONSTRATIONS:
+    if facts.method.needs.data is Data.DEMONSTRATIONS:
         state, sentence = _of_demonstrations(facts)
     else:
         state, sentence = _of_preferences(facts)

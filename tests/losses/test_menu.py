@@ -181,7 +181,7 @@ def test_every_loss_declares_how_far_it_was_checked(name: str) -> None:
 
 def test_a_plugin_that_declares_nothing_has_neutral_traits() -> None:
     undeclared = SimpleNamespace(needs=Needs(data=Data.UNPAIRED, reference=True))
-    assert traits(undeclared) == Traits(data=Data.UNPAIRED, ranking=Ranking.POINTWISE)
+    assert traits(undeclared) == Traits(needs=undeclared.needs, ranking=Ranking.POINTWISE)
 
 
 def test_mix_derives_its_traits_from_its_terms() -> None:

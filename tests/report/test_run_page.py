@@ -158,7 +158,7 @@ def test_every_method_of_the_menu_has_its_bands() -> None:
         method = traits(example(registry.loss_class(name)))
         bands = bands_of(method)
         assert "chosen" in bands
-        assert ("grew" in bands) == (method.data is not Data.DEMONSTRATIONS)
+        assert ("grew" in bands) == (method.needs.data is not Data.DEMONSTRATIONS)
 
 
 def test_declared_traits_choose_the_bands() -> None:
