@@ -10,7 +10,7 @@ usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=
   seeds=N                 trainings of each method's chosen setting, on test prompts
   controls=true           the first method under a second name, and DPO with its sides swapped
   judge=FOLDER            a reward model that scores the texts, or judge=module:function that compares them
-  tasks=[NAME_OR_FILE]    lm-evaluation-harness tasks (pip install prefopt[lm-eval])
+  tasks=[NAME_OR_FILE]    lm-evaluation-harness tasks (pip install 'prefopt-zoo[lm-eval]')
   measure.prompts=N       prompts that every model continues; measure.samples_per_prompt=N of each
   workers=N               processes; 0 for this one
   launcher=joblib         run the jobs by a Hydra launcher: joblib, submitit_slurm, ray, ... ; hydra.launcher.OPTION=V

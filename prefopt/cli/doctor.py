@@ -7,20 +7,21 @@ import json
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from prefopt.common.versions import version_of
+
 # What each optional package brings, and how it comes.
 OPTIONAL = {
-    "peft": ("LoRA and other adapters", "prefopt[peft]"),
+    "peft": ("LoRA and other adapters", "prefopt-zoo[peft]"),
     "bitsandbytes": ("quantized base models (QLoRA), on CUDA", "bitsandbytes"),
-    "wandb": ("tracking=wandb", "prefopt[wandb]"),
-    "tensorboard": ("tracking=tensorboard", "prefopt[tensorboard]"),
+    "wandb": ("tracking=wandb", "prefopt-zoo[wandb]"),
+    "tensorboard": ("tracking=tensorboard", "prefopt-zoo[tensorboard]"),
     "deepspeed": ("trainer.deepspeed", "deepspeed"),
     "gguf": ("models from GGUF files", "gguf"),
-    "trl": ("parity tests and benchmarks", "prefopt[peers]"),
+    "trl": ("parity tests and benchmarks", "prefopt-zoo[peers]"),
 }
 CORE = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy")
 LEAST_FREE_GIB = 5.0  # of the disk that runs and caches are on
@@ -46,7 +47,7 @@ def examine() -> dict[str, Any]:
         "machine": _machine(),
         "devices": _devices(),
         "usable": _usable(),
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "optional": {name: version_of(name) for name in OPTIONAL},
         "caches": _caches(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k in _SHOWN},
     }
@@ -57,15 +58,8 @@ _SHOWN = ("PREFOPT_CACHE", "PREFOPT_MALLOC", "PREFOPT_MATMUL", "PREFOPT_TRACEBAC
           "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LD_PRELOAD")  # fmt: skip
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _versions() -> dict[str, str | None]:
-    return {"prefopt": _version("prefopt"), "python": platform.python_version(), **{p: _version(p) for p in CORE}}
+    return {"prefopt": version_of("prefopt"), "python": platform.python_version(), **{p: version_of(p) for p in CORE}}
 
 
 def _machine() -> dict[str, Any]:
@@ -163,7 +157,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
     if machine["threads"] > machine["cores"]:
         notes.append(f"torch uses {machine['threads']} threads on {machine['cores']} cores: set OMP_NUM_THREADS")
     if found["optional"]["peft"] is None:
-        notes.append("no peft: `pip install prefopt[peft]` brings LoRA")
+        notes.append("no peft: `pip install 'prefopt-zoo[peft]'` brings LoRA")
     return notes
 
 

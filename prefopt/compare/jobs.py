@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.common.files import new_folder, write_json
+from prefopt.common.versions import version_of
 from prefopt.compare.spec import MeasureConfig, Split
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Job:
             "measure": [MEASUREMENT, dataclasses.asdict(self.measure)],
             "split": self.split,
             "kind": [self.trained, self.sides_swapped],
-            "versions": {package: version(package) for package in VERSIONS},
+            "versions": {package: version_of(package) for package in VERSIONS},
         }
         if self.trained and (code := code_of(self.config.loss, self.config.loss_name)):
             content["code"] = code
@@ -262,8 +262,9 @@ def code_of(loss: Any, name: str) -> dict[str, str]:
     known = {"prefopt", *sys.stdlib_module_names}
     files = source_files(cls.__module__ for cls in type(loss).__mro__ if _package(cls) not in known)
     found = {"source": digest_of_files(files)}
-    with contextlib.suppress(KeyError, PackageNotFoundError):  # not registered: made in Python
-        found["version"] = version(registry.package_of(name))
+    with contextlib.suppress(KeyError):  # not registered: made in Python
+        if installed := version_of(registry.package_of(name)):
+            found["version"] = installed
     return found
 
 

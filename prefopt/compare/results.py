@@ -8,7 +8,6 @@ import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.files import write_json, write_text
 from prefopt.common.redact import redact
+from prefopt.common.versions import version_of
 from prefopt.compare.caveats import doubts
 from prefopt.compare.jobs import VERSIONS, Result, finite
 from prefopt.compare.rounds import Row, fingerprints
@@ -218,7 +218,7 @@ def _facts(rows: Sequence[Row]) -> dict[str, Any]:
         "other_fingerprints": {name: differing for name, differing in others.items() if differing},
         "model": config.model.path,
         "data": config.data.path,
-        "versions": {package: version(package) for package in VERSIONS},
+        "versions": {package: version_of(package) for package in VERSIONS},
         "python": platform.python_version(),
         "machine": f"{os.cpu_count()} cores ({platform.machine()})",
     }

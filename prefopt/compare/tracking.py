@@ -25,7 +25,7 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("tracking=wandb needs `pip install prefopt[wandb]`") from error
+        raise UserError("tracking=wandb needs `pip install 'prefopt-zoo[wandb]'`") from error
     group = tracking.run_name or folder.resolve().name
     common: dict[str, Any] = {
         "project": tracking.project,

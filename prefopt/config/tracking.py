@@ -55,4 +55,4 @@ def _refuse_absent(name: str) -> None:
         known = sorted(INTEGRATION_TO_CALLBACK)
         raise UserError(f"tracking.report_to={name} is not one of none, {', '.join(known)}{nearest(name, known)}")
     if name in MODULES and find_spec(MODULES[name]) is None:
-        raise UserError(f"tracking.report_to={name} is not installed: pip install 'prefopt[{name}]'")
+        raise UserError(f"tracking.report_to={name} is not installed: pip install 'prefopt-zoo[{name}]'")

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness (`pip install prefopt[lm-eval]`): what tuning costs in other abilities."""
+"""Tasks of lm-evaluation-harness (`pip install 'prefopt-zoo[lm-eval]'`): what tuning costs in other abilities."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | 
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise UserError("tasks=[...] needs `pip install prefopt[lm-eval]`") from error
+        raise UserError("tasks=[...] needs `pip install 'prefopt-zoo[lm-eval]'`") from error
     plain = uninstall(model).eval()  # the harness calls the model as transformers would
     try:
         manager, names = _found(tasks)
@@ -75,7 +75,7 @@ def _found(tasks: Sequence[str]) -> tuple[Any, list[str]]:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError("tasks=[...] needs `pip install prefopt[lm-eval]`") from error
+        raise UserError("tasks=[...] needs `pip install 'prefopt-zoo[lm-eval]'`") from error
     names = [_name_of(Path(task)) if _is_file(task) else task for task in tasks]
     folders = sorted({str(Path(task).resolve().parent) for task in tasks if _is_file(task)})
     return TaskManager(include_path=folders or None, include_defaults=not all(map(_is_file, tasks))), names

@@ -215,4 +215,4 @@ def _quiet() -> Iterator[None]:
 def require_peft() -> None:
     """Raise UserError where `peft` is not installed."""
     if find_spec("peft") is None:
-        raise UserError('adapters need peft: pip install "prefopt[peft]"')
+        raise UserError("adapters need peft: pip install 'prefopt-zoo[peft]'")

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.common.files import write_json, write_lines, write_text
 from prefopt.common.redact import HIDDEN, redact, redacted
+from prefopt.common.versions import version_of
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
@@ -80,13 +80,7 @@ def _shown(word: str) -> str:
 
 def versions() -> dict[str, str | None]:
     """Of the packages that numbers depend on; None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return {package: version_of(package) for package in PACKAGES}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

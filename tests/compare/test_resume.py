@@ -134,7 +134,7 @@ def test_a_harness_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefopt.evaluate.tasks import run_tasks
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"pip install prefopt\[lm-eval\]"):
+    with pytest.raises(UserError, match=r"pip install 'prefopt-zoo\[lm-eval\]'"):
         run_tasks(None, None, ["even"])
 
 

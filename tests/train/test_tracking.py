@@ -137,5 +137,5 @@ def test_a_tracker_that_is_none_or_not_there_is_refused_with_the_remedy(
     with pytest.raises(UserError, match="did you mean 'wandb'"):
         trainer_options(TrackingConfig(report_to="wanddb"), tmp_path)
     monkeypatch.setattr("prefopt.config.tracking.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'prefopt\[mlflow\]'"):
+    with pytest.raises(UserError, match=r"pip install 'prefopt-zoo\[mlflow\]'"):
         trainer_options(TrackingConfig(report_to="mlflow"), tmp_path)
