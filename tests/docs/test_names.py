@@ -1,0 +1,54 @@
+"""Every module, object and file that the documentation names exists, and so does the package that it installs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "examples").rglob("*.md"),
+]
+DOTTED = re.compile(r"(?<![\w./-])((?:prefopt|tests)(?:\.\w+)+)")
+FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./-]*\w)(?![*{])")
+OWN_URL = re.compile(r"github\.com/prefopt/prefopt/(?:blob|tree)/main/([\w./-]+)")
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module (not imported: it may need what is not installed), or an attribute of one."""
+    if (ROOT / name.replace(".", "/")).with_suffix(".py").exists():
+        return True
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[cut:]:
+            if not hasattr(found, attribute):
+                return False
+            found = getattr(found, attribute)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    names = {name for name in DOTTED.findall(text) if not name.endswith((".py", ".md"))}
+    assert sorted(name for name in names if not resolves(name)) == []
+    files = {*FILE.findall(text), *OWN_URL.findall(text)}
+    assert sorted(file for file in files if not (ROOT / file).exists()) == []
+
+
+def test_nobody_is_told_to_install_another_package() -> None:
+    """`prefopt` on PyPI is somebody else's; this project's distribution is `prefopt-zoo`."""
+    pattern = r"pip install [^`\n]*\bprefopt(\[|[\"'` ,;)]|$)"
+    found = subprocess.run(["git", "grep", "-nIP", pattern], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout == ""
