@@ -22,6 +22,8 @@ class AlphaDPO:
 
     Value at policy = reference: log(1 + exp(-beta * (d_ref - gamma_beta_ratio))): z is 0 there.
 
+    Identities: alpha_dpo(alpha=0.0) = simpo.
+
     Differences: M and S start at 0 and are updated before use, over the global batch. Where S is 0, as at step 0, z is
     0 (the authors' code divides 0 by 0). Their recipes have alpha from 0.05 to 0.2.
     """

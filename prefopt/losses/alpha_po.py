@@ -21,6 +21,9 @@ class AlphaPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: alpha_po(alpha=0.0, beta=2.0, gamma=1.0) = simpo(beta=2.0, gamma_beta_ratio=0.5); alpha_po(alpha to 0) =
+    simpo; difference of alpha_po's rewards at alpha=-1 = -simper.
+
     Differences: gamma is absolute, as in TRL (`CPOTrainer(loss_type="alphapo", alpha=..., simpo_gamma=...)`), so
     `simpo` with gamma_beta_ratio = gamma / beta is the case alpha = 0; whether the authors' code means a ratio could
     not be verified. p^-alpha goes on along its tangent where alpha * log p < -20, so that it stays finite.

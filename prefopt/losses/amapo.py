@@ -23,6 +23,8 @@ class AMaPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: amapo on one pair = simpo(gamma_beta_ratio=0).
+
     Differences: as the authors' code, with mu and S over the global batch. A batch without deviation (one pair, or
     equal ones) has no margin there and here (0/0 never enters). e^x goes on along its tangent past x = 20.
     """

@@ -20,6 +20,8 @@ class AOT:
 
     Value at policy = reference: log 2.
 
+    Identities: aot on one pair = dpo.
+
     Differences: an example's value is the one at the rank of its own d. The paper's sorting may be soft; this one is
     hard, as in TRL (`loss_type="aot"`), which sorts each micro-batch of each process by itself.
     """
@@ -56,6 +58,8 @@ class AOTUnpaired:
     With equal counts n this is mean_i -log sigmoid(beta * (rho_w(i) - rho_l(i))).
 
     Value at policy = reference: log 2 (0 in a batch with one label only: there is nothing to compare).
+
+    Identities: aot_unpaired on one item of each label = dpo.
 
     Differences: the paper and TRL (`loss_type="aot_unpaired"`) need equal counts; with n desirable and m undesirable
     the integral runs over the n + m - 1 steps of the two quantile functions. Each item's value is the mean over its own

@@ -53,6 +53,8 @@ class APODown:
 
     Value at policy = reference: 1.
 
+    Identities: apo_down + 1 = apo_zero + 2 sigmoid(r_w) - sigmoid(r_l) + sigmoid(r_l - r_w), r = beta rho.
+
     Differences: none from the paper or TRL (`loss_type="apo_down"`). At step 0 the two terms cancel on the chosen
     side: sigmoid'(0) - sigmoid'(0) = 0, so only the rejected side moves.
     """

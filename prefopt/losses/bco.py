@@ -33,6 +33,8 @@ class BCO:
 
     Value at policy = reference: log 2.
 
+    Identities: bco where the mean reward is 0, both items of a pair = bco_pair.
+
     Differences: each global batch is counted once (TRL updates delta per micro-batch, so its loss depends on the
     split). The paper's delta is (E[r | desirable] + E[r | undesirable]) / 2, which the running mean of TRL and of here
     equals where labels are balanced. The paper's density-ratio weights for prompts are not here.

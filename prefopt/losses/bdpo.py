@@ -21,6 +21,8 @@ class BDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: bdpo(lam=1.0) = dpo.
+
     Differences: none known from the paper. lambda = 1 is `dpo`. The rejected reward is never below
     beta * log(1 - lambda), so pushing y_l down further gains nothing; at step 0 its gradient is lambda times DPO's.
     """

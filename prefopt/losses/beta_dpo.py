@@ -26,6 +26,8 @@ class BetaDPO:
 
     Value at policy = reference: log 2 in the mean over the batch: log 2 * B / kept on a kept pair, 0 on the others.
 
+    Identities: beta_dpo(alpha=0.0, keep=1.0) = dpo.
+
     Differences: the draw is a function of the record's id and the number of batches so far, hence the same on any
     number of processes. With S = 0, as at step 0, all weights are equal (the authors' code divides 0 by 0). The
     number of kept pairs is rounded down, to no less than 1.

@@ -19,6 +19,8 @@ class CDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: cdpo(label_smoothing=0.0) = dpo; cdpo = dpo + epsilon beta Delta.
+
     Differences: none from the note. In TRL before 1.0 this was DPO's `label_smoothing`; TRL 1.16 has no such loss.
     Past z = log((1 - epsilon) / epsilon) the loss turns back, by design.
     """

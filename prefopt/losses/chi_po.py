@@ -21,6 +21,8 @@ class ChiPO:
 
     Value at policy = reference: log 2.
 
+    Identities: chi_po's margin unclipped = dpo's plus beta (u_w - u_l).
+
     Differences: u goes on along its tangent past log u = 20, so that it stays finite; that guard is not the clip, which
     is the paper's and acts on the scaled difference (there the gradient is 0). R_max, the largest reward, has no
     verified default and must be given. At step 0 phi' = 2: the gradient is twice that of `dpo`.

@@ -19,6 +19,8 @@ class CPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: cpo(alpha=0) where the reference likes both sides equally = dpo.
+
     Differences: the authors' README sums the likelihood term, their code takes the mean over the micro-batch's tokens;
     here it is the mean over each example's own. TRL's (`CPOTrainer`, `cpo_alpha`) includes the prompt's tokens.
     """
@@ -56,6 +58,8 @@ class CPOSimPO:
     L = -log sigmoid(beta * (l_w - l_l - gamma_beta_ratio)) - alpha * l_w,   l = log pi(y|x) / n
 
     Value at policy = reference: none, it has no reference.
+
+    Identities: cpo_simpo(alpha=0.0, beta=2.0, gamma_beta_ratio=0.5) = simpo.
 
     Differences: from the repository of CPO, not its paper. Its gamma is absolute, 5.4 at beta = 10; here it is the
     ratio 0.54, as in `simpo`. TRL: `CPOTrainer(loss_type="simpo")` with `simpo_gamma` = 5.4 and `cpo_alpha` = 0.05.

@@ -16,6 +16,8 @@ class CSFT:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: csft = sft of every completion.
+
     Differences: the paper pretrains with special tokens before each sentence; here, as in HALOs, a text stands before
     the completion. The data layer puts it there: the label acts through c alone.
     """

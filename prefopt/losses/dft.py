@@ -16,6 +16,8 @@ class DFT:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: dft where every token has probability 1/2 = sft / 2.
+
     Differences: the paper sums over tokens; here, as in TRL (`loss_type="dft"`), it is a mean, though over each
     demonstration's own tokens.
     """

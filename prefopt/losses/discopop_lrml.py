@@ -20,6 +20,8 @@ class DiscoPOPLRML:
 
     Value at policy = reference: (1 + log 2) / 2.
 
+    Identities: discopop_lrml where z < -40 tau = dpo.
+
     Differences: none from the paper or TRL (`loss_type="discopop"`). It is not monotone: with
     L'(0) = -3/4 + (1 - log 2) / (4 tau) it rises at step 0 for every tau below 0.102 (slope +0.784 at 0.05, where
     it rises between z/tau = -2.37 and 1.44). tau above 1 would make it grow without bound in e^-z.

@@ -19,6 +19,8 @@ class DPONorm:
 
     Value at policy = reference: log 2.
 
+    Identities: dpo_norm with a zero reference = simpo(gamma_beta_ratio=0).
+
     Differences: none from the paper or TRL (`loss_type="sigmoid_norm"`).
     """
 

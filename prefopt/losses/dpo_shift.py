@@ -19,6 +19,8 @@ class DPOShift:
 
     Value at policy = reference: log 2.
 
+    Identities: dpo_shift(lam=1.0, beta=0.3) = dpo(beta=0.3).
+
     Differences: lambda is constant; the authors' code can also ramp it over training. Their recipes have 0.7 and some
     of their checkpoints 0.95.
     """

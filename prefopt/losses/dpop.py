@@ -19,6 +19,8 @@ class DPOP:
 
     Value at policy = reference: log 2.
 
+    Identities: dpop(lam=0.0, beta=0.3) = dpo(beta=0.3).
+
     Differences: every run starts at the kink rho_w = 0; `relu` takes the subgradient 0 there, so step 0 is a step of
     `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). beta's default is not verified.
     """

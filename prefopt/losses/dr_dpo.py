@@ -19,6 +19,8 @@ class DrDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: dr_dpo(beta_prime to infinity) = batch mean of dpo, error Var(l) / (2 beta_prime).
+
     Differences: the mean is over the global batch (the authors' code: over each device's). Every example of a batch
     has the batch's value. For beta' to infinity this is `dpo`, with an error of Var(l) / (2 beta').
     """

@@ -31,6 +31,9 @@ class FDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: f_dpo(divergence=reverse_kl) = dpo; f_dpo(alpha, alpha=1) = f_dpo(forward_kl); f_dpo(alpha, alpha to 0)
+    = dpo.
+
     Differences: u^-alpha goes on along its tangent where alpha * rho < -20, so that it stays finite; TRL
     (`f_divergence_type`) clamps the exponent, which stops the gradient there. TRL's
     `f_alpha_divergence_coef` is 1 - alpha.

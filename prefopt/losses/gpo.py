@@ -34,6 +34,8 @@ class GPO:
 
     Value at policy = reference: f(0): log 2 for logistic, 1/4 for savage, 1 for the others.
 
+    Identities: gpo(f=logistic) = dpo; gpo(f=hinge) = hinge; gpo(square) = beta^2 ipo_sum(tau=beta/2).
+
     Differences: e^-z goes on along its tangent past z = -20, so that it stays finite. `savage` is not convex; the
     paper lists it with the rest. The default f is the one that no other plugin here has with its own name.
     """

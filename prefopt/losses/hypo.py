@@ -20,6 +20,8 @@ class HyPO:
 
     Value at policy = reference: log(1 + exp(beta * max(0, -d_ref))), log 2 where the reference agrees.
 
+    Identities: hypo where d_ref > 0 = dpo; hypo where d_ref < 0 = cpo(alpha=0).
+
     Differences: none from the paper, which keeps DPO's beta; its default here is DPO's.
     """
 

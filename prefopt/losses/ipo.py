@@ -17,6 +17,8 @@ class IPO:
 
     Value at policy = reference: 1 / (4 tau^2).
 
+    Identities: ipo at lengths 1 = ipo_sum.
+
     Differences: Eq. 17 has sums, which is `ipo_sum`; the division by length follows the authors, who confirmed to the
     maintainers of TRL that their results used it. In TRL this is `loss_type="ipo"`, whose `beta` is tau here; up to
     TRL 1.16 its lengths count the completion mask, as here.

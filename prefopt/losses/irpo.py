@@ -20,6 +20,8 @@ class IRPO:
 
     Value at policy = reference: log 2 - alpha * log pi_ref(y_w|x) / n_w.
 
+    Identities: irpo(alpha=0.0) = dpo.
+
     Differences: none in the loss; the paper's iterations (sampling anew) are a matter of data. TRL has it as
     `loss_type=["sigmoid", "sft"]` with `loss_weights=[1, alpha]`, where the mean is over all tokens of the micro-batch.
     """

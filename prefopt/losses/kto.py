@@ -22,6 +22,8 @@ class KTO:
 
     Value at policy = reference: lambda_D / 2 on a desirable item, lambda_U / 2 on an undesirable one.
 
+    Identities: kto where the mismatched mean is below 0 = kto_zero.
+
     Differences: z0 is taken over the whole global batch, so it does not change with micro-batches or processes (TRL
     gathers it over processes, but per micro-batch). `metrics` holds `z0` and, before the clamp, `z0_unclamped`: a z0
     that stays at 0 makes this `kto_zero`.
@@ -60,6 +62,8 @@ class KTOZero:
     L = lambda_U * (1 - sigmoid(-beta * rho))  undesirable     (Eq. 7 at z0 = 0);  rho = log pi - log pi_ref
 
     Value at policy = reference: lambda_D / 2 on a desirable item, lambda_U / 2 on an undesirable one.
+
+    Identities: kto_zero, both items of a pair = apo_zero.
 
     Differences: the paper has z0 (`kto`), and drops it only after SFT on the same data (Sec. 4.1). In TRL this is
     `KTOTrainer(loss_type="apo_zero_unpaired")`. No mismatched completions, and no coupling.

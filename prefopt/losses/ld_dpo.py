@@ -22,6 +22,8 @@ class LDDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: ld_dpo(alpha=1.0) = dpo.
+
     Differences: none from the paper or TRL (`ld_alpha`). LLaMA-Factory's `ld_alpha` weighs the policy's tokens
     alone, not the reference's, so that its loss is not log 2 where they are equal.
     """

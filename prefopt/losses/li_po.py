@@ -23,6 +23,8 @@ class LiPO:
 
     Value at policy = reference: log 2 * sum of Delta_ij, with ranks in the order of the record.
 
+    Identities: li_po on two completions scored 1 and 0 = (1/log 2 - 1/log 3) dpo.
+
     Differences: each pair counts once, the better one first. Scores must be in [0, 1], as in the paper. Completions of
     equal reward, as all are at step 0, are ranked in the order of the record.
     """

@@ -21,6 +21,8 @@ class MallowsDPO:
 
     Value at policy = reference: log 2.
 
+    Identities: mallows_dpo where phi = 1 = dpo.
+
     Differences: the authors' configuration is length-normalised and without a reference, with beta = 10; this is the
     paper's loss with DPO's beta. The factor 0.29 is theirs. V must be given: log-probs do not tell it.
     """

@@ -36,6 +36,9 @@ class Mix:
     Value at policy = reference: sum of w_i times the value of L_i there; a term without a reference counts with its own
     value on the reference's log-probs.
 
+    Identities: mix(terms={'dpo': 1.0, 'sft': 0.7}) = irpo(alpha=0.7); mix(terms={'cpo': 1.0, 'sft': 0.7},
+    options={'cpo': {'alpha': 0.0}}) = cpo(alpha=0.7).
+
     Differences: the default is MPO: 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`, whose authors used BCO
     with a running threshold. Terms on demonstrations are given the chosen side. Each term's unweighted value is logged
     under its name. A weight of 0 leaves a term out.

@@ -52,6 +52,8 @@ class NCAList:
 
     Value at policy = reference: 2 log 2.
 
+    Identities: nca_list on two completions, one-hot target = nca.
+
     Differences: scores are used as they are: at alpha = 0.01 a difference of 0.05 is nearly one-hot, so state their
     scale (the paper's are 0 to 1 after division by 10; the authors' code has alpha = 1e-4).
     """
@@ -86,6 +88,8 @@ class InfoNCA:
     L = -sum_k t_k * log softmax(r)_k,   t = softmax(s / alpha),   r = beta * rho,   rho = log pi - log pi_ref
 
     Value at policy = reference: log K.
+
+    Identities: info_nca on two completions, one-hot target = dpo.
 
     Differences: as `nca_list` on the scale of scores. With two completions and a one-hot target this is `dpo`.
     """

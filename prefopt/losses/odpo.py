@@ -20,6 +20,8 @@ class ODPO:
 
     Value at policy = reference: log(1 + (s_w - s_l)^alpha).
 
+    Identities: odpo(alpha=0.0) = dpo; odpo at a gap of 1 = dpo.
+
     Differences: the paper leaves the function of the scores open and uses the logarithm; gaps below 1 give a negative
     offset, as there.
     """

@@ -21,6 +21,8 @@ class ORPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: orpo(lam=0) = sft.
+
     Differences: the likelihood is that of the completion alone (the authors' code trains on the prompt too) and is a
     mean over each example's own tokens (TRL: over all tokens of the micro-batch, prompt included for a decoder). TRL
     calls lambda `beta`, as do its metrics. A mean log-prob above -2^-24 counts as -2^-24, where odds stay finite.

@@ -21,6 +21,8 @@ class PlackettLuce:
 
     Value at policy = reference: log K!.
 
+    Identities: plackett_luce on two completions = dpo.
+
     Differences: none from the paper (App. A.3). Only the order of the scores is used; tied completions keep the order
     of the record, so drop ties or break them. With two completions this is `dpo`.
     """

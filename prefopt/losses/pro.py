@@ -21,6 +21,8 @@ class PRO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: pro(beta=0) on two completions a score of 1 apart = simpo(beta=1, gamma_beta_ratio=0).
+
     Differences: none from the paper, whose temperatures are 1/g. The likelihood is summed. Tied completions have
     g = 0: they push nothing.
     """

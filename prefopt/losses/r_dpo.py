@@ -24,6 +24,8 @@ class RDPO:
 
     Value at policy = reference: log(1 + exp(-alpha * (n_w - n_l))), log 2 at equal lengths.
 
+    Identities: r_dpo(alpha=0.0) = dpo.
+
     Differences: several tables and codes print a minus, which rewards length instead.
     """
 

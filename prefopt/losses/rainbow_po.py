@@ -22,6 +22,8 @@ class RainbowPO:
 
     Value at policy = reference: log(1 + exp(-beta * phi * (1 - alpha) * (d_ref - gamma))).
 
+    Identities: rainbow_po(alpha=0) where phi = 1 = simpo.
+
     Differences: rests on secondary sources; defaults are not verified. alpha = 0 and phi = 1 is `simpo`. The paper's
     rejection sampling is a matter of data, its likelihood term is `mix` with `sft`.
     """

@@ -19,6 +19,9 @@ class REBEL:
 
     Value at policy = reference: (s_w - s_l)^2.
 
+    Identities: rebel(eta=0.5) = distill_dpo(beta=2.0); rebel and distill_dpo at scale 1, target 1/(2 tau) =
+    ipo_sum(tau).
+
     Differences: the paper's pi_ref is the policy of the last iteration and its pairs are samples of it, which is a
     matter of data. The authors' code minimises eta^2 times this. eta is set by task; 1 is a place to start.
     """

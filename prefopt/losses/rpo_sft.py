@@ -20,6 +20,8 @@ class RPOSFT:
 
     Value at policy = reference: log 2 - eta * beta * log pi_ref(y_w|x).
 
+    Identities: rpo_sft(eta=0.0, beta=0.3) = dpo(beta=0.3).
+
     Differences: this is the authors' first script, with the factor beta and a sum; their second one has no beta and a
     mean per token, which is `irpo` with alpha = eta (0.2 there, beta 0.5).
     """

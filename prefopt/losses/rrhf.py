@@ -20,6 +20,8 @@ class RRHF:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: rrhf on two completions less the likelihood of the best = re_po(gamma=0).
+
     Differences: lambda stands at the ranking term (the paper's total has weight 1). The likelihood is summed, as in
     the paper. Each pair counts once.
     """

@@ -23,6 +23,8 @@ class SamPO:
 
     Value at policy = reference: log 2.
 
+    Identities: sam_po at equal lengths = dpo.
+
     Differences: positions are drawn once for policy and reference (the authors' code draws them apart, so that even
     policy = reference is noise around log 2), and depend on the record's id alone, so each epoch has the same.
     """

@@ -42,6 +42,8 @@ class SFTTokenMean:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: sft_token_mean at equal lengths = sft.
+
     Differences: this is TRL's loss, but over the global batch whatever the micro-batches and processes.
     """
 

@@ -19,6 +19,8 @@ class SimNPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: simnpo at lengths 1 = npo with a zero reference.
+
     Differences: gamma is absolute and 0 by default, as in the authors' code. Texts to forget are the rejected sides;
     chosen ones are not used. Its retain loss is `mix` with `sft`.
     """

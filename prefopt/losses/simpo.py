@@ -19,6 +19,9 @@ class SimPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: simpo(gamma_beta_ratio=0) at n tokens = cpo(beta/n, alpha=0); simpo/beta, beta to infinity = re_po,
+    error at most log 2 / beta.
+
     Differences: gamma = beta * gamma_beta_ratio, as in the authors' code (the paper's gamma is the product). No SFT
     term and no label smoothing; TRL offers both behind `CPOTrainer(loss_type="simpo")`, whose default adds
     `cpo_alpha=1` of NLL unless it is set to 0.

@@ -19,6 +19,8 @@ class SLiCHF:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: slic_hf(lam=0) at lengths 1 = re_po(gamma=delta).
+
     Differences: the paper's likelihood term is on a separate target y_ref; here, as in HALOs, it is on the chosen side.
     TRL's `loss_type="hinge"` under this paper's name has a reference and no likelihood term: it is `hinge`.
     """

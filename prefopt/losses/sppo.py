@@ -20,6 +20,8 @@ class SPPO:
 
     Value at policy = reference: 1 / (2 beta^2).
 
+    Identities: sppo = 2 (cal_dpo - dpo(beta=1)).
+
     Differences: none from TRL (`loss_type="sppo_hard"`). The authors' code halves it in one of its forms. The paper
     estimates win rates with a model (`sppo_soft`) and samples anew in each iteration, which is a matter of data.
     """
@@ -49,6 +51,8 @@ class SPPOSoft:
     L = (rho_w - (P - 1/2)/beta)^2 + (rho_l + (P - 1/2)/beta)^2,   P = sigmoid(s_w - s_l)     (Eq. 4.7)
 
     Value at policy = reference: 2 ((P - 1/2) / beta)^2.
+
+    Identities: sppo_soft at a sure win = sppo.
 
     Differences: P follows from the scores by Bradley-Terry; scores are log-odds, so give logit(P) and 0 where P itself
     is known. The authors' code has this form with one probability and another with a win rate for each side.

@@ -21,6 +21,8 @@ class TDPO1:
 
     Value at policy = reference: log 2.
 
+    Identities: tdpo1 = tdpo2(alpha=1.0); tdpo1 where the KL is 0 = dpo.
+
     Differences: none from the authors' code (`if_tdpo2=False`).
     """
 
@@ -50,6 +52,8 @@ class TDPO2:
     K = sum_t KL(pi_ref(.|y_<t) || pi(.|y_<t)); sg: without gradient
 
     Value at policy = reference: log 2.
+
+    Identities: tdpo2(alpha=0.0) = dpo.
 
     Differences: none from the authors' code (`if_tdpo2=True`).
     """

@@ -21,6 +21,8 @@ class TPO:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: tpo(alpha=0) = cpo(alpha=0).
+
     Differences: from a list of at least 3, gold is the best-scored, y_w the second, y_l the worst. TRL
     (`TPOTrainer`) takes the likelihood's mean over all gold tokens of the micro-batch.
     """
@@ -58,6 +60,8 @@ class TPOL:
     L = -log sigmoid(beta * (l_w - l_l) - gamma) - alpha * l_gold,   l = log pi(y|x) / n
 
     Value at policy = reference: none, it has no reference.
+
+    Identities: tpo_l(alpha=0) = alpha_po(alpha=0).
 
     Differences: gamma is absolute, as in TRL (`loss_type="tpo-l"`, `tpo_l_gamma`); the rest as `tpo`.
     """

@@ -16,6 +16,8 @@ class Unlikelihood:
 
     Value at policy = reference: none, it has no reference.
 
+    Identities: unlikelihood(alpha=0) = n sft.
+
     Differences: not the token form -sum_t log(1 - p_t) of Welleck et al. (1908.04319). Unbounded below: the rejected
     side can fall for ever. alpha in [0, 1] as in the paper, whose value is not stated.
     """

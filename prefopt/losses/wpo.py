@@ -22,6 +22,8 @@ class WPO:
 
     Value at policy = reference: log 2 times the weight.
 
+    Identities: wpo where tokens are as likely as sum_v p_v^2 = dpo.
+
     Differences: TRL (`use_weighting`) leaves out the min, open-instruct the sum over the vocabulary; both are in the
     authors' code. w_w * w_l can exceed 1, since a token likelier than sum_v pi(v)^2 counts more than average.
     """

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import Audit, Data, Needs, comments, traits
-from prefopt.testing.identities import IDENTITIES
 from prefopt.testing.kit import example
 from prefopt.testing.numbers import build, call
 
@@ -71,6 +70,7 @@ class Card:
     summary: str
     formula: str
     at_reference: str
+    identities: tuple[str, ...]
     differences: str
 
 
@@ -104,11 +104,23 @@ def card(cls: type[Any]) -> Card:
         ValueError: a docstring without them.
     """
     text = inspect.cleandoc(cls.__doc__ or "")
-    match = re.fullmatch(r"(.*?)\n\n(.*?)\n\nValue at policy = reference: (.*?)\n\nDifferences: (.*)", text, re.DOTALL)
+    match = _PARTS.fullmatch(text)
     if match is None:
-        raise ValueError(f"{cls.__name__}: the docstring has not the parts that the catalogue shows")
-    summary, formula, value, differences = match.groups()
-    return Card(_line(summary), formula, _line(value), _line(differences))
+        raise ValueError(f"{cls.__name__}: the docstring lacks parts that the catalogue shows")
+    summary, formula, value, claims, differences = match.groups()
+    identities = tuple(_line(claims).removesuffix(".").split("; ")) if claims else ()
+    return Card(_line(summary), formula, _line(value), identities, _line(differences))
+
+
+def identities_with(name: str) -> list[str]:
+    """What a loss equals at which settings: the claims of every docstring in which its name stands."""
+    claims = (claim for other in MENU for claim in card(load_class(other)).identities)
+    return [claim for claim in claims if re.search(rf"\b{name}\b", claim)]
+
+
+_PARTS = re.compile(
+    r"(.*?)\n\n(.*?)\n\nValue at policy = reference: (.*?)\n\n(?:Identities: (.*?)\n\n)?Differences: (.*)", re.DOTALL
+)
 
 
 def _line(text: str) -> str:
@@ -149,8 +161,7 @@ def _section(name: str) -> str:
     if declared.audit is not None:
         lines += [f"- Checked against: {_CHECKED[declared.audit]}."]
     lines += [f"- Value at policy = reference: {said.at_reference}"]
-    claims = [identity.claim for identity in IDENTITIES if name in identity.losses]
-    if claims:
+    if claims := identities_with(name):
         lines += ["- Identities:", *(f"  - {claim}" for claim in claims)]
     for check, reason in getattr(cls, "exceptions", {}).items():
         lines += [f"- Does not pass the check `{check}`: {reason}."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,13 +11,35 @@ import pytest
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
+from prefopt.plugin import Data
 from prefopt.testing import check_loss, evaluate, example
+from tests.losses.hand import LIST, PAIR
 
 
 @pytest.mark.parametrize("name", MENU)
 def test_every_loss_passes(name: str) -> None:
     failed = [f"{check.name}: {check.detail}" for check in check_loss(example(load_class(name))) if not check.ok]
     assert not failed
+
+
+ON_LISTS = [name for name in MENU if example(load_class(name)).needs.data is Data.LISTS]
+
+
+@pytest.mark.parametrize("name", ON_LISTS)
+def test_a_short_list_beside_a_long_one_has_its_own_value(name: str) -> None:
+    ragged = {key: [*value, [*value[0], value[0][0]]] for key, value in LIST.items()}
+    ragged["scores"][1][3] = 0.25
+    loss = example(load_class(name))
+    assert evaluate(loss, **ragged)[0] == pytest.approx(evaluate(loss, **LIST)[0])
+
+
+def test_a_loss_without_a_reference_needs_none() -> None:
+    bare = {name: value for name, value in PAIR.items() if not name.startswith("ref_")}
+    losses = [example(cls) for cls in classes().values()]
+    without = [loss for loss in losses if loss.needs.data is Data.PAIRS and not loss.needs.reference]
+    assert len(without) >= 5
+    for loss in without:
+        assert evaluate(loss, **bare) == evaluate(loss, **PAIR)
 
 
 def test_evaluate_in_three_lines() -> None:
@@ -62,13 +85,23 @@ def test_check_command_refuses(argv: list[str], capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def classes() -> dict[str, type[Any]]:
+    return {name: load_class(name) for name in MENU}
+
+
+def required(cls: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+
+
 def test_menu_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", "--json"]) == 0
     menu = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert set(MENU) <= set(menu)
     assert menu["simpo"]["hyperparameters"] == {"beta": 2.0, "gamma_beta_ratio": 0.5}
     assert menu["simpo"]["needs"]["reference"] is False
-    assert menu["chi_po"]["hyperparameters"]["r_max"] is None  # must be given
+    must_be_given = {(name, key) for name, cls in classes().items() for key in required(cls)}
+    assert len(must_be_given) >= 3
+    assert all(menu[name]["hyperparameters"][key] is None for name, key in must_be_given)
     assert menu["kto"]["needs"]["data"] == "unpaired"
     assert menu["wpo"]["needs"]["vocab"] == ["log_sum_sq"]
     assert menu["simpo"]["ranking"] == "pairwise"

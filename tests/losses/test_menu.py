@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,47 +22,39 @@ from prefopt.losses.registry import load
 from prefopt.plugin import Audit, Data, Needs, Ranking, Traits, traits
 from prefopt.report import catalogue
 from prefopt.testing import check_loss, evaluate, example
-from tests.losses import test_optima, test_trl_parity
 
 HERE = Path(__file__).parent
 
-# Losses that TRL 1.16 has not; the rest have a parity test.
-NOT_IN_TRL = {
-    *("alpha_dpo", "amapo", "bco", "bdpo", "beta_dpo", "cal_dpo", "chi_po", "csft", "distill_dpo", "dpo_shift", "dpop"),
-    *("dr_dpo", "focal_dpo", "gpo", "hypo", "info_nca", "ipo_sum", "li_po", "mallows_dpo", "minor_dpo", "nca_list"),
-    *("npo", "odpo", "plackett_luce", "pro", "r_dpo", "rainbow_po", "re_po", "rebel", "reward_aware_po", "rpo_sft"),
-    *("rrhf", "sam_po", "simnpo", "simper", "slic_hf", "sppo_soft", "tdpo1", "tdpo2", "unlikelihood"),
-}
+
+def proofs(file: str) -> Any:
+    """The test module of a file of losses, or an empty one where there is none."""
+    path = HERE / f"test_{file}.py"
+    return importlib.import_module(f"tests.losses.test_{file}") if path.exists() else ModuleType(file)
 
 
-def names_in(module: object) -> set[str]:
-    """Every string constant of a test module."""
-    tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-
-
-def worked_by_hand() -> set[str]:
-    """The losses that have a test `test_NAME_by_hand`."""
-    found = set()
-    for path in HERE.glob("test_*.py"):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_by_hand"):
-                found.add(node.name.removeprefix("test_").removesuffix("_by_hand"))
-    return found
+def claims(module: Any) -> set[str]:
+    """The identities that a test module proves."""
+    return {test.claim for test in vars(module).values() if hasattr(test, "claim")}
 
 
 def lacking() -> dict[str, set[str]]:
     """What each loss lacks of the proofs that are written for it by name.
 
-    The kit, step 0, training, the identities and the catalogue go over the menu themselves.
+    The kit, training and the catalogue go over the menu themselves.
     """
-    by_hand, parity = worked_by_hand(), names_in(test_trl_parity)
     missing: dict[str, set[str]] = {}
-    for name in MENU:
-        if name not in by_hand:
-            missing.setdefault(name, set()).add("numbers worked by hand")
-        if (name in parity) == (name in NOT_IN_TRL):
-            missing.setdefault(name, set()).add("parity with TRL, or a place in NOT_IN_TRL")
+    for name, target in MENU.items():
+        module, loss = proofs(target.split(":")[0]), example(load_class(name))
+        reasons = getattr(module, "NOT_TESTED", {})
+        found = {
+            "by_hand": hasattr(module, f"test_{name}_by_hand"),
+            "at_reference": hasattr(module, f"test_{name}_at_reference") or not loss.needs.reference,
+            "identity": bool(catalogue.identities_with(name)),
+            "parity": any(test.startswith(f"test_{name}_parity") for test in vars(module)),
+        }
+        lacks = {proof for proof, there in found.items() if not there and f"{name} {proof}" not in reasons}
+        if lacks:
+            missing[name] = lacks
     return missing
 
 
@@ -69,12 +64,39 @@ def test_no_loss_without_its_proofs() -> None:
 
 def test_a_loss_without_proofs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MENU, "unproved", "dpo:DPO")
-    assert lacking() == {"unproved": {"numbers worked by hand", "parity with TRL, or a place in NOT_IN_TRL"}}
+    assert lacking() == {"unproved": {"by_hand", "at_reference", "identity", "parity"}}
 
 
-def test_losses_without_a_finite_optimum_are_said_to_have_none() -> None:
-    told = test_optima.__doc__ or ""
-    assert all(f"`{name}`" in told for name in ("kto", "kto_zero", "apo_zero", "apo_down", "hinge", "unlikelihood"))
+@pytest.mark.parametrize("file", sorted({target.split(":")[0] for target in MENU.values()}))
+def test_identities_that_are_claimed_are_proved(file: str) -> None:
+    own = [name for name, target in MENU.items() if target.split(":")[0] == file]
+    assert claims(proofs(file)) == {claim for name in own for claim in catalogue.card(load_class(name)).identities}
+
+
+@pytest.mark.parametrize("file", sorted({target.split(":")[0] for target in MENU.values()}))
+def test_reasons_name_a_loss_of_the_file_and_a_proof(file: str) -> None:
+    own = {name for name, target in MENU.items() if target.split(":")[0] == file}
+    for key, reason in getattr(proofs(file), "NOT_TESTED", {}).items():
+        name, proof = key.split()
+        assert name in own
+        assert proof in ("at_reference", "parity", "optimum")
+        assert reason
+        assert not any(test.startswith(f"test_{name}_{proof}") for test in vars(proofs(file)))
+
+
+def test_every_loss_type_of_dpo_trainer_has_its_counterpart() -> None:
+    """Read from TRL's own configuration, so that a loss that it adds is noticed."""
+    trl = pytest.importorskip("trl", reason="the peers extra is not installed")
+    field = next(f for f in dataclasses.fields(trl.DPOConfig) if f.name == "loss_type")
+    offered = set(re.findall(r"`'(\w+)'`", field.metadata["help"]))
+    compared = {
+        call.args[1].value
+        for path in HERE.glob("test_*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "trl_dpo"
+        if isinstance(call.args[1], ast.Constant)
+    }
+    assert offered == compared
 
 
 def test_the_menu_is_in_order_and_names_each_class_once() -> None:

@@ -52,7 +52,7 @@ def test_the_kit_catches(mutant: type[Any], check: str, detail: str) -> None:
 
 def test_every_mutant_is_caught_somewhere() -> None:
     by_law = {mutants.MinusRDPO, mutants.AbsoluteGammaSimPO, mutants.ClampDPOP, mutants.ClampMinorDPO}
-    made = {v for v in vars(mutants).values() if dataclasses.is_dataclass(v) and v.__module__ == "mutants"}
+    made = {v for v in vars(mutants).values() if dataclasses.is_dataclass(v) and v.__module__ == mutants.__name__}
     assert made == by_law | {mutant for mutant, _, _ in CAUGHT_BY_THE_KIT}
 
 
@@ -121,7 +121,8 @@ def step_0(loss: Loss) -> dict[str, torch.Tensor]:
     numbers = declared(loss.needs, at_reference(random_numbers(Data.PAIRS, seed=0)))
     tracked = dict(numbers) | {side: numbers[side].clone().requires_grad_() for side in ("chosen", "rejected")}
     call(loss, build(loss.needs, tracked)).loss.sum().backward()
-    return {side: tracked[side].grad / loss.beta for side in ("chosen", "rejected")}  # type: ignore[attr-defined, operator]
+    # type: ignore[attr-defined, operator]
+    return {side: tracked[side].grad / loss.beta for side in ("chosen", "rejected")}
 
 
 @pytest.mark.parametrize(("cls", "is_dpo"), [(DPOP, True), (mutants.ClampDPOP, False)])

@@ -13,8 +13,9 @@ from prefopt.config.compose import compose
 from prefopt.losses import MENU, load_class
 from prefopt.report import catalogue
 from prefopt.testing.numbers import value_of
-from prefopt.testing.samples import declared
-from tests.losses.test_trl_parity import Tensor, as_items, batch, mean_logps, trl_cpo, trl_dpo, trl_kto  # noqa: F401
+from prefopt.testing.samples import Named, declared
+from tests.losses.conftest import batch  # noqa: F401
+from tests.losses.trl_peer import as_items, mean_logps, trl_cpo, trl_dpo, trl_kto
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -49,7 +50,7 @@ def preset(name: str) -> Any:
     return compose([f"experiment=compat/{name}"]).loss
 
 
-def ours(loss: Any, numbers: dict[str, Tensor]) -> float:
+def ours(loss: Any, numbers: Named) -> float:
     return float(value_of(loss, declared(loss.needs, numbers)).mean())
 
 
@@ -69,17 +70,17 @@ DPO_TRAINER: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", DPO_TRAINER)
-def test_presets_for_dpo_trainer(batch: dict[str, Tensor], name: str) -> None:  # noqa: F811
+def test_presets_for_dpo_trainer(batch: Named, name: str) -> None:  # noqa: F811
     loss_type, settings = DPO_TRAINER[name]
     assert ours(preset(name), batch) == pytest.approx(trl_dpo(batch, loss_type, **settings), abs=1e-6)
 
 
-def test_preset_for_sft_trainer(batch: dict[str, Tensor]) -> None:  # noqa: F811
+def test_preset_for_sft_trainer(batch: Named) -> None:  # noqa: F811
     demonstrations = {name: batch[name] for name in ("chosen", "chosen_num_tokens", "ids")}
     assert ours(preset("trl_sft"), demonstrations) == pytest.approx(trl_dpo(batch, "sft"), abs=1e-6)
 
 
-def test_presets_for_kto_trainer(batch: dict[str, Tensor]) -> None:  # noqa: F811
+def test_presets_for_kto_trainer(batch: Named) -> None:  # noqa: F811
     items = as_items(batch)
     mismatched = (items["completion"].flip(0) + 2, items["ref_completion"].flip(0))
     numbers = items | {"mismatched": mismatched[0], "ref_mismatched": mismatched[1]}
@@ -88,7 +89,7 @@ def test_presets_for_kto_trainer(batch: dict[str, Tensor]) -> None:  # noqa: F81
     assert ours(preset("trl_apo_zero_unpaired"), items) == pytest.approx(expected, abs=1e-6)
 
 
-def test_presets_for_cpo_and_orpo_trainer(batch: dict[str, Tensor]) -> None:  # noqa: F811
+def test_presets_for_cpo_and_orpo_trainer(batch: Named) -> None:  # noqa: F811
     """At their defaults; their likelihood terms, which differ by the tokens averaged over, are written out."""
     from types import SimpleNamespace
 

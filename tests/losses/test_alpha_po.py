@@ -1,0 +1,41 @@
+"""Proofs of `alpha_po`."""
+
+from __future__ import annotations
+
+import math
+
+from prefopt.testing.samples import Named
+from tests.losses.hand import close, on_pair, softplus
+from tests.losses.identities import Sides, identity, output, pairs, values
+from tests.losses.trl_peer import mean_logps, ours, trl_cpo
+
+
+def test_alpha_po_by_hand() -> None:
+    chosen, rejected = (1 - math.exp(0.25)) / 0.25, (1 - math.exp(0.25 * 1.375)) / 0.25
+    expected = softplus(-(2 * (chosen - rejected) - 0.1))
+    assert on_pair("alpha_po", beta=2.0, alpha=0.25, gamma=0.1) == close(expected)
+
+
+@identity("alpha_po(alpha=0.0, beta=2.0, gamma=1.0) = simpo(beta=2.0, gamma_beta_ratio=0.5)")
+def test_alpha_po_is_simpo(seed: int) -> Sides:
+    return values("alpha_po", pairs(seed), alpha=0.0, beta=2.0, gamma=1.0), values(
+        "simpo", pairs(seed), beta=2.0, gamma_beta_ratio=0.5
+    )
+
+
+@identity("alpha_po(alpha to 0) = simpo", tolerance=1e-06)
+def test_alpha_po_alpha_to_0_is_simpo(seed: int) -> Sides:
+    return values("alpha_po", pairs(seed), alpha=1e-8, beta=2.0, gamma=1.0), values("simpo", pairs(seed))
+
+
+@identity("difference of alpha_po's rewards at alpha=-1 = -simper")
+def test_alpha_po_rewards_at_alpha_minus_1_are_simper(seed: int) -> Sides:
+    power = output("alpha_po", pairs(seed), alpha=-1.0, beta=1.0)
+    assert power.chosen_reward is not None
+    assert power.rejected_reward is not None
+    return power.rejected_reward - power.chosen_reward, values("simper", pairs(seed))
+
+
+def test_alpha_po_parity(batch: Named) -> None:
+    theirs = trl_cpo(*mean_logps(batch), "simpo", beta=2.5, alpha=0.25, simpo_gamma=0.1)
+    assert ours("alpha_po", batch) == close(theirs, abs=1e-6)

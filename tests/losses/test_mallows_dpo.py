@@ -1,0 +1,32 @@
+"""Proofs of `mallows_dpo`."""
+
+from __future__ import annotations
+
+import math
+
+from prefopt.losses.registry import load
+from prefopt.testing import evaluate
+from tests.losses.hand import ENTROPY, LOG2, PAIR, close, softplus
+from tests.losses.identities import Sides, identity, pairs, uniform_statistic, values
+from tests.losses.step_0 import at_reference
+
+NOT_TESTED = {
+    "mallows_dpo parity": "not in TRL",
+}
+
+
+def test_mallows_dpo_by_hand() -> None:
+    phi = -0.29 * math.log((1.5 + 0.75) / 2 / math.log(50))
+    value = evaluate(load("mallows_dpo", vocab_size=50, beta=0.5), **PAIR, **ENTROPY)
+    assert value == close([softplus(-0.5 * phi * 3)])
+
+
+def test_mallows_dpo_at_reference() -> None:
+    assert at_reference("mallows_dpo", vocab_size=50) == close(LOG2)
+
+
+@identity("mallows_dpo where phi = 1 = dpo")
+def test_mallows_dpo_where_phi_is_1_is_dpo(seed: int) -> Sides:
+    entropy = math.log(100) * math.exp(-1 / 0.29)
+    sure = uniform_statistic(pairs(seed), "ref_entropy", entropy)
+    return values("mallows_dpo", sure, vocab_size=100), values("dpo", sure)

@@ -1,0 +1,216 @@
+"""TRL's own loss code on a stand-in for the model, which returns the frozen log-probs of one batch.
+
+Tests of parity compare with it to 1e-6. Where we differ on purpose, the test says by which formula.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.registry import load
+from prefopt.testing.numbers import value_of
+from prefopt.testing.samples import Named, cast, declared
+
+PROMPT, TOKENS, PAIRS = 3, 6, 5
+
+
+def frozen_pairs() -> Named:
+    """Five pairs: lengths 1 to 6, per-token log-probs of policy and reference, and log sum_v p_v^2."""
+    generator = torch.Generator().manual_seed(20261122)
+    numbers: Named = {"ids": torch.arange(PAIRS)}
+    for side, lengths in (("chosen", [6, 2, 4, 1, 3]), ("rejected", [2, 5, 4, 3, 6])):
+        inside = torch.arange(TOKENS) < torch.tensor(lengths).unsqueeze(-1)
+        numbers[f"{side}_num_tokens"] = torch.tensor(lengths)
+        for name, scale in ((f"{side}_token", -2.0), (f"ref_{side}_token", -2.0), (f"{side}_log_sum_sq", -1.0)):
+            numbers[name] = scale * torch.rand(inside.shape, generator=generator, dtype=torch.float64) * inside
+        numbers[side] = numbers[f"{side}_token"].sum(-1)
+        numbers[f"ref_{side}"] = numbers[f"ref_{side}_token"].sum(-1)
+    return numbers
+
+
+def ours(name: str, numbers: Named, **settings: Any) -> float:
+    loss = load(name, **settings)
+    return float(value_of(loss, declared(loss.needs, numbers)).mean())
+
+
+def in_sequence(numbers: Named, suffix: str, *, ref: bool = False) -> Tensor:
+    """(2B, L - 1) a per-token figure where TRL has it: chosen rows, then rejected rows, 0 on the prompt."""
+    prefix = "ref_" if ref else ""
+    rows = torch.cat([numbers[f"{prefix}{side}_{suffix}"] for side in ("chosen", "rejected")])
+    return torch.nn.functional.pad(rows, (PROMPT - 1, 0))
+
+
+class Answers(torch.nn.Module):
+    """Stands in for a model: gives the frozen figures to whoever calls it."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self, numbers: Named, *, ref: bool = False) -> None:
+        super().__init__()
+        self.eval()
+        log_probs = in_sequence(numbers, "token", ref=ref)
+        zero = torch.zeros_like(log_probs)
+        self.outputs = SimpleNamespace(
+            log_probs=log_probs,
+            log_sum_sq_probs=in_sequence(numbers, "log_sum_sq"),
+            entropy=zero,
+            mean_logits=zero,
+            is_top1=zero.bool(),
+        )
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.outputs
+
+
+def trl_dpo(numbers: Named, loss_type: str | list[str], **settings: Any) -> float:
+    """TRL's DPOTrainer on the batch."""
+    from trl import DPOTrainer
+
+    if settings.get("f_divergence_type") == "alpha_divergence":
+        numbers = cast(numbers, torch.float32)  # this branch of theirs knows no float64
+    types = [loss_type] if isinstance(loss_type, str) else loss_type
+    options = {
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "ld_alpha": None,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "use_weighting": False,
+        "loss_weights": [1.0] * len(types),
+    } | settings
+    trainer = SimpleNamespace(
+        model=Answers(numbers),
+        ref_model=Answers(numbers, ref=True),
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        args=SimpleNamespace(discopop_tau=0.05, gradient_checkpointing_kwargs=None),
+        loss_types=types,
+        aux_loss_enabled=False,
+        precompute_ref_logps=False,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        **options,
+    )
+    lengths = torch.cat([numbers[f"{side}_num_tokens"] for side in ("chosen", "rejected")])
+    place = torch.arange(PROMPT + TOKENS)
+    mask = ((place >= PROMPT) & (place < PROMPT + lengths.unsqueeze(-1))).long()
+    inputs = {"input_ids": torch.ones_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    return float(DPOTrainer._compute_loss(trainer, trainer.model, inputs, return_outputs=False))
+
+
+def as_items(numbers: Named) -> Named:
+    """The pairs as single items, desirable first."""
+    joined = {
+        "completion": torch.cat([numbers["chosen"], numbers["rejected"]]),
+        "ref_completion": torch.cat([numbers["ref_chosen"], numbers["ref_rejected"]]),
+        "num_tokens": torch.cat([numbers["chosen_num_tokens"], numbers["rejected_num_tokens"]]),
+    }
+    return joined | {"desirable": torch.arange(2 * PAIRS) < PAIRS, "ids": torch.arange(2 * PAIRS)}
+
+
+def trl_kto(items: Named, mismatched: tuple[Tensor, Tensor], loss_type: str, **settings: Any) -> float:
+    from trl import KTOTrainer
+
+    size = len(items["ids"])
+    one_token = items["completion"].unsqueeze(-1)  # its sum is all that the loss reads
+    outputs = SimpleNamespace(
+        log_probs=one_token, entropy=torch.zeros_like(one_token), mean_logits=torch.zeros_like(one_token)
+    )
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+        _compute_kl_logps=lambda model, batch: mismatched[0],
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=loss_type == "kto",
+        loss_type=loss_type,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        **({"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0} | settings),
+    )
+    inputs = {
+        "input_ids": torch.ones(size, 2, dtype=torch.int64),
+        "attention_mask": torch.ones(size, 2),
+        "completion_mask": torch.ones(size, 2, dtype=torch.int64),
+        "label": items["desirable"],
+        "ref_logps": items["ref_completion"],
+        "ref_KL_logps": mismatched[1],
+    }
+    model = lambda **kwargs: outputs  # noqa: E731
+    return float(KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False))
+
+
+def mean_logps(batch: Named) -> tuple[Tensor, Tensor]:
+    return batch["chosen"] / batch["chosen_num_tokens"], batch["rejected"] / batch["rejected_num_tokens"]
+
+
+def trl_cpo(chosen: Tensor, rejected: Tensor, loss_type: str, **settings: Any) -> float:
+    from trl.experimental.cpo import CPOTrainer
+
+    options = {"beta": 0.1, "alpha": 0.0, "label_smoothing": 0.0, "simpo_gamma": 0.5} | settings
+    stub = SimpleNamespace(loss_type=loss_type, accelerator=SimpleNamespace(device="cpu"), **options)
+    losses, *_ = CPOTrainer.cpo_loss(stub, chosen, rejected)
+    return float(losses.mean())
+
+
+def logits_with(token_logps: Tensor) -> Tensor:
+    """(B, L, 2) logits under which token 1 has these log-probs."""
+    return torch.stack([torch.log(-torch.expm1(token_logps)), token_logps], -1)
+
+
+def sequences(sides: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, ids and completion mask of completions behind a prompt of one token."""
+    tokens = torch.cat([token for token, _ in sides])
+    lengths = torch.cat([length for _, length in sides])
+    mask = torch.nn.functional.pad((torch.arange(TOKENS) < lengths.unsqueeze(-1)).long(), (1, 0))
+    logits = logits_with(torch.where(tokens < 0, tokens, -0.5))
+    return torch.nn.functional.pad(logits, (0, 0, 0, 1)), torch.ones_like(mask), mask
+
+
+def trl_tpo(batch: Named, loss_type: str) -> float:
+    """TRL's TPOTrainer on the batch of `with_gold`.
+
+    Its likelihood is the mean over all gold tokens, ours over each gold completion's own: equal here.
+    """
+    from trl.experimental.tpo import TPOTrainer
+
+    sides = [(batch[f"{s}_token"], batch[f"{s}_num_tokens"]) for s in ("chosen", "rejected")]
+    logits, ids, mask = sequences([*sides, _gold()])
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        loss_type=loss_type,
+        label_smoothing=0.0,
+        beta=0.5,
+        tpo_alpha=0.7,
+        tpo_l_gamma=0.5,
+    )
+    inputs = {"input_ids": ids, "completion_mask": mask, "attention_mask": torch.ones_like(mask)}
+    return float(TPOTrainer._compute_loss(trainer, lambda **kw: SimpleNamespace(logits=logits), inputs, False))
+
+
+def with_gold(batch: Named) -> Named:
+    """The pairs as lists of three, with a gold completion in front."""
+    gold, lengths = _gold()
+    return {
+        "completions": torch.stack([gold.sum(-1), batch["chosen"], batch["rejected"]], -1),
+        "num_tokens": torch.stack([lengths, batch["chosen_num_tokens"], batch["rejected_num_tokens"]], -1),
+        "scores": torch.tensor([[2.0, 1.0, 0.0]]).repeat(PAIRS, 1).double(),
+        "ids": torch.arange(PAIRS),
+    }
+
+
+def _gold() -> tuple[Tensor, Tensor]:
+    """Per-token log-probs and lengths of the gold completions."""
+    return torch.full((PAIRS, TOKENS), -0.25, dtype=torch.float64), torch.full((PAIRS,), TOKENS)
+
+
+def demonstrations(batch: Named) -> Named:
+    """The chosen sides alone."""
+    return {name: batch[name] for name in ("chosen", "chosen_num_tokens", "chosen_token", "ids")}
