@@ -28,7 +28,6 @@ NOT_YET = {
     "long_files": 2,
     "classes": 15,
     "modules": 12,
-    "new_loss": 8,
 }
 
 
@@ -65,7 +64,6 @@ def test_losses_load_torch_and_nothing_heavier() -> None:
 
 # Files that hold names of methods as values of a user's option or as a demonstration, not as facts about methods.
 MAY_NAME_METHODS = {
-    "prefopt.testing.identities": "what one loss equals at a setting of another",
     "prefopt.cli.demo": "the methods that the demo shows",
     "prefopt.cli.loading": "the default method for each kind of data",
     "prefopt.compare.spec": "the default methods of a comparison",
