@@ -1,7 +1,7 @@
-"""`prefopt completion bash|zsh|fish`: completion of verbs, their options, groups, choices and option names.
+"""`prefopt completion bash|zsh|fish`: shell completion of verbs, options, groups and their choices.
 
-The script that it prints asks `prefopt` itself at every Tab (argcomplete's protocol). What there is to complete is
-found once and kept in the cache, so that an answer needs neither torch nor Hydra.
+The script that it prints asks `prefopt` at every Tab (argcomplete's protocol). The words are collected once and cached,
+so that an answer needs neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -9,80 +9,78 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import io
 import json
-import re
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import argcomplete
+from argcomplete.shell_integration import shellcode
+
+from prefopt import __version__
+from prefopt.cli.verbs import VERBS
+from prefopt.common.cache import cache_dir
+from prefopt.common.files import write_text
+
 SHELLS = ("bash", "zsh", "fish")
-SETUP = """add it to your shell's start file:
+SETUP = """add it to the start file of your shell:
   bash  echo 'eval "$(prefopt completion bash)"' >> ~/.bashrc
   zsh   echo 'eval "$(prefopt completion zsh)"' >> ~/.zshrc
   fish  prefopt completion fish > ~/.config/fish/completions/prefopt.fish
 """
-# Verbs, and of `reference` the command, that take overrides.
+# Verbs, and the command `build` of `reference`, that take overrides.
 OVERRIDES = ("train", "plan", "compare", "build", "eval")
 FILES = ("path", "output_dir", "folder", "resume", "deepspeed", "template")  # last parts of options that name files
 
 
 def main(argv: list[str]) -> int:
-    """Print the script of a shell."""
+    """Print the completion script of a shell."""
     parser = argparse.ArgumentParser(
         prog="prefopt completion",
-        description="Completion of verbs, options, groups and their choices.",
+        description="Shell completion of verbs, options, groups and their choices.",
         epilog=SETUP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=SHELLS)
-    args = parser.parse_args(argv)
-    from argcomplete.shell_integration import shellcode
-
-    print(shellcode(["prefopt"], shell=args.shell))
+    print(shellcode(["prefopt"], shell=parser.parse_args(argv).shell))
     return 0
 
 
 def answer() -> None:
-    """What the shell asked for by its environment; ends the process."""
-    import argcomplete
-
-    from prefopt.cli import VERBS
-
-    index = known()
+    """Print the completions of the command line that the shell has put into the environment, and end the process."""
+    index = load_index()
     parser = argparse.ArgumentParser(prog="prefopt")
     verbs = parser.add_subparsers()
     for verb, about in VERBS.items():
-        _complete(verbs.add_parser(verb, help=about, add_help=False), verb, index)
+        _add_options(verbs.add_parser(verb, help=about, add_help=False), verb, index)
     argcomplete.autocomplete(parser, always_complete_options=False)
 
 
-def _complete(parser: argparse.ArgumentParser, verb: str, index: Mapping[str, Any]) -> None:
+def _add_options(parser: argparse.ArgumentParser, verb: str, index: Mapping[str, Any]) -> None:
     about = index["verbs"].get(verb, {"options": [], "commands": []})
     for option in about["options"]:
         parser.add_argument(option, action="store_true")
     if about["commands"]:
         commands = parser.add_subparsers()
         for command in about["commands"]:
-            _words(commands.add_parser(command, add_help=False), command, index)
+            _add_words(commands.add_parser(command, add_help=False), command, index)
     else:
-        _words(parser, verb, index)
+        _add_words(parser, verb, index)
 
 
-def _words(parser: argparse.ArgumentParser, verb: str, index: Mapping[str, Any]) -> None:
-    words = parser.add_argument("words", nargs="*")
+def _add_words(parser: argparse.ArgumentParser, verb: str, index: Mapping[str, Any]) -> None:
+    words: Any = parser.add_argument("words", nargs="*")
     if verb in OVERRIDES:
-        words.completer = lambda prefix, **_: overrides(prefix, index)  # type: ignore[attr-defined]
+        words.completer = lambda prefix, **_: complete_override(prefix, index)
     elif verb == "check":
-        words.completer = lambda prefix, **_: [n for n in index["groups"]["loss"] if n.startswith(prefix)]  # type: ignore[attr-defined]
+        words.completer = lambda prefix, **_: [n for n in index["groups"]["loss"] if n.startswith(prefix)]
     elif verb == "completion":
-        words.completer = lambda prefix, **_: [s for s in SHELLS if s.startswith(prefix)]  # type: ignore[attr-defined]
+        words.completer = lambda prefix, **_: [s for s in SHELLS if s.startswith(prefix)]
 
 
-def overrides(prefix: str, index: Mapping[str, Any]) -> list[str]:
-    """Completions of the beginning of an override.
+def complete_override(prefix: str, index: Mapping[str, Any]) -> list[str]:
+    """Complete the beginning of an override.
 
     `lo` gives `loss=` and `loss.`, `loss=si` the losses of that name, `loss.b` the options, `model.path=./` files.
     """
@@ -111,13 +109,12 @@ def _files(prefix: str) -> list[str]:
     return [f"{lead}{p.name}{'/' if p.is_dir() else ''}" for p in found]
 
 
-def known() -> dict[str, Any]:
-    """Verbs with their options and commands, groups with their choices, and options with the words they take."""
-    from prefopt import __version__
-    from prefopt.cli import VERBS
-    from prefopt.common.cache import cache_dir
-    from prefopt.common.files import write_text
+def load_index() -> dict[str, Any]:
+    """Load the words to complete from the cache, or collect them: verbs, groups and option names.
 
+    Returns:
+        `verbs`: each verb's `options` and `commands`; `groups`: each group's choices; `keys`: all option names.
+    """
     outside = sorted(f"{p.group}:{p.name}={p.value}" for g in ("prefopt.losses", "prefopt.conf")
                      for p in entry_points(group=g))  # fmt: skip
     newest = max(p.stat().st_mtime_ns for p in Path(__file__).parent.glob("*.py"))
@@ -129,44 +126,10 @@ def known() -> dict[str, Any]:
             return dict(found)
     except (OSError, ValueError, AttributeError):
         pass
-    found = _find()
+    from prefopt.cli.completion_index import collect
+
+    found = collect()
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(found))
     return found
-
-
-def _find() -> dict[str, Any]:
-    import dataclasses
-    from importlib.resources import files
-
-    from prefopt.cli import VERBS
-    from prefopt.config.compose import OBJECTS, _choices, _keys, register
-    from prefopt.losses import registry
-
-    register()
-    options = [name for name in _keys([]) if not name.startswith("loss.")]
-    options += [f"loss.{f.name}" for n in registry.names() for f in dataclasses.fields(registry.loss_class(n))]
-    home = Path(str(files("prefopt.conf"))) / "experiment"
-    experiments = [str(p.relative_to(home).with_suffix("")) for p in home.rglob("*.yaml")]
-    groups = {group: _choices(group) for group in (*OBJECTS, "trainer")}
-    return {
-        "verbs": {verb: _help_of(verb) for verb in VERBS},
-        "groups": {**groups, "experiment": sorted({*experiments, *_choices("experiment")})},
-        "keys": sorted(set(options)),
-    }
-
-
-def _help_of(verb: str) -> dict[str, list[str]]:
-    """Options and commands of a verb, from its own help."""
-    if verb == "train":
-        return {"options": ["--cfg", "--help", "--multirun"], "commands": []}  # the most useful of Hydra's
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        import_module(f"prefopt.cli.{verb}").main(["--help"])
-    said = text.getvalue()
-    positional = said.partition("positional arguments:")[2].partition("\n\n")[0]
-    return {
-        "options": sorted(set(re.findall(r"--[a-z][\w-]+", said))),
-        "commands": re.findall(r"^    (\w[\w-]*)(?:  +\S|$)", positional, re.MULTILINE),
-    }

@@ -1,4 +1,4 @@
-"""`prefopt data check FILE...` and `prefopt data show FILE --row ID`."""
+"""`prefopt data check FILE...` checks preference data; `prefopt data show FILE --row ID` shows one record."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from prefopt.errors import ThresholdError, UserError
 
 OVERRIDE = re.compile(r"data(\.[\w.]+)?=.*", re.DOTALL)
@@ -19,11 +21,11 @@ def main(argv: list[str]) -> int:
     """Check data, or show one record.
 
     Raises:
-        UserError: data that cannot be read, an unknown option, finding or row.
-        ThresholdError: a threshold of `check` fails.
+        UserError: data that cannot be read, or an unknown option, finding or row.
+        ThresholdError: `check` found a figure beyond its threshold.
     """
     parser = _parser()
-    args, more = parser.parse_known_args(argv)  # settings may stand after options too
+    args, more = parser.parse_known_args(argv)  # settings may also follow options
     if unknown := [arg for arg in more if arg.startswith("-")]:
         parser.error(f"unknown option {unknown[0]}")
     args.what += more
@@ -31,23 +33,22 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from prefopt.data.doctor import examine, thresholds
-
-    limits = thresholds(args.threshold)
-    tokenizer, model = _tokenizer(args), _model(args)
-    reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args)]
-    if args.html:
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
+        from prefopt.data.doctor import examine, thresholds
+        from prefopt.data.doctor.text import show
+        from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.doctor import page
 
+        limits = thresholds(args.threshold)
+        tokenizer = _tokenizer(args)
+        model = load_model(ModelConfig(path=args.model)) if args.model else None
+        reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args.what)]
+    if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
         Path(args.html).write_text(page(reports), encoding="utf-8")
     if args.json:
         print(json.dumps(_plain(reports), indent=2))
     else:
-        from rich.console import Console
-
-        from prefopt.data.doctor.text import show
-
         for report in reports:
             show(report, Console())
     failed = [
@@ -62,7 +63,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _plain(reports: list[Any]) -> dict[str, Any]:
-    """One report as it is; several under `files`, with their sums in front and findings by `FILE/NAME`."""
+    """One report as it is; several under `files`, with their sums before them and findings by `FILE/NAME`."""
     plain = [report.plain() for report in reports]
     if len(plain) == 1:
         return plain[0]  # type: ignore[no-any-return]
@@ -83,24 +84,22 @@ def _plain(reports: list[Any]) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prefopt.data.read import read
     from prefopt.data.show import find, show
 
-    for config in _configs(args):
+    tokenizer = _tokenizer(args)
+    for config in _configs(args.what):
         found = read(config)
-        show(find(found.records, found.rejections, args.row), _tokenizer(args), config, Console())
+        show(find(found.records, found.rejections, args.row), tokenizer, config, Console())
     return 0
 
 
-def _configs(args: argparse.Namespace) -> list[Any]:
-    """One DataConfig per file, with the overrides of the command line, composed as `prefopt train` does."""
-    with redirect_stdout(sys.stderr):  # some libraries greet on import, and stdout may be asked to be JSON
-        from prefopt.config.compose import compose
+def _configs(words: list[str]) -> list[Any]:
+    """One DataConfig per file, with the overrides among the words, composed as `prefopt train` does."""
+    from prefopt.config.compose import compose
 
-    overrides = [arg for arg in args.what if OVERRIDE.fullmatch(arg)]
-    files = [arg for arg in args.what if not OVERRIDE.fullmatch(arg)]
+    overrides = [word for word in words if OVERRIDE.fullmatch(word)]
+    files = [word for word in words if not OVERRIDE.fullmatch(word)]
     chosen = [] if any(o.startswith("data=") for o in overrides) else ["data=auto"]
     if not files and not any(o.startswith(("data=", "data.path=", "data.mixture=")) for o in overrides):
         raise UserError("give a FILE, a folder or a hub name (or data=PRESET)")
@@ -109,39 +108,29 @@ def _configs(args: argparse.Namespace) -> list[Any]:
 
 
 def _tokenizer(args: argparse.Namespace) -> Any:
-    path = args.tokenizer or args.model
-    if path is None:
-        return None
     from prefopt.models.load import ModelConfig, load_tokenizer
 
-    return load_tokenizer(ModelConfig(path=path))
-
-
-def _model(args: argparse.Namespace) -> Any:
-    if args.model is None:
-        return None
-    from prefopt.models.load import ModelConfig, load_model
-
-    return load_model(ModelConfig(path=args.model))
+    path = args.tokenizer or args.model
+    return load_tokenizer(ModelConfig(path=path)) if path else None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prefopt data", description="Look at preference data.")
+    parser = argparse.ArgumentParser(prog="prefopt data", description="Inspect preference data.")
     verbs = parser.add_subparsers(required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("what", nargs="+", metavar="FILE | data.KEY=VALUE",
                         help="files, folders or hub names, and settings such as data.max_length=512")  # fmt: skip
-    shared.add_argument("--tokenizer", metavar="MODEL", help="a folder or hub id: count tokens with its tokenizer")
+    shared.add_argument("--tokenizer", metavar="MODEL", help="a folder or hub id: also count tokens with its tokenizer")
 
-    check = verbs.add_parser("check", parents=[shared], help="the doctor: what is wrong with this data?")
-    check.add_argument("--model", help="a folder or hub id: also ask the model itself")
+    check = verbs.add_parser("check", parents=[shared], help="check data for what goes wrong in preference tuning")
+    check.add_argument("--model", help="a folder or hub id: also score the data with the model")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.add_argument("--html", metavar="FILE", help="write a page with histograms")
     check.add_argument("--threshold", metavar="FINDING=NUMBER", action="append", default=[],
-                       help="fail (exit code 3) beyond this figure; may be repeated")  # fmt: skip
+                       help="fail (exit code 3) if the figure is beyond this; may be repeated")  # fmt: skip
     check.set_defaults(run=_check)
 
-    show = verbs.add_parser("show", parents=[shared], help="one record, as text and as tokens")
+    show = verbs.add_parser("show", parents=[shared], help="show one record, as text and as tokens")
     show.add_argument("--row", required=True, help="an id, a row number counted from 0, or FILE:ROW")
     show.add_argument("--model", help="a folder or hub id whose tokenizer and chat template are used")
     show.set_defaults(run=_show)

@@ -1,4 +1,4 @@
-"""`prefopt doctor`: versions, and what is usable on this machine."""
+"""`prefopt doctor`: shows versions and what this machine supports."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import json
 import os
 import platform
 import shutil
+import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from prefopt import __version__
+from prefopt.common.cache import cache_dir
 from prefopt.common.versions import version_of
 
-# What each optional package brings, and how it comes.
+# What each optional package is for, and how to install it.
 OPTIONAL = {
     "peft": ("LoRA and other adapters", "prefopt-zoo[peft]"),
     "bitsandbytes": ("quantized base models (QLoRA), on CUDA", "bitsandbytes"),
@@ -24,15 +32,18 @@ OPTIONAL = {
     "trl": ("parity tests and benchmarks", "prefopt-zoo[peers]"),
 }
 CORE = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "hydra-core", "numpy")
-LEAST_FREE_GIB = 5.0  # of the disk that runs and caches are on
+ENVIRONMENT = ("PREFOPT_CACHE", "PREFOPT_MALLOC", "PREFOPT_MATMUL", "PREFOPT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE",
+               "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LD_PRELOAD")  # fmt: skip
+MIN_FREE_GIB = 5.0  # on the disk of the working directory
 
 
 def main(argv: list[str]) -> int:
-    """Print what was found, or its JSON."""
-    parser = argparse.ArgumentParser(prog="prefopt doctor", description="Versions, and what is usable here.")
-    parser.add_argument("--json", action="store_true", help="one object")
+    """Print what was found, as tables or as JSON."""
+    parser = argparse.ArgumentParser(prog="prefopt doctor", description="Show versions and what this machine supports.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    found = examine()
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
+        found = examine()
     if args.json:
         print(json.dumps(found, indent=1))
     else:
@@ -41,69 +52,45 @@ def main(argv: list[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `prefopt doctor` says, as JSON values."""
-    found = {
-        "versions": _versions(),
-        "machine": _machine(),
-        "devices": _devices(),
-        "usable": _usable(),
-        "optional": {name: version_of(name) for name in OPTIONAL},
-        "caches": _caches(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k in _SHOWN},
-    }
-    return {**found, "notes": _notes(found)}
-
-
-_SHOWN = ("PREFOPT_CACHE", "PREFOPT_MALLOC", "PREFOPT_MATMUL", "PREFOPT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE",
-          "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LD_PRELOAD")  # fmt: skip
-
-
-def _versions() -> dict[str, str | None]:
-    return {"prefopt": version_of("prefopt"), "python": platform.python_version(), **{p: version_of(p) for p in CORE}}
-
-
-def _machine() -> dict[str, Any]:
-    import psutil
+    """Collect everything that `prefopt doctor` shows, as JSON values."""
     import torch
-
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory.total / 2**30, 1),
-        "memory_free_gib": round(memory.available / 2**30, 1),
-        "disk_free_gib": round(disk.free / 2**30, 1),
-    }
-
-
-def _devices() -> list[dict[str, Any]]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    devices = []
-    for i in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(i)
-        devices.append({"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1),
-                        "capability": f"{about.major}.{about.minor}"})  # fmt: skip
-    return devices
-
-
-def _usable() -> dict[str, bool]:
-    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     from prefopt.engine.cpu.matmul import available
 
     cuda = torch.cuda.is_available()
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count() if cuda else 0)]
+    found = {
+        "versions": {"prefopt": __version__, "python": platform.python_version(),
+                     **{package: version_of(package) for package in CORE}},
+        "machine": _machine(torch.get_num_threads()),
+        "devices": [{"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1),
+                     "capability": f"{d.major}.{d.minor}"} for d in devices],
+        "usable": {
+            "cuda": cuda,
+            "mps": torch.backends.mps.is_available(),
+            "bf16": torch.cuda.is_bf16_supported() if cuda else _cpu_has("avx512_bf16", "amx_bf16"),
+            "flex_attention": cuda and find_spec("triton") is not None,  # it has no backward on a CPU
+            "fast_cpu_products": available(),
+            "tcmalloc": "tcmalloc" in os.environ.get("LD_PRELOAD", ""),
+            "distributed": torch.distributed.is_available(),
+        },
+        "optional": {name: version_of(name) for name in OPTIONAL},
+        "caches": _caches(Path(HF_HUB_CACHE)),
+        "environment": {name: os.environ[name] for name in sorted(ENVIRONMENT) if name in os.environ},
+    }  # fmt: skip
+    return {**found, "notes": _notes(found)}
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
     return {
-        "cuda": cuda,
-        "mps": torch.backends.mps.is_available(),
-        "bf16": torch.cuda.is_bf16_supported() if cuda else _cpu_has("avx512_bf16", "amx_bf16"),
-        "flex_attention": cuda and find_spec("triton") is not None,  # it has no backward on a CPU
-        "fast_cpu_products": available(),
-        "tcmalloc": "tcmalloc" in os.environ.get("LD_PRELOAD", ""),
-        "distributed": torch.distributed.is_available(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(memory.total / 2**30, 1),
+        "memory_free_gib": round(memory.available / 2**30, 1),
+        "disk_free_gib": round(disk.free / 2**30, 1),
     }
 
 
@@ -116,14 +103,9 @@ def _cpu_has(*flags: str) -> bool:
     return bool(set(flags) & set(line.split()))
 
 
-def _caches() -> dict[str, Any]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from prefopt.common.cache import cache_dir
-
+def _caches(hub: Path) -> dict[str, Any]:
     root = cache_dir()
     parts = {part.name: _size(part) for part in sorted(root.iterdir()) if part.is_dir()} if root.is_dir() else {}
-    hub = Path(HF_HUB_CACHE)
     return {
         "prefopt": {"folder": str(root), "gib": round(sum(parts.values()) / 2**30, 2),
                     "parts_gib": {name: round(size / 2**30, 2) for name, size in parts.items()}},
@@ -132,45 +114,42 @@ def _caches() -> dict[str, Any]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files of a folder; links are not followed."""
+    """The bytes of all files in a folder; links are not followed."""
     total = 0
     for base, _, files in os.walk(folder):
         for name in files:
             try:
                 status = os.lstat(os.path.join(base, name))
-            except OSError:  # it went away meanwhile
+            except OSError:  # deleted meanwhile
                 continue
             total += status.st_size
     return total
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
-    """What is worth doing about it."""
+    """Advice on what was found."""
     notes = []
     machine, usable = found["machine"], found["usable"]
     if not usable["cuda"] and not usable["mps"]:
-        notes.append("no accelerator: models of up to a few hundred million weights train here; `prefopt plan` tells")
+        notes.append("no accelerator: models of up to a few hundred million weights can be trained; see `prefopt plan`")
     if usable["cuda"] and not usable["bf16"]:
-        notes.append("this GPU has no bfloat16: use trainer.fp16=true")
-    if machine["disk_free_gib"] < LEAST_FREE_GIB:
+        notes.append("this GPU does not support bfloat16: use trainer.fp16=true")
+    if machine["disk_free_gib"] < MIN_FREE_GIB:
         notes.append(f"only {machine['disk_free_gib']} GiB of disk are free; `prefopt reference prune` frees some")
     if machine["threads"] > machine["cores"]:
         notes.append(f"torch uses {machine['threads']} threads on {machine['cores']} cores: set OMP_NUM_THREADS")
     if found["optional"]["peft"] is None:
-        notes.append("no peft: `pip install 'prefopt-zoo[peft]'` brings LoRA")
+        notes.append("LoRA needs peft: `pip install 'prefopt-zoo[peft]'`")
     return notes
 
 
-def _word(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "not installed"
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(highlight=False, markup=False)
 
     def section(title: str, rows: dict[str, Any]) -> None:
@@ -178,7 +157,7 @@ def _show(found: dict[str, Any]) -> None:
         table.add_column(min_width=18)
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(name, _word(value))
+            table.add_row(name, _cell(value))
         console.print(table)
         console.print()
 
@@ -189,12 +168,11 @@ def _show(found: dict[str, Any]) -> None:
     section("usable", {k.replace("_", " "): v for k, v in found["usable"].items()})
     optional = {}
     for name, installed in found["optional"].items():
-        brings, package = OPTIONAL[name]
-        optional[name] = f"{installed} ({brings})" if installed else f"no ({brings}: pip install '{package}')"
+        use, package = OPTIONAL[name]
+        optional[name] = f"{installed} ({use})" if installed else f"no ({use}: pip install '{package}')"
     section("optional", optional)
     caches = {name: f"{about['gib']} GiB in {about['folder']}" for name, about in found["caches"].items()}
-    section(
-        "caches", caches | {f"  {name}": f"{gib} GiB" for name, gib in found["caches"]["prefopt"]["parts_gib"].items()}
-    )
+    parts = {f"  {name}": f"{gib} GiB" for name, gib in found["caches"]["prefopt"]["parts_gib"].items()}
+    section("caches", caches | parts)
     for note in found["notes"]:
         console.print(f"note: {note}")

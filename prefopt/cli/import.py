@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from rich.console import Console
+
+from prefopt.common.redact import printable
 from prefopt.errors import UserError
-
-if TYPE_CHECKING:
-    from prefopt.migrate import Translation
 
 EXAMPLES = """examples:
   prefopt import dpo_config.json --to ours.yaml
@@ -21,68 +24,65 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str]) -> int:
-    """Translate settings, and say what could not be kept.
+    """Convert settings, and list those without an equivalent.
 
     Raises:
-        UserError: a file that is none, or settings that are not offered here.
+        UserError: a file that cannot be read, or settings that prefopt does not offer.
     """
-    from prefopt.migrate import read
-
     at = argv.index("--") if "--" in argv else len(argv)
     args = _parser().parse_args(argv[:at])
     words = argv[at + 1 :]
     if (args.file is None) == (not words):
-        raise UserError("give a file, or a command line behind `--`; see `prefopt import --help`")
-    found = read(args.file or words, kind=args.kind, processes=args.processes)
+        raise UserError("give a file, or a command line after `--`; see `prefopt import --help`")
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
+        from prefopt.migrate.read import read
+
+        found = read(args.file or words, kind=args.kind, processes=args.processes)
     if args.to is not None:
         if args.to.exists() and not args.force:
-            raise UserError(f"{args.to} is there already: choose another name, or say --force")
+            raise UserError(f"{args.to} already exists: choose another name, or add --force")
         args.to.parent.mkdir(parents=True, exist_ok=True)
         args.to.write_text(found.yaml())
     if args.json:
-        shown = {"source": found.source, "overrides": found.overrides, "no_equal": found.no_equal,
-                 "differs": found.differs}  # fmt: skip
-        print(json.dumps(shown, indent=1))
-        return 0
-    _show(found, args.to)
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        _show(found, args.to)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prefopt import",
-        description="Settings of TRL (DPOConfig, KTOConfig, ORPOConfig, CPOConfig; JSON, YAML or a command line) or of "
-        "LLaMA-Factory (YAML) as ours, with what has no equal here and where a formula differs.",
+        description="Convert settings of TRL (DPOConfig, KTOConfig, ORPOConfig, CPOConfig; JSON, YAML or a command "
+        "line) or of LLaMA-Factory (YAML), and list what has no equivalent and where a formula differs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", nargs="?", help="JSON or YAML")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="an experiment for `prefopt train experiment=FILE`")
-    parser.add_argument("--class", dest="kind", metavar="NAME", help="TRL's class, where the settings do not tell")
-    parser.add_argument("--processes", type=int, default=1, help="of the original run (default: 1)")
-    parser.add_argument("--force", action="store_true", help="write over FILE")
-    parser.add_argument("--json", action="store_true", help="overrides, no_equal, differs as one object")
+    parser.add_argument("file", nargs="?", help="a JSON or YAML file")
+    parser.add_argument("--to", type=Path, metavar="FILE",
+                        help="write an experiment for `prefopt train experiment=FILE`")  # fmt: skip
+    parser.add_argument("--class", dest="kind", metavar="NAME",
+                        help="TRL's class, if the settings do not show it")  # fmt: skip
+    parser.add_argument("--processes", type=int, default=1,
+                        help="the number of processes of the original run (default: 1)")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: overrides, no_equal, differs")
     return parser
 
 
-def _show(found: Translation, to: Path | None) -> None:
-    import shlex
-
-    from rich.console import Console
-    from rich.text import Text
-
+def _show(found: Any, to: Path | None) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"from {found.source}:")
     command = f"experiment={to}" if to is not None else shlex.join(found.overrides)
     console.print(f"  prefopt train {command}", soft_wrap=True)
     for title, lines in (
-        ("no equal here", [f"{name}: {why}" for name, why in found.no_equal.items()]),
+        ("no equivalent", [f"{name}: {why}" for name, why in found.no_equal.items()]),
         ("differs", found.differs),
     ):
         if lines:
             console.print(f"\n{title}:")
             for line in lines:
-                console.print(Text("  " + "".join(c if c.isprintable() else "?" for c in line)))
-    open_ = [name for name, value in found.settings.items() if value == "???"]
-    if open_:
-        console.print(f"\nstill to be given: {', '.join(open_)}")
+                console.print(f"  {printable(line)}")
+    missing = [name for name, value in found.settings.items() if value == "???"]
+    if missing:
+        console.print(f"\nstill to be given: {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""`prefopt losses`: the menu, its JSON, the conformance kit and the catalogue page."""
+"""`prefopt losses`: the menu as a table or JSON, the conformance kit (`check`), and the catalogue page (`docs`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
 from prefopt.errors import ThresholdError, UserError
 from prefopt.losses import registry
 from prefopt.plugin import traits
+from prefopt.testing import check_loss, example
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         UserError: a name that is not on the menu, or an outside plugin that cannot be used.
-        ThresholdError: `check` found a loss that does not pass.
+        ThresholdError: `check` found a loss that fails.
     """
     args = _parser().parse_args(argv)
     if args.command == "check":
@@ -50,12 +55,8 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _with_needs(cls: type[Any]) -> Any:
-    """A plugin class, or an example of it where the needs depend on the instance."""
-    if not isinstance(cls.needs, property):
-        return cls
-    from prefopt.testing import example
-
-    return example(cls)
+    """A plugin class, or an example of it where the needs depend on the instance (`mix`)."""
+    return example(cls) if isinstance(cls.needs, property) else cls
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -69,27 +70,23 @@ def _plain(value: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prefopt losses", description="The menu of losses.")
-    parser.add_argument(
-        "--json", action="store_true", help="a list of objects: name, needs, ranking, audit, paper, hyperparameters"
-    )
+    parser = argparse.ArgumentParser(prog="prefopt losses", description="List the losses.")
+    parser.add_argument("--json", action="store_true",
+                        help="print a list: name, needs, ranking, audit, paper, hyperparameters")  # fmt: skip
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="check | docs")
     check = commands.add_parser("check", help="run the conformance kit; exit code 3 when a loss fails")
     check.add_argument("names", nargs="*", metavar="NAME")
-    check.add_argument("--all", action="store_true", help="every loss, outside packages included")
-    check.add_argument("--json", action="store_true", help="name -> list of checks with `ok`")
+    check.add_argument("--all", action="store_true", help="every loss, including those of other packages")
+    check.add_argument("--json", action="store_true", help="print the checks of each loss as one JSON object")
     check.set_defaults(command="check")
-    docs = commands.add_parser("docs", help="write the catalogue page and its pictures")
-    docs.add_argument("--output", type=Path, default=Path("docs"), help="folder of losses.md (default: docs)")
+    docs = commands.add_parser("docs", help="write the catalogue page and its figures")
+    docs.add_argument("--output", type=Path, default=Path("docs"), help="the folder of losses.md (default: docs)")
     docs.set_defaults(command="docs")
     return parser
 
 
 def _print_menu() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("name", "data", "needs", "hyper-parameters", "paper", box=None, pad_edge=False, header_style="bold")
     for name in registry.names():
         loss = describe(name)
@@ -98,18 +95,12 @@ def _print_menu() -> None:
         paper = loss["paper"].removeprefix("https://")
         table.add_row(name, loss["needs"]["data"], " ".join(flags), " ".join(settings), paper)
     console = Console()
-    if not console.is_terminal:  # a pipe has no width to fit into
-        console = Console(width=240)
-    console.print(table)
+    (console if console.is_terminal else Console(width=240)).print(table)  # a pipe has no width to fit into
 
 
 def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
-    import torch
-
-    from prefopt.testing import check_loss, example
-
     if everything == bool(names):
-        raise UserError("name the losses to check, or say --all")
+        raise UserError("name the losses to check, or give --all")
     torch.set_num_threads(1)  # tensors of a few numbers
     classes = {name: registry.loss_class(name) for name in (registry.names() if everything else names)}
     results = {name: check_loss(example(cls)) for name, cls in classes.items()}

@@ -1,9 +1,11 @@
-"""`prefopt report RUN...`: the page of a run, made again from its files."""
+"""`prefopt report RUN...`: writes the page of a run again, from its files."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 
 
 def main(argv: list[str]) -> int:
@@ -15,12 +17,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="prefopt report", description="Write the page of a run again, from its files, and print the verdict."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
     args = parser.parse_args(argv)
-    from prefopt.report.run import write_run_page
-    from prefopt.report.verdict import judge
-    from prefopt.runs.read import RunFolder
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
+        from prefopt.report.run import write_run_page
+        from prefopt.report.verdict import judge
+        from prefopt.runs.read import RunFolder
 
     for folder in args.runs:
         run = RunFolder.open(folder)

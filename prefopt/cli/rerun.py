@@ -1,31 +1,32 @@
-"""`prefopt rerun FOLDER`: a finished run again, into a new folder, and whether the numbers are identical."""
+"""`prefopt rerun RUN`: repeats a finished run in a new folder, and checks that the numbers are identical."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from prefopt.common.redact import printable, redact
+from prefopt.errors import ThresholdError
+
 
 def main(argv: list[str]) -> int:
-    """Exit code 0: identical; 3: not."""
+    """Repeat a run; exit code 0 if the numbers are identical, 3 if not."""
     parser = argparse.ArgumentParser(prog="prefopt rerun", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a finished run")
-    parser.add_argument("--output-dir", type=Path, help="of the repetition, which goes on if it was interrupted; by "
-                        "default FOLDER-rerun, or with a number")  # fmt: skip
+    parser.add_argument("folder", type=Path, help="the folder of a finished run")
+    parser.add_argument("--output-dir", type=Path, help="the folder of the repetition, which is resumed if it was "
+                        "interrupted (default: FOLDER-rerun, with a number if that is taken)")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if the run did")
-    arguments = parser.parse_args(argv)
-    from prefopt.common.redact import printable, redact
-    from prefopt.errors import ThresholdError
+    args = parser.parse_args(argv)
     from prefopt.runs.rerun import folder_for, rerun, shown
 
-    folder: Path = arguments.folder
-    out = arguments.output_dir or folder_for(folder)
+    folder: Path = args.folder
+    out = args.output_dir or folder_for(folder)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(printable(redact(line)), flush=True)
 
-    say(f"{folder} again, in {out}")
-    comparison = rerun(folder, out, trust_remote_code=arguments.trust_remote_code, say=say)
+    log(f"repeating {folder} in {out}")
+    comparison = rerun(folder, out, trust_remote_code=args.trust_remote_code, say=log)
     for line in shown(comparison):
-        say(line)
+        log(line)
     return 0 if comparison.identical else ThresholdError.exit_code

@@ -63,6 +63,15 @@ class Translation:
             *(f"{name}={_value(value)}" for name, value in self.settings.items()),
         ]
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "source": self.source,
+            "overrides": self.overrides,
+            "no_equal": self.no_equal,
+            "differs": self.differs,
+        }
+
     def yaml(self) -> str:
         """An experiment: `prefopt train experiment=FILE.yaml`."""
         nested: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import VERBS, main
-from prefopt.cli.completion import known, overrides
+from prefopt.cli.completion import complete_override, load_index
 
 INDEX: dict[str, Any] = {
     "groups": {"loss": ["dpo", "simper", "simpo"], "model": ["local"]},
@@ -32,13 +32,13 @@ INDEX: dict[str, Any] = {
     ],
 )
 def test_completion_of_overrides(prefix: str, expected: list[str]) -> None:
-    assert overrides(prefix, INDEX) == expected
+    assert complete_override(prefix, INDEX) == expected
 
 
 def test_completion_of_files(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "other.json").touch()
-    found = overrides(f"model.path={tmp_path}/o", INDEX)
+    found = complete_override(f"model.path={tmp_path}/o", INDEX)
     assert found == [f"model.path={tmp_path}/one/", f"model.path={tmp_path}/other.json"]
 
 
@@ -50,7 +50,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_tab_in_the_shell(tmp_path: Path) -> None:
     """The protocol of argcomplete, as its scripts speak it: the line in, the words out."""
-    known()  # finding them takes seconds; an answer reads them from the cache
+    load_index()  # finding them takes seconds; an answer reads them from the cache
 
     def tab(line: str) -> list[str]:
         out = tmp_path / "out"
@@ -67,7 +67,7 @@ def test_a_tab_in_the_shell(tmp_path: Path) -> None:
 
 
 def test_what_is_known_covers_verbs_losses_and_options() -> None:
-    found = known()
+    found = load_index()
     assert found["verbs"].keys() == VERBS.keys()
     assert set(found["verbs"]["losses"]["commands"]) == {"check", "docs"}
     assert {"dpo", "kto", "simpo"} <= set(found["groups"]["loss"])

@@ -95,7 +95,7 @@ def test_eval_of_labels_and_of_an_adapter(model_folder: Path, tmp_path: Path, ca
     [
         (["eval", "{model}"], "on which data?"),
         (["eval", "{model}", "data.path=/no/such.jsonl"], "no such file"),
-        (["eval", "{model}", "nonsense"], "is no setting"),
+        (["eval", "{model}", "nonsense"], "is not a setting"),
         (["eval", "/no/such/model", "data.path={pairs}"], "cannot load a model"),
         (["sample", "data.path={pairs}"], "which models?"),
         (["report", "{model}"], "is not the folder of a run"),
@@ -156,8 +156,8 @@ def test_chat_answers_what_is_piped_in(tuned: Path, capsys: Capture, monkeypatch
     assert heard == ["first", "second"]
     assert "\x1b" not in out
     assert out.splitlines()[0].endswith("[31manswer")
-    assert "(forgotten)" in out
-    assert "/quit leaves" in out  # for a command that is none
+    assert "(new conversation)" in out
+    assert "/quit or Ctrl-D ends the chat" in out  # for an unknown command
 
 
 TURNS = (

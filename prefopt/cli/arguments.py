@@ -1,0 +1,50 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from prefopt.errors import UserError
+
+MODEL = "a run folder, a model or adapter folder, a hub id, package:NAME or world"
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float) -> None:
+    """Add the options of sampling, with their defaults."""
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N",
+                        help="the longest text, in tokens (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=temperature,
+                        help="0 always takes the most likely token (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seeds the sampling (default: %(default)s)")
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `prefopt.evaluate.texts.Sampling` that were given.
+
+    Raises:
+        UserError: a value that is out of range.
+    """
+    if args.max_new_tokens < 1 or not args.temperature >= 0:
+        raise UserError("--max-new-tokens must be at least 1, and --temperature at least 0")
+    return {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
+
+
+def split_settings(settings: Sequence[str], *own: str) -> tuple[Any, ...]:
+    """Take the values of a verb's own keys (None if not given) out of the overrides, and return those left last.
+
+    Raises:
+        UserError: a word that is not `KEY=VALUE`.
+    """
+    found: dict[str, str | None] = dict.fromkeys(own)
+    rest = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{setting!r} is not a setting: write KEY=VALUE, such as data.path=pairs.jsonl")
+        if key in found:
+            found[key] = value
+        else:
+            rest.append(setting)
+    return (*found.values(), rest)

@@ -1,0 +1,23 @@
+"""Lists the verbs of the command line; each is a module of this package."""
+
+from __future__ import annotations
+
+VERBS = {
+    "train": "train a model with a loss: prefopt train loss=simpo model.path=MODEL data.path=FILE",
+    "compare": "compare methods on the same data with equal budgets: prefopt compare losses=[dpo,ipo]",
+    "plan": "estimate the steps, tokens, memory and time of a run before it starts",
+    "rerun": "repeat a finished run and check that its numbers are identical: prefopt rerun RUN",
+    "replay": "recompute a batch that broke a run: prefopt replay FILE",
+    "report": "write the page of a run again: verdict, figures, texts, data, cost",
+    "eval": "evaluate a model on held-out records, alone or against another model",
+    "sample": "sample from several models on the same prompts, side by side",
+    "chat": "chat with a model in the terminal",
+    "demo": "compare six methods in a small world whose reward is known",
+    "export": "export a tuned model for transformers, vLLM and llama.cpp: prefopt export RUN --to DIR",
+    "losses": "list the losses, or check one: prefopt losses check NAME",
+    "data": "inspect preference data: prefopt data check FILE, prefopt data show FILE --row ID",
+    "import": "convert settings of TRL or LLaMA-Factory: prefopt import FILE --to OURS.yaml",
+    "doctor": "show versions and what this machine supports",
+    "completion": 'set up shell completion: eval "$(prefopt completion bash)"',
+    "reference": "manage stored reference log-probs: build, list, verify, prune",
+}
