@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
     if (args.file is None) == (not words):
         raise UserError("give a file, or a command line after `--`; see `prefopt import --help`")
     with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.migrate.read import read
+        from prefopt.migrate.convert import convert
 
-        found = read(args.file or words, kind=args.kind, processes=args.processes)
+        found = convert(args.file or words, kind=args.kind, processes=args.processes)
     if args.to is not None:
         if args.to.exists() and not args.force:
             raise UserError(f"{args.to} already exists: choose another name, or add --force")

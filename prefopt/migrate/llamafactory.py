@@ -1,4 +1,4 @@
-"""LLaMA-Factory's YAML, stages `dpo`, `kto` and `sft`, as its main branch read it in 2026."""
+"""Converts LLaMA-Factory's YAML of the stages `dpo`, `kto` and `sft`, as its main branch reads it in 2026."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError, nearest
-from prefopt.migrate.arguments import finish, training_arguments
+from prefopt.migrate.trainer_options import convert_trainer_options, record_unconverted
 from prefopt.migrate.translation import Translation
 
 MARKS = {"stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_target", "dataset_dir"}
 STAGES = ("sft", "dpo", "kto")
 CUTOFF = 2048
-# For stages and losses that only sample or score.
+# Options of its stages that sample or score.
 _SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "do_sample")
 
 
 def translate(given: dict[str, Any], processes: int, folder: Path) -> Translation:
-    """Settings of a training YAML; `folder` is where its relative paths begin.
+    """Convert the settings of a training YAML, whose relative paths start at `folder`.
 
     Raises:
-        UserError: another stage, or a loss that is not offered here.
+        UserError: another stage, or a loss that prefopt does not offer.
     """
     t = Translation("LLaMA-Factory", dict(given))
     stage = t.take("stage", "sft")
     if stage not in STAGES:
-        raise UserError(f"stage {stage!r} is not offered here: {', '.join(STAGES)} are")
+        raise UserError(f"stage {stage!r} is not offered here; choose from: {', '.join(STAGES)}")
     {"sft": _sft, "dpo": _dpo, "kto": _kto}[stage](t)
     _model(t)
     _data(t, folder)
-    training_arguments(t, {}, processes)
+    convert_trainer_options(t, {}, processes)
     for name in _SAMPLING:
         t.take(name)
-    finish(t)
+    record_unconverted(t)
     return t
 
 
 def _sft(t: Translation) -> None:
-    t.lose("sft_token_mean", "trl_sft")
+    t.set_loss("sft_token_mean", "trl_sft")
 
 
 def _dpo(t: Translation) -> None:
@@ -49,67 +49,69 @@ def _dpo(t: Translation) -> None:
     if kind == "sigmoid":
         if bco:
             terms = {"dpo": 1.0, "bco_pair": bco, "sft": likelihood}
-            t.lose("mix", terms=terms, options={"dpo": {"beta": beta}, "bco_pair": {"beta": beta}})
+            t.set_loss("mix", terms=terms, options={"dpo": {"beta": beta}, "bco_pair": {"beta": beta}})
         elif likelihood:
-            t.lose("irpo", "llamafactory_dpo_ftx", beta=beta, alpha=likelihood)
+            t.set_loss("irpo", "llamafactory_dpo_ftx", beta=beta, alpha=likelihood)
         elif length is not None:
-            t.lose("ld_dpo", beta=beta, alpha=float(length))
+            t.set_loss("ld_dpo", beta=beta, alpha=float(length))
             length = None
         elif smoothing:
-            t.lose("cdpo", beta=beta, label_smoothing=smoothing)
+            t.set_loss("cdpo", beta=beta, label_smoothing=smoothing)
             smoothing = 0.0
         else:
-            t.lose("dpo", beta=beta)
+            t.set_loss("dpo", beta=beta)
     elif kind == "ipo":
-        t.lose("ipo", "llamafactory_ipo", tau=beta)
+        t.set_loss("ipo", "llamafactory_ipo", tau=beta)
     elif kind == "hinge":
-        t.lose("hinge", "trl_hinge", beta=beta)
+        t.set_loss("hinge", "trl_hinge", beta=beta)
     elif kind == "orpo":
-        t.lose("orpo", "llamafactory_orpo", lam=beta)
+        t.set_loss("orpo", "llamafactory_orpo", lam=beta)
     elif kind == "simpo":
-        t.lose("simpo", "llamafactory_simpo", beta=beta, gamma_beta_ratio=gamma / beta)
+        t.set_loss("simpo", "llamafactory_simpo", beta=beta, gamma_beta_ratio=gamma / beta)
     else:
         known = ("sigmoid", "hinge", "ipo", "orpo", "simpo")
-        raise UserError(f"pref_loss {kind!r} has no equal here{nearest(str(kind), known)}; for thumbs use stage: kto")
+        raise UserError(
+            f"pref_loss {kind!r} has no equivalent here{nearest(str(kind), known)}; labelled completions are stage: kto"
+        )
     if likelihood and kind != "sigmoid":
-        t.no_equal["pref_ftx"] = f"{likelihood:g} beside {kind}: mix it with `sft` (loss=mix)"
+        t.no_equal["pref_ftx"] = f"{likelihood:g} with {kind}: mix it with `sft` (loss=mix)"
     if smoothing:
-        t.no_equal["dpo_label_smoothing"] = f"{smoothing:g} beside {kind} or pref_ftx: smoothing alone is `cdpo`"
+        t.no_equal["dpo_label_smoothing"] = f"{smoothing:g} with {kind} or pref_ftx: smoothing alone is `cdpo`"
     if length is not None:
-        t.no_equal["ld_alpha"] = "alone, with pref_loss sigmoid, it is `ld_dpo`"
-    t.put(model__reference=t.take("ref_model"))
-    t.leave("ref_model_adapters", "merge them into the reference, or give its adapter's folder as model.reference")
-    t.leave("ref_model_quantization_bit", "the reference's log-probs are computed once and kept on disk")
+        t.no_equal["ld_alpha"] = "only alone, with pref_loss sigmoid, where it is `ld_dpo`"
+    t.set(model__reference=t.take("ref_model"))
+    t.drop("ref_model_adapters", "merge them into the reference, or give the adapter's folder as model.reference")
+    t.drop("ref_model_quantization_bit", "the reference's log-probs are computed once and stored on disk")
 
 
 def _kto(t: Translation) -> None:
-    t.lose(
+    t.set_loss(
         "kto", "trl_kto", beta=float(t.take("pref_beta", 0.1)),
         desirable_weight=float(t.take("kto_chosen_weight", 1.0)),
         undesirable_weight=float(t.take("kto_rejected_weight", 1.0)),
     )  # fmt: skip
     if likelihood := float(t.take("pref_ftx", 0.0)):
-        t.no_equal["pref_ftx"] = f"{likelihood:g} beside kto: single completions have no likelihood term here"
+        t.no_equal["pref_ftx"] = f"{likelihood:g} with kto: single completions have no likelihood term here"
 
 
 def _model(t: Translation) -> None:
     t.groups["model"] = "local"
-    t.put(model__path=t.take("model_name_or_path") or "???", model__revision=t.take("model_revision"))
-    t.leave("trust_remote_code", "code of a model's author is not run unless you say model.trust_remote_code=true")
-    t.leave("adapter_name_or_path", "give the adapter's folder as model.path")
+    t.set(model__path=t.take("model_name_or_path") or "???", model__revision=t.take("model_revision"))
+    t.drop("trust_remote_code", "the model author's code runs only with model.trust_remote_code=true")
+    t.drop("adapter_name_or_path", "give the adapter's folder as model.path")
     kind = t.take("finetuning_type", "lora")
     if kind == "lora":
         rank, target = int(t.take("lora_rank", 8)), t.take("lora_target", "all")
         names = target.split(",") if isinstance(target, str) else list(target)
         t.groups["peft"] = "dora" if t.take("use_dora", False) else "lora"
-        t.put(peft__r=rank, peft__alpha=int(t.take("lora_alpha", 2 * rank)))
-        t.put(peft__target_modules=None if names == ["all"] else [name.strip() for name in names])
+        t.set(peft__r=rank, peft__alpha=int(t.take("lora_alpha", 2 * rank)))
+        t.set(peft__target_modules=None if names == ["all"] else [name.strip() for name in names])
         if float(t.take("lora_dropout", 0.0)):
-            t.no_equal["lora_dropout"] = "policy and reference must be comparable, so there is none"
+            t.no_equal["lora_dropout"] = "there is none, so that policy and reference stay comparable"
         for name in ("use_rslora", "pissa_init", "loraplus_lr_ratio", "additional_target", "create_new_adapter"):
-            t.leave(name, "not offered")
+            t.drop(name, "not offered")
     elif kind != "full":
-        raise UserError(f"finetuning_type {kind!r} is not offered here: full and lora are")
+        raise UserError(f"finetuning_type {kind!r} is not offered here; choose from: full, lora")
     for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout", "use_dora"):
         t.take(name)
     bits = t.take("quantization_bit")
@@ -118,9 +120,9 @@ def _model(t: Translation) -> None:
     elif bits is not None:
         t.no_equal["quantization_bit"] = "4 bits only (peft=qlora)"
     if t.take("pure_bf16", False):
-        t.put(model__dtype="bfloat16")
-    t.leave("flash_attn", "the engine attends over trees by a function of its own")
-    t.leave("rope_scaling", "set it in the model's config.json")
+        t.set(model__dtype="bfloat16")
+    t.drop("flash_attn", "the engine has its own attention over trees")
+    t.drop("rope_scaling", "set it in the model's config.json")
 
 
 def _data(t: Translation, folder: Path) -> None:
@@ -130,44 +132,44 @@ def _data(t: Translation, folder: Path) -> None:
     names = names.split(",") if isinstance(names, str) else list(names or [])
     paths = [_path_of(t, name.strip(), home) for name in names]
     if len(paths) > 1:
-        t.put(data__mixture=[{"path": path} for path in paths])
+        t.set(data__mixture=[{"path": path} for path in paths])
     else:
-        t.put(data__path=paths[0] if paths else "???")
+        t.set(data__path=paths[0] if paths else "???")
     held_out = t.take("eval_dataset")
     if held_out:
         first = held_out.split(",")[0] if isinstance(held_out, str) else held_out[0]
-        t.put(data__eval_path=_path_of(t, first.strip(), home))
+        t.set(data__eval_path=_path_of(t, first.strip(), home))
     size = float(t.take("val_size", 0.0))
     if size >= 1:
-        t.put(data__eval_records=int(size))
+        t.set(data__eval_records=int(size))
     elif size:
-        t.put(data__eval_fraction=size)
+        t.set(data__eval_fraction=size)
     most = t.take("max_samples")
-    t.put(data__max_records=int(most) if most else None, data__num_proc=t.take("preprocessing_num_workers"))
-    t.put(data__max_length=int(t.take("cutoff_len", CUTOFF)), data__truncation="keep_end")
+    t.set(data__max_records=int(most) if most else None, data__num_proc=t.take("preprocessing_num_workers"))
+    t.set(data__max_length=int(t.take("cutoff_len", CUTOFF)), data__truncation="keep_end")
     t.differs.append(
-        "cutoff_len: LLaMA-Factory cuts prompt and completion in proportion; here a prompt is cut and a completion "
-        "never is, and what still does not fit is rejected and counted"
+        "cutoff_len: LLaMA-Factory cuts prompt and completion in proportion; here the prompt is cut, a completion "
+        "never is, and records that still do not fit are rejected and counted"
     )
     template = t.take("template")
     if template:
         t.differs.append(f"template {template}: the tokenizer's own chat template is used (data.template=auto)")
-    t.leave("train_on_prompt", "only completions are scored")
-    t.leave("mask_history", "only the last turn is scored, as with it")
-    t.leave("packing", "prompts are shared and rows packed without padding in any case")
-    t.leave("neat_packing", "rows are packed without attention across records in any case")
+    t.drop("train_on_prompt", "only completions contribute to the loss")
+    t.drop("mask_history", "only the last turn contributes to the loss, as with it")
+    t.drop("packing", "prompts are always shared and rows always packed without padding")
+    t.drop("neat_packing", "packed records never attend to each other")
 
 
 def _path_of(t: Translation, name: str, home: Path) -> str:
-    """The file or hub set behind a name of `dataset_info.json`."""
+    """Look up a name in `dataset_info.json`: a file or a hub id."""
     try:
         entries = json.loads((home / "dataset_info.json").read_text())
         entry = entries[name]
     except (OSError, ValueError, KeyError, TypeError):
-        t.no_equal[f"dataset: {name}"] = f"a name of {home}/dataset_info.json, which was not found: give data.path"
+        t.no_equal[f"dataset: {name}"] = f"not found in {home}/dataset_info.json: give data.path"
         return "???"
     if entry.get("columns") or entry.get("tags"):
-        t.no_equal[f"columns of {name}"] = "recognised anew: look with `prefopt data show`, or give data.fields"
+        t.no_equal[f"columns of {name}"] = "detected again: check with `prefopt data show`, or give data.fields"
     if "file_name" in entry:
         return str(home / entry["file_name"])
     return str(entry.get("hf_hub_url") or entry.get("ms_hub_url") or "???")

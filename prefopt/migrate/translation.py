@@ -1,29 +1,29 @@
-"""A translation in the making: what was given, what became of it, and what could not be kept."""
+"""Collects the settings of another program as prefopt's, with what has no equivalent and what differs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import yaml
 
-COMPAT = Path("experiment") / "compat"  # presets whose second comment says where the formula differs
+COMPAT = "experiment/compat"  # presets; the third comment line of each says how the formula differs
 
 
 @dataclass
 class Translation:
-    """Settings of another program, in ours.
+    """Settings of another program, and their equivalents here.
 
     Attributes:
-        source: the program and class, in its own words.
-        given: what it was told, by its own names; keys are taken out as they are understood.
-        groups: our groups, `loss` among them, and the choice in each.
+        source: the program and class.
+        given: its settings; each is removed once it is handled.
+        groups: the choice in each of our groups, such as `loss`.
         settings: our options by dotted name.
-        no_equal: their option -> why it has none here.
-        differs: where the same setting does not mean the same.
+        no_equal: each of its options without an equivalent, and why.
+        differs: where the same setting has another meaning.
     """
 
     source: str
@@ -34,30 +34,29 @@ class Translation:
     differs: list[str] = field(default_factory=list)
 
     def take(self, name: str, default: Any = None) -> Any:
-        """The value of one of their options, now understood; `default` where it was not given."""
+        """Remove one of their options and return its value; `default` if it was not given."""
         value = self.given.pop(name, None)
         return default if value is None else value
 
-    def put(self, **values: Any) -> None:
-        """Set our options; `__` stands for a dot, and None leaves one out."""
+    def set(self, **values: Any) -> None:
+        """Set our options; `__` stands for a dot, and None sets nothing."""
         self.settings |= {name.replace("__", "."): value for name, value in values.items() if value is not None}
 
-    def leave(self, name: str, why: str) -> None:
-        """One of their options, if it was given, has no equal here."""
+    def drop(self, name: str, why: str) -> None:
+        """Remove one of their options; if it was given, record that it has no equivalent."""
         if self.given.pop(name, None) not in (None, False):
             self.no_equal[name] = why
 
-    def lose(self, name: str, preset: str | None = None, /, **settings: Any) -> None:
-        """Choose the loss `name` with its settings; what `preset` says of the difference is said here."""
+    def set_loss(self, name: str, preset: str | None = None, /, **settings: Any) -> None:
+        """Choose a loss with its settings, and record the difference that the compat preset documents."""
         self.groups["loss"] = name
-        self.put(**{f"loss__{key}": value for key, value in settings.items()})
-        said = difference(preset) if preset else None
-        if said:
-            self.differs.append(said)
+        self.set(**{f"loss__{key}": value for key, value in settings.items()})
+        if preset and (text := difference(preset)):
+            self.differs.append(text)
 
     @property
     def overrides(self) -> list[str]:
-        """For the command line of `prefopt train`."""
+        """The overrides for `prefopt train`."""
         return [
             *(f"{group}={choice}" for group, choice in self.groups.items()),
             *(f"{name}={_value(value)}" for name, value in self.settings.items()),
@@ -73,7 +72,7 @@ class Translation:
         }
 
     def yaml(self) -> str:
-        """An experiment: `prefopt train experiment=FILE.yaml`."""
+        """The experiment for `prefopt train experiment=FILE.yaml`."""
         nested: dict[str, Any] = {}
         for name, value in self.settings.items():
             *groups, key = name.split(".")
@@ -82,7 +81,7 @@ class Translation:
                 node = node.setdefault(group, {})
             node[key] = value
         comments = [f"From {self.source}, by `prefopt import`."]
-        comments += [f"No equal here: {name}: {why}." for name, why in self.no_equal.items()]
+        comments += [f"No equivalent: {name}: {why}." for name, why in self.no_equal.items()]
         comments += [f"Differs: {text}" for text in self.differs]
         head = "".join(f"# {' '.join(line.split())}\n" for line in comments)
         defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in self.groups.items())
@@ -91,17 +90,15 @@ class Translation:
 
 
 def difference(preset: str) -> str | None:
-    """What a preset of `conf/experiment/compat` says of its difference, or None where the loss is the same."""
-    from importlib.resources import files
-
-    text = (files("prefopt.conf") / str(COMPAT) / f"{preset}.yaml").read_text()
+    """The difference that a preset of `conf/experiment/compat` documents, or None if the loss is the same."""
+    text = (files("prefopt.conf") / COMPAT / f"{preset}.yaml").read_text()
     comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-    said = comments[2] if len(comments) > 2 else ""
-    return None if said in ("", "The same.") else f"{comments[1]}: {said}"
+    documented = comments[2] if len(comments) > 2 else ""
+    return None if documented in ("", "The same.") else f"{comments[1]}: {documented}"
 
 
 def _value(value: Any) -> str:
-    """A value in the grammar of overrides."""
+    """A value in Hydra's grammar of overrides."""
     if value is None:
         return "null"
     if isinstance(value, bool):

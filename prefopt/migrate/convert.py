@@ -1,4 +1,4 @@
-"""From a file or command-line arguments of another program to a `Translation`."""
+"""Converts a file of settings, or a command line, of another program."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from prefopt.errors import UserError, first_line
 from prefopt.migrate import llamafactory, trl
 from prefopt.migrate.translation import Translation
 
-LARGEST = 1_000_000  # bytes of a file of settings
-# First words of TRL's command line, and its example scripts.
+MAX_BYTES = 1_000_000  # of a file of settings
+# Verbs of TRL's command line, and names of its example scripts.
 VERBS = {"dpo": "DPOConfig", "kto": "KTOConfig", "orpo": "ORPOConfig", "cpo": "CPOConfig"}
 
 
-def read(source: str | Sequence[str], *, kind: str | None = None, processes: int = 1) -> Translation:
-    """Translate settings.
+def convert(source: str | Sequence[str], *, kind: str | None = None, processes: int = 1) -> Translation:
+    """Convert settings.
 
     Args:
         source: a JSON or YAML file, or the words of a command line (`trl dpo --beta 0.1 ...`).
-        kind: TRL's class, where the settings do not tell.
-        processes: of the original run; its global batch was that many times the per-device one.
+        kind: TRL's class, if the settings do not show it.
+        processes: how many processes the original run had; its global batch was that many times the per-device one.
 
     Raises:
-        UserError: a file that is none, or settings that are not offered here.
+        UserError: a file that cannot be read, or settings that prefopt does not offer.
     """
     if processes < 1:
         raise UserError(f"--processes {processes} must be at least 1")
     if isinstance(source, str):
-        given, folder = _file(Path(source)), Path(source).parent
+        given, folder = _read_file(Path(source)), Path(source).parent
     else:
-        given, said = _words(source)
-        kind, folder = kind or said, Path()
+        given, named = _read_words(source)
+        kind, folder = kind or named, Path()
     if kind is None and llamafactory.MARKS & set(given):
         return llamafactory.translate(given, processes, folder if (folder / "data").is_dir() else Path())
     return trl.translate(given, kind or trl.class_of(given), processes)
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".bin":
-        raise UserError(f"{path} is a pickle, which could run code: write the settings with `to_json_string()`")
+        raise UserError(f"{path} is a pickle, and loading one can run code: save the settings with `to_json_string()`")
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is too large to be a file of settings")
         text = path.read_text()
         given = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON or YAML: {first_line(error)}") from error
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise UserError(f"{path} is not a table of settings")
+        raise UserError(f"{path} is not a mapping of settings")
     return given
 
 
-def _words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-    """Options of a command line and the class that its first words name; `--flag` alone is true."""
+def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """Return the options of a command line, where `--flag` alone is true, and the class that its verb names."""
     given: dict[str, Any] = {}
     kind: str | None = None
     name: str | None = None
@@ -69,15 +69,12 @@ def _words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
             if value:
                 name = None
         elif name is not None:
-            before = given[name]
-            value_ = _scalar(word)
-            given[name] = value_ if before is True else [*(before if isinstance(before, list) else [before]), value_]
+            before, new = given[name], _scalar(word)
+            given[name] = new if before is True else [*(before if isinstance(before, list) else [before]), new]
         else:
-            stem = Path(word).stem.lower()
-            kind = VERBS.get(stem, kind)
+            kind = VERBS.get(Path(word).stem.lower(), kind)
     if "config" in given:
-        path = str(given.pop("config"))
-        given = _file(Path(path)) | given
+        given = _read_file(Path(str(given.pop("config")))) | given
     return given, kind
 
 

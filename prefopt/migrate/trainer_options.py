@@ -1,10 +1,11 @@
-"""What all of them share: transformers' `TrainingArguments`."""
+"""Converts the options that all trainers share: those of transformers' `TrainingArguments`."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import Any
+
+from transformers import TrainingArguments
 
 from prefopt.migrate.translation import Translation
 from prefopt.train.arguments import EXPOSED
@@ -15,8 +16,8 @@ RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
 }
-# Options that ask for what happens here anyway, or that say nothing about the result.
-NEEDLESS = {
+# Options that ask for what prefopt does anyway, or that do not change the result.
+IRRELEVANT = {
     "do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "remove_unused_columns",
     "logging_dir", "logging_nan_inf_filter", "group_by_length", "train_sampling_strategy", "length_column_name",
     "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "label_names",
@@ -26,49 +27,42 @@ NEEDLESS = {
     "padding_value", "pad_token", "pad_to_multiple_of", "label_pad_token_id", "class_name",
     "_n_gpu", "local_rank", "auto_find_batch_size", "accelerator_config",
 }  # fmt: skip
-NO_EQUAL = {
-    "neftune_noise_alpha": "noise on embeddings would make policy and reference incomparable",
-    "label_smoothing_factor": "the losses' own smoothing is `cdpo`, `robust_dpo`",
+NO_EQUIVALENT = {
+    "neftune_noise_alpha": "noise on the embeddings would make policy and reference incomparable",
+    "label_smoothing_factor": "label smoothing of preferences is in the losses `cdpo` and `robust_dpo`",
     "use_liger_kernel": "the engine has its own head, which never holds the logits",
     "torch_compile": "not offered",
-    "dataloader_drop_last": "the last, smaller step is kept, and weighted by its records",
+    "dataloader_drop_last": "the last, smaller batch is kept, and weighted by its records",
     "push_to_hub": "`prefopt export --push` does it after the run",
     "hub_model_id": "see `prefopt export --push`",
     "activation_offloading": "not offered",
     "deepspeed_plugin": "not offered",
-    "ignore_data_skip": "a resume always goes on with the records that were to come",
+    "ignore_data_skip": "a resumed run always continues with the records that come next",
     "torch_empty_cache_steps": "not offered",
     "liger_kernel_config": "not offered",
 }
 
 
-@cache
-def stock() -> dict[str, Any]:
-    """transformers' own defaults."""
-    from transformers import TrainingArguments
-
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(TrainingArguments):
-        value = field.default if field.default is not dataclasses.MISSING else None
-        found[field.name] = getattr(value, "value", value)
-    return found
+# transformers' own defaults.
+STOCK: dict[str, Any] = {
+    field.name: None if field.default is dataclasses.MISSING else getattr(field.default, "value", field.default)
+    for field in dataclasses.fields(TrainingArguments)
+}
+# Options whose defaults differ here, so that theirs are always written out.
+WRITTEN = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "logging_steps", "save_strategy", "save_steps")
 
 
-def training_arguments(t: Translation, defaults: dict[str, Any], processes: int) -> None:
-    """Translate them; `defaults` are the other program's where they differ from transformers'.
-
-    Its defaults are written out where they are not ours: a run that said nothing of them must not change.
-    """
-    theirs = {name: stock()[name] for name in ("learning_rate", "lr_scheduler_type", "num_train_epochs",
-              "logging_steps", "save_strategy", "save_steps")} | {"warmup_steps": 0} | defaults  # fmt: skip
+def convert_trainer_options(t: Translation, defaults: dict[str, Any], processes: int) -> None:
+    """Convert the trainer's options; `defaults` are the other program's where they differ from transformers'."""
+    theirs = {name: STOCK[name] for name in WRITTEN} | {"warmup_steps": 0} | defaults
     given = {**theirs, **{name: value for name, value in t.given.items() if value is not None}}
     ratio = given.pop("warmup_ratio", None)
     t.given.pop("warmup_ratio", None)
     if ratio and not given.get("warmup_steps"):
-        given["warmup_steps"] = ratio  # below 1 it is a share of the steps
+        given["warmup_steps"] = ratio  # a number below 1 is a share of the steps
     size = int(given.pop("per_device_train_batch_size", 8))
     accumulation = int(given.pop("gradient_accumulation_steps", 1))
-    t.put(batch__records=size * accumulation * processes)
+    t.set(batch__records=size * accumulation * processes)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         t.given.pop(name, None)
     for name, value in given.items():
@@ -76,15 +70,15 @@ def training_arguments(t: Translation, defaults: dict[str, Any], processes: int)
         if ours not in EXPOSED:
             continue
         t.given.pop(name, None)
-        plain = _plain(ours, value)
-        if name in theirs or plain != stock().get(ours):
-            t.put(**{f"trainer__{ours}": plain})
-    _others(t)
+        number = _as_number(ours, value)
+        if name in theirs or number != STOCK.get(ours):
+            t.set(**{f"trainer__{ours}": number})
+    _convert_run_options(t)
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A number where transformers' own default is one: JSON and YAML keep `5e-7` as text."""
-    if isinstance(value, str) and isinstance(stock().get(name), float | int):
+def _as_number(name: str, value: Any) -> Any:
+    """Turn text into a number where transformers' default is one: YAML reads `5e-7` as text."""
+    if isinstance(value, str) and isinstance(STOCK.get(name), float | int):
         try:
             return float(value) if not value.lstrip("-").isdigit() else int(value)
         except ValueError:
@@ -92,36 +86,34 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def _others(t: Translation) -> None:
-    """What is not the trainer's here."""
+def _convert_run_options(t: Translation) -> None:
+    """Convert the options of `TrainingArguments` that are not in our group `trainer`."""
     if (seed := t.take("seed")) is not None:
-        t.put(seed=int(seed))
-    t.put(output_dir=t.take("output_dir"))
+        t.set(seed=int(seed))
+    t.set(output_dir=t.take("output_dir"))
     reports = t.take("report_to", "none")
     names = [reports] if isinstance(reports, str) else list(reports)
-    known = [name for name in names if name not in ("none", "all", "[]")]
-    if known:
-        t.groups["tracking"] = known[0]
-        for name in known[1:]:
-            t.no_equal[f"report_to: {name}"] = "one tracker a run"
-        t.put(tracking__run_name=t.take("run_name"))
+    trackers = [name for name in names if name not in ("none", "all", "[]")]
+    if trackers:
+        t.groups["tracking"] = trackers[0]
+        for name in trackers[1:]:
+            t.no_equal[f"report_to: {name}"] = "a run has one tracker"
+        t.set(tracking__run_name=t.take("run_name"))
     t.take("run_name")
     resume = t.take("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() not in ("true", "false"):
-        t.put(resume=resume)
+        t.set(resume=resume)
 
 
-def finish(t: Translation) -> None:
-    """Sort what is left over: needless, known to have no equal, at its default, or unknown."""
+def record_unconverted(t: Translation) -> None:
+    """Record what is left and matters as options without an equivalent."""
     for name in list(t.given):
         value = t.given.pop(name)
         if (
-            name in NEEDLESS
+            name in IRRELEVANT
             or name.endswith("_token")
             or value in (None, False, "", [], {})
-            or (name in stock() and value == stock()[name])
+            or (name in STOCK and value in (STOCK[name], str(STOCK[name])))
         ):
             continue
-        if name in stock() and isinstance(value, str) and value == str(stock()[name]):
-            continue
-        t.no_equal[name] = NO_EQUAL.get(name, "there is no such option here")
+        t.no_equal[name] = NO_EQUIVALENT.get(name, "there is no such option here")

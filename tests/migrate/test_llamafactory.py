@@ -1,0 +1,52 @@
+"""LLaMA-Factory's YAML becomes ours, composes, and keeps its meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.migrate.convert import convert
+from tests.migrate.settings import composed, written
+
+LLAMA_FACTORY = {
+    "stage": "dpo", "model_name_or_path": "org/model", "finetuning_type": "lora", "lora_rank": 4, "lora_target": "all",
+    "pref_beta": 0.1, "pref_loss": "sigmoid", "dataset": "mine", "template": "llama3", "cutoff_len": 512,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "learning_rate": "5.0e-6", "val_size": 0.1,
+    "num_train_epochs": 2.0, "warmup_ratio": 0.1, "bf16": False, "plot_loss": True, "neftune_noise_alpha": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "fields"),
+    [
+        ({}, "dpo", {"beta": 0.1}),
+        ({"pref_ftx": 0.5}, "irpo", {"alpha": 0.5}),
+        ({"dpo_label_smoothing": 0.2}, "cdpo", {"label_smoothing": 0.2}),
+        ({"pref_loss": "ipo"}, "ipo", {"tau": 0.1}),
+        ({"pref_loss": "orpo"}, "orpo", {"lam": 0.1}),
+        ({"pref_loss": "simpo", "simpo_gamma": 0.5}, "simpo", {"gamma_beta_ratio": 5.0}),
+        ({"stage": "kto", "kto_chosen_weight": 1.5}, "kto", {"desirable_weight": 1.5}),
+        ({"stage": "sft"}, "sft_token_mean", {}),
+    ],
+)
+def test_llama_factory(tmp_path: Path, change: Any, name: str, fields: dict[str, float]) -> None:
+    config = composed(written(tmp_path, LLAMA_FACTORY | change, "theirs.yaml"), tmp_path)
+    assert config.loss_name == name
+    assert {k: getattr(config.loss, k) for k in fields} == pytest.approx(fields)
+    assert (config.peft.method, config.peft.r, config.peft.alpha) == ("lora", 4, 8)
+    assert (config.batch.records, config.data.max_length, config.data.eval_fraction) == (8, 512, 0.1)
+    assert {k: config.trainer[k] for k in ("learning_rate", "warmup_steps")} == {
+        "learning_rate": 5e-6,
+        "warmup_steps": 0.1,
+    }
+
+
+def test_llama_factorys_data_are_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json"}}))
+    found = convert(written(tmp_path, LLAMA_FACTORY, "theirs.yaml"))
+    assert found.settings["data.path"] == str(tmp_path / "data" / "mine.json")
+    assert set(found.no_equal) == {"neftune_noise_alpha"}
