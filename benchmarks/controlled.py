@@ -21,7 +21,7 @@ import numpy as np
 from world_suite import VALIDATION, Cell, Line, by_seed, job, over_seeds, run, save, size, worker_seconds
 
 from prefopt.compare.frontier import AtKL, Runs, Yardstick, at_matched_kl, best_of_n, matched, tilt
-from prefopt.compare.jobs import Job, Result
+from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.statistics import compare
 
@@ -30,7 +30,7 @@ STEPS, BATCH = 256, 64  # and pairs a step: twice over the data
 TRIAL_STEPS, TRIAL_BATCH = 128, 32
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # 1e-2 was tried: most lines fall apart, at some strengths if not at all
 FINALISTS = 2
-Trials = dict[float, Result]  # of a line, by learning rate
+Trials = dict[float, JobResult]  # of a line, by learning rate
 TUNING_SEED = 9
 MEASURE = MeasureConfig(prompts=1024, samples_per_prompt=4, texts=1)  # 4,096 samples: estimates of KL are compared
 BEST_OF = (1, 2, 4, 8, 16, 32)
@@ -91,12 +91,12 @@ def tuned(lines: Sequence[Line], team: int) -> dict[str, list[Trials]]:
     return found
 
 
-def finished(points: Sequence[Sequence[Result]]) -> list[int]:
+def finished(points: Sequence[Sequence[JobResult]]) -> list[int]:
     """The seeds, which are draws of the data, at which every run of a method finished."""
     return [seed for seed in range(len(points[0])) if all(own[seed].ok for own in points)]
 
 
-def frontier(points: Sequence[Sequence[Result]]) -> Runs | None:
+def frontier(points: Sequence[Sequence[JobResult]]) -> Runs | None:
     """A method's runs by seed and strength as arrays; a seed with a run that did not finish is left out."""
     seeds = finished(points)
     if not seeds:
@@ -155,7 +155,7 @@ def main() -> None:
     lines = (*METHODS, SFT, AGAIN, dataclasses.replace(WRONG, strength="beta", values=DPO.values[1:2]))
     points = [(line, value) for line in lines for value in line.values or (None,)]
     results = by_seed("controlled", [final(line, value, rates[line.name]) for line, value in points], allowed)
-    by_line: dict[str, list[list[Result]]] = {line.name: [] for line in lines}
+    by_line: dict[str, list[list[JobResult]]] = {line.name: [] for line in lines}
     for (line, _), own in zip(points, results, strict=True):
         by_line[line.name].append(own)
     curves = {line.name: frontier(by_line[line.name]) for line in lines if len(line.values) > 1}

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from prefopt.compare.jobs import Job, Result
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.compare.progress_display import Progress
 from prefopt.compare.rounds import fingerprints
 from prefopt.compare.spec import MeasureConfig, Split
 from prefopt.compare.workers import run_jobs
@@ -105,18 +106,30 @@ def knob(name: str, value: float) -> tuple[str, ...]:
     return (f"data.world.{name}={value:g}",) if value else ()
 
 
-def run(suite: str, jobs: Sequence[Job], workers: int) -> list[Result]:
-    """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
-    start, ended = time.perf_counter(), 0
+class SuiteProgress(Progress):
+    """Prints a line for each job of a suite.
 
-    def say(job: Job, result: Result, *_: object) -> None:
-        nonlocal ended
-        ended += 1
+    Args:
+        suite: its name.
+        count: the number of its jobs.
+    """
+
+    def __init__(self, suite: str, count: int) -> None:
+        self.suite, self.count = suite, count
+        self.start, self.ended = time.perf_counter(), 0
+
+    def job(self, job: Job, result: JobResult) -> None:
+        """Print the result of a job."""
+        self.ended += 1
         found = result.figures
-        told = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
-        print(f"{suite} {ended}/{len(jobs)} {time.perf_counter() - start:.0f} s  {job.label}: {told}", flush=True)
+        text = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
+        seconds = time.perf_counter() - self.start
+        print(f"{self.suite} {self.ended}/{self.count} {seconds:.0f} s  {job.label}: {text}", flush=True)
 
-    return run_jobs(jobs, JOBS, workers=workers, progress=say)
+
+def run(suite: str, jobs: Sequence[Job], workers: int) -> list[JobResult]:
+    """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
+    return run_jobs(jobs, JOBS, workers=workers, progress=SuiteProgress(suite, len(jobs)))
 
 
 Cell = Callable[[int], Job]  # from a seed to its job
@@ -127,7 +140,7 @@ def cell(line: Line, *overrides: str) -> Cell:
     return lambda seed: job(line, *overrides, seed=seed)
 
 
-def by_seed(suite: str, cells: Sequence[Cell], size: Size) -> list[list[Result]]:
+def by_seed(suite: str, cells: Sequence[Cell], size: Size) -> list[list[JobResult]]:
     """For each cell of a table its results by seed; run seed after seed, so that what is cut short has whole seeds."""
     results = iter(run(suite, [one(seed) for seed in range(size.seeds) for one in cells], size.workers))
     rounds = [[next(results) for _ in cells] for _ in range(size.seeds)]
@@ -155,7 +168,7 @@ def tabulated(
     save(suite, {"setting": allowed.setting(), "rows": rows, "worker_seconds": seconds})
 
 
-def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
+def over_seeds(results: Sequence[JobResult], *names: str) -> dict[str, Any]:
     """Mean over seeds of each figure, its standard error over seeds as `NAME_se`, and how many runs did not finish."""
     good = [result for result in results if result.ok]
     found: dict[str, Any] = {"runs": len(results), "failed": len(results) - len(good)}
@@ -166,7 +179,7 @@ def over_seeds(results: Sequence[Result], *names: str) -> dict[str, Any]:
     return found
 
 
-def worker_seconds(results: Sequence[Result]) -> float:
+def worker_seconds(results: Sequence[JobResult]) -> float:
     """What the runs took together, by the clock."""
     return round(sum(sum(r.cost.get(part, 0.0) for part in ("train_seconds", "measure_seconds")) for r in results), 0)
 

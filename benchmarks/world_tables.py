@@ -7,9 +7,8 @@ from typing import Any
 
 from markdown_tables import table
 
-from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart, picture_file
-from prefopt.report.figures import Axes, styles
-from prefopt.report.page import number, signed
+from prefopt.report.figures import Axes, Curve, Dots, dot_chart, line_chart, styles, svg_file
+from prefopt.report.formatting import number, signed
 
 Row = Mapping[str, Any]
 
@@ -214,8 +213,8 @@ def picture_controlled(result: Any) -> str:
     ]
     top = max(max(one.y) for one in (*curves, *yardsticks))
     furthest = min(6.0, max(max(one.x) for one in curves) + 0.3)
-    return picture_file(
-        curves_chart(
+    return svg_file(
+        line_chart(
             curves, look,
             Axes(x="KL to the SFT model, nats a text", y="true reward", y_range=(-0.6, top + 0.25)),
             yardsticks=yardsticks, x_range=(0, furthest),
@@ -233,8 +232,8 @@ def picture_displacement(result: Any) -> str:
         for world in ("on-policy", "off-policy")
     ]  # fmt: skip
     names = list(dict.fromkeys(r["name"] for r in result["rows"]))
-    return picture_file(
-        dots_chart(names, series, styles([one.label for one in series]),
+    return svg_file(
+        dot_chart(names, series, styles([one.label for one in series]),
                    Axes(x="change of the log-prob of held-out chosen texts, nats", y=""),
                    summary="Change of chosen log-prob by method")
     )  # fmt: skip
@@ -259,9 +258,7 @@ def _lines(result: Any, by: str, x: str, summary: str) -> str:
               y_se=[r["true_reward_se"] or 0 for r in own[name]])
         for name in shown
     ]  # fmt: skip
-    return picture_file(
-        curves_chart(curves, styles(names), Axes(x=x, y="true reward"), size=(6.2, 3.0), summary=summary)
-    )
+    return svg_file(line_chart(curves, styles(names), Axes(x=x, y="true reward"), size=(6.2, 3.0), summary=summary))
 
 
 def picture_length(result: Any) -> str:
@@ -273,8 +270,8 @@ def picture_length(result: Any) -> str:
         for bias, label in ((0.0, "fair labels"), (0.05, "labels that favour length"))
     ]  # fmt: skip
     names = list(dict.fromkeys(r["name"] for r in result["rows"]))
-    return picture_file(
-        dots_chart(names, series, styles([one.label for one in series]), Axes(x="tokens of a text", y=""), zero=False,
+    return svg_file(
+        dot_chart(names, series, styles([one.label for one in series]), Axes(x="tokens of a text", y=""), zero=False,
                    summary="Length of texts by method, with fair and with biased labels")
     )  # fmt: skip
 

@@ -82,27 +82,28 @@ def _hold(comparison: Comparison, config: CompareConfig, argv: list[str]) -> int
 
     from prefopt.cli.compare_jobs import launched
     from prefopt.compare.comparison import compare, default_workers
-    from prefopt.compare.display import Display, print_outcome
-    from prefopt.compare.rounds import Contest
-    from prefopt.compare.tracking import track
+    from prefopt.compare.progress_display import ProgressDisplay
+    from prefopt.compare.rounds import Rounds
+    from prefopt.compare.wandb_tracking import track
+    from prefopt.report.compare import write_comparison
+    from prefopt.report.compare_text import print_outcome
 
     console = Console()
-    contest = Contest(comparison)
-    workers = default_workers(contest) if config.workers is None else config.workers
+    rounds = Rounds(comparison)
+    workers = default_workers(rounds) if config.workers is None else config.workers
     command = shlex.join(["prefopt", "compare", *argv])
-    with Display(console, (contest.trial_count, contest.final_count), workers) as display:
+    with ProgressDisplay(console, (rounds.trial_count, rounds.final_count), workers) as progress:
         result = compare(
-            contest,
+            rounds,
             config.output_dir,
             workers=workers,
             command=command,
-            progress=display.job,
-            say=display.say,
-            rounds=display.round,
+            progress=progress,
             runner=launched(argv, config) if config.launcher else None,
         )
+    write_comparison(Path(config.output_dir), result)
     print_outcome(console, result)
-    track(result, contest.base_config.tracking, Path(config.output_dir))
+    track(result, rounds.base_config.tracking, Path(config.output_dir))
     console.print(
         f"{result.seconds:.0f} s; open {Path(config.output_dir) / 'report.html'} in a browser", highlight=False
     )

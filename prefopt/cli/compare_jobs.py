@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.compare.jobs import Job, Result, failure, load, save
+from prefopt.compare.jobs import Job, JobResult, failure, load, save
 from prefopt.errors import UserError
 
 if TYPE_CHECKING:
     from prefopt.cli.compare import CompareConfig
-    from prefopt.compare.rounds import Contest
+    from prefopt.compare.rounds import Rounds
     from prefopt.compare.spec import Comparison
 
 PROBE_STEPS = 8
@@ -28,37 +28,37 @@ def jobs_folder(config: CompareConfig) -> Path:
     return Path(config.output_dir) / JOBS
 
 
-def known_jobs(contest: Contest, folder: Path, *, failed: bool = False) -> tuple[list[Job], list[Job] | None]:
+def known_jobs(rounds: Rounds, folder: Path, *, failed: bool = False) -> tuple[list[Job], list[Job] | None]:
     """The trials that are known by now, and the jobs of the second round where every trial has a result.
 
     Args:
-        contest: of the comparison.
+        rounds: of the comparison.
         folder: of the results.
         failed: a run that failed has a result; else it must be run again before what depends on it is known.
     """
-    from prefopt.compare.comparison import judged
+    from prefopt.compare.comparison import with_win_rates
     from prefopt.compare.spec import BASE
 
-    results: list[Result] = []
+    results: list[JobResult] = []
     while True:
-        trials = contest.trials(results)
+        trials = rounds.trials(results)
         kept = [result for job in trials if (result := load(folder, job, failed=failed)) is not None]
         if trials and not any(result.method == BASE for result in kept):
             return trials, None  # what a judge compares all others with
         if len(kept) == len(results):
             break
-        results = judged(kept, BASE, contest, folder.parent)
+        results = with_win_rates(kept, BASE, rounds, folder.parent)
     if len(results) < len(trials):
         return trials, None
-    return trials, contest.finals(contest.choose(results))
+    return trials, rounds.finals(rounds.choose(results))
 
 
 def print_list(comparison: Comparison, config: CompareConfig) -> int:
     """One line for each job that is known: key, whether it is done, name."""
-    from prefopt.compare.rounds import Contest
+    from prefopt.compare.rounds import Rounds
 
     folder = jobs_folder(config)
-    trials, finals = known_jobs(Contest(comparison), folder)
+    trials, finals = known_jobs(Rounds(comparison), folder)
     for job in (*trials, *(finals or ())):
         result = load(folder, job)
         print(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}")
@@ -73,12 +73,12 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     Raises:
         UserError: no such job.
     """
-    from prefopt.compare.display import describe
     from prefopt.compare.execute import execute
-    from prefopt.compare.rounds import Contest
+    from prefopt.compare.progress_display import describe
+    from prefopt.compare.rounds import Rounds
 
     folder = jobs_folder(config)
-    trials, finals = known_jobs(Contest(comparison), folder, failed=True)
+    trials, finals = known_jobs(Rounds(comparison), folder, failed=True)
     job = next((job for job in (*trials, *(finals or ())) if job.key == config.only), None)
     if job is None:
         raise UserError(f"only={config.only}: no job has this key; `prefopt compare ... --list` prints them")
@@ -90,7 +90,7 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     return 0
 
 
-def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[Job]], list[Result]]:
+def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[Job]], list[JobResult]]:
     """A runner that hands jobs to a Hydra launcher, each as `prefopt compare ... only=KEY`.
 
     Raises:
@@ -103,7 +103,7 @@ def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[J
     ours = ("launcher=", "hydra/launcher=", "only=", LAUNCHER_OPTION)
     words = [word for word in argv if not word.startswith(ours)]
 
-    def run(jobs: Sequence[Job]) -> list[Result]:
+    def run(jobs: Sequence[Job]) -> list[JobResult]:
         todo = list(dict.fromkeys(job.key for job in jobs if load(folder, job) is None))
         if todo:
             launch(words, todo, str(config.launcher), options, folder.parent)
@@ -162,20 +162,20 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     from rich.console import Console
 
     from prefopt.compare.comparison import default_workers
-    from prefopt.compare.display import duration
-    from prefopt.compare.rounds import Contest
+    from prefopt.compare.progress_display import duration
+    from prefopt.compare.rounds import Rounds
 
     console = Console()
     folder = jobs_folder(config)
-    contest = Contest(comparison)
-    workers = max(1, default_workers(contest) if config.workers is None else config.workers)
-    trials, finals = known_jobs(contest, folder)
-    first, second = contest.trial_count, contest.final_count if finals is None else len(finals)
+    rounds = Rounds(comparison)
+    workers = max(1, default_workers(rounds) if config.workers is None else config.workers)
+    trials, finals = known_jobs(rounds, folder)
+    first, second = rounds.trial_count, rounds.final_count if finals is None else len(finals)
     for job in trials:
         console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
-    kind = "best" if contest.trials_each else "first"
-    for method in contest.methods:
-        left = contest.trials_each - sum(job.method == method.name for job in trials)
+    kind = "best" if rounds.trials_each else "first"
+    for method in rounds.methods:
+        left = rounds.trials_each - sum(job.method == method.name for job in trials)
         if left:
             console.print(f"  {method.name}, {left} more beside its best, validation", highlight=False)
         console.print(f"  {method.name}, its {kind} setting, {comparison.seeds} seeds, test", highlight=False)
@@ -190,7 +190,7 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     return 0
 
 
-def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[Result]) -> tuple[float, str]:
+def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[JobResult]) -> tuple[float, str]:
     """What a job takes here, and how that is known: from finished ones in the folder, or from a short probe."""
     from prefopt.compare.execute import execute
 

@@ -37,7 +37,7 @@ def _check(args: argparse.Namespace) -> int:
         from prefopt.data.doctor import examine, thresholds
         from prefopt.data.doctor.text import show
         from prefopt.models.load import ModelConfig, load_model
-        from prefopt.report.doctor import page
+        from prefopt.report.doctor import doctor_page
 
         limits = thresholds(args.threshold)
         tokenizer = _tokenizer(args)
@@ -45,7 +45,7 @@ def _check(args: argparse.Namespace) -> int:
         reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args.what)]
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.html).write_text(page(reports), encoding="utf-8")
+        Path(args.html).write_text(doctor_page(reports), encoding="utf-8")
     if args.json:
         print(json.dumps(_plain(reports), indent=2))
     else:

@@ -262,7 +262,7 @@ def _print_table(console: Console, rows: Sequence[DemoRow]) -> None:
     from rich.table import Table
 
     from prefopt.report.demo import standing
-    from prefopt.report.page import number, signed
+    from prefopt.report.formatting import number, signed
 
     best, tied = standing(rows)
     # Fits eighty columns.

@@ -18,8 +18,8 @@ from prefopt.errors import UserError
 from prefopt.evaluate import held_out
 from prefopt.evaluate.held_out import HeldOut
 from prefopt.evaluate.texts import Distance, Sampling, distance, held_out_prompts
-from prefopt.report.table import ROWS, held_out_rows, written_rows
-from prefopt.report.verdict import shown
+from prefopt.report.before_after import ROWS, held_out_rows, written_rows
+from prefopt.report.formatting import with_error
 from prefopt.runs.read import RunFolder, is_run, open_model
 
 
@@ -109,14 +109,14 @@ def show(found: Evaluated) -> None:
         table.add_column(column, justify="left" if column in ("figure", "") else "right")
     rows = held_out_rows(found.others, found.figures, found.differences)
     for row in rows + (written_rows(found.texts.plain()) if found.texts else []):
-        table.add_row(row.words, row.before, row.after, row.change, row.standing)
+        table.add_row(row.title, row.before, row.after, row.change, row.direction)
     console.print(table)
     console.print(printable(f"against {found.against}"))
     if "accuracies/ratios" in found.differences:
-        share = shown(found.differences["accuracies/ratios"], "%")
+        share = with_error(found.differences["accuracies/ratios"], "%")
         console.print(f"the model's margin is larger on {share} of the pairs")
     if found.texts:
-        console.print(f"KL to it: {shown(found.texts.kl, 'nats a text')}")
+        console.print(f"KL to it: {with_error(found.texts.kl, 'nats a text')}")
     console.print("± is one standard error; “tie” is a difference within two of them", style="dim")
 
 
@@ -126,5 +126,5 @@ def _table_of_one(found: Evaluated) -> Table:
     table.add_column("value", justify="right")
     for name, words, unit, _ in ROWS:
         if name in found.figures:
-            table.add_row(f"{words}, {unit}", shown(found.figures[name], unit, bare=True))
+            table.add_row(f"{words}, {unit}", with_error(found.figures[name], unit, bare=True))
     return table

@@ -15,7 +15,7 @@ from rich.text import Text
 from prefopt.cli.arguments import add_sampling, sampling_options
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
-from prefopt.report.words import marked
+from prefopt.report.text_diff import marked
 
 EXAMPLES = """examples:
   prefopt sample runs/mine                                  a run and the model it was tuned from, on held-out prompts

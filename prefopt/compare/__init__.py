@@ -1,5 +1,5 @@
-"""Compare methods on the same data: an equal budget, several seeds, and a verdict that may be "cannot tell"."""
+"""Compares methods on the same data with an equal budget and several seeds; a verdict may be "cannot tell"."""
 
-from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Measured, Method
+from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Measurement, Method
 
-__all__ = ["Budget", "Comparison", "MeasureConfig", "Measured", "Method"]
+__all__ = ["Budget", "Comparison", "MeasureConfig", "Measurement", "Method"]

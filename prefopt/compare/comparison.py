@@ -1,4 +1,4 @@
-"""A comparison from start to end, in a folder: the lock, both rounds of jobs, the result files."""
+"""Runs a comparison in a folder: takes the lock, runs both rounds of jobs, and writes `results.json`."""
 
 from __future__ import annotations
 
@@ -7,43 +7,47 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig
+
 from prefopt.common.files import remove_leftovers
 from prefopt.common.locks import locked_folder
-from prefopt.compare.jobs import Job, Result
-from prefopt.compare.results import Outcome, outcome, write_results
-from prefopt.compare.rounds import Contest
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.compare.outcome import Outcome
+from prefopt.compare.progress_display import Progress
+from prefopt.compare.results import outcome, write_results
+from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import BASE, SFT, Comparison
-from prefopt.compare.workers import Done, Say, Team, cores, run_jobs
-from prefopt.evaluate.judge import with_win_rate
+from prefopt.compare.win_rates import with_win_rate
+from prefopt.compare.workers import Team, cores, run_jobs
+from prefopt.models.load import resolve
 
-LARGE = 50_000_000  # weights from which on one job is given all cores
+LARGE = 50_000_000  # weights from which a job gets all cores
 JOBS = "jobs"
 
-Runner = Callable[[Sequence[Job]], list[Result]]
+Runner = Callable[[Sequence[Job]], list[JobResult]]
 
 
 def compare(
-    comparison: Comparison | Contest,
+    comparison: Comparison | Rounds,
     output_dir: str | Path,
     *,
     workers: int | None = None,
     command: str = "",
-    progress: Done = lambda job, result: None,
-    say: Say = lambda line: None,
-    rounds: Callable[[int, int], None] = lambda number, jobs: None,
+    progress: Progress | None = None,
     runner: Runner | None = None,
 ) -> Outcome:
-    """Hold a comparison, and leave `results.json`, `results.md` and `report.html` in `output_dir`.
+    """Run a comparison and leave `results.json` in `output_dir`.
 
-    What is in `output_dir` already is used: a comparison that was killed goes on, and another method is only added.
+    Results that are in `output_dir` already are kept: a comparison that was killed resumes, and another method is
+    added to those that were compared before.
 
     Args:
-        comparison: what is compared; or its contest, where the jobs are looked at before.
-        output_dir: of the results; its `jobs` has one folder for each run.
-        workers: processes, 0 for this one; None: one for each core, and one in all for a large model or a GPU.
-        command: to be quoted as what made this.
-        progress, say: see `prefopt.compare.workers.run_jobs`.
-        rounds: called at the start of each round with its number (0, 1) and how many jobs it has.
+        comparison: what is compared; or its rounds, where the jobs are looked at before.
+        output_dir: where the results go; its folder `jobs` has one folder for each run.
+        workers: the number of processes, 0 for this one; None: one per core, or a single one for a large model.
+        command: the command to quote in the results.
+        progress: told of rounds, jobs and messages.
         runner: runs jobs in another way than on processes of this machine.
 
     Raises:
@@ -51,41 +55,41 @@ def compare(
         PrefoptError: no run worked.
     """
     start = time.perf_counter()
-    folder = Path(output_dir)
-    contest = comparison if isinstance(comparison, Contest) else Contest(comparison)
-    with locked_folder(folder), Team(default_workers(contest) if workers is None else workers) as team:
+    folder, progress = Path(output_dir), progress or Progress()
+    rounds = comparison if isinstance(comparison, Rounds) else Rounds(comparison)
+    with locked_folder(folder), Team(default_workers(rounds) if workers is None else workers) as team:
         remove_leftovers(folder / JOBS)
 
-        def here(jobs: Sequence[Job]) -> list[Result]:
-            return run_jobs(jobs, folder / JOBS, workers=team, progress=progress, say=say)
+        def on_team(jobs: Sequence[Job]) -> list[JobResult]:
+            return run_jobs(jobs, folder / JOBS, workers=team, progress=progress)
 
-        run = runner or here
-        if contest.trial_count:
-            rounds(0, contest.trial_count)
-        trials: list[Result] = []
-        while new := further(contest.trials(trials), trials):
-            trials = judged([*trials, *run(new)], BASE, contest, folder)
-        second = contest.finals(contest.choose(trials))
-        rounds(1, len(second))
-        finals = judged(run(second), SFT, contest, folder)
+        run = runner or on_team
+        if rounds.trial_count:
+            progress.round(0, rounds.trial_count)
+        trials: list[JobResult] = []
+        while new := pending(rounds.trials(trials), trials):
+            trials = with_win_rates([*trials, *run(new)], BASE, rounds, folder)
+        second = rounds.finals(rounds.choose(trials))
+        progress.round(1, len(second))
+        finals = with_win_rates(run(second), SFT, rounds, folder)
         seconds = time.perf_counter() - start
-        result = outcome(contest.comparison, contest.rows(trials, finals), command=command, seconds=seconds)
+        result = outcome(rounds.comparison, rounds.by_method(trials, finals), command=command, seconds=seconds)
         write_results(folder, result)
     return result
 
 
-def further(jobs: Sequence[Job], results: Sequence[Result]) -> list[Job]:
-    """The jobs that have no result yet."""
+def pending(jobs: Sequence[Job], results: Sequence[JobResult]) -> list[Job]:
+    """Return the jobs that have no result yet."""
     done = {(result.method, result.key) for result in results}
     return [job for job in jobs if (job.method, job.key) not in done]
 
 
-def judged(results: Sequence[Result], against: str, contest: Contest, folder: Path) -> list[Result]:
-    """The results with win rates: the i-th run of a method against the i-th of the method `against`."""
-    judge = contest.comparison.measure.judge
+def with_win_rates(results: Sequence[JobResult], against: str, rounds: Rounds, folder: Path) -> list[JobResult]:
+    """Add win rates to the results: the i-th run of a method against the i-th run of the method `against`."""
+    judge = rounds.comparison.measure.judge
     if judge is None:
         return list(results)
-    by_method: dict[str, list[Result]] = {}
+    by_method: dict[str, list[JobResult]] = {}
     for result in results:
         by_method.setdefault(result.method, []).append(result)
     others = [result for result in by_method.get(against, []) if result.ok]
@@ -96,16 +100,11 @@ def judged(results: Sequence[Result], against: str, contest: Contest, folder: Pa
     ]
 
 
-def default_workers(contest: Contest) -> int:
-    """One process for each core, or GPU; one in all for a model that fills the cores by itself."""
-    import torch
-    from transformers import AutoConfig
-
+def default_workers(rounds: Rounds) -> int:
+    """Return one process per core or GPU, or a single one for a model that fills the cores by itself."""
     if torch.cuda.is_available():
         return int(torch.cuda.device_count())
-    from prefopt.models.load import resolve
-
-    config = contest.base_config.model
-    about: Any = AutoConfig.from_pretrained(resolve(config.path), revision=config.revision).get_text_config()
-    weights = about.num_hidden_layers * 12 * about.hidden_size**2 + about.vocab_size * about.hidden_size
+    model = rounds.base_config.model
+    config: Any = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision).get_text_config()
+    weights = config.num_hidden_layers * 12 * config.hidden_size**2 + config.vocab_size * config.hidden_size
     return 1 if weights > LARGE else cores()

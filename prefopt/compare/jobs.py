@@ -1,4 +1,4 @@
-"""A job: one training run and its measurement, in a folder named after everything that its numbers depend on."""
+"""Defines a job, one training run and its measurement, and keeps its result under a key of all that it depends on."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from prefopt.common.files import new_folder, write_json
 from prefopt.common.versions import version_of
 from prefopt.compare.spec import MeasureConfig, Split
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
+from prefopt.config.run_config import RunConfig
+from prefopt.losses import registry
 
 Status = Literal["ok", "diverged", "failed"]
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
-# change no number
+# options that change no number
 IRRELEVANT = ("output_dir", "tracking", "resume", "reference_folder", "progress", "sentinels", "stages_folder")
 VERSIONS = ("prefopt", "torch", "transformers", "accelerate")
-MEASUREMENT = 2  # one more when a figure or an array of a measurement changes its meaning
+MEASUREMENT = 2  # raise it when a figure or an array of a measurement changes its meaning
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".gguf", ".model", ".py")  # suffixes of files that change what it says
 VOCABULARIES = ("merges.txt", "vocab.txt")
 OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder with one of these is no part of a model
@@ -43,14 +45,14 @@ class Job:
     """One training run and its measurement.
 
     Attributes:
-        method: the row that it belongs to.
-        label: what a person calls it.
-        config: of the run; its `output_dir` plays no part.
-        fingerprints: of the records, of the weights that training starts from, and of what measures beside them.
+        method: the row it belongs to.
+        label: its name in messages.
+        config: the configuration of the run; its `output_dir` plays no part.
+        fingerprints: digests of the records, of the weights that training starts from, and of judge and tasks.
         measure: how the model is measured.
-        split: on which prompts.
+        split: the prompts it is measured on.
         trained: False measures the model as it starts.
-        sides_swapped: train on the records turned round.
+        sides_swapped: train on records with chosen and rejected exchanged.
         setting: what was searched over, for tables.
     """
 
@@ -66,7 +68,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """The name of its folder: the content of everything that its numbers depend on, and nothing else."""
+        """A digest of everything that its numbers depend on, and nothing else: the name of its folder."""
         config = {name: value for name, value in self.config.plain().items() if name not in IRRELEVANT}
         if not self.trained:
             config = {name: config[name] for name in ("model", "data", "evaluation", "batch")}
@@ -85,17 +87,19 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Result:
-    """What a job left behind.
+class JobResult:
+    """The result of a job.
 
     Attributes:
-        status: `ok`; `diverged`, the run itself went wrong, which a repetition would do again; or `failed`, something
-            around it did (a killed process, a missing file), which the next call tries again.
+        status: `ok`; `diverged`: the run itself went wrong and would again; or `failed`: something around it did (a
+            killed process, a missing file), so the next call tries again.
         reason: why, in one line.
-        figures, arrays, texts: of the measurement, see `prefopt.compare.spec.Measured`.
-        curve: the figures that training logged, by step.
-        cost: `train_seconds`, `measure_seconds`, `tokens`, `steps`, `peak_memory_mib`.
-        kept: it was there from before.
+        figures, arrays, texts: see `prefopt.compare.spec.Measurement`.
+        curve: the figures logged during training, by step.
+        cost: `train_seconds`, `measure_seconds`, `job_seconds`, `tokens`, `steps`, `peak_memory_mib`, and of the
+            reference pass `reference_seconds` and `reference_texts`.
+        warnings: what weakens it, as sentences.
+        kept: it was read from an earlier call's folder.
     """
 
     key: str
@@ -114,29 +118,27 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a measured model."""
+        """Whether a model was measured."""
         return self.status == "ok"
 
     def plain(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON values; what is not finite is null."""
+        """Return everything but the arrays as JSON values; numbers that are not finite become null."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("arrays", "kept")}
         cleaned: dict[str, Any] = finite(fields)
         return cleaned
 
 
-def failure(job: Job, status: Status, reason: str, cost: dict[str, float] | None = None) -> Result:
-    """The result of a job without a measured model."""
+def failure(job: Job, status: Status, reason: str, cost: dict[str, float] | None = None) -> JobResult:
+    """Return the result of a job without a measured model."""
     line = " ".join(reason.split())[:500]
-    return Result(
+    return JobResult(
         key=job.key, method=job.method, label=job.label, status=status, reason=line, setting=job.setting,
         cost=cost or {},
     )  # fmt: skip
 
 
-def save(folder: Path, result: Result) -> None:
-    """Put a result into `folder`/KEY; it appears whole, by a rename, and replaces one that failed."""
-    from safetensors.numpy import save_file
-
+def save(folder: Path, result: JobResult) -> None:
+    """Write a result to `folder`/KEY, whole or not at all; it replaces a failed one."""
     target = folder / result.key
     with new_folder(target, replace=True) as temporary:
         if result.arrays:
@@ -145,24 +147,21 @@ def save(folder: Path, result: Result) -> None:
         write_json(temporary / RESULT, result.plain())
 
 
-def load(folder: Path, job: Job, *, failed: bool = False) -> Result | None:
-    """The kept result of a job under its present name, or None: it must be run (again).
+def load(folder: Path, job: Job, *, failed: bool = False) -> JobResult | None:
+    """Read the kept result of a job, under the job's present name; None if it must run (again).
 
     Args:
-        folder: of the results.
-        job: what was run.
-        failed: give one that failed, too.
+        folder: where the results are.
+        job: the job.
+        failed: return a failed result, too.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     target = folder / job.key
     try:
         plain = json.loads((target / RESULT).read_text(encoding="utf-8"))
         arrays = load_file(target / ARRAYS) if (target / ARRAYS).exists() else {}
-        known = {f.name for f in dataclasses.fields(Result)} - {"arrays", "kept"}
+        known = {f.name for f in dataclasses.fields(JobResult)} - {"arrays", "kept"}
         plain["figures"] = {name: math.nan if v is None else float(v) for name, v in plain["figures"].items()}
-        result = Result(arrays=arrays, **{name: value for name, value in plain.items() if name in known})
+        result = JobResult(arrays=arrays, **{name: value for name, value in plain.items() if name in known})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
         return None
     if result.key != job.key or (result.status == "failed" and not failed):
@@ -171,7 +170,7 @@ def load(folder: Path, job: Job, *, failed: bool = False) -> Result | None:
 
 
 def finite(value: Any) -> Any:
-    """The value with numbers that are not finite turned into None, as JSON wants."""
+    """Replace numbers that are not finite by None, which JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -255,8 +254,6 @@ def _digest_of_files(files: tuple[File, ...]) -> str:
 
 def code_of(loss: Any, name: str) -> dict[str, str]:
     """Version and source of a loss from outside prefopt, whose own losses go with its version; empty for those."""
-    from prefopt.losses import registry
-
     if _package(type(loss)) == "prefopt":
         return {}
     known = {"prefopt", *sys.stdlib_module_names}
@@ -281,9 +278,7 @@ def source_files(modules: Iterable[str]) -> Iterator[File]:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process, or its GPU, has held since `reset_peak_memory`, in MiB."""
-    import torch
-
+    """Return the peak memory of this process, or of its GPU, since `reset_peak_memory`, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -294,9 +289,7 @@ def peak_memory_mib() -> float:
 
 
 def reset_peak_memory() -> None:
-    """Start the peak afresh, where the system can (Linux: 5 into clear_refs resets the high-water mark)."""
-    import torch
-
+    """Reset the peak memory where the system can (on Linux, writing 5 to clear_refs resets the high-water mark)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.path.exists("/proc/self/clear_refs"):

@@ -1,45 +1,46 @@
-"""Measures on any data, where no exact reward is known: held-out pairs, the policy's own texts, a judge, tasks."""
+"""Measures a policy on any data: held-out pairs, its own texts, a judge, tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.measure_world import by_prompt
-from prefopt.compare.spec import MeasureConfig, Measured
+from prefopt.compare.spec import MeasureConfig, Measurement
+from prefopt.config.run_config import RunConfig
 from prefopt.evaluate.held_out import HeldOut, score
 from prefopt.evaluate.judge import is_callable, reward_model
+from prefopt.evaluate.kl import divergence
+from prefopt.evaluate.tasks import run_tasks
 from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
+from prefopt.models.load import ModelConfig, load_model
 
 Floats = NDArray[np.float64]
 
 
 def measure(
     config: RunConfig, settings: MeasureConfig, *, policy: Any, tokenizer: Any, records: Sequence[Any]
-) -> Measured:
-    """A policy against the model that its training started from; every prompt counts once, however many records it has.
+) -> Measurement:
+    """Measure a policy against the model that its training started from; records of one prompt count once.
 
-    Of held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one; a tie is half),
+    On held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one; a tie is half),
     `accuracy_sum` and `accuracy_mean` (the likelier side by log-prob and by log-prob per token; a tie is no win),
-    `margin` (nats, of log-ratios), `chosen_logp`, `chosen_change`, `rejected_change` (nats). Of the policy's own texts
-    at temperature 1: `kl` (nats a text, Rao-Blackwellised over the vocabulary), `length` (tokens); with a reward model
-    as judge `judge`, its score. Of tasks: `task/NAME/METRIC`.
+    `margin` (nats, of log-ratios), `chosen_logp`, `chosen_change`, `rejected_change` (nats). On the policy's own texts
+    at temperature 1: `kl` (nats per text, Rao-Blackwellised over the vocabulary), `length` (tokens), and with a reward
+    model as judge `judge`, its score. On tasks: `task/NAME/METRIC`.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         settings: prompts, samples, judge, tasks.
         policy: the tuned model.
         tokenizer: its tokenizer.
         records: held-out records in tokens.
     """
-    reference = _reference(_Start(config))
+    reference = _reference(frozenset(vars(config.model).items()))
     budget = config.batch.budget(policy.device.type)
     tuned, start = (score(model, records, max_tokens=budget) for model in (policy, reference))
     arrays = _pairs(tuned, start)
@@ -50,14 +51,12 @@ def measure(
         arrays |= written
     figures = {name: float(values.mean()) for name, values in arrays.items()}
     if settings.tasks:
-        from prefopt.evaluate.tasks import run_tasks
-
         figures |= run_tasks(policy, tokenizer, settings.tasks)
-    return Measured(figures=figures, arrays=arrays, texts=texts)
+    return Measurement(figures=figures, arrays=arrays, texts=texts)
 
 
 def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
-    """Figures of held-out records, the mean of each prompt's; those of two sides where every record has them."""
+    """Return the figures of held-out records, averaged by prompt; those of two sides where every record has both."""
     chosen, rejected = (policy.sums[side] - start.sums[side] for side in ("chosen", "rejected"))
     found: dict[str, Floats] = {}
     if np.isfinite(chosen).all():
@@ -79,9 +78,7 @@ def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
 def _texts(
     config: RunConfig, settings: MeasureConfig, policy: Any, reference: Any, tokenizer: Any, prompts: list[list[int]]
 ) -> tuple[dict[str, Floats], list[dict[str, Any]]]:
-    """Figures of the policy's texts, the mean of each prompt's samples, and the first sample of each prompt."""
-    from prefopt.evaluate.kl import divergence
-
+    """Return the figures of the policy's texts, averaged by prompt, and the first sample of each prompt."""
     each = settings.samples_per_prompt or 1
     repeated = [prompt for prompt in prompts for _ in range(each)]
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=settings.seed)
@@ -90,37 +87,21 @@ def _texts(
     budget = max(config.batch.budget(policy.device.type), longest)
     kl = divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
-    def of_samples(values: Any) -> Floats:
+    def averaged(values: Any) -> Floats:
         means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)
         return means
 
-    arrays = {"kl": of_samples(kl), "length": of_samples([len(text) for text in written])}
+    arrays = {"kl": averaged(kl), "length": averaged([len(text) for text in written])}
     asked = [tokenizer.decode(prompt) for prompt in repeated]
-    said = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
+    texts = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
     if settings.judge and not is_callable(settings.judge):
-        arrays["judge"] = of_samples(reward_model(settings.judge)(asked, said))
+        arrays["judge"] = averaged(reward_model(settings.judge)(asked, texts))
     kept = len(prompts) if settings.judge else settings.texts  # a judge that compares needs all
-    texts = [{"prompt": asked[i * each], "text": said[i * each]} for i in range(min(kept, len(prompts)))]
-    return arrays, texts
-
-
-class _Start:
-    """A configuration that a cache finds by its model."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.name = repr(config.model)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Start) and self.name == other.name
+    return arrays, [{"prompt": asked[i * each], "text": texts[i * each]} for i in range(min(kept, len(prompts)))]
 
 
 @lru_cache(maxsize=1)
-def _reference(start: _Start) -> Any:
-    from prefopt.models.load import load_model
-
-    model = start.config.model
+def _reference(settings: frozenset[tuple[str, Any]]) -> Any:
+    """Load the reference of a model configuration, given by its fields; kept for the next job."""
+    model = ModelConfig(**dict(settings))
     return load_model(model, model.reference) if model.reference else load_model(model)

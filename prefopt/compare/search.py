@@ -1,20 +1,21 @@
-"""Which settings a method tries: as many for every method, by one rule, from what its plugin declares.
+"""Chooses the settings that a method tries: the same number and one rule for every method.
 
-A plugin's `search_space` names its strength and four values of it, in rising order. Learning rates have no list: what
-suits differs between methods by more than a factor of ten, so they go by a factor of three from the configured one, as
-far as results lead.
+A plugin's `search_space` names its strength and four values of it, in rising order. Learning rates have no list: the
+rates that suit different methods differ by more than a factor of ten, so the search moves by a factor of three from the
+configured rate, as far as the results lead.
 
-The two inner strengths at the configured rate come first. Every later trial is the first one not yet made of these,
-beside the best setting so far:
+The two inner strengths at the configured rate come first. Each later trial is the first of the following that has not
+been tried, beside the best setting so far:
 
 1. the learning rate below, then the one above, while nothing was tried on that side: a best rate at the edge is
    followed outward until it lies between two worse ones;
 2. the neighbouring strengths, the outer one first;
 3. the learning rate half way to the one below, then half way to the one above.
 
-When all of that is tried, the next best setting is looked at in the same way. A run that failed ranks last; of several
-such, the lowest rate is the most promising. A loss without a strength (SFT) begins with the configured rate and the one
-below it. What is tried depends on the budget, the plugin and the results alone, so a second call takes the same way.
+When all of these have been tried, the next best setting is treated in the same way. A failed run ranks last; of several
+failed runs, the one with the lowest rate is the most promising. A loss without a strength (SFT) starts with the
+configured rate and the one below it. The trials depend on the budget, the plugin and the results alone, so a second
+call makes the same ones.
 """
 
 from __future__ import annotations
@@ -23,34 +24,32 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
 
 STRENGTHS = 4
 FACTOR = 3.0  # between neighbouring learning rates
-FINEST = 0.5  # steps of that factor; what lies closer is not told apart by one training
+FINEST = 0.5  # steps of that factor; a single run cannot tell closer rates apart
 
-Place = tuple[int, float]  # of the strength among its values, and the power of FACTOR of the learning rate
+Place = tuple[int, float]  # the index of the strength, and the power of FACTOR of the learning rate
 Score = Callable[["Setting"], float | None]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one trial sets: the strength by name (empty for a loss without one), and a learning rate."""
+    """The setting of one trial: the strength by name (empty for a loss without one), and a learning rate."""
 
     strength: Mapping[str, float]
     learning_rate: float
 
     def plain(self) -> dict[str, float]:
-        """As one would set it: hyper-parameters of the loss, and `learning_rate`."""
+        """Return it as a dict: hyper-parameters of the loss, and `learning_rate`."""
         return {**self.strength, "learning_rate": self.learning_rate}
 
     def overrides(self) -> list[str]:
-        """As one would say it to `prefopt train`."""
+        """Return it as options of `prefopt train`."""
         strength = [f"loss.{name}={value:g}" for name, value in self.strength.items()]
         return [*strength, f"trainer.learning_rate={self.learning_rate:.6g}"]
 
@@ -59,10 +58,10 @@ class Setting:
         return ", ".join([*strength, f"lr={self.learning_rate:.3g}"])
 
     def apply(self, config: RunConfig) -> RunConfig:
-        """The configuration with this setting.
+        """Return the configuration with this setting.
 
         Raises:
-            UserError: values that the loss refuses.
+            UserError: the loss does not accept the values.
         """
         try:
             loss: Any = dataclasses.replace(config.loss, **self.strength)  # type: ignore[type-var]
@@ -72,18 +71,18 @@ class Setting:
 
 
 def settings(config: RunConfig, trials: int, score: Score = lambda setting: None) -> list[Setting]:
-    """A method's settings in the order of their trials, as far as it is known.
+    """Return a method's settings in the order of their trials, as far as they are known.
 
     Args:
-        config: of the method, before the search.
-        trials: how many it may try.
-        score: of a setting that was tried, more is better; nan of one that failed; None of one that has no result yet.
+        config: the method's configuration before the search.
+        trials: how many settings it may try.
+        score: gives a setting's score, higher is better; nan if the trial failed, None if it has no result yet.
 
     Returns:
-        `trials` settings, or fewer where the next depends on a result that is not there.
+        `trials` settings, or fewer where the next one depends on a missing result.
 
     Raises:
-        UserError: no trials, or a plugin whose search space cannot be used.
+        UserError: `trials` is below 1, or the plugin's search space is invalid.
     """
     if trials < 1:
         raise UserError(f"budget.trials={trials} must be at least 1")
@@ -99,7 +98,7 @@ def settings(config: RunConfig, trials: int, score: Score = lambda setting: None
         elif None in scores:
             break
         else:
-            place = following(places, [math.nan if s is None else s for s in scores], max(1, len(values)))
+            place = next_place(places, [math.nan if s is None else s for s in scores], max(1, len(values)))
         setting = Setting({name: values[place[0]]} if name is not None else {}, rate * FACTOR ** place[1])
         places.append(place)
         found.append(setting)
@@ -107,12 +106,12 @@ def settings(config: RunConfig, trials: int, score: Score = lambda setting: None
     return found
 
 
-def following(tried: Sequence[Place], scores: Sequence[float], strengths: int) -> Place:
-    """Where to look next: beside the best place so far, else beside the next best.
+def next_place(tried: Sequence[Place], scores: Sequence[float], strengths: int) -> Place:
+    """Return the next place to try: beside the best place so far, else beside the next best.
 
     Args:
         tried: places in the order of their trials.
-        scores: of them; nan where a run failed.
+        scores: their scores; nan where a run failed.
         strengths: how many values the strength has.
     """
 
@@ -120,13 +119,13 @@ def following(tried: Sequence[Place], scores: Sequence[float], strengths: int) -
         return (scores[i], 0.0) if not math.isnan(scores[i]) else (-math.inf, -tried[i][1])
 
     for i in sorted(range(len(tried)), key=promise, reverse=True):  # the earlier one of equals
-        for place in _beside(tried[i], tried, strengths):
+        for place in _neighbours(tried[i], tried, strengths):
             if place not in tried:
                 return place
-    raise AssertionError("below the lowest learning rate there is always another")
+    raise AssertionError("there is always a lower learning rate")
 
 
-def _beside(place: Place, tried: Sequence[Place], strengths: int) -> Iterator[Place]:
+def _neighbours(place: Place, tried: Sequence[Place], strengths: int) -> Iterator[Place]:
     strength, rate = place
     rates = [r for s, r in tried if s == strength]
     below, above = max((r for r in rates if r < rate), default=None), min((r for r in rates if r > rate), default=None)
@@ -145,10 +144,10 @@ def _beside(place: Place, tried: Sequence[Place], strengths: int) -> Iterator[Pl
 
 
 def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
-    """The hyper-parameter that a plugin declares as its strength, and its four values; (None, ()) if it has none.
+    """Return the hyper-parameter that a plugin declares as its strength, and its four values; else (None, ()).
 
     Raises:
-        UserError: a declaration of another form.
+        UserError: the declaration has another form.
     """
     space: Mapping[str, tuple[float, ...]] = getattr(loss, "search_space", {})
     if not space:
@@ -162,15 +161,15 @@ def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
 
 
 def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
-    """On which axes, and why, what lies beyond the chosen setting may be better.
+    """Return on which axes, and why, a setting beyond the chosen one may be better.
 
-    A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared. A
-    strength beyond which more are declared, and none was tried, is at no edge: the budget ended there, and it says so.
+    A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared. Where
+    further strengths are declared but the budget ended before they were tried, the text says so.
 
     Args:
         chosen: a setting as `Setting.plain` gives it.
-        tried: all of them, in the order of `settings`. A search begins with the two inner ones of the four declared
-            strengths, so one below or above both is the lowest or highest declared.
+        tried: all settings, in the order of `settings`. A search starts with the two inner ones of the four declared
+            strengths, so a strength below or above both is the lowest or highest declared.
     """
     found = []
     for axis, value in chosen.items():

@@ -1,4 +1,4 @@
-"""What is compared: methods, what they share, how much each may try, and how they are measured."""
+"""Describes a comparison: the methods, what they share, the search budget, and how models are measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prefopt.errors import UserError
 
 Split = Literal["validation", "test"]
-BASE, SFT = "base", "sft"  # rows that are always there: the model before training, and SFT on the chosen side
+BASE, SFT = "base", "sft"  # rows of every comparison: the model before training, and SFT on the chosen side
 AGAIN, WRONG_SIGN = "again", "wrong_sign"  # suffix and name of the controls
 _NAME = re.compile(r"[\w.+-]{1,40}")
 
@@ -22,11 +22,11 @@ class Method:
     """One row of a comparison.
 
     Attributes:
-        name: how it is called in tables; one loss may have several rows.
+        name: its name in tables; one loss may have several rows.
         loss: a name of the menu.
-        overrides: what this method alone sets, as one would say it to `prefopt train` (`loss.label_smoothing=0.1`).
-        sides_swapped: train on the records turned round: the wrong-sign control.
-        seed_offset: added to the seeds of its final trainings: the same method under two names takes other seeds.
+        overrides: options of this method alone, as `prefopt train` takes them (`loss.label_smoothing=0.1`).
+        sides_swapped: train on records with chosen and rejected exchanged: the wrong-sign control.
+        seed_offset: added to the seeds of the final runs, so that a second row of one method uses other seeds.
     """
 
     name: str
@@ -38,31 +38,31 @@ class Method:
 
 @dataclass(kw_only=True)
 class Budget:
-    """What every method may spend on the search of its setting."""
+    """What each method may spend on the search for its setting."""
 
-    trials: int = 4  # settings of strength and learning rate tried on validation prompts; 1: the first is taken untried
+    trials: int = 4  # settings (strength and learning rate) tried on validation prompts; 1 takes the first untried
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """How a trained model is measured; part of what a finished job is remembered by."""
+    """How a trained model is measured; part of the key of a finished job."""
 
     prompts: int | None = None  # prompts that every model continues; None: 512 of a world, else evaluation.kl_prompts
-    samples_per_prompt: int | None = None  # of each, at temperature 1; None: 4 in a world, else 1
-    seed: int = 0  # of prompts and samples: the same draws for every model and every seed of training
-    texts: int = 6  # continuations kept to be read side by side
-    judge: str | None = None  # a folder of a reward model, or module:function
+    samples_per_prompt: int | None = None  # samples of each prompt at temperature 1; None: 4 in a world, else 1
+    seed: int = 0  # seeds prompts and samples, which are the same draws for every model and training seed
+    texts: int = 6  # continuations kept for reading side by side
+    judge: str | None = None  # the folder of a reward model, or module:function
     tasks: tuple[str, ...] = ()  # names or YAML files of lm-evaluation-harness tasks
 
     def check(self) -> None:
-        """Refuse numbers that nothing can be measured with.
+        """Check the numbers of prompts, samples and texts.
 
         Raises:
-            UserError: too few prompts or samples.
+            UserError: one of them is too small.
         """
         if self.prompts is not None and self.prompts < 2:
-            raise UserError(f"measure.prompts={self.prompts} must be at least 2: of one prompt there is no KL to tell "
-                            "of; leave it out for the default")  # fmt: skip
+            raise UserError(f"measure.prompts={self.prompts} must be at least 2: a KL needs several prompts; leave it "
+                            "out for the default")  # fmt: skip
         if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
             raise UserError(f"measure.samples_per_prompt={self.samples_per_prompt} must be at least 1; leave it out "
                             "for the default")  # fmt: skip
@@ -71,14 +71,14 @@ class MeasureConfig:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Measured:
-    """What a measurement gives.
+class Measurement:
+    """The measured figures of one model.
 
     Attributes:
-        figures: means, by name (`METRICS` lists those that tables and pages know).
-        arrays: (n,) float64 by figure, one value per prompt or per pair. Order and n are the same for every method,
-            so that methods can be compared prompt by prompt; `figures[name] == arrays[name].mean()` where both exist.
-        texts: of the first prompts: `prompt`, `text`, and `reward` where it is known.
+        figures: means by name (`METRICS` lists those that tables and pages show).
+        arrays: (n,) float64 by figure, one value per prompt or pair. Order and n are the same for every method, so
+            that methods can be compared prompt by prompt; `figures[name] == arrays[name].mean()` where both exist.
+        texts: continuations of the first prompts: `prompt`, `text`, and `reward` where it is known.
     """
 
     figures: dict[str, float]
@@ -88,7 +88,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that tables know; `better` is +1 where more is better, -1 where less is, 0 where neither."""
+    """How tables show a figure; `better` is 1 where more is better, -1 where less is, 0 where neither."""
 
     title: str
     unit: str
@@ -112,12 +112,7 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("Entropy per token", "nats", 0),
     "distinct_2": Metric("Distinct bigrams", "", 0),
 }
-PRIMARY = (
-    "true_reward",
-    "judge",
-    "win_rate",
-    "accuracy",
-)  # methods are chosen and told apart by the first that is there
+PRIMARY = ("true_reward", "judge", "win_rate", "accuracy")  # the first that was measured ranks settings and methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +121,11 @@ class Comparison:
 
     Attributes:
         methods: the rows; base and SFT are added.
-        overrides: data, model, batch and trainer of all methods, as one would say them to `prefopt train`.
+        overrides: data, model, batch and trainer options of all methods, as `prefopt train` takes them.
         budget: trials of each method, all at seed 0 and on validation prompts.
-        seeds: trainings of the chosen setting, at seeds 1, 2, ..., measured on test prompts. Fresh ones, because the
-            trial that was chosen was lucky.
-        measure: how.
+        seeds: final runs of the chosen setting, at seeds 1, 2, ..., measured on test prompts. They are fresh seeds
+            because the trial that was chosen was lucky.
+        measure: how models are measured.
         controls: add the first method under a second name, at other seeds, and DPO with its sides swapped.
     """
 
@@ -142,21 +137,21 @@ class Comparison:
     controls: bool = False
 
     def rows(self) -> tuple[Method, ...]:
-        """Every trained row, SFT first and controls last.
+        """Return every trained row, SFT first and controls last.
 
         Raises:
-            UserError: no methods, equal or impossible names, too few seeds or prompts.
+            UserError: no methods, duplicate or invalid names, too few seeds or prompts.
         """
         if not self.methods:
             raise UserError("there is nothing to compare: give losses=[dpo,ipo,simpo]; `prefopt losses` is the menu")
         if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 3 tell little")
+            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 3 show little")
         self.measure.check()
         for method in self.methods:
             if method.name == BASE or (method.name == SFT and method.loss != SFT):
-                what = "the model before training" if method.name == BASE else "SFT on the chosen side"
+                meaning = "the model before training" if method.name == BASE else "SFT on the chosen side"
                 raise UserError(f"methods.{method.name}.loss={method.loss}: the row {method.name!r} is always "
-                                f"{what}; give this one another name (methods.NAME.loss={method.loss})")  # fmt: skip
+                                f"{meaning}; choose another name (methods.NAME.loss={method.loss})")  # fmt: skip
         rows = list(self.methods)
         if not any(method.name == SFT for method in rows):
             rows.insert(0, Method(name=SFT, loss=SFT))
@@ -169,9 +164,7 @@ class Comparison:
         names = [method.name for method in rows]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(
-                    f"two rows would be called {name!r}: give one of them another name (methods.NAME.loss=LOSS)"
-                )
+                raise UserError(f"two rows have the name {name!r}: rename one of them (methods.NAME.loss=LOSS)")
             if not _NAME.fullmatch(name):
-                raise UserError(f"{name!r} cannot be the name of a row: use letters, digits and . + - _, at most 40")
+                raise UserError(f"{name!r} is not a valid row name: use letters, digits and . + - _, at most 40")
         return tuple(rows)

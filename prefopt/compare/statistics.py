@@ -1,31 +1,31 @@
-"""Who is better, or that it cannot be told: methods compared on the same seeds and the same prompts.
+"""Compares methods on the same seeds and prompts: which is better, or that the data cannot tell.
 
-A method's figures are (S, P): S trainings, P prompts. Seeds and prompts are samples of what might have been, so both
-are random effects. Of method m, seed s, prompt p:
+A method's figures are (S, P): S training runs, P prompts. Seeds and prompts are samples of what might have been, so
+both are random effects. For method m, seed s, prompt p:
 
     figure = method[m] + seed[s] + own[m, s] + prompt[p] + its[m, p] + rest[m, s, p].
 
 Two methods trained at the same seeds are compared by the difference D of their figures, from which seed[s] and
 prompt[p] cancel, so that Var(mean D) = 2 Var(own)/S + Var(D over prompts)/P. Nothing cancels seed[s] where one of the
 two has no seeds (the model before training; a row whose figure is the same everywhere), nor where the two were trained
-at other seeds (a method under a second name): there a method has Var(seed) + Var(own), over its own S.
+at different seeds (a method under a second name): there a method has Var(seed) + Var(own), over its own S.
 
 Prompts are many, so their variance is estimated from the pair itself, over p of the mean over s. Seeds are few: two or
-three values say next to nothing of a variance. It is therefore pooled over the methods, from the table of means,
-methods by seeds (a randomised block design; Fisher, 1935): Var(own) is its residual mean square; Var(seed) + Var(own)
-is the mean of the methods' variances over seeds, a sum of the two mean squares, with Satterthwaite's degrees of
-freedom. Pooling rests on methods being about as noisy as each other, so a pair whose own seeds scatter more than the
-pool explains (F test, 1 %) is judged by its own.
+three values hardly determine a variance. It is therefore pooled over the methods, from the table of means, methods by
+seeds (a randomised block design; Fisher, 1935): Var(own) is its residual mean square; Var(seed) + Var(own) is the mean
+of the methods' variances over seeds, a sum of the two mean squares, with Satterthwaite's degrees of freedom. Pooling
+assumes that methods are about equally noisy, so a pair whose own seeds scatter more than the pool explains (F test,
+1 %) is judged by its own.
 
-Seeds' and prompts' parts of the variance add up (the rest is counted twice, on the safe side). t gives p and the
-interval, the square of its quantile being the mean of the squares of the two parts' quantiles, weighted by the parts
-(Banerjee, 1960, Sankhya 22:357), which errs on the safe side. Satterthwaite's degrees of freedom of both do not where
-the seeds have one or two: they told equal methods apart in up to 14 % of families of two seeds, and 8 % of three. A
-bootstrap over two seeds would know nothing of the seeds that were not drawn (its interval is too narrow by
-sqrt((S-1)/S) and more); it is used for one method's own interval, and as a second opinion: a verdict needs both, p
-after Holm's correction over all pairs, and a bootstrap interval without 0. And it needs `MIN_PROMPTS` prompts.
+The parts of seeds and prompts add up (the rest is counted twice, which is conservative). t gives p and the interval;
+the square of its quantile is the mean of the squares of the two parts' quantiles, weighted by the parts (Banerjee,
+1960, Sankhya 22:357), which is conservative. Satterthwaite's degrees of freedom for both parts are not where the seeds
+have one or two: they told equal methods apart in up to 14 % of families of two seeds, and 8 % of three. A bootstrap
+over two seeds ignores the seeds that were not drawn (its interval is too narrow by sqrt((S-1)/S) and more); it gives
+one method's own interval and a second opinion: a verdict needs p below 5 % after Holm's correction over all pairs, a
+bootstrap interval without 0, and `MIN_PROMPTS` prompts.
 
-What simulations of the null say of this is in tests/compare/test_statistics.py.
+tests/compare/test_statistics.py simulates the null hypothesis.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "cannot_tell"]
 
 ALPHA = 0.05  # of a whole family of comparisons
-POWER = 0.8  # with which a difference as large as the one seen should be found
+POWER = 0.8  # probability of finding a difference as large as the one observed
 HETEROGENEITY = 0.01  # level at which a pair's own seed variance replaces the pooled one
 RESAMPLES = 2000
-# Means of shares are far from normal on fewer (of ten prompts that are each won nine times in ten, a third of all draws
-# has no variance at all), and a difference over the prompts of this data is what a verdict claims.
+# Means of shares are far from normal on fewer prompts (of ten prompts that are each won nine times in ten, a third of
+# all draws has no variance at all), and a verdict claims a difference over the prompts of this data.
 MIN_PROMPTS = 20
-TOO_MANY = 10_000  # seeds or prompts that nobody will run
-SMALLEST = 1e-300  # p
+TOO_MANY = 10_000  # more seeds or prompts than anybody will run
+SMALLEST = 1e-300  # of p
 ROUNDING = 1e-12  # of the largest figure: standard deviations below it are zeros
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and its 95 % interval over prompts and seeds; no interval where there is one value only."""
+    """A mean and its 95 % interval over prompts and seeds; nan where there is a single value."""
 
     point: float
     low: float
@@ -70,18 +70,18 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What can be told of methods a and b by one metric.
+    """The comparison of methods a and b by one metric.
 
     Attributes:
-        difference: mean of a less mean of b, with its 95 % interval `low` to `high`, not corrected.
+        difference: mean of a minus mean of b, with its 95 % interval `low` to `high`, not corrected.
         effect: the difference in standard deviations over prompts (Cohen's d).
-        p: two-sided, that the difference is 0; nan where either was trained once, or the two have one seed in common.
+        p: two-sided, for a difference of 0; nan where either was trained once, or the two have one seed in common.
         p_holm: after Holm's correction over all pairs.
-        verdict: of a against b; by the metric's direction.
-        seeds, prompts: how many of either, the other as it is, would tell a difference as large as this one four times
-            in five; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing, where
-            nothing is known of the variance, and where the verdict is there.
-        together: neither alone would do, and `seeds` and `prompts` are to be raised both.
+        verdict: on a against b, by the direction of the metric.
+        seeds, prompts: how many of either, with the other as it is, would reveal a difference as large as this one four
+            times in five; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing, where
+            the variance is unknown, and where there is a verdict.
+        together: neither alone suffices; `seeds` and `prompts` must both be raised.
     """
 
     a: str
@@ -98,9 +98,23 @@ class Pair:
     prompts: int | None
     together: bool = False
 
+    def describe(self) -> str:
+        """Describe the verdict, with what a verdict would take where there is none."""
+        needed = self.describe_needed()
+        return self.verdict.replace("_", " ") + (f" ({needed})" if needed else "")
+
+    def describe_needed(self) -> str:
+        """Describe what a verdict would take: `42 seeds might`; empty where that is unknown or there is one."""
+        needs = [
+            f"{count:,} {name}" if count <= TOO_MANY else f"more than {TOO_MANY:,} {name}"
+            for name, count in (("seeds", self.seeds), ("prompts", self.prompts))
+            if count
+        ]
+        return f"{(' and ' if self.together else ' or ').join(needs)} might" if needs else ""
+
 
 def interval(values: Floats, *, seed: int = 0) -> Interval:
-    """Of the mean of (S, P) figures, by the percentile bootstrap over both, 2,000 resamples."""
+    """Return the interval of the mean of (S, P) figures, by the percentile bootstrap over both (2,000 resamples)."""
     point = float(values.mean())
     if values.shape[1] < 2:
         return Interval(point=point, low=math.nan, high=math.nan)
@@ -117,16 +131,16 @@ def compare(
     numbers: Mapping[str, Sequence[int]] | None = None,
     untrained: Collection[str] = (BASE,),
 ) -> list[Pair]:
-    """Every pair of methods, Holm-corrected together.
+    """Compare every pair of methods, Holm-corrected together.
 
     Args:
-        values: (S, P) by method: the same prompts for all, each an independent draw (several records of one prompt are
-            to be averaged before).
+        values: (S, P) by method, on the same prompts; each prompt is an independent draw, so several records of one
+            prompt must be averaged before.
         metric: its name.
         better: +1 where more is better, -1 where less is.
-        seed: of the bootstrap.
-        numbers: the seeds of a method's S trainings, by which rows are paired; of a method that is not there 0, 1, ...
-        untrained: methods of one row that no seed has part in. Any other row is a training, be it the only one.
+        seed: seeds the bootstrap.
+        numbers: the seeds of a method's S runs, by which rows are paired; 0, 1, ... for a method that is missing here.
+        untrained: methods whose single row involves no seed. Any other row is a training run, even a single one.
     """
     given = numbers or {}
     rows = {
@@ -150,7 +164,7 @@ class _Row(NamedTuple):
     values: Floats
     numbers: tuple[int, ...]
     trained: bool
-    varies: bool  # else it is a constant, such as SFT's win rate against itself, and no seed has part in it
+    varies: bool  # False: a constant that no seed influences, such as SFT's win rate against itself
 
     @property
     def seeded(self) -> bool:
@@ -161,24 +175,24 @@ class _Row(NamedTuple):
 
 
 class _Variance(NamedTuple):
-    """An estimate and its degrees of freedom; nan and 0 where there is none."""
+    """An estimated variance and its degrees of freedom; nan and 0 where there is none."""
 
     value: float
     freedom: float
 
 
 class _Pool(NamedTuple):
-    own: _Variance  # of a seed mean about what method and seed say
-    total: _Variance  # about what the method says
+    own: _Variance  # of a seed mean around the effects of method and seed
+    total: _Variance  # of a seed mean around the effect of the method
 
 
 def _pool(rows: Sequence[_Row]) -> _Pool:
-    """Seed variances over all methods, those of the same seeds in one table of means, (methods, seeds)."""
+    """Pool the seed variances over all methods; those with the same seeds form one (methods, seeds) table of means."""
     tables: dict[tuple[int, ...], list[Floats]] = {}
     for row in rows:
         if row.seeded and len(row.numbers) > 1:
             tables.setdefault(row.numbers, []).append(row.values.mean(1))
-    squares: list[_Variance] = []  # sums of squares: of the seeds of each table, and of the rest
+    squares: list[_Variance] = []  # sums of squares of the seeds, by table
     rest = _Variance(0.0, 0)
     count = 0
     for table in map(np.array, tables.values()):
@@ -200,16 +214,16 @@ def _pool(rows: Sequence[_Row]) -> _Pool:
 class _Draft:
     a: str
     b: str
-    x: Floats  # (S, P) each, of the seeds that are compared
+    x: Floats  # (S, P) each, at the seeds that are compared
     y: Floats
-    paired: bool  # row for row
+    paired: bool  # rows are paired by seed
     difference: float
     of_seeds: _Variance  # parts of the squared standard error of the difference
     of_prompts: _Variance
     p: float
 
     def half_width(self) -> float:
-        """Of the 95 % interval."""
+        """Return half the width of the 95 % interval."""
         parts = (self.of_seeds, self.of_prompts)
         error = math.sqrt(self.of_seeds.value + self.of_prompts.value)
         return error * _quantile(parts, ALPHA) if error > 0 else error
@@ -221,7 +235,7 @@ class _Draft:
         return self.difference / spread if spread else math.nan
 
     def crosses(self, seed: int) -> bool:
-        """Whether the bootstrap interval has 0 in it."""
+        """Whether the bootstrap interval contains 0."""
         if self.paired:
             drawn = _resampled_means(self.x - self.y, seed)
         else:
@@ -247,7 +261,7 @@ def _draft(a: str, b: str, one: _Row, two: _Row, pool: _Pool) -> _Draft:
 
 
 def _of_seeds(one: _Row, two: _Row, x: Floats, y: Floats, paired: bool, pool: _Pool) -> _Variance:
-    """The part that the seeds of a pair have in the squared standard error."""
+    """Return the part of the squared standard error of a pair that is due to its seeds."""
     if paired:
         pooled, share, own = pool.own, 2 / len(x), _of_means(x - y)
     else:
@@ -262,31 +276,31 @@ def _of_seeds(one: _Row, two: _Row, x: Floats, y: Floats, paired: bool, pool: _P
 
 
 def _of_means(values: Floats) -> _Variance:
-    """The squared standard error of the mean over the seeds of (S, P) figures."""
+    """Return the squared standard error, over seeds, of the mean of (S, P) figures."""
     return _Variance(float(values.mean(1).var(ddof=1)) / len(values), len(values) - 1)
 
 
 def _summed(parts: Sequence[_Variance]) -> _Variance:
-    """With Satterthwaite's degrees of freedom; 1 of none."""
+    """Add variances, with Satterthwaite's degrees of freedom; 1 where all are 0."""
     value = sum((part.value for part in parts), 0.0)
     weight = sum(part.value**2 / part.freedom for part in parts if part.value > 0)
     return _Variance(value, value**2 / weight if weight > 0 else 1)
 
 
 def _quantile(parts: Sequence[_Variance], p: float) -> float:
-    """What |t| exceeds with probability `p` at most: squares of the parts' own quantiles, weighted by the parts."""
+    """Return what |t| exceeds with probability `p` at most: the parts' squared quantiles, weighted by the parts."""
     own = sum(part.value * float(special.stdtrit(part.freedom, p / 2)) ** 2 for part in parts if part.value > 0)
     return math.sqrt(own / sum(part.value for part in parts))
 
 
 def _p(difference: float, parts: Sequence[_Variance], prompts: int) -> float:
-    """The probability whose quantile is the difference in standard errors."""
+    """Return the probability whose quantile is the difference in standard errors."""
     variance = sum(part.value for part in parts)
     if math.isnan(variance):
         return math.nan
     if difference == 0:
         return 1.0
-    if variance == 0:  # the same on every prompt and at every seed: all that is left is how often it has this sign
+    if variance == 0:  # the same for every prompt and seed: only the sign test is left
         return float(stats.binomtest(prompts, prompts).pvalue)
     t = abs(difference) / math.sqrt(variance)
     tails = [max(2 * float(special.stdtr(part.freedom, -t)), SMALLEST) for part in parts if part.value > 0]
@@ -295,21 +309,21 @@ def _p(difference: float, parts: Sequence[_Variance], prompts: int) -> float:
     def excess(log_p: float) -> float:
         return _quantile(parts, math.exp(log_p)) - t
 
-    if excess(low) <= 0 or excess(high) >= 0:  # equal ends, but for rounding
+    if excess(low) <= 0 or excess(high) >= 0:  # both ends are equal up to rounding
         return math.exp(high)
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-9))
 
 
 def _resampled_means(values: Floats, seed: int, *, other_seeds: bool = False) -> Floats:
-    """(RESAMPLES,) means of (S, P) figures over redrawn seeds and redrawn prompts.
+    """Return (RESAMPLES,) means of (S, P) figures over resampled seeds and prompts.
 
-    scipy.stats.bootstrap redraws along one axis, so the two-way resampling is by counts here (Owen, 2007,
+    scipy.stats.bootstrap resamples one axis, so the two-way resampling works with counts here (Owen, 2007,
     https://doi.org/10.1214/07-AOAS122).
 
     Args:
         values: the figures.
-        seed: of the draws; equal ones redraw the same seeds and the same prompts.
-        other_seeds: redraw the same prompts, but the seeds independently.
+        seed: seeds the draws; equal seeds draw the same seeds and prompts.
+        other_seeds: draw the same prompts, but the seeds independently.
     """
     seeds, prompts = values.shape
     by_seed, by_prompt = _weights(seeds, seed, 2 if other_seeds else 0), _weights(prompts, seed, 1)
@@ -319,7 +333,7 @@ def _resampled_means(values: Floats, seed: int, *, other_seeds: bool = False) ->
 
 @lru_cache(maxsize=8)
 def _weights(count: int, seed: int, stream: int) -> Floats:
-    """(RESAMPLES, count): how much of each resample is which seed, or which prompt; the same for all methods."""
+    """Return (RESAMPLES, count) shares of each seed or prompt in each resample, the same for all methods."""
     rng = np.random.default_rng([seed, stream])
     return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
 
@@ -339,11 +353,11 @@ def _judged(draft: _Draft, p_holm: float, metric: str, better: int, family: int,
 
 
 def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None, bool]:
-    """Seeds at these prompts, prompts at these seeds, for the power wanted at the first step of Holm's procedure.
+    """Return the seeds (or prompts) needed for the wanted power at the first step of Holm's procedure.
 
-    By the normal approximation the squared error, of seeds and of prompts, must come down to (difference / (z[1 -
-    alpha/2] + z[power]))^2: a lower bound where the seeds are few. Where what the one leaves is too much already, the
-    other alone does not help: None. Where that is so of both, both are to be raised by one factor, the third value.
+    By the normal approximation the squared error of seeds and prompts together must fall to (difference /
+    (z[1 - alpha/2] + z[power]))^2, a lower bound where seeds are few. Where the part of one is too large already, more
+    of the other does not help: None. Where that holds for both, both must be raised by one factor: the third value.
     """
     if not math.isfinite(draft.p) or not draft.difference:
         return None, None, False
@@ -351,11 +365,8 @@ def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None, bool]:
     seeds, prompts = min((len(v) for v in (draft.x, draft.y) if len(v) > 1), default=1), draft.x.shape[1]
     of_seeds, of_prompts = draft.of_seeds.value, draft.of_prompts.value
     if prompts < MIN_PROMPTS:
-        return (
-            None,
-            max(MIN_PROMPTS, _times(prompts, of_prompts, allowed - of_seeds) if allowed > of_seeds else 0),
-            False,
-        )
+        more = _times(prompts, of_prompts, allowed - of_seeds) if allowed > of_seeds else 0
+        return None, max(MIN_PROMPTS, more), False
     more_seeds = _times(seeds, of_seeds, allowed - of_prompts) if allowed > of_prompts and of_seeds else None
     more_prompts = _times(prompts, of_prompts, allowed - of_seeds) if allowed > of_seeds else None
     if more_seeds is None and more_prompts is None:
@@ -365,23 +376,23 @@ def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None, bool]:
 
 
 def _times(count: int, part: float, room: float) -> int:
-    """The smallest count above this one at which a part of the squared error, which falls as 1 / count, has room."""
+    """Return the smallest larger count at which a part of the squared error, falling as 1 / count, fits into `room`."""
     wanted = count * part / room if room > 0 else math.inf
     return max(count + 1, math.ceil(wanted)) if wanted <= TOO_MANY else TOO_MANY + 1
 
 
 def verdict_of(pairs: Sequence[Pair], a: str, b: str) -> Pair | None:
-    """The comparison of `a` against `b`, turned round if need be."""
+    """Find the comparison of `a` against `b`, reversed if necessary."""
     for pair in pairs:
         if (pair.a, pair.b) == (a, b):
             return pair
         if (pair.a, pair.b) == (b, a):
-            return turned(pair)
+            return reverse(pair)
     return None
 
 
-def turned(pair: Pair) -> Pair:
-    """The same comparison seen from the other side."""
+def reverse(pair: Pair) -> Pair:
+    """Return the same comparison seen from the other side."""
     other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot_tell": "cannot_tell"}
     return replace(
         pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low, effect=-pair.effect,

@@ -15,10 +15,7 @@ What it said is kept until the file of the function changes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -28,8 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.common.files import write_json
-from prefopt.compare.jobs import File, Result, digest_of_files, source_files, weights_and_configs
+from prefopt.compare.jobs import File, digest_of_files, source_files, weights_and_configs
 from prefopt.errors import UserError, first_line
 
 Floats = NDArray[np.float64]
@@ -172,46 +168,6 @@ def _asked(judge: Compare, prompts: Sequence[str], first: Sequence[str], second:
     if found.shape != (len(prompts),) or not ((found >= 0) & (found <= 1)).all():
         raise UserError(f"the judge must return {len(prompts)} numbers from 0 to 1, one for each prompt")
     return found
-
-
-def with_win_rate(result: Result, against: Result, judge: str, folder: Path) -> Result:
-    """The result with `win_rate`: how its texts fare against another model's, prompt by prompt.
-
-    Args:
-        result, against: of the same prompts.
-        judge: a folder of a reward model or a function.
-        folder: where what a function said is kept: it is asked once about each pair of runs.
-    """
-    if is_callable(judge):
-        array = _kept_wins(result, against, judge, folder)
-    elif "judge" in result.arrays:
-        gap = result.arrays["judge"] - against.arrays["judge"]
-        array = (gap > 0) + 0.5 * (gap == 0)
-    else:
-        return result
-    return dataclasses.replace(
-        result,
-        figures=result.figures | {"win_rate": float(array.mean())},
-        arrays=result.arrays | {"win_rate": array},
-    )
-
-
-def _kept_wins(result: Result, against: Result, judge: str, folder: Path) -> Floats:
-    about = f"{judge}\0{rule(judge)}\0{result.key}\0{against.key}"
-    name = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
-    file = folder / f"{name}.json"
-    if file.exists():
-        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))["wins"]
-        return np.array(kept)
-    prompts, texts, others = (
-        [str(row[column]) for row in source]
-        for source, column in ((result.texts, "prompt"), (result.texts, "text"), (against.texts, "text"))
-    )
-    array = wins(function(judge), prompts, texts, others)
-    folder.mkdir(parents=True, exist_ok=True)
-    said: dict[str, Any] = {"judge": judge, "of": result.label, "against": against.label}
-    write_json(file, said | {"wins": array.tolist()})
-    return array
 
 
 def rule(judge: str) -> str:

@@ -1,24 +1,41 @@
-"""The page of a comparison: verdicts first, then what they rest on."""
+"""Writes the page of a comparison: the verdicts first, then the evidence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from prefopt.common.files import write_text
+from prefopt.common.redact import redact
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
-from prefopt.compare.jobs import Result
-from prefopt.compare.results import TASK, Outcome, Standing, finding, say_needed, say_verdict, train_command
-from prefopt.compare.rounds import Row
+from prefopt.compare.jobs import JobResult
+from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.results import train_command
+from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
-from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart
-from prefopt.report.figures import REFERENCE_STYLE, Axes, Line, Point, Style, curves, scatter, styles
-from prefopt.report.page import render, signed
+from prefopt.report.compare_text import TASK, finding, markdown, task_names
+from prefopt.report.figures import (
+    REFERENCE_STYLE,
+    Axes,
+    Curve,
+    Dots,
+    Point,
+    Style,
+    dot_chart,
+    line_chart,
+    scatter,
+    small_chart,
+    styles,
+)
+from prefopt.report.formatting import signed
+from prefopt.report.page import PAGE, render, write_page
 
 TEXTS_SHOWN = 5
 BASE_COLOUR = "#98a2b3"
@@ -30,47 +47,53 @@ class _Line:
     """One row of the first table."""
 
     standing: Standing
-    against_best: tuple[str, str]  # a verdict, and what it would take
+    against_best: tuple[str, str]  # a verdict, and what a verdict would take
     against_sft: tuple[str, str]
     tone: str
 
 
 @dataclass(frozen=True)
-class _Spent:
-    """What a row's runs cost beside their steps; nan where it was not measured."""
+class _ExtraCost:
+    """What the runs of a row cost beside their steps; nan where it was not measured."""
 
     reference_seconds: float
     reference_texts: float
     job_seconds: float
 
 
+def write_comparison(folder: Path, result: Outcome) -> None:
+    """Write `results.md` and `report.html` beside the `results.json` of a comparison."""
+    write_text(folder / "results.md", redact(markdown(result)))
+    write_page(folder / PAGE, compare_page(result))
+
+
 def compare_page(result: Outcome) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     names = [s.name for s in result.standings]
     look = styles([name for name in names if name != BASE]) | {BASE: REFERENCE_STYLE}
     best = result.competitors[0].name if result.competitors else None
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
     flags = tuple(f"{s.name}: {edge}" for s in result.standings for edge in s.edges)
-    spent = {s.name: _spent(s) for s in result.standings}
-    trained = [s.name for s in result.standings if s.row.method is not None]
+    spent = {s.name: _extra_cost(s) for s in result.standings}
+    trained = [s.name for s in result.standings if s.runs.method is not None]
     return render(
         "compare.html",
         result=result,
         metric=METRICS[result.metric],
         metrics=METRICS,
         finding=finding(result),
-        warnings=[warning for warning in result.warnings if not warning.startswith(flags)],  # those stand in their rows
+        warnings=[warning for warning in result.warnings if not warning.startswith(flags)],  # shown in their rows
         lines=[_line(result, s, best) for s in result.standings],
         best=best,
         beside=[name for name in BESIDE if name in shown and name != result.metric],
         shown=shown,
         colours={name: style.colour for name, style in look.items()},
-        spread=_spread(result, look),
-        frontier=_frontier(result, look),
+        final_models=_final_models(result, look),
+        tried_settings=_tried_settings(result, look),
         tried=[
             (s.name, setting, trial)
             for s in result.standings
-            for setting, trial in zip(s.row.settings, s.row.trials, strict=False)
+            for setting, trial in zip(s.runs.settings, s.runs.trials, strict=False)
         ],
         tasks=_tasks(result),
         spent=spent,
@@ -78,11 +101,10 @@ def compare_page(result: Outcome) -> str:
         reference_texts=math.fsum(spent[name].reference_texts for name in trained),
         matched=_matched(result),
         kls=KLS,
-        learning=[chart for s in result.standings if (chart := _learning(s, look[s.name])) is not None],
-        displacement=_displacement(result),
+        learning_curves=[chart for s in result.standings if (chart := _learning_curves(s, look[s.name])) is not None],
+        held_out_changes=_held_out_changes(result),
         texts=_texts(result),
-        commands=[(s.name, train_command(result.comparison, s.row)) for s in result.standings if s.row.chosen],
-        say_verdict=say_verdict,
+        commands=[(s.name, train_command(result.comparison, s.runs)) for s in result.standings if s.runs.chosen],
         base_name=BASE,
         sft_name=SFT,
     )
@@ -91,15 +113,15 @@ def compare_page(result: Outcome) -> str:
 def _line(result: Outcome, s: Standing, best: str | None) -> _Line:
     def against(other: str | None) -> tuple[str, str]:
         pair = verdict_of(result.pairs, s.name, other) if other is not None and other != s.name else None
-        return (pair.verdict.replace("_", " "), say_needed(pair)) if pair is not None else ("", "")
+        return (pair.verdict.replace("_", " "), pair.describe_needed()) if pair is not None else ("", "")
 
-    said = ("best by number", "") if s.name == best else against(best)
-    return _Line(s, said, against(SFT), {"worse": "down", "better": "up"}.get(said[0], ""))
+    verdict = ("best by number", "") if s.name == best else against(best)
+    return _Line(s, verdict, against(SFT), {"worse": "down", "better": "up"}.get(verdict[0], ""))
 
 
 def _errors(s: Standing, metric: str) -> tuple[float, float]:
-    """Standard errors over seeds of KL and of the metric (of one seed: none)."""
-    working = [r.figures for r in s.row.finals if r.ok]
+    """Return the standard errors, over seeds, of the KL and of the metric; 0 for a single seed."""
+    working = [r.figures for r in s.runs.finals if r.ok]
 
     def error(name: str) -> float:
         values = [figures[name] for figures in working if name in figures]
@@ -108,33 +130,33 @@ def _errors(s: Standing, metric: str) -> tuple[float, float]:
     return error("kl"), error(metric)
 
 
-def _spread(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
-    """The final models: the metric against the distance."""
-    there = [s for s in result.standings if s.value is not None and "kl" in s.figures and not s.row.control]
+def _final_models(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+    """Draw the final models: the metric against the KL."""
+    there = [s for s in result.standings if s.value is not None and "kl" in s.figures and not s.runs.control]
     if len(there) < 2:
         return None
     points = [Point(s.name, s.figures["kl"], s.value.point, *_errors(s, result.metric)) for s in there if s.value]
     title = METRICS[result.metric].title
     summary = f"{title} against KL: " + "; ".join(f"{p.label} KL {p.x:.2f}, {p.y:.2f}" for p in points)
-    return scatter(points, look, Axes(x="KL to the start (nats a text)", y=title.lower()), summary=summary)
+    return scatter(points, look, Axes(x="KL to the start (nats per text)", y=title.lower()), summary=summary)
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (distance, figure) that no other beats: none is as near or nearer, and better."""
+    """Return the indices of the points (KL, figure) that no other point beats with at most the same KL."""
     return [i for i, (x, y) in enumerate(points) if not any(u <= x and v > y for u, v in points)]
 
 
-def _placed(row: Row, metric: str) -> list[Result]:
-    """The trials whose distance and figure are known."""
-    return [r for r in row.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
+def _measured_trials(runs: MethodRuns, metric: str) -> list[JobResult]:
+    """Return the trials whose KL and figure are known."""
+    return [r for r in runs.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
 
 
-def _frontier(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
-    """Every setting that was tried: ends of whole trainings, on validation prompts."""
+def _tried_settings(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+    """Draw every setting that was tried: the ends of whole runs, on validation prompts."""
     lines = []
     for s in result.standings:
-        points = [(r.figures["kl"], r.figures[result.metric]) for r in _placed(s.row, result.metric)]
-        if len(points) > 1 and not s.row.control:
+        points = [(r.figures["kl"], r.figures[result.metric]) for r in _measured_trials(s.runs, result.metric)]
+        if len(points) > 1 and not s.runs.control:
             best = [points[i] for i in unbeaten(points)]
             beside = [point for point in points if point not in best]
             lines.append(Curve(label=s.name, x=[x for x, _ in best], y=[y for _, y in best], beside=beside))
@@ -142,18 +164,18 @@ def _frontier(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
         return None
     title = METRICS[result.metric].title.lower()
     summary = f"{title} against KL of every setting that was tried, by method"
-    return curves_chart(lines, look, Axes(x="KL to the start (nats a text)", y=title), summary=summary)
+    return line_chart(lines, look, Axes(x="KL to the start (nats per text)", y=title), summary=summary)
 
 
 def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
-    """The metric at equal distances, from each method's best trials and the model at the start; methods with any."""
+    """Return each method's metric at matched KL, interpolated between its best trials and the start."""
     base = result.standing(BASE)
     found = []
     for s in result.standings:
-        trials = _placed(s.row, result.metric)
-        if s.row.control or s.name == BASE or not trials:
+        trials = _measured_trials(s.runs, result.metric)
+        if s.runs.control or s.name == BASE or not trials:
             continue
-        start = _placed(base.row, result.metric) if base else []
+        start = _measured_trials(base.runs, result.metric) if base else []
         trials = [trials[i] for i in unbeaten([(r.figures["kl"], r.figures[result.metric]) for r in trials])]
         reward, kl = (np.stack([r.arrays[name] for r in (*start, *trials)])[None] for name in (result.metric, "kl"))
         if reward.shape != kl.shape:
@@ -164,14 +186,14 @@ def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
     return found
 
 
-def _learning(s: Standing, style: Style) -> Markup | None:
-    """How the log-probs of both sides moved from the first log on, in every final run."""
+def _learning_curves(s: Standing, style: Style) -> Markup | None:
+    """Draw how the log-probs of both sides moved since the first log, in every final run."""
     lines = []
-    for curve in (r.curve for r in s.row.finals if r.ok):
+    for curve in (r.curve for r in s.runs.finals if r.ok):
         for side, dashed in (("chosen", False), ("rejected", True)):
             points = [(p["step"], p[f"logps/{side}"]) for p in curve if p.get(f"logps/{side}") is not None]
             if len(points) > 1:
-                lines.append(Line(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
+                lines.append(Curve(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
     if not lines:
         return None
     ends: dict[str, list[float]] = {}
@@ -179,12 +201,12 @@ def _learning(s: Standing, style: Style) -> Markup | None:
         ends.setdefault(line.label, []).append(line.y[-1])
     moved = ", ".join(f"{side} {signed(float(np.mean(values)))} nats" for side, values in ends.items())
     axes = Axes(x="step", y="", title=s.name, rules=(0,))
-    return curves(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
+    return small_chart(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
 
 
 def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
-    """Task figures by name, and each row's (value, change against the base model), nan where it has none."""
-    names = sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
+    """Return the names of the task figures, and each row's (value, change against base), nan where missing."""
+    names = task_names(result)
     base = result.standing(BASE)
     start = base.figures if base is not None else {}
 
@@ -196,19 +218,19 @@ def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float
     return [name.removeprefix(TASK) for name in names], rows
 
 
-def _spent(s: Standing) -> _Spent:
-    every = [*s.row.trials, *s.row.finals]
+def _extra_cost(s: Standing) -> _ExtraCost:
+    every = [*s.runs.trials, *s.runs.finals]
 
     def total(name: str) -> float:
         if any(r.ok and r.cost.get(name) is None for r in every):  # kept from a version that did not measure it
             return math.nan
         return math.fsum(r.cost.get(name) or 0.0 for r in every) if every else math.nan
 
-    return _Spent(total("reference_seconds"), total("reference_texts"), total("job_seconds"))
+    return _ExtraCost(total("reference_seconds"), total("reference_texts"), total("job_seconds"))
 
 
-def _displacement(result: Outcome) -> Markup | None:
-    """What became of held-out chosen and rejected texts."""
+def _held_out_changes(result: Outcome) -> Markup | None:
+    """Draw how the log-probs of held-out chosen and rejected texts changed."""
     there = [s for s in result.standings if "chosen_change" in s.figures and s.name != BASE]
     if not there:
         return None
@@ -221,18 +243,18 @@ def _displacement(result: Outcome) -> Markup | None:
         f"{s.name} chosen {s.figures['chosen_change']:.2f}, rejected {s.figures.get('rejected_change', math.nan):.2f}"
         for s in there
     )
-    axes = Axes(x="change of held-out log-prob (nats a text)", y="")
-    return dots_chart([s.name for s in there], series, styles(["chosen", "rejected"]), axes, summary=summary)
+    axes = Axes(x="change of held-out log-prob (nats per text)", y="")
+    return dot_chart([s.name for s in there], series, styles(["chosen", "rejected"]), axes, summary=summary)
 
 
 def _texts(result: Outcome) -> list[dict[str, Any]]:
-    """What every model wrote to the first test prompts."""
-    said = [(s.name, next((r.texts for r in s.row.finals if r.ok and r.texts), [])) for s in result.standings]
-    said = [(name, texts) for name, texts in said if texts]
-    count = min([TEXTS_SHOWN, *(len(texts) for _, texts in said)]) if said else 0
-    return [_side_by_side(said, i) for i in range(count)]
+    """Return what every model wrote for the first test prompts."""
+    written = [(s.name, next((r.texts for r in s.runs.finals if r.ok and r.texts), [])) for s in result.standings]
+    written = [(name, texts) for name, texts in written if texts]
+    count = min([TEXTS_SHOWN, *(len(texts) for _, texts in written)]) if written else 0
+    return [_one_prompt(written, i) for i in range(count)]
 
 
-def _side_by_side(said: Sequence[tuple[str, list[dict[str, Any]]]], i: int) -> dict[str, Any]:
-    lines = [{"name": name, "text": texts[i]["text"], "reward": texts[i].get("reward")} for name, texts in said]
-    return {"prompt": said[0][1][i]["prompt"], "lines": lines}
+def _one_prompt(written: Sequence[tuple[str, list[dict[str, Any]]]], i: int) -> dict[str, Any]:
+    lines = [{"name": name, "text": texts[i]["text"], "reward": texts[i].get("reward")} for name, texts in written]
+    return {"prompt": written[0][1][i]["prompt"], "lines": lines}

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from prefopt.common.estimate import Estimate
 from prefopt.evaluate.world import Evaluation, Sample, paired_difference
-from prefopt.report.figures import REFERENCE_STYLE, Axes, Line, Point, Style, curves, scatter, styles
-from prefopt.report.page import number, render, signed
+from prefopt.report.figures import REFERENCE_STYLE, Axes, Curve, Point, Style, scatter, small_chart, styles
+from prefopt.report.formatting import listed, number, signed
+from prefopt.report.page import render
 from prefopt.worlds.review import WORDS, ReviewWorld
 
 BASE, SFT = "Base", "SFT"
@@ -97,7 +98,7 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         methods=methods,
         count=_COUNTS.get(len(methods), str(len(methods))),
         base=first,
-        method_list=_list([row.name for row in methods]),
+        method_list=listed([row.name for row in methods]),
         best=[best],
         tied=tied,
         finding=_finding(rows, best, tied),
@@ -131,7 +132,7 @@ def _finding(rows: Sequence[DemoRow], best: str, tied: Sequence[str]) -> str:
     top, start = by_name[best], by_name[SFT]
     rise = f"from {signed(start.true_reward.value)} (SFT) to {signed(top.true_reward.value)}"
     if tied:
-        who = f"{best} has the highest true reward, but {_list(tied)} cannot be told from it on these prompts"
+        who = f"{best} has the highest true reward, but {listed(tied)} cannot be told from it on these prompts"
     else:
         who = f"{best} has the highest true reward by more than two standard errors"
     frugal = min((row for row in rows if row.is_method), key=lambda row: row.evaluation.kl.value)
@@ -151,7 +152,7 @@ def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts)
     ]  # fmt: skip
     furthest = max(point.x for point in points)
     reached = [(n, kl, e.value) for n, kl, e in facts.best_of_n if kl <= 1.15 * furthest]
-    yardstick = Line(f"best of n (n = {reached[-1][0]})", [kl for _, kl, _ in reached], [r for _, _, r in reached])
+    yardstick = Curve(f"best of n (n = {reached[-1][0]})", [kl for _, kl, _ in reached], [r for _, _, r in reached])
     summary = "Reward against KL: " + "; ".join(f"{p.label} KL {p.x:.2f} reward {p.y:.2f}" for p in points)
     axes = Axes(x="KL to the reference (nats a text)", y="true reward")
     return scatter(points, look, axes, yardstick=yardstick, summary=summary)
@@ -162,10 +163,10 @@ def _reward_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[M
     margin = 0.05 * (max(every) - min(every)) + 0.05
     charts = []
     for row in methods:
-        line = Line("reward", [point.step for point in row.curve], [point.true_reward for point in row.curve])
+        line = Curve("reward", [point.step for point in row.curve], [point.true_reward for point in row.curve])
         axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
         summary = f"{row.name}: true reward {signed(line.y[0])} at the start, {signed(line.y[-1])} at the end"
-        charts.append(curves([line], look[row.name], axes, summary=summary))
+        charts.append(small_chart([line], look[row.name], axes, summary=summary))
     return charts
 
 
@@ -174,10 +175,10 @@ def _accuracy_curves(methods: Sequence[DemoRow], look: dict[str, Style], ceiling
     charts = []
     for row in methods:
         steps = [point.step for point in row.curve]
-        line = Line("accuracy", steps, [100 * point.accuracy for point in row.curve])
+        line = Curve("accuracy", steps, [100 * point.accuracy for point in row.curve])
         axes = Axes(x="step", y="", title=row.name, y_range=(low, 100 * ceiling + 4), rules=(50, 100 * ceiling))
         summary = f"{row.name}: held-out accuracy {line.y[0]:.0f} % at step {steps[0]}, {line.y[-1]:.0f} % at the end"
-        charts.append(curves([line], look[row.name], axes, summary=summary))
+        charts.append(small_chart([line], look[row.name], axes, summary=summary))
     return charts
 
 
@@ -187,11 +188,11 @@ def _logp_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[Mar
     charts = []
     for row in methods:
         steps = [point.step for point in row.curve]
-        chosen = Line("chosen", steps, [point.chosen_change for point in row.curve])
-        rejected = Line("rejected", steps, [point.rejected_change for point in row.curve], dashed=True)
+        chosen = Curve("chosen", steps, [point.chosen_change for point in row.curve])
+        rejected = Curve("rejected", steps, [point.rejected_change for point in row.curve], dashed=True)
         axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
         summary = f"{row.name}: chosen {signed(chosen.y[-1])} nats at the end, rejected {signed(rejected.y[-1])}"
-        charts.append(curves([chosen, rejected], look[row.name], axes, summary=summary))
+        charts.append(small_chart([chosen, rejected], look[row.name], axes, summary=summary))
     return charts
 
 
@@ -227,7 +228,3 @@ def _example(rows: Sequence[DemoRow]) -> Sample:
     sft = next(row for row in rows if row.name == SFT).evaluation.samples
     world = ReviewWorld()
     return next((s for s in sft if world.valid([f"{s.prompt} {s.completion}"])[0]), sft[0])
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

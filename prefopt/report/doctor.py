@@ -1,32 +1,24 @@
-"""A report as one self-contained HTML page with histograms."""
+"""Writes the page of a data check, with histograms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from prefopt.data.doctor.findings import Histogram, Report
 from prefopt.data.doctor.text import figure
+from prefopt.report.page import render
 
 WIDTH, HEIGHT = 640.0, 150.0
 COLORS = {"prompt": "#8a94a6", "chosen": "#0072b2", "rejected": "#d55e00", "completion": "#0072b2"}
 
 
-def page(reports: Sequence[Report]) -> str:
-    """The HTML text."""
-    environment = Environment(
-        loader=PackageLoader("prefopt.report", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["figure"] = figure
-    return environment.get_template("doctor.html").render(
-        reports=reports, bars=bars, colors=COLORS, width=WIDTH, height=HEIGHT
-    )
+def doctor_page(reports: Sequence[Report]) -> str:
+    """Return the whole page as HTML, with a section for each report."""
+    return render("doctor.html", reports=reports, figure=figure, bars=bars, colors=COLORS, width=WIDTH, height=HEIGHT)
 
 
 def bars(histogram: Histogram) -> list[dict[str, float | str]]:
-    """The rectangles of a histogram: bins side by side, the series of a bin too."""
+    """Return the rectangles of a histogram: the bins side by side, and in each bin its series."""
     highest = max((count for counts in histogram.series.values() for count in counts), default=0) or 1
     edges = histogram.edges
     bins = len(edges) - 1

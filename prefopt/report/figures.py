@@ -1,11 +1,14 @@
-"""Pictures as inline SVG: colours that colour-blind readers tell apart, a marker beside every colour, text as paths."""
+"""Every figure of the report pages, as inline SVG.
+
+Colour-blind readers can tell the colours apart, every colour comes with a marker, and text is drawn as paths.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -13,12 +16,12 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
-INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
+INK, MUTED, GRID, FAINT = "#1c2430", "#667085", "#e4e7ec", "#98a2b3"
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method looks in every picture of a page."""
+    """How a method looks in every figure of a page."""
 
     colour: str
     marker: str
@@ -38,7 +41,7 @@ REFERENCE_STYLE = Style(INK, "*")
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each name, in order; colours come round again after seven, with the next marker."""
+    """A style for each name, in order; after seven names the colours repeat with the next marker."""
     n = len(_STYLES)
     return {name: Style(_STYLES[i % n].colour, _STYLES[(i + i // n) % n].marker) for i, name in enumerate(names)}
 
@@ -55,33 +58,52 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One curve of a chart."""
+class Curve:
+    """Joined points.
+
+    Attributes:
+        label: of the curve; the name of a method where the chart has a style for each.
+        x, y: the points.
+        x_se, y_se: their standard errors, where known.
+        beside: further points, drawn paler and not joined.
+        dashed: draw the line dashed.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    x_se: Sequence[float] = ()
+    y_se: Sequence[float] = ()
+    beside: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots:
+    """One quantity for every method: a value and its standard error, by method."""
+
+    label: str
+    values: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """Words around a chart."""
+    """The labels of a figure, its range and its guide lines."""
 
     x: str
     y: str
     title: str = ""
     y_range: tuple[float, float] | None = None
-    rules: Sequence[float] = field(default_factory=tuple)  # heights of thin horizontal lines
+    rules: Sequence[float] = ()  # heights of thin horizontal lines
 
 
 def scatter(
-    points: Sequence[Point], style: Mapping[str, Style], axes: Axes, *, yardstick: Line | None = None, summary: str
+    points: Sequence[Point], style: Mapping[str, Style], axes: Axes, *, yardstick: Curve | None = None, summary: str
 ) -> Markup:
-    """Points with error bars and their names beside them; `yardstick` is a thin dashed curve behind."""
+    """Draw named points with error bars; `yardstick` is a thin dashed curve behind them."""
     figure, plot = _new(5.2, 3.9, axes)
     if yardstick is not None:
-        plot.plot(yardstick.x, yardstick.y, color="#98a2b3", lw=1.2, ls=(0, (4, 3)), zorder=1)
+        plot.plot(yardstick.x, yardstick.y, color=FAINT, lw=1.2, ls=(0, (4, 3)), zorder=1)
         plot.annotate(
             yardstick.label, (yardstick.x[-1], yardstick.y[-1]), xytext=(-4, 5), textcoords="offset points",
             ha="right", va="bottom", color=MUTED, fontsize=8.5,
@@ -97,8 +119,8 @@ def scatter(
     return _svg(figure, summary)
 
 
-def curves(lines: Sequence[Line], style: Style, axes: Axes, *, summary: str) -> Markup:
-    """A small chart of one method: its curves in its colour, told apart by dashes."""
+def small_chart(lines: Sequence[Curve], style: Style, axes: Axes, *, summary: str) -> Markup:
+    """Draw the curves of one method in its colour, solid and dashed, as one of several small charts."""
     figure, plot = _new(2.2, 1.75, axes)
     for line in lines:
         plot.plot(
@@ -108,6 +130,87 @@ def curves(lines: Sequence[Line], style: Style, axes: Axes, *, summary: str) -> 
     plot.margins(x=0.04)
     plot.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, summary)
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    style: Mapping[str, Style],
+    axes: Axes,
+    *,
+    yardsticks: Sequence[Curve] = (),
+    x_range: tuple[float, float] | None = None,
+    size: tuple[float, float] = (7.4, 4.2),
+    summary: str,
+) -> Markup:
+    """Draw one curve per method, with a legend; `yardsticks` are dashed lines behind, named at their ends."""
+    figure, plot = _new(*size, axes)
+    if x_range is not None:
+        plot.set_xlim(*x_range)
+    for number, one in enumerate(yardsticks):
+        plot.plot(one.x, one.y, color=FAINT, lw=1.3, ls=(0, (4, 2)) if number else (0, (1, 1.2)), zorder=1)
+        inside = [i for i, x in enumerate(one.x) if x_range is None or x <= x_range[1]]
+        at = (one.x[inside[-1]], one.y[inside[-1]])
+        plot.annotate(
+            one.label, at, xytext=(6, -8) if number else (-4, 5), textcoords="offset points",
+            ha="left" if number else "right", va="top" if number else "bottom", color=MUTED, fontsize=8.5,
+        )  # fmt: skip
+    for one in curves:
+        look = style[one.label]
+        order = sorted(range(len(one.x)), key=lambda i, one=one: one.x[i])  # type: ignore[misc]
+        x, y = [one.x[i] for i in order], [one.y[i] for i in order]
+        errors = {
+            name: [se[i] for i in order] for name, se in (("xerr", one.x_se), ("yerr", one.y_se)) if len(se) == len(x)
+        }
+        plot.errorbar(
+            x, y, fmt="-", marker=look.marker, color=look.colour, lw=1.3, ms=5.5, mec="white", mew=0.6,
+            elinewidth=0.9, label=one.label, zorder=3, **errors,
+        )  # fmt: skip
+        plot.plot(
+            [x for x, _ in one.beside], [y for _, y in one.beside], ls="", marker=look.marker, color=look.colour,
+            ms=4.5, mec="white", mew=0.6, alpha=0.45, zorder=2,
+        )  # fmt: skip
+    plot.legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.2,
+    )  # fmt: skip
+    return _svg(figure, summary)
+
+
+def dot_chart(
+    rows: Sequence[str],
+    series: Sequence[Dots],
+    style: Mapping[str, Style],
+    axes: Axes,
+    *,
+    zero: bool = True,
+    size: tuple[float, float] | None = None,
+    summary: str,
+) -> Markup:
+    """Draw a row for each method, the first on top, with a dot for each series; `zero` draws a line at zero."""
+    figure, plot = _new(*(size or (6.4, 0.9 + 0.32 * len(rows))), axes)
+    for number, one in enumerate(series):
+        look = style[one.label]
+        there = [i for i, row in enumerate(rows) if row in one.values]
+        shift = 0.14 * (number - (len(series) - 1) / 2)
+        plot.errorbar(
+            [one.values[rows[i]][0] for i in there], [i + shift for i in there],
+            xerr=[one.values[rows[i]][1] for i in there], fmt=look.marker, color=look.colour, ms=6.5, mec="white",
+            mew=0.6, elinewidth=1.1, label=one.label, zorder=3,
+        )  # fmt: skip
+    plot.set_yticks(range(len(rows)), labels=list(rows))
+    plot.set_ylim(len(rows) - 0.5, -0.5)
+    plot.tick_params(axis="y", labelcolor=INK)
+    if zero:
+        plot.axvline(0, color=FAINT, lw=0.9, zorder=0)
+    plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False, fontsize=8.5)
+    return _svg(figure, summary)
+
+
+def svg_file(figure: Markup) -> str:
+    """Return a figure as the content of an SVG file, on white, with the version of matplotlib that drew it."""
+    head, rest = str(figure).split(">", 1)
+    if "xmlns=" not in head:
+        head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f'{head}>\n<!-- matplotlib {mpl.__version__} -->\n<rect width="100%" height="100%" fill="white"/>{rest}'
 
 
 def _new(width: float, height: float, axes: Axes) -> tuple[Figure, Any]:
@@ -120,18 +223,18 @@ def _new(width: float, height: float, axes: Axes) -> tuple[Figure, Any]:
     if axes.y_range is not None:
         plot.set_ylim(*axes.y_range)
     for height_of_rule in axes.rules:
-        plot.axhline(height_of_rule, color="#98a2b3", lw=0.8, zorder=0)
+        plot.axhline(height_of_rule, color=FAINT, lw=0.8, zorder=0)
     plot.grid(color=GRID, lw=0.7)
     plot.set_axisbelow(True)
     plot.tick_params(colors=MUTED, labelsize=8.5, length=0)
     for side in ("top", "right", "left"):
         plot.spines[side].set_visible(False)
-    plot.spines["bottom"].set_color("#98a2b3")
+    plot.spines["bottom"].set_color(FAINT)
     return figure, plot
 
 
 def _name_points(figure: Figure, plot: Any, points: Sequence[Point], style: Mapping[str, Style]) -> None:
-    """Names beside points: of eight places around each, the one that covers least of what is already there."""
+    """Write each point's name at that of eight places around it which covers least of what is there already."""
     figure.draw_without_rendering()
     at = {point.label: plot.transData.transform((point.x, point.y)) for point in points}
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
@@ -161,12 +264,12 @@ def _name_points(figure: Figure, plot: Any, points: Sequence[Point], style: Mapp
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
+    """Return the area that two boxes share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _svg(figure: Figure, summary: str) -> Markup:
-    """The figure as one `<svg>` element that scales with the page and that a screen reader can name."""
+    """Return the figure as one `<svg>` element that scales with the page and that screen readers can name."""
     buffer = io.StringIO()
     # A fixed salt: the same figure gives the same bytes, so that pages can be compared.
     with mpl.rc_context({"svg.hashsalt": "prefopt", "svg.fonttype": "path"}):

@@ -1,4 +1,4 @@
-"""The model card of an exported folder, written from what the run left: nothing in it is typed by hand."""
+"""Writes the model card of an exported folder from the files of the run."""
 
 from __future__ import annotations
 
@@ -10,69 +10,55 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
+from prefopt.losses import registry
 from prefopt.models.export_check import Check
+from prefopt.report.before_after import BeforeAfter
 from prefopt.report.catalogue import card as catalogue_card
-from prefopt.report.page import number, signed
-from prefopt.report.verdict import Facts
+from prefopt.report.formatting import number, signed
+from prefopt.report.page import render
+from prefopt.report.run_facts import RunFacts
 from prefopt.runs.read import CONFIG, RunFolder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIGURES = {
     "accuracies/logps": "pairs whose chosen answer is the likelier, %",
     "margins/logps": "margin of chosen over rejected, nats",
-    "logps_mean/chosen": "log-prob of chosen answers, nats a token",
-    "logps_mean/rejected": "log-prob of rejected answers, nats a token",
+    "logps_mean/chosen": "log-prob of chosen answers, nats per token",
+    "logps_mean/rejected": "log-prob of rejected answers, nats per token",
 }
 PERCENT = ("accuracies/",)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of those that led to the model, the first first."""
+    """One of the runs that led to the model."""
 
     method: str
-    model: str  # that it started from
+    model: str  # what it started from
     data: str
     steps: int
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of results: base, tuned, and their difference, as text."""
-
-    name: str
-    base: str
-    tuned: str
-    change: str
-
-
 def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None = None) -> str:
-    """The card in Markdown, with the hub's front matter.
+    """Return the card as Markdown, with the hub's front matter.
 
     Args:
         run: the run.
-        dtype: of the exported weights.
-        check: what the fresh process found.
-        licence: an SPDX id; None is written as a gap to be filled.
+        dtype: the dtype of the exported weights.
+        check: the result of loading the export in a fresh process.
+        licence: an SPDX id; None leaves a gap for the user to fill.
     """
-    facts, config = Facts(run), run.config
+    facts, config = RunFacts(run), run.config
     loss = dict(config.get("loss", {}))
     name = str(loss.pop("name", facts.name))
     stages = lineage(run)
     counts = run.manifest.get("data", {}).get("counts", {})
-    environment = Environment(
-        loader=PackageLoader("prefopt.report", "templates"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown; what comes from outside goes through `plain`
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = plain
-    return environment.get_template("card.md.jinja").render(
+    return render(
+        "card.md.jinja",
+        escape=False,  # Markdown; values from outside go through the filter `plain`
         front=_front(stages, config, name, licence),
         name=name,
         method=_method(name, loss),
@@ -103,7 +89,7 @@ def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None 
 
 
 def lineage(run: RunFolder) -> list[Stage]:
-    """The runs that led to the model: each that started from another run's model has that run before it."""
+    """Return the runs that led to the model, in order: a run that started from another run's model follows it."""
     found: list[Stage] = []
     at: RunFolder | None = run
     while at is not None and len(found) < 16:
@@ -115,24 +101,18 @@ def lineage(run: RunFolder) -> list[Stage]:
     return found
 
 
-def results(facts: Facts) -> list[Row]:
-    """Base against tuned on held-out records, with standard errors where the run kept each record."""
+def results(facts: RunFacts) -> list[BeforeAfter]:
+    """Tabulate base and tuned model on held-out records, with standard errors where the run kept each record."""
     rows = []
     for name, title in FIGURES.items():
         if name in facts.before and name in facts.after:
             scale = 100.0 if name.startswith(PERCENT) else 1.0
             base, tuned = (_shown(e.get(name), scale) for e in (facts.before, facts.after))
-            rows.append(Row(title, base, tuned, _shown(facts.change.get(name), scale, sign=True)))
+            rows.append(BeforeAfter(title, base, tuned, _shown(facts.change.get(name), scale, sign=True)))
     grew = facts.change.get("accuracies/ratios")
     if grew is not None:
-        rows.append(Row("pairs whose margin grew, %", "–", _shown(grew, 100.0), "–"))
+        rows.append(BeforeAfter("pairs whose margin grew, %", "–", _shown(grew, 100.0), "–"))
     return rows
-
-
-def plain(text: Any) -> str:
-    """A value from outside on one line, without control characters or Markdown's own signs."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", line)
 
 
 def _shown(figure: Estimate | None, scale: float, *, sign: bool = False) -> str:
@@ -150,9 +130,7 @@ def _kl(after: Mapping[str, Any]) -> str | None:
 
 
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str] | None:
-    """Summary, formula and paper from the plugin; None for one that is not installed any more."""
-    from prefopt.losses import registry
-
+    """Return summary, formula and paper of a plugin; None if it is no longer installed."""
     try:
         cls = registry.loss_class(name)
         parts = catalogue_card(cls)
@@ -162,7 +140,7 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: str | None) -> str:
-    """The hub's front matter: only what is known."""
+    """Return the hub's front matter: only what is known."""
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -1,47 +1,45 @@
-"""Pages from templates: everything inside one HTML file, and every text escaped."""
+"""Renders pages from templates: each is one self-contained file, and every text in it is escaped."""
 
 from __future__ import annotations
 
-import math
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.common.files import write_text
+from prefopt.report.formatting import number, signed
+
+PAGE = "report.html"
 
 
-def render(template: str, **context: Any) -> str:
-    """The page that `templates/<template>` makes of `context`. Only `Markup` (our own figures) is not escaped."""
+def render(template: str, *, escape: bool = True, **context: Any) -> str:
+    """Render `templates/<template>`. Of what `context` holds, only `Markup` (our own figures) is not escaped.
+
+    Args:
+        template: the name of the file.
+        escape: False for Markdown, whose template escapes with the filter `plain`.
+        context: the values of the template.
+    """
     environment = Environment(
         loader=PackageLoader("prefopt.report", "templates"),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    environment.filters["signed"] = signed
+    environment.filters |= {"number": number, "signed": signed, "plain": markdown_line}
     return environment.get_template(template).render(**context)
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write whole or not at all; a browser that reloads in between never sees half a page."""
+    """Write a page whole or not at all, so that a browser never loads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, html)
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A figure for reading: fixed digits, a true minus sign, a dash where there is none, no "-0.00"."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """Like `number`, with a plus sign before what is above zero."""
-    text = number(value, digits)
-    return f"+{text}" if math.isfinite(value) and float(f"{value:.{digits}f}") > 0 else text
+def markdown_line(text: Any) -> str:
+    """Return a value from outside on one line, without control characters, its Markdown signs escaped."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", line)

@@ -12,11 +12,13 @@ from markupsafe import Markup
 
 from prefopt.errors import PrefoptError, UserError
 from prefopt.report.bands import State
-from prefopt.report.figures import Axes, Line, Style, curves
+from prefopt.report.before_after import held_out_rows, written_rows
+from prefopt.report.figures import Axes, Curve, Style, small_chart
+from prefopt.report.formatting import with_error, with_unit
 from prefopt.report.page import render, write_page
-from prefopt.report.table import held_out_rows, written_rows
-from prefopt.report.verdict import Facts, judge, plain, sentinel_warnings, shown
-from prefopt.report.words import marked
+from prefopt.report.run_facts import RunFacts
+from prefopt.report.text_diff import marked
+from prefopt.report.verdict import judge, sentinel_warnings
 from prefopt.runs.read import RunFolder
 
 PAGE = "report.html"
@@ -60,7 +62,7 @@ def write_run_page(folder: Any) -> str:
 
 def run_page(run: RunFolder) -> str:
     """The whole page as HTML."""
-    facts, verdict = Facts(run), judge(run)
+    facts, verdict = RunFacts(run), judge(run)
     model, data = run.config.get("model", {}), run.config.get("data", {})
     return render(
         "run.html",
@@ -74,7 +76,7 @@ def run_page(run: RunFolder) -> str:
         rows=held_out_rows(facts.before, facts.after, facts.change),
         records=next((e.count for e in facts.change.values() if e.count), 0),
         with_errors=facts.held_out is not None,
-        grew=shown(facts.judged["grew"], "%") if "grew" in facts.judged else None,
+        grew=with_error(facts.banded["grew"], "%") if "grew" in facts.banded else None,
         written=written_rows(run.summary.get("texts", {})),
         charts=_charts(run.metrics),
         texts=[_marked(sample) for sample in run.lines("samples.jsonl")[:TEXTS_SHOWN]],
@@ -106,15 +108,15 @@ def _charts(metrics: Sequence[Mapping[str, Any]]) -> list[Markup]:
             summary = f"{title} by step: " + "; ".join(
                 f"{line.label} from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines
             )
-            charts.append(curves(lines, _CURVE, Axes(x="step", y=unit, title=title), summary=summary))
+            charts.append(small_chart(lines, _CURVE, Axes(x="step", y=unit, title=title), summary=summary))
     return charts
 
 
-def _line(metrics: Sequence[Mapping[str, Any]], name: str, *, dashed: bool) -> Line:
+def _line(metrics: Sequence[Mapping[str, Any]], name: str, *, dashed: bool) -> Curve:
     points = [(m["step"], m[name]) for m in metrics if _number(m.get(name))]
     size = -(-len(points) // POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return Line(name, [_mean([x for x, _ in g]) for g in groups], [_mean([y for _, y in g]) for g in groups], dashed)
+    return Curve(name, [_mean([x for x, _ in g]) for g in groups], [_mean([y for _, y in g]) for g in groups], dashed)
 
 
 def _number(value: Any) -> bool:
@@ -148,7 +150,7 @@ def _card(run: RunFolder) -> list[tuple[str, str]]:
     for side in ("chosen", "rejected"):
         length = held.get(f"lengths/{side}", last.get(f"lengths/{side}"))
         if _number(length):
-            card.append((f"Mean length, {side}", f"{plain(float(length), 'tokens')}"))
+            card.append((f"Mean length, {side}", f"{with_unit(float(length), 'tokens')}"))
     return card
 
 

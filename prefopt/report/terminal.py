@@ -1,4 +1,4 @@
-"""The end of a run on a terminal or in a log: the held-out table, the verdict, and where everything is."""
+"""Prints the end of a run: the held-out table, the verdict, and where the files are."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from rich.table import Table
 
 from prefopt.common.redact import printable
 from prefopt.report.bands import State
-from prefopt.report.table import held_out_rows, written_rows
-from prefopt.report.verdict import Facts, judge
+from prefopt.report.before_after import held_out_rows, written_rows
+from prefopt.report.run_facts import RunFacts
+from prefopt.report.verdict import judge
 from prefopt.runs.read import RunFolder
 
 STYLES = {State.GOOD: "bold", State.LOOK: "bold yellow", State.BAD: "bold red"}
 
 
 def show_end(console: Console, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print what the run in `folder` came to; `summary` is what `prefopt.runs.run.run` gave back."""
+    """Print the results of the run in `folder`; `summary` is what `prefopt.runs.run.run` returned."""
     run = RunFolder(folder)
-    facts, verdict = Facts(run), judge(run)
+    facts, verdict = RunFacts(run), judge(run)
     rows = [*held_out_rows(facts.before, facts.after, facts.change), *written_rows(run.summary.get("texts", {}))]
     if rows:
         table = Table(box=None, padding=(0, 2, 0, 0), title="held out", title_justify="left")
         for column in ("", "base", "tuned", "change", ""):
             table.add_column(column, justify="right" if column else "left")
         for row in rows:
-            table.add_row(row.words, row.before, row.after, row.change, row.standing)
+            table.add_row(row.title, row.before, row.after, row.change, row.direction)
         console.print(table)
     for i, line in enumerate(verdict.lines()):
         style = None if i else STYLES[verdict.state]

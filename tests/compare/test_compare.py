@@ -11,8 +11,8 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.common.locks import locked_folder
-from prefopt.compare import execute as execution
-from prefopt.compare.jobs import Job, Result, failure
+from prefopt.compare import execute, workers
+from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.evaluate import judge as judges
 
 Hold = Callable[..., dict[str, Any]]
@@ -49,8 +49,8 @@ def test_a_comparison_leaves_what_other_tools_read(hold: Hold, tmp_path: Path) -
 def test_every_method_is_fed_the_same_and_starts_the_same(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """The records, their order (the seed), the first weights and the steps are those of every other method."""
     seen: list[Job] = []
-    run = execution._execute
-    monkeypatch.setattr(execution, "_execute", lambda job: (seen.append(job), run(job))[1])
+    run = execute._execute
+    monkeypatch.setattr(workers, "_execute", lambda job: (seen.append(job), run(job))[1])
     hold("losses=[dpo,orpo]", "budget.trials=2", "seeds=1")
     trained = [job for job in seen if job.trained]
     assert len({tuple(job.fingerprints.items()) for job in trained}) == 1
@@ -65,8 +65,8 @@ def test_a_second_call_runs_nothing_and_another_method_is_only_added(
 ) -> None:
     first = hold("losses=[dpo]")
     ran: list[Job] = []
-    run = execution.execute
-    monkeypatch.setattr(execution, "execute", lambda job: (ran.append(job), run(job))[1])
+    run = workers.execute
+    monkeypatch.setattr(workers, "execute", lambda job: (ran.append(job), run(job))[1])
     again = hold("losses=[dpo]")
     assert ran == []
     assert again["methods"] == first["methods"]
@@ -79,15 +79,15 @@ def test_a_second_call_runs_nothing_and_another_method_is_only_added(
 
 def test_settings_are_chosen_on_validation_prompts_only(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second strength looks best on validation prompts, so it is what is trained anew."""
-    run = execution.execute
+    run = workers.execute
 
-    def rigged(job: Job) -> Result:
+    def rigged(job: Job) -> JobResult:
         result = run(job)
         if job.split == "validation" and job.method == "dpo":
             result.figures["accuracy"] = job.setting["beta"]
         return result
 
-    monkeypatch.setattr(execution, "execute", rigged)
+    monkeypatch.setattr(workers, "execute", rigged)
     found = hold("losses=[dpo]", "budget.trials=3", "seeds=1")
     row = next(row for row in found["methods"] if row["name"] == "dpo")
     tried = [(trial["setting"]["beta"], trial["setting"]["learning_rate"]) for trial in row["trials"]]
@@ -110,13 +110,13 @@ def test_a_run_that_diverges_is_a_row_with_its_reason(hold: Hold, tmp_path: Path
 
 
 def test_a_failed_run_is_tried_again(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = execution.execute
+    run = workers.execute
 
-    def unlucky(job: Job) -> Result:
+    def unlucky(job: Job) -> JobResult:
         return failure(job, "failed", "the cat pulled the plug") if job.method == "ipo" else run(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "execute", unlucky)
+        patch.setattr(workers, "execute", unlucky)
         rows = {row["name"]: row for row in hold("losses=[dpo,ipo]")["methods"]}
     assert rows["ipo"]["reason"] == "failed: the cat pulled the plug"
     rows = {row["name"]: row for row in hold("losses=[dpo,ipo]")["methods"]}
@@ -153,7 +153,7 @@ def test_jobs_can_be_run_one_by_one(
             if "to do" in line:
                 assert main([*given, f"only={line.split()[0]}"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "execute", lambda job: pytest.fail(f"{job.label} was run again"))
+        patch.setattr(workers, "execute", lambda job: pytest.fail(f"{job.label} was run again"))
         assert len(hold("losses=[dpo]", "budget.trials=2", "seeds=1")["methods"]) == 3
     assert main([*given, "only=nothing"]) == 2
 
@@ -176,7 +176,7 @@ def test_a_folder_is_held_by_one(
         (["losses=[dpo]", "trainer.learning_rte=1"], "no option 'trainer.learning_rte'"),
         (["losses=dpo,ipo"], "give lists in brackets"),
         (["losses=[dpo]", "loss=ipo"], "a comparison sets this itself"),
-        (["losses=[dpo,dpo]"], "two rows would be called 'dpo'"),
+        (["losses=[dpo,dpo]"], "two rows have the name 'dpo'"),
         (["seeds=2"], "nothing to compare"),
         (["losses=[dpo]", "methods.dpo=3"], "methods.NAME.OPTION=VALUE"),
         (["losses=[dpo]", "methods.dpo.loss.bta=3"], "no option 'loss.bta'"),
@@ -242,15 +242,15 @@ def test_a_comparison_in_wandb_is_one_group(hold: Hold, tmp_path: Path) -> None:
 
 def test_texts_from_models_are_escaped(hold: Hold, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>"
-    run = execution.execute
+    run = workers.execute
 
-    def rigged(job: Job) -> Result:
+    def rigged(job: Job) -> JobResult:
         result = run(job)
         for text in result.texts:
             text |= {"prompt": evil, "text": evil}
         return result
 
-    monkeypatch.setattr(execution, "execute", rigged)
+    monkeypatch.setattr(workers, "execute", rigged)
     hold("losses=[dpo]", "seeds=1")
     page = (tmp_path / "out" / "report.html").read_text()
     assert evil not in page

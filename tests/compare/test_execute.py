@@ -10,33 +10,33 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefopt.compare import execute as execution
-from prefopt.compare.display import Display
-from prefopt.compare.jobs import Job, Result
+from prefopt.compare import workers
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.compare.progress_display import ProgressDisplay
 
 Hold = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, Result]]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, JobResult]]:
     """Every job that is run, with its result."""
-    seen: list[tuple[Job, Result]] = []
-    run = execution.execute
+    seen: list[tuple[Job, JobResult]] = []
+    run = workers.execute
 
-    def watched(job: Job) -> Result:
+    def watched(job: Job) -> JobResult:
         seen.append((job, run(job)))
         return seen[-1][1]
 
-    monkeypatch.setattr(execution, "execute", watched)
+    monkeypatch.setattr(workers, "execute", watched)
     return seen
 
 
-def costs(ran: Sequence[tuple[Job, Result]], method: str) -> list[dict[str, float]]:
+def costs(ran: Sequence[tuple[Job, JobResult]], method: str) -> list[dict[str, float]]:
     return [result.cost for job, result in ran if job.method == method]
 
 
 def test_a_job_says_what_steps_reference_and_all_of_it_took(
-    hold: Hold, ran: list[tuple[Job, Result]], tmp_path: Path
+    hold: Hold, ran: list[tuple[Job, JobResult]], tmp_path: Path
 ) -> None:
     """The first run that reads a reference computes it, the next finds it; a loss without one has no such pass."""
     hold("losses=[orpo,dpo]", f"reference_folder={tmp_path / 'reference'}")
@@ -54,7 +54,7 @@ def test_a_job_says_what_steps_reference_and_all_of_it_took(
     assert "Here 48 texts were scored" in page
 
 
-def test_a_run_that_goes_wrong_says_what_it_took(hold: Hold, ran: list[tuple[Job, Result]]) -> None:
+def test_a_run_that_goes_wrong_says_what_it_took(hold: Hold, ran: list[tuple[Job, JobResult]]) -> None:
     hold("losses=[dpo]", "methods.wild.loss=dpo", "methods.wild.trainer.learning_rate=1e30", "seeds=1")
     (job,) = costs(ran, "wild")
     assert job["job_seconds"] >= job["train_seconds"] > 0
@@ -62,11 +62,11 @@ def test_a_run_that_goes_wrong_says_what_it_took(hold: Hold, ran: list[tuple[Job
 
 def test_the_time_left_counts_whole_jobs() -> None:
     out = io.StringIO()
-    display = Display(Console(file=out, width=100), (0, 3), 1)
+    display = ProgressDisplay(Console(file=out, width=100), (0, 3), 1)
     display.started -= 1000
     cost = {"train_seconds": 1.0, "measure_seconds": 1.0, "job_seconds": 60.0}
     display.job(
         Job(method="dpo", label="dpo", config=None, fingerprints={}, measure=None, split="test"),  # type: ignore[arg-type]
-        Result(key="k", method="dpo", label="dpo", status="ok", cost=cost),
+        JobResult(key="k", method="dpo", label="dpo", status="ok", cost=cost),
     )
     assert "(2 min left)" in out.getvalue()

@@ -18,7 +18,7 @@ import pytest
 from prefopt.common.files import remove_leftovers
 from prefopt.compare import jobs
 from prefopt.compare.execute import swapped
-from prefopt.compare.jobs import Job, Result, code_of, digest_of_weights, failure, load, save
+from prefopt.compare.jobs import Job, JobResult, code_of, digest_of_weights, failure, load, save
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.workers import Team, run_jobs
 from prefopt.config.compose import compose
@@ -63,8 +63,8 @@ def test_a_model_before_training_is_one_for_all_methods(job: Job) -> None:
     assert base.key == simpo.key
 
 
-def result_of(job: Job, **given: Any) -> Result:
-    return Result(key=job.key, method=job.method, label=job.label, status="ok", **given)
+def result_of(job: Job, **given: Any) -> JobResult:
+    return JobResult(key=job.key, method=job.method, label=job.label, status="ok", **given)
 
 
 def test_results_come_back_whole(job: Job, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_sides_are_swapped() -> None:
     assert pair.scores == (0.0, 1.0)
     (single,) = swapped([TokenRecord(kind=Data.UNPAIRED, completions=(one,), desirable=True, **common)])
     assert single.desirable is False
-    with pytest.raises(UserError, match="no preference to turn round"):
+    with pytest.raises(UserError, match="no preference to reverse"):
         swapped([TokenRecord(kind=Data.DEMONSTRATIONS, completions=(one,), **common)])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefopt.compare import execute as execution
+from prefopt.compare import workers
 from prefopt.compare.jobs import Job
 from prefopt.errors import UserError
 from prefopt.evaluate.judge import function, rule, wins
@@ -26,8 +26,8 @@ LONGER = "def fn(prompts, first, second):\n    return [float(len(a) > len(b)) fo
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that are run, and not taken from before."""
     seen: list[Job] = []
-    run = execution.execute
-    monkeypatch.setattr(execution, "execute", lambda job: (seen.append(job), run(job))[1])
+    run = workers.execute
+    monkeypatch.setattr(workers, "execute", lambda job: (seen.append(job), run(job))[1])
     return seen
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefopt.common.estimate import Estimate
-from prefopt.compare.measure_world import kl_doubt, measure
-from prefopt.compare.spec import Measured
+from prefopt.compare.measure_world import kl_warning, measure
+from prefopt.compare.spec import Measurement
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
 
@@ -46,16 +46,16 @@ def test_measures_of_a_policy(policy: Any) -> None:
 
 def test_exact_kl_agrees_with_monte_carlo_on_4096_samples(policy: Any) -> None:
     found = measure(policy, WORLD, split="test", prompts=512, samples_per_prompt=8)
-    assert kl_doubt(found, 4096) is None
+    assert kl_warning(found, 4096) is None
     assert found.figures["kl"] > 20 * Estimate.of(found.arrays["kl_gap"]).se  # the check can tell
 
 
 def test_estimates_of_kl_that_disagree_are_a_warning() -> None:
     gap = np.array([0.2 - 0.03, 0.2 + 0.03] * 50)  # standard error 0.03 / sqrt(99)
-    found = Measured(figures={"kl": 1.2, "kl_monte_carlo": 1.0}, arrays={"kl_gap": gap})
-    warning = kl_doubt(found, 4096)
+    found = Measurement(figures={"kl": 1.2, "kl_monte_carlo": 1.0}, arrays={"kl_gap": gap})
+    warning = kl_warning(found, 4096)
     assert warning is not None
     assert "1.200" in warning
     assert "+66.3 standard errors" in warning
-    assert kl_doubt(found, 4095) is None
-    assert kl_doubt(Measured(figures=found.figures, arrays={"kl_gap": gap - 0.2}), 4096) is None
+    assert kl_warning(found, 4095) is None
+    assert kl_warning(Measurement(figures=found.figures, arrays={"kl_gap": gap - 0.2}), 4096) is None

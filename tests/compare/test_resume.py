@@ -16,8 +16,8 @@ import torch
 from transformers import Trainer
 
 from prefopt.cli import main
-from prefopt.compare import execute as execution
-from prefopt.compare.jobs import Job, Result
+from prefopt.compare import execute, workers
+from prefopt.compare.jobs import Job, JobResult
 from prefopt.errors import UserError
 
 Hold = Callable[..., dict[str, Any]]
@@ -97,16 +97,16 @@ def test_a_launcher_has_its_options_alone(words: list[str], tmp_path: Path, caps
 def test_a_worker_keeps_nothing_of_the_jobs_it_did(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models, trainers and their tensors go with each job; the data and the reference are kept once."""
     counts: list[tuple[int, int]] = []
-    run = execution.execute
+    run = workers.execute
 
-    def counted(job: Job) -> Result:
+    def counted(job: Job) -> JobResult:
         result = run(job)
         gc.collect()
         kinds = [type(one) for one in gc.get_objects()]
         counts.append((sum(issubclass(k, torch.Tensor) for k in kinds), sum(issubclass(k, Trainer) for k in kinds)))
         return result
 
-    monkeypatch.setattr(execution, "execute", counted)
+    monkeypatch.setattr(workers, "execute", counted)
     hold("losses=[dpo,kto]", "seeds=2", "budget.trials=2")
     assert len(counts) == 14
     tensors, trainers = zip(*counts, strict=True)
@@ -150,4 +150,4 @@ def test_worlds_have_no_judge() -> None:
         measure=MeasureConfig(judge="m:f"), trained=False,
     )  # fmt: skip
     with pytest.raises(UserError, match="for real data"):
-        execution._measure_in_world(job, None)
+        execute._measure_in_world(job, None)

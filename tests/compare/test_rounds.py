@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from prefopt.cli import main
-from prefopt.compare import execute as execution
-from prefopt.compare.rounds import Contest
+from prefopt.compare import workers
+from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import Comparison, MeasureConfig, Method
 from prefopt.errors import UserError
 
@@ -21,20 +21,20 @@ Hold = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def nothing_is_trained(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "hold" not in request.fixturenames:
-        monkeypatch.setattr(execution, "execute", lambda job: pytest.fail(f"{job.label} was run"))
+        monkeypatch.setattr(workers, "execute", lambda job: pytest.fail(f"{job.label} was run"))
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["methods.short.loss=ipo", "methods.short.data.eval_records=10"], "methods.short.data.eval_records=10: all"),
-        (["methods.short.loss=ipo", "methods.short.data.max_records=24"], "hold another comparison with it"),
-        (["methods.dpo.model.dtype=bfloat16"], "methods.dpo.model.dtype=bfloat16: all rows have the same data"),
+        (["methods.short.loss=ipo", "methods.short.data.max_records=24"], "run another comparison with it"),
+        (["methods.dpo.model.dtype=bfloat16"], "methods.dpo.model.dtype=bfloat16: all rows need the same data"),
         (["methods.dpo.evaluation.kl_prompts=4"], "give evaluation.kl_prompts=4 to all"),
         (["methods.dpo.measure.prompts=4"], "methods.dpo.measure.prompts=4"),
         (["methods.dpo.data=auto"], "methods.dpo.data=auto"),
         (["methods.dpo.judge=m:f"], "methods.dpo.judge=m:f"),
-        (["methods.sft.loss=dpo"], "the row 'sft' is always SFT on the chosen side; give this one another name"),
+        (["methods.sft.loss=dpo"], "the row 'sft' is always SFT on the chosen side; choose another name"),
         (["methods.base.loss=dpo"], "the row 'base' is always the model before training"),
         (["workers=-1"], "workers=-1 must be at least 0"),
         (["measure.prompts=0"], "measure.prompts=0 must be at least 2"),
@@ -78,18 +78,20 @@ def test_a_reward_model_without_weights(
 def test_a_world_has_no_judge_and_no_tasks() -> None:
     for measure in (MeasureConfig(judge="json:loads"), MeasureConfig(tasks=("even",))):
         with pytest.raises(UserError, match="for real data"):
-            Contest(Comparison(methods=(Method(name="dpo", loss="dpo"),), measure=measure))
+            Rounds(Comparison(methods=(Method(name="dpo", loss="dpo"),), measure=measure))
 
 
 def test_an_api_call_is_refused_the_same_way() -> None:
     for override in ("+data.max_records=3", "++model.dtype=float64", "data@data=auto"):
-        with pytest.raises(UserError, match="all rows have the same data"):
-            Contest(Comparison(methods=(Method(name="dpo", loss="dpo", overrides=(override,)),)))
+        with pytest.raises(UserError, match="all rows need the same data"):
+            Rounds(Comparison(methods=(Method(name="dpo", loss="dpo", overrides=(override,)),)))
 
 
 def test_steps_of_one_row_are_said(hold: Hold) -> None:
     found = hold("losses=[dpo]", "methods.longer.loss=dpo", "methods.longer.trainer.max_steps=3", "seeds=1")
-    said = [warning for warning in found["warnings"] if "of this row alone" in warning]
-    assert said == ["longer: trainer.max_steps=3 of this row alone: the others train with other steps or another batch"]
+    said = [warning for warning in found["warnings"] if "applies to this row alone" in warning]
+    assert said == [
+        "longer: trainer.max_steps=3 applies to this row alone: the others train with other steps or another batch"
+    ]
     hold("losses=[dpo]", "methods.faster.loss=dpo", "methods.faster.trainer.learning_rate=3e-2", "seeds=1")
-    assert json.dumps(found).count("of this row alone") == 1
+    assert json.dumps(found).count("applies to this row alone") == 1

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from prefopt.compare.measure_world import by_prompt
-from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, turned, verdict_of
+from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, reverse, verdict_of
 
 SAME = 6  # methods that differ in nothing
 FAMILIES = 100
@@ -164,7 +164,7 @@ def test_a_real_difference_is_found() -> None:
         assert pair is not None
         assert pair.verdict == "better"
         assert pair.low < 0.6 < pair.high or abs(pair.difference - 0.6) < 0.2
-        assert verdict_of(pairs, other, "3") == turned(pair)
+        assert verdict_of(pairs, other, "3") == reverse(pair)
     assert all(p.verdict == "worse" for p in compare(values, "m", better=-1) if p.a == "3")
 
 

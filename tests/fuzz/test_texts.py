@@ -15,7 +15,7 @@ from prefopt.common.redact import printable, redact
 from prefopt.config.compose import compose
 from prefopt.data import DataConfig
 from prefopt.data.doctor import examine
-from prefopt.report.doctor import page
+from prefopt.report.doctor import doctor_page
 from prefopt.report.run import write_run_page
 from prefopt.report.verdict import judge
 from prefopt.runs.read import RunFolder
@@ -94,7 +94,7 @@ def test_pages_about_data(tmp_path: Path) -> None:
     row = {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
     (tmp_path / "a.jsonl").write_bytes(as_json(row))
     config = DataConfig(path=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
-    plain = Page(page([examine(config)]))
+    plain = Page(doctor_page([examine(config)]))
 
     @cases(0.002)
     @given(st.lists(altered_json(row, hostile), min_size=1, max_size=3), hostile)
@@ -102,7 +102,7 @@ def test_pages_about_data(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(as_json, [row, *rows, {**row, name: name, "prompt": name}])))
         report = attempt(lambda: examine(config))
         if report is not None:
-            shown = Page(page([report]))
+            shown = Page(doctor_page([report]))
             assert not shown.runs
             assert not shown.tags & {"img", "script"} - plain.tags
 

@@ -25,7 +25,7 @@ from prefopt.models.adapters import is_adapted
 from prefopt.models.export_check import check
 from prefopt.models.load import ModelConfig, load_as_trained, load_model
 from prefopt.plugin import Data
-from prefopt.report.model_card import plain
+from prefopt.report.page import markdown_line
 from prefopt.runs.export import export
 from prefopt.runs.read import RunFolder
 
@@ -97,7 +97,7 @@ def test_the_card_is_written_from_the_run(exported: dict[str, Path], finished: d
 
 
 def test_nothing_from_outside_breaks_the_card() -> None:
-    assert plain("a\x1b[31m\nb|c<script>`#") == r"a \[31m b\|c\<script\>\`\#"
+    assert markdown_line("a\x1b[31m\nb|c<script>`#") == r"a \[31m b\|c\<script\>\`\#"
 
 
 def test_the_check_runs_without_prefopt() -> None:

@@ -7,15 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
-from prefopt.compare import results
-from prefopt.compare.jobs import Result
-from prefopt.compare.results import Outcome, outcome
-from prefopt.compare.rounds import Row
+from prefopt.compare.jobs import JobResult
+from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.search import Setting
-from prefopt.compare.spec import Comparison, Method
+from prefopt.compare.spec import Method
 from prefopt.report.compare import compare_page
+from tests.compare.outcomes import outcome
 
 PROMPTS = np.random.default_rng(0).normal(0, 1, 120)
 COST = {"train_seconds": 2.0, "measure_seconds": 1.0, "tokens": 100.0, "steps": 4.0, "peak_memory_mib": 50.0}
@@ -23,38 +21,28 @@ TIMED = {"job_seconds": 7.0, "reference_seconds": 0.5, "reference_texts": 30.0}
 TRIED = [Setting({"beta": beta}, rate) for beta, rate in ((0.1, 1e-3), (0.3, 1e-3), (0.3, 3e-4), (0.3, 3e-3))]
 
 
-@pytest.fixture(autouse=True)
-def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "fingerprints", lambda config: {"data": "d", "weights": "w"})
-
-
-def run(name: str, number: int, reward: float, kl: float, cost: dict[str, float], **figures: float) -> Result:
+def run(name: str, number: int, reward: float, kl: float, cost: dict[str, float], **figures: float) -> JobResult:
     rng = np.random.default_rng([number, *name.encode()])
     values = reward + PROMPTS + rng.normal(0, 0.3, len(PROMPTS))
     curve = [{"step": step, "logps/chosen": -9.0 - number * step, "logps/rejected": -9.5} for step in (1.0, 2.0, 3.0)]
-    return Result(
+    return JobResult(
         key=f"{name}{number}", method=name, label=name, status="ok", cost=cost, curve=curve if name != "base" else [],
         figures={"true_reward": float(values.mean()), "kl": kl, **figures},
         arrays={"true_reward": values, "kl": np.full(len(values), kl)},
     )  # fmt: skip
 
 
-def row(name: str, reward: float, cost: dict[str, float], **figures: float) -> Row:
+def row(name: str, reward: float, cost: dict[str, float], **figures: float) -> MethodRuns:
     config: Any = SimpleNamespace(model=SimpleNamespace(path="m"), data=SimpleNamespace(path="d"))
     if name == "base":
         first, last = run(name, 0, reward, 0.0, cost), run(name, 1, reward, 0.0, cost, **figures)
-        return Row(name=name, method=None, config=config, trials=[first], finals=[last])
+        return MethodRuns(name=name, method=None, config=config, trials=[first], finals=[last])
     trials = [run(name, i, reward + 0.1 * i, 0.4 + i, cost) for i in range(len(TRIED))]
     finals = [run(name, i + 1, reward, 1.0, cost, **figures) for i in range(3)]
-    return Row(
+    return MethodRuns(
         name=name, method=Method(name=name, loss="dpo"), config=config, settings=TRIED, trials=trials,
         chosen=TRIED[1], finals=finals,
     )  # fmt: skip
-
-
-def held(*rows: Row) -> Outcome:
-    methods = tuple(r.method for r in rows if r.method is not None and r.name != "sft")
-    return outcome(Comparison(methods=methods), rows, command="prefopt compare", seconds=1.0)
 
 
 def words(html: str, heading: str) -> str:
@@ -72,7 +60,7 @@ def test_tasks_stand_on_the_page_with_their_change() -> None:
         row("sft", 0.1, COST, **{"task/arc/acc": 0.5, evil: 0.25}),
         row("dpo", 1.0, COST, **{"task/arc/acc": 0.375, evil: 0.5}),
     )
-    page = compare_page(held(*rows))
+    page = compare_page(outcome(*rows))
     said = words(page, "Tasks")
     assert "dpo 0.500 +0.250 0.375 −0.125" in said
     assert "base 0.250 0.500" in said  # no change against itself
@@ -83,13 +71,13 @@ def test_tasks_stand_on_the_page_with_their_change() -> None:
 
 def test_without_tasks_there_is_no_such_table() -> None:
     assert "<h2>Tasks</h2>" not in compare_page(
-        held(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
+        outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
     )
 
 
 def test_the_cost_counts_the_reference_and_the_whole_run() -> None:
     """Four trials and three final runs each; SFT reads no reference."""
-    whole = held(
+    whole = outcome(
         row("base", 0.0, COST | {"job_seconds": 3.0}), row("sft", 0.1, COST | TIMED | {"reference_seconds": 0.0,
         "reference_texts": 0.0}), row("dpo", 1.0, COST | TIMED),
     )  # fmt: skip
@@ -102,7 +90,7 @@ def test_the_cost_counts_the_reference_and_the_whole_run() -> None:
 
 def test_what_older_runs_did_not_measure_is_a_dash() -> None:
     said = words(
-        compare_page(held(row("base", 0.0, COST), row("sft", 0.1, COST | TIMED), row("dpo", 1.0, COST))), "Cost"
+        compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST | TIMED), row("dpo", 1.0, COST))), "Cost"
     )
     assert "dpo 4 7 2.0 21 – – 700 50" in said
     assert "sft 4 7 2.0 21 3.5 49 700 50" in said
@@ -111,20 +99,20 @@ def test_what_older_runs_did_not_measure_is_a_dash() -> None:
 
 def test_flags_of_the_search_stand_in_their_rows() -> None:
     """One of two strengths tried, and a rate between two others: a line below the setting, no sentence over all."""
-    found = held(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
+    found = outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
     page = compare_page(found)
     assert page.count("beta=0.3 was not tried beyond: a higher one is declared") == 2  # sft's and dpo's row
     assert "is the highest" not in page
-    assert "Below a setting: where its search ended" in words(page, "Verdicts")
+    assert "A line below a setting marks where its search ended" in words(page, "Verdicts")
     assert not any(word in page for word in ("nan", "NaN", "<script"))
 
 
 def test_the_page_says_that_joined_settings_were_picked_on_what_they_show() -> None:
-    page = compare_page(held(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
+    page = compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
     assert "picked as unbeaten on the very prompts that they are shown on" in " ".join(page.split())
 
 
 def test_learning_is_drawn_for_every_seed() -> None:
     """Of the chosen side, which the seeds move by 2, 4 and 6 nats, the summary gives the mean."""
-    page = compare_page(held(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
+    page = compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
     assert "dpo: by step 3, chosen −4.00 nats, rejected 0.00 nats" in page

@@ -12,8 +12,9 @@ import pytest
 from prefopt.common.estimate import Estimate
 from prefopt.evaluate.world import Evaluation, Sample
 from prefopt.report.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow, demo_page, standing
-from prefopt.report.figures import Axes, Line, Point, Style, curves, scatter, styles
-from prefopt.report.page import number, signed, write_page
+from prefopt.report.figures import Axes, Curve, Point, Style, scatter, small_chart, styles
+from prefopt.report.formatting import number, signed
+from prefopt.report.page import write_page
 from prefopt.worlds.review import ReviewWorld
 
 EVIL = "<script>alert('&')</script>"
@@ -130,8 +131,8 @@ def test_scatter_keeps_names_apart() -> None:
 
 
 def test_curves_draw_every_line() -> None:
-    lines = [Line("one", [0, 1], [0, 1]), Line("two", [0, 1], [1, 0], dashed=True)]
-    svg = curves(lines, Style("#123456", "o"), Axes(x="step", y="", title="T"), summary="two lines")
+    lines = [Curve("one", [0, 1], [0, 1]), Curve("two", [0, 1], [1, 0], dashed=True)]
+    svg = small_chart(lines, Style("#123456", "o"), Axes(x="step", y="", title="T"), summary="two lines")
     assert svg.count("#123456") >= 2
     assert "stroke-dasharray" in svg
 

@@ -19,8 +19,8 @@ from prefopt.losses import registry
 from prefopt.plugin import Data, Traits, traits
 from prefopt.report.bands import BANDS, State, bands_of
 from prefopt.report.run import run_page, write_run_page
+from prefopt.report.text_diff import marked
 from prefopt.report.verdict import judge
-from prefopt.report.words import marked
 from prefopt.runs.read import RunFolder
 from prefopt.testing import example
 from tests.report.test_report import EVIL, Page
@@ -132,7 +132,7 @@ def test_without_held_out_records_nothing_is_claimed(tmp_path: Path) -> None:
     assert verdict.state is State.LOOK
     assert "data.eval_records=100" in verdict.headline
     assert verdict.findings == []
-    assert "Nothing was held out" in text(run_page(run))
+    assert "No records were held out" in text(run_page(run))
 
 
 def test_a_run_that_has_not_ended_has_a_page_too(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
 
-from prefopt.report.charts import Curve, Dots, curves_chart, dots_chart, picture_file
-from prefopt.report.figures import Axes, styles
+from prefopt.report.figures import Axes, Curve, Dots, dot_chart, line_chart, styles, svg_file
 
 AXES = Axes(x="KL", y="reward")
 
@@ -18,8 +17,8 @@ def frontier() -> str:
         Curve(label="B", x=[0.5, 1.0], y=[0.4, 0.8]),
     ]
     oracle = Curve(label="oracle", x=[0.5, 1.0, 9.0], y=[1.0, 1.5, 3.0])
-    return picture_file(
-        curves_chart(
+    return svg_file(
+        line_chart(
             curves, styles(["A", "B"]), AXES, yardsticks=[oracle, oracle], x_range=(0, 3), summary='Reward & "KL"'
         )
     )
@@ -43,5 +42,5 @@ def test_methods_have_their_own_look() -> None:
 
 def test_dots_leave_out_what_is_not_there() -> None:
     series = [Dots(label="x", values={"A": (1.0, 0.1), "B": (2.0, 0.2)}), Dots(label="y", values={"A": (0.5, 0.1)})]
-    drawn = dots_chart(["A", "B"], series, styles(["x", "y"]), AXES, summary="two worlds")
+    drawn = dot_chart(["A", "B"], series, styles(["x", "y"]), AXES, summary="two worlds")
     assert ET.fromstring(str(drawn).replace("xlink:href", "href")).attrib["aria-label"] == "two worlds"

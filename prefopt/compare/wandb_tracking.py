@@ -1,4 +1,4 @@
-"""A comparison in Weights & Biases: one group, a run for each method, and one with the summary table."""
+"""Logs a comparison to Weights & Biases: one group with a run per method and a run with the summary tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefopt.compare.results import Outcome, Standing, say_verdict, train_command
+from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.results import train_command
 from prefopt.config.tracking import TrackingConfig
 from prefopt.errors import UserError
 
 
 def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
-    """Log a comparison where `tracking.report_to` is wandb; do nothing where it is none.
+    """Log a comparison if `tracking.report_to` is wandb; do nothing if it is none.
 
     Raises:
         UserError: another tracker, or wandb is not installed.
@@ -20,8 +21,8 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
     if tracking.report_to == "none":
         return
     if tracking.report_to != "wandb":
-        raise UserError(f"a comparison is logged to wandb only, not to tracking.report_to={tracking.report_to}: its "
-                        "results.json and report.html have everything")  # fmt: skip
+        raise UserError(f"tracking.report_to={tracking.report_to}: a comparison can be logged to wandb only; "
+                        "results.json and report.html contain everything")  # fmt: skip
     try:
         import wandb
     except ImportError as error:
@@ -37,7 +38,7 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
     }
     for standing in result.standings:
         with wandb.init(name=standing.name, job_type="method", config=_config(result, standing), **common) as run:
-            for final in standing.row.finals[:1]:
+            for final in standing.runs.finals[:1]:
                 for point in final.curve:
                     run.log({name: value for name, value in point.items() if name != "step"}, step=int(point["step"]))
             run.summary.update({**standing.figures, **{f"cost/{name}": v for name, v in standing.cost.items()}})
@@ -47,8 +48,8 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
 
 
 def _config(result: Outcome, standing: Standing) -> dict[str, Any]:
-    chosen = standing.row.chosen.plain() if standing.row.chosen is not None else {}
-    return {"method": standing.name, **chosen, "command": train_command(result.comparison, standing.row)}
+    chosen = standing.runs.chosen.plain() if standing.runs.chosen is not None else {}
+    return {"method": standing.name, **chosen, "command": train_command(result.comparison, standing.runs)}
 
 
 def _methods(result: Outcome) -> dict[str, Any]:
@@ -63,5 +64,5 @@ def _methods(result: Outcome) -> dict[str, Any]:
 
 
 def _verdicts(result: Outcome) -> dict[str, Any]:
-    rows = [[p.a, p.b, p.difference, p.low, p.high, p.p_holm, say_verdict(p)] for p in result.pairs]
+    rows = [[p.a, p.b, p.difference, p.low, p.high, p.p_holm, p.describe()] for p in result.pairs]
     return {"columns": ["a", "b", "difference", "low", "high", "p_holm", "verdict"], "data": rows}

@@ -1,4 +1,4 @@
-"""Base and tuned model side by side: the lines that the page and the terminal show."""
+"""Tabulates the base and the tuned model side by side, for the page, the terminal and the model card."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.common.estimate import Estimate
-from prefopt.report.verdict import plain, shown
+from prefopt.report.formatting import with_error, with_unit
 
-# figure of `prefopt.evaluate.held_out`, its words, its unit, and whether more is better (1), worse (-1) or neither (0)
+# figure of `prefopt.evaluate.held_out`, title, unit, and whether more is better (1), worse (-1) or neither (0)
 ROWS = (
     ("accuracies/logps", "Chosen is likelier", "%", 1),
     ("accuracies/logps_mean", "… per token", "%", 1),
@@ -24,31 +24,31 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table of before and after."""
+class BeforeAfter:
+    """A figure of the base and of the tuned model, as text."""
 
-    words: str
+    title: str
     before: str
     after: str
     change: str
-    standing: str  # better, worse, tie, or nothing
+    direction: str = ""  # better, worse, higher, lower, longer, shorter, tie, or empty
 
 
 def held_out_rows(
     before: Mapping[str, Estimate], after: Mapping[str, Estimate], change: Mapping[str, Estimate]
-) -> list[Row]:
-    """Held-out figures of two models, named as in `prefopt.evaluate.held_out`; `change` is second minus first."""
+) -> list[BeforeAfter]:
+    """Tabulate held-out figures of two models; `change` is the second model minus the first."""
     rows = []
-    for name, words, unit, better in ROWS:
+    for name, title, unit, better in ROWS:
         if name in before and name in after:
             moved = change.get(name)
-            was, now = (shown(e, unit, bare=True) for e in (before[name], after[name]))
-            by = shown(moved, unit, sign=True, bare=True) if moved else "–"
-            rows.append(Row(f"{words}, {unit}", was, now, by, _standing(moved, better)))
+            was, now = (with_error(e, unit, bare=True) for e in (before[name], after[name]))
+            by = with_error(moved, unit, sign=True, bare=True) if moved else "–"
+            rows.append(BeforeAfter(f"{title}, {unit}", was, now, by, _direction(moved, better)))
     return rows
 
 
-def _standing(change: Estimate | None, better: int) -> str:
+def _direction(change: Estimate | None, better: int) -> str:
     if change is None or not math.isfinite(change.se):
         return ""
     if change.sign == 0:
@@ -58,8 +58,8 @@ def _standing(change: Estimate | None, better: int) -> str:
     return "better" if change.sign == better else "worse"
 
 
-def written_rows(texts: Mapping[str, Any]) -> list[Row]:
-    """Length of what both models write, and how often it ends; `texts` as `prefopt.evaluate.texts.Distance.plain`."""
+def written_rows(texts: Mapping[str, Any]) -> list[BeforeAfter]:
+    """Tabulate the length of both models' texts and how often they end; `texts` is `Distance.plain()`."""
 
     def estimate(name: str) -> Estimate | None:
         found = texts.get(name)
@@ -70,12 +70,13 @@ def written_rows(texts: Mapping[str, Any]) -> list[Row]:
     rows = []
     before, after, longer = estimate("length_before"), estimate("length"), estimate("longer")
     if before and after and longer:
-        was, now = (shown(e, "tokens", bare=True) for e in (before, after))
-        standing = {1: "longer", -1: "shorter", 0: "tie"}[longer.sign]
-        rows.append(Row("Own texts, tokens", was, now, shown(longer, "tokens", sign=True, bare=True), standing))
+        was, now = (with_error(e, "tokens", bare=True) for e in (before, after))
+        direction = {1: "longer", -1: "shorter", 0: "tie"}[longer.sign]
+        change = with_error(longer, "tokens", sign=True, bare=True)
+        rows.append(BeforeAfter("Own texts, tokens", was, now, change, direction))
     before, after = estimate("ended_before"), estimate("ended")
     if before and after:
-        was, now = (shown(e, "%", bare=True) for e in (before, after))
-        change = plain(after.value - before.value, "%", sign=True, bare=True)
-        rows.append(Row("Own texts that end, %", was, now, change, ""))
+        was, now = (with_error(e, "%", bare=True) for e in (before, after))
+        change = with_unit(after.value - before.value, "%", sign=True, bare=True)
+        rows.append(BeforeAfter("Own texts that end, %", was, now, change))
     return rows

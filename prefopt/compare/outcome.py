@@ -1,0 +1,74 @@
+"""The outcome of a comparison: a standing for each row, a verdict for each pair, and the caveats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.compare.rounds import MethodRuns
+from prefopt.compare.spec import BASE, SFT, Comparison
+from prefopt.compare.statistics import Interval, Pair
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Standing:
+    """One row of the outcome.
+
+    Attributes:
+        runs: the runs of this row.
+        value: the metric with its interval; None where no run worked.
+        figures: means over the same seeds as `value`.
+        cost: `trials`, `runs`, `seconds` (training and measuring, all runs), `train_seconds` (one final run),
+            `tokens` (all runs), `peak_memory_mib`.
+        edges: on which axes the chosen setting lies at the edge of what was tried.
+        reason: why a run is missing, or empty.
+    """
+
+    runs: MethodRuns
+    value: Interval | None
+    figures: dict[str, float]
+    cost: dict[str, float]
+    edges: list[str]
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The name of the row."""
+        return self.runs.name
+
+    @property
+    def setting(self) -> str:
+        """The chosen setting as text, empty for the base model."""
+        return str(self.runs.chosen) if self.runs.chosen is not None else ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcome:
+    """Everything that the result files and the page show.
+
+    Attributes:
+        metric: the figure that decides the verdicts.
+        standings: best first, the base model and the controls included.
+        pairs: every two rows.
+        warnings: the caveats, as sentences.
+        command: the command that made it.
+        facts: fingerprints, versions, machine.
+    """
+
+    comparison: Comparison
+    metric: str
+    standings: list[Standing]
+    pairs: list[Pair]
+    warnings: list[str]
+    command: str
+    facts: dict[str, Any]
+    seconds: float
+
+    def standing(self, name: str) -> Standing | None:
+        """Return the row of this name."""
+        return next((s for s in self.standings if s.name == name), None)
+
+    @property
+    def competitors(self) -> list[Standing]:
+        """The methods that worked, best first, without base, SFT and controls."""
+        return [s for s in self.standings if s.value and not s.runs.control and s.name not in (BASE, SFT)]

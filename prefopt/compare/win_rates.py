@@ -1,0 +1,58 @@
+"""Computes how often a model's texts win against another model's, by the comparison's judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.common.files import write_json
+from prefopt.compare.jobs import JobResult
+from prefopt.evaluate.judge import function, is_callable, rule, wins
+
+Floats = NDArray[np.float64]
+
+
+def with_win_rate(result: JobResult, against: JobResult, judge: str, folder: Path) -> JobResult:
+    """Add `win_rate` to a result: how its texts fare against another model's, prompt by prompt.
+
+    Args:
+        result, against: results on the same prompts.
+        judge: the folder of a reward model, or a function.
+        folder: where a function's answers are kept: it is asked once about each pair of runs.
+    """
+    if is_callable(judge):
+        array = _kept_wins(result, against, judge, folder)
+    elif "judge" in result.arrays:
+        gap = result.arrays["judge"] - against.arrays["judge"]
+        array = (gap > 0) + 0.5 * (gap == 0)
+    else:
+        return result
+    return dataclasses.replace(
+        result,
+        figures=result.figures | {"win_rate": float(array.mean())},
+        arrays=result.arrays | {"win_rate": array},
+    )
+
+
+def _kept_wins(result: JobResult, against: JobResult, judge: str, folder: Path) -> Floats:
+    about = f"{judge}\0{rule(judge)}\0{result.key}\0{against.key}"
+    name = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
+    file = folder / f"{name}.json"
+    if file.exists():
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))["wins"]
+        return np.array(kept)
+    prompts, texts, others = (
+        [str(row[column]) for row in source]
+        for source, column in ((result.texts, "prompt"), (result.texts, "text"), (against.texts, "text"))
+    )
+    array = wins(function(judge), prompts, texts, others)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {"judge": judge, "of": result.label, "against": against.label}
+    write_json(file, facts | {"wins": array.tolist()})
+    return array

@@ -1,0 +1,135 @@
+"""Presents the outcome of a comparison as text: the finding in sentences, `results.md`, and a table on a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.results import train_command
+from prefopt.compare.spec import BASE, METRICS, SFT
+from prefopt.compare.statistics import verdict_of
+from prefopt.report.formatting import listed
+
+TASK = "task/"  # prefix of the figures of tasks
+
+
+def finding(result: Outcome) -> list[str]:
+    """Return the result in two or three sentences."""
+    rivals = result.competitors
+    if not rivals:
+        return _finding_without_rivals(result)
+    best = rivals[0]
+    title = METRICS[result.metric].title.lower()
+    equals: list[str] = []
+    beaten: list[str] = []
+    for other in rivals[1:]:
+        pair = verdict_of(result.pairs, best.name, other.name)
+        (beaten if pair is not None and pair.verdict == "better" else equals).append(other.name)
+    if len(rivals) == 1:
+        sentences = [f"{best.name} is the only method."]
+    elif not equals:
+        sentences = [f"{best.name} is better than every other method by {title}."]
+    elif not beaten:
+        sentences = [f"No method can be told from {best.name}, which has the best {title} by number alone."]
+    else:
+        sentences = [f"{best.name} has the best {title}; it is better than {listed(beaten)}, and cannot be told from "
+                     f"{listed(equals)}."]  # fmt: skip
+    return sentences + [sentence for rival in (SFT, BASE) if (sentence := _against(result, rival))]
+
+
+def _against(result: Outcome, rival: str) -> str:
+    """Say which methods are better or worse than SFT or the base model."""
+    names = [s.name for s in result.competitors]
+    verdicts = {name: pair.verdict for name in names if (pair := verdict_of(result.pairs, name, rival))}
+    better, worse = ([name for name in names if verdicts.get(name) == wanted] for wanted in ("better", "worse"))
+    who = "SFT on the chosen side" if rival == SFT else "the model before training"
+    if len(better) == len(names):
+        return f"All are better than {who}."
+    parts = [f"better than {who}: {listed(better)}"] if better else []
+    parts += [f"worse than {who}: {listed(worse)}"] if worse else []
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _finding_without_rivals(result: Outcome) -> list[str]:
+    sft = result.standing(SFT)
+    if sft is None or sft.value is None:
+        return ["No method could be measured: see the reasons below."]
+    alone = all(method.name == SFT for method in result.comparison.methods)
+    first = "SFT is the only method." if alone else "No method but SFT could be measured: see the reasons below."
+    pair = verdict_of(result.pairs, SFT, BASE)
+    verdicts = {"better": "is better than", "worse": "is worse than", "cannot_tell": "cannot be told from"}
+    return [first, *([f"It {verdicts[pair.verdict]} the model before training."] if pair is not None else [])]
+
+
+def task_names(result: Outcome) -> list[str]:
+    """Return the names of the figures of tasks."""
+    return sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
+
+
+def markdown(result: Outcome) -> str:
+    """Return the content of `results.md`."""
+    title = METRICS[result.metric].title
+    shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
+    head = ["", title, *(METRICS[name].title for name in shown), "setting", "trials", "s a run", "tokens", "peak MiB"]
+    lines = ["# Comparison", "", *finding(result), "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for s in result.standings:
+        value = f"{s.value.point:+.3f} [{s.value.low:+.3f}, {s.value.high:+.3f}]" if s.value else "failed"
+        figures = [f"{s.figures[name]:.3g}" if name in s.figures else "–" for name in shown]
+        cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", f"{s.cost['tokens']:,.0f}",
+                f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip
+        lines.append("| " + " | ".join([s.name, value, *figures, s.setting, *cost]) + " |")
+    lines += _task_lines(result)
+    lines += ["", "| | against | difference | effect | p (Holm) | verdict |", "|---|---|---:|---:|---:|---|"]
+    for pair in result.pairs:
+        lines.append(
+            f"| {pair.a} | {pair.b} | {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}] | "
+            f"{pair.effect:+.2f} | {pair.p_holm:.2g} | {pair.describe()} |"
+        )
+    lines += ["", *(f"- {warning}" for warning in result.warnings), "", "    " + result.command, ""]
+    lines += [f"    {train_command(result.comparison, s.runs)}" for s in result.standings if s.runs.chosen is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _task_lines(result: Outcome) -> list[str]:
+    """Return a table of task figures by row, with their change against the model before training."""
+    names = task_names(result)
+    base = result.standing(BASE)
+    start = base.figures if base is not None else {}
+
+    def cell(s: Standing, name: str) -> str:
+        if name not in s.figures:
+            return "–"
+        change = f" ({s.figures[name] - start[name]:+.3f})" if s is not base and name in start else ""
+        return f"{s.figures[name]:.3f}{change}"
+
+    table = [["tasks (change against base)", *(name.removeprefix(TASK) for name in names)]]
+    table += [[s.name, *(cell(s, name) for name in names)] for s in result.standings]
+    head, *lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return ["", head, "|---" * len(table[0]) + "|", *lines] if names else []
+
+
+def print_outcome(console: Console, result: Outcome) -> None:
+    """Print the finding, a table of the methods, and the warnings."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", title_justify="left", title_style="dim",
+                  title="95 % intervals over seeds and prompts")  # fmt: skip
+    best = result.competitors[0].name if result.competitors else None
+    columns = (METRICS[result.metric].title, "KL", "against the best", "setting", "s a run")
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("against the best", "setting") else "right")
+    for s in result.standings:
+        pair = verdict_of(result.pairs, s.name, best) if best else None
+        value = f"{s.value.point:+.2f} [{s.value.low:+.2f}, {s.value.high:+.2f}]" if s.value else "failed"
+        verdict = "best by number" if s.name == best else pair.describe() if pair else s.reason[:60]
+        kl = f"{s.figures['kl']:.2f}" if "kl" in s.figures else ""
+        row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}")
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for sentence in finding(result):
+        console.print(Text(sentence))
+    for warning in result.warnings:
+        console.print(Text(f"warning: {warning}"), style="dim")

@@ -1,0 +1,39 @@
+"""The outcome of a comparison in words: the finding and `results.md`."""
+
+from __future__ import annotations
+
+from prefopt.compare.spec import Comparison, Method
+from prefopt.report.compare_text import finding, markdown
+from tests.compare.outcomes import outcome, runs
+
+
+def test_the_finding_names_who_is_better_and_who_cannot_be_told() -> None:
+    found = outcome(runs("base", -0.5), runs("sft", 0.0), runs("good", 1.0), runs("as_good", 1.0), runs("poor", 0.4))
+    best, other = (s.name for s in found.competitors[:2])
+    assert {best, other} == {"good", "as_good"}
+    said = " ".join(finding(found))
+    assert said.startswith(f"{best} has the best true reward; it is better than poor, and cannot be told from {other}.")
+    assert "All are better than SFT on the chosen side." in said
+    assert "All are better than the model before training." in said
+    assert found.warnings == []
+
+
+def test_sft_alone_is_a_finding() -> None:
+    comparison = Comparison(methods=(Method(name="sft", loss="sft"),))
+    alone = outcome(runs("base", 0.0), runs("sft", 1.0), comparison=comparison)
+    assert finding(alone) == ["SFT is the only method.", "It is better than the model before training."]
+    failed = outcome(runs("base", 0.0), runs("sft", 1.0), runs("a", 1.0, status="diverged"))
+    assert finding(failed)[0].startswith("No method but SFT could be measured")
+    assert finding(outcome(runs("base", 0.0), runs("sft", 1.0, status="failed")))[0].startswith("No method could be")
+
+
+def test_tasks_are_listed_with_their_change() -> None:
+    rows = [runs("base", 0.0), runs("sft", 0.0), runs("a", 1.0)]
+    for one, value in zip(rows, (0.25, 0.5, 0.125), strict=True):
+        for final in one.finals:
+            final.figures["task/arc/acc"] = value
+    said = markdown(outcome(*rows))
+    assert "| tasks (change against base) | arc/acc |" in said
+    assert "| a | 0.125 (-0.125) |" in said
+    assert "| base | 0.250 |" in said
+    assert "arc" not in markdown(outcome(runs("base", 0.0), runs("sft", 0.0), runs("a", 1.0)))
