@@ -16,7 +16,8 @@ PAGES = [
     *(ROOT / "examples").rglob("*.md"),
 ]
 DOTTED = re.compile(r"(?<![\w./-])((?:prefopt|tests)(?:\.\w+)+)")
-FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./-]*\w)(?![*{])")
+FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./<>*{}-]*[\w>*}])")
+TEST = re.compile(r"(?:`|(tests/[\w/]+\.py)::)(test_\w+)(…?)`")
 OWN_URL = re.compile(r"github\.com/prefopt/prefopt/(?:blob|tree)/main/([\w./-]+)")
 
 
@@ -40,15 +41,25 @@ def resolves(name: str) -> bool:
 
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_names_exists(page: Path) -> None:
-    text = page.read_text()
+    text = page.read_text().replace("myloss", "dpo")  # an example's name
     names = {name for name in DOTTED.findall(text) if not name.endswith((".py", ".md"))}
     assert sorted(name for name in names if not resolves(name)) == []
     files = {*FILE.findall(text), *OWN_URL.findall(text)}
-    assert sorted(file for file in files if not (ROOT / file).exists()) == []
+    exact = [file for file in files if not set("<*{") & set(file)]
+    assert sorted(file for file in exact if not (ROOT / file).exists()) == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    """`test_name`, or the beginning of a name and `…`; in the file before `::`, if one is given."""
+    everything = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for file, name, cut in TEST.findall(page.read_text().replace("myloss", "dpo")):  # an example's name
+        source = (ROOT / file).read_text() if file else everything
+        assert f"def {name}" + ("" if cut else "(") in source, f"{page.name} names {name}"
 
 
 def test_nobody_is_told_to_install_another_package() -> None:
     """`prefopt` on PyPI is somebody else's; this project's distribution is `prefopt-zoo`."""
-    pattern = r"pip install [^`\n]*\bprefopt(\[|[\"'` ,;)]|$)"
+    pattern = r"pip install [^`#\n]*\bprefopt(\[|[\"'` ,;)]|$)"
     found = subprocess.run(["git", "grep", "-nIP", pattern], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.stdout == ""
