@@ -1,1 +1,1 @@
-"""Reports: self-contained HTML pages, readable offline, on a phone, on paper, and without telling colours apart."""
+"""Pages, tables and cards: self-contained HTML, readable offline, on a phone, on paper, and without colour."""

@@ -1,7 +1,7 @@
-"""Where the figures of a healthy run lie: one table, each band with its reason and source.
+"""Lists the bands in which the figures of a healthy run lie, each with its reason and source.
 
-A band is judged on held-out records. It warns, it does not prove: a run inside every band can still be useless for your
-task, and one outside can be what you want. The first band of a figure that fits the method is used.
+Bands apply to held-out records. They warn and prove nothing: a run inside every band can be useless for your task, and
+one outside can be what you want. For each figure the first band that applies to the method is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INF = math.inf
 
 
 class State(Enum):
-    """What a figure says; the value is its mark, which does not need colour."""
+    """The state of a figure; the value is a mark that works without colour."""
 
     GOOD = "✓"
     LOOK = "!"
@@ -31,14 +31,14 @@ class Band:
 
     Attributes:
         figure: its key among the figures of a run.
-        title: what a person calls it.
-        unit: "%" (the figure is a share), "points" (a difference of shares), "nats", "nats a token", "x" (a ratio), "".
-        healthy: within is fine.
+        title: its name on the page.
+        unit: "%" (a share), "points" (a difference of shares), "nats", "nats per token", "x" (a ratio) or "".
+        healthy: inside is fine.
         bearable: outside is trouble; between the two is worth a look.
-        low, high: what it means to lie below or above, and what to do.
+        low, high: what a figure below or above means, and what to do.
         why: the reason for the limits.
-        source: where it comes from.
-        applies: to which methods.
+        source: the source of the reason.
+        applies: whether it applies to a method.
     """
 
     figure: str
@@ -53,14 +53,14 @@ class Band:
     applies: Callable[[Traits], bool] = lambda method: True
 
     def state(self, figure: Estimate) -> State:
-        """Outside is outside by more than two standard errors: noise is no reason to warn."""
+        """Return the state of a figure; outside a limit means outside by more than two standard errors."""
         slack = 2 * figure.se if math.isfinite(figure.se) else 0.0
         if not self.bearable[0] - slack <= figure.value <= self.bearable[1] + slack:
             return State.BAD
         return State.GOOD if self.healthy[0] - slack <= figure.value <= self.healthy[1] + slack else State.LOOK
 
-    def says(self, figure: Estimate) -> str:
-        """What to think of a figure outside the healthy band; empty inside."""
+    def advice(self, figure: Estimate) -> str:
+        """Return what a figure outside the healthy band means, and what to do; empty inside."""
         if self.state(figure) is State.GOOD:
             return ""
         return self.low if figure.value < self.healthy[0] else self.high
@@ -73,33 +73,33 @@ def _pairs(method: Traits) -> bool:
 BANDS = (
     Band(
         figure="grew", title="Pairs whose margin grew", unit="%", healthy=(0.55, 0.95), bearable=(0.5, 1.0),
-        low="The model did not learn a preference that carries over to new pairs: more data, more steps, or a higher "
-            "learning rate.",
-        high="Hardly any pair is left that did not move: look for a giveaway in the data, such as length or a fixed "
+        low="The model did not learn a preference that generalises to new pairs: use more data, more steps, or a "
+            "higher learning rate.",
+        high="The margin grew on nearly every pair: look for a giveaway in the data, such as length or a fixed "
              "opening, with `prefopt data check`.",
-        why="Half is chance. Trained labellers agree with each other on 73 % of pairs, so nearly all of them is more "
-            "than honest labels can teach.",
+        why="Half is chance. Trained labellers agree with each other on 73 % of pairs, so honest labels cannot teach "
+            "nearly all of them.",
         source="https://arxiv.org/abs/2203.02155", applies=_pairs,
     ),
     Band(
         figure="margin", title="Reward margin", unit="", healthy=(0.0, 5.0), bearable=(-INF, 10.0),
         low="The rejected answers earn more than the chosen ones.",
-        high="Most pairs are far past the point where they teach anything: fewer steps, or a lower learning rate.",
-        why="In a logistic loss a pair with margin m still pulls with weight σ(−m): 50 % at 0, 0.7 % at 5, 0.005 % at "
-            "10.",
+        high="Most pairs no longer teach anything: use fewer steps, or a lower learning rate.",
+        why="In a logistic loss the gradient of a pair with margin m has the weight σ(−m): 50 % at 0, 0.7 % at 5, "
+            "0.005 % at 10.",
         source="https://arxiv.org/abs/2305.18290", applies=_pairs,
     ),
     Band(
         figure="kl", title="Distance to the base model (KL)", unit="nats", healthy=(0.05, 10.0), bearable=(0.0, 40.0),
-        low="The model writes what the base model writes: more steps, or a higher learning rate.",
-        high="The model has gone far from the base model and may have lost abilities: read the texts below; a larger "
+        low="The model writes what the base model writes: use more steps, or a higher learning rate.",
+        high="The model has moved far from the base model and may have lost abilities: read the texts below; a larger "
              "beta, a lower learning rate or fewer steps keep it closer.",
-        why="Drawing 1,000 texts and keeping the best costs at most log 1000 − 0.999 = 5.9 nats, so a run that needs "
-            "many times that pays for something other than preference. True quality falls at large distances.",
+        why="Drawing 1,000 texts and keeping the best costs at most log 1000 − 0.999 = 5.9 nats, so a run with many "
+            "times that moves for other reasons than preference. True quality falls at a large KL.",
         source="https://arxiv.org/abs/2210.10760", applies=_pairs,
     ),
     Band(
-        figure="chosen", title="Change of the chosen answers' log-prob", unit="nats a token",
+        figure="chosen", title="Change of the chosen answers' log-prob", unit="nats per token",
         healthy=(0.0, INF), bearable=(-0.02, INF),
         low="This method has a term that should raise the chosen answers, and they fell: lower the learning rate, or "
             "give that term more weight.",
@@ -107,34 +107,34 @@ BANDS = (
         source="https://arxiv.org/abs/2403.07691", applies=lambda m: bool(m.chosen_rises),
     ),
     Band(
-        figure="chosen", title="Change of the chosen answers' log-prob", unit="nats a token",
+        figure="chosen", title="Change of the chosen answers' log-prob", unit="nats per token",
         healthy=(-0.1, INF), bearable=(-0.5, INF),
-        low="Even the preferred answers became less likely: probability went to texts in neither side. A term on the "
-            "chosen side (loss=rpo_sft, dpop, cpo), a larger beta or fewer steps hold them up.",
-        why="Contrastive losses only ask for a gap and often lower both sides. At −0.5 nats a token each token of a "
-            "preferred answer is 0.6 times as likely as before.",
+        low="Even the chosen answers became less likely: probability moved to texts on neither side. A term on the "
+            "chosen side (loss=rpo_sft, dpop, cpo), a larger beta or fewer steps prevent that.",
+        why="Contrastive losses only widen the gap and often lower both sides. At −0.5 nats per token each token of a "
+            "chosen answer is 0.6 times as likely as before.",
         source="https://arxiv.org/abs/2410.08847",
     ),
     Band(
         figure="length", title="Length of what it writes", unit="x", healthy=(0.75, 1.33), bearable=(0.5, 2.0),
-        low="Answers became much shorter than the base model's: look whether they still say enough.",
-        high="Answers became much longer than the base model's, which preference tuning does without being asked: "
-             "compare lengths in the data card; a length-normalised method (loss=simpo, ipo, r_dpo) resists.",
-        why="Tuning on preferences lengthens answers even where length was not what people preferred.",
+        low="Answers became much shorter than the base model's: check whether they still say enough.",
+        high="Answers became much longer than the base model's, a common side effect of preference tuning: compare "
+             "the lengths in the data card; length-normalised methods (loss=simpo, ipo, r_dpo) resist it.",
+        why="Preference tuning lengthens answers even where people did not prefer length.",
         source="https://arxiv.org/abs/2403.19159",
     ),
     Band(
         figure="ties", title="Pairs with equal rewards", unit="%", healthy=(0.0, 0.01), bearable=(0.0, 0.1),
-        high="Equal rewards are rounding, clipping or equal texts: look at trainer.bf16, model.dtype and the data.",
+        high="Equal rewards come from rounding, clipping or equal texts: check trainer.bf16, model.dtype and the data.",
         why="Two different texts have different log-probs; a tie to the last bit has a technical cause.",
         source="https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html", applies=_pairs,
     ),
     Band(
-        figure="memorised", title="Accuracy in training less held out", unit="points",
+        figure="memorised", title="Accuracy in training minus held out", unit="points",
         healthy=(-INF, 0.15), bearable=(-INF, 0.3),
-        high="It knows its training pairs much better than new ones: fewer epochs, or more data.",
-        why="In the first epoch every pair is new when it comes; a large gap means memorising, or held-out pairs of "
-            "another kind.",
+        high="It ranks its training pairs much better than new ones: use fewer epochs, or more data.",
+        why="In the first epoch every pair is new when it is trained on; a large gap means memorising, or held-out "
+            "pairs of another kind.",
         source="https://arxiv.org/abs/2203.02155", applies=_pairs,
     ),
 )  # fmt: skip
@@ -152,7 +152,7 @@ def _margin_with_target(target: float) -> Band:
 
 
 def bands_of(method: Traits) -> dict[str, Band]:
-    """The band of each figure for a method, in the table's order."""
+    """Return the band of each figure for a method, in the order of the table."""
     found: dict[str, Band] = {}
     for band in BANDS:
         if band.applies(method):

@@ -1,4 +1,4 @@
-"""The catalogue page of losses, from the plugins themselves: `prefopt losses docs` writes it, a test holds it equal."""
+"""Generates the catalogue page of losses and its pictures from the plugins, for `prefopt losses docs`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from prefopt.losses import MENU, load_class
@@ -24,7 +26,7 @@ from prefopt.testing.numbers import build, call
 
 PICTURES = Path("img") / "losses"
 
-# Names that were looked for and left out, with the reason.
+# methods that were considered and left out, with the reason
 LEFT_OUT = {
     "SPIN, XPO, SPO, step-DPO": "they need samples of the policy's own, which is a way of making data, not a loss",
     "DRO-V": "it needs a value network beside the policy",
@@ -65,7 +67,7 @@ _CHECKED = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a plugin's docstring says, in parts."""
+    """The parts of a plugin's docstring."""
 
     summary: str
     formula: str
@@ -75,7 +77,7 @@ class Card:
 
 
 def write(folder: Path) -> Iterator[Path]:
-    """Write `losses.md` and its pictures into `folder`; gives the paths as they are written."""
+    """Write `losses.md` and its pictures into `folder`; yield each path as it is written."""
     pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     for name in MENU:
@@ -90,7 +92,7 @@ def write(folder: Path) -> Iterator[Path]:
 
 
 def page() -> str:
-    """The catalogue as Markdown."""
+    """Return the catalogue as Markdown."""
     parts = [_INTRODUCTION, _overview()]
     parts += [_section(name) for name in MENU]
     parts += [_compatibility(), _left_out()]
@@ -98,10 +100,10 @@ def page() -> str:
 
 
 def card(cls: type[Any]) -> Card:
-    """A plugin's docstring in its parts.
+    """Split a plugin's docstring into its parts.
 
     Raises:
-        ValueError: a docstring without them.
+        ValueError: a part is missing.
     """
     text = inspect.cleandoc(cls.__doc__ or "")
     match = _PARTS.fullmatch(text)
@@ -113,7 +115,7 @@ def card(cls: type[Any]) -> Card:
 
 
 def identities_with(name: str) -> list[str]:
-    """What a loss equals at which settings: the claims of every docstring in which its name stands."""
+    """Return what a loss equals at which settings: the claims of all docstrings that name it."""
     claims = (claim for other in MENU for claim in card(load_class(other)).identities)
     return [claim for claim in claims if re.search(rf"\b{name}\b", claim)]
 
@@ -145,10 +147,10 @@ def _overview() -> str:
 
 def _section(name: str) -> str:
     cls = load_class(name)
-    said, declared = card(cls), traits(example(cls))
+    parts, declared = card(cls), traits(example(cls))
     needs = declared.needs
     title = inspect.cleandoc(importlib.import_module(cls.__module__).__doc__ or "").splitlines()[0].rstrip(".")
-    lines = [f"## {name}", "", f"[{title}]({cls.paper}). {said.summary}", "", "```", said.formula, "```", ""]
+    lines = [f"## {name}", "", f"[{title}]({cls.paper}). {parts.summary}", "", "```", parts.formula, "```", ""]
     if picture_range(name) is not None:
         lines += [f"![{name}: value and slope]({(PICTURES / name).as_posix()}.svg)", ""]
     fields = dataclasses.fields(cls)
@@ -160,12 +162,12 @@ def _section(name: str) -> str:
     lines += [f"- Data: {needs.data.value}. Needs: {_needs_text(needs)}. Ranking: {declared.ranking.value}."]
     if declared.audit is not None:
         lines += [f"- Checked against: {_CHECKED[declared.audit]}."]
-    lines += [f"- Value at policy = reference: {said.at_reference}"]
+    lines += [f"- Value at policy = reference: {parts.at_reference}"]
     if claims := identities_with(name):
         lines += ["- Identities:", *(f"  - {claim}" for claim in claims)]
     for check, reason in getattr(cls, "exceptions", {}).items():
         lines += [f"- Does not pass the check `{check}`: {reason}."]
-    return "\n".join([*lines, f"- Differences: {said.differences}", ""])
+    return "\n".join([*lines, f"- Differences: {parts.differences}", ""])
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -176,11 +178,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return f"`{field.default.value if isinstance(field.default, Enum) else field.default}`"
 
 
-# --- the same name elsewhere
-
-
 def presets() -> dict[str, tuple[str, str, str]]:
-    """Each preset of `conf/experiment/compat`: what it reproduces, in what it differs, and what it sets."""
+    """Return each preset of `conf/experiment/compat`: what it reproduces, how that differs, and what it sets."""
     found = {}
     for path in sorted(Path(str(files("prefopt.conf") / "experiment" / "compat")).glob("*.yaml"), key=lambda p: p.name):
         lines = path.read_text().splitlines()
@@ -211,11 +210,8 @@ def _left_out() -> str:
     return "\n".join(rows) + "\n"
 
 
-# --- pictures
-
-
 def picture_range(name: str) -> float | None:
-    """How far a picture of this loss goes to both sides, in nats of margin; None where a margin says little."""
+    """Return how far the picture of a loss reaches to both sides, in nats of margin; None if it has no picture."""
     loss = example(load_class(name))
     needs = loss.needs
     if needs.data not in (Data.PAIRS, Data.UNPAIRED) or needs.coupled or needs.control_text or needs.tokens:
@@ -227,7 +223,7 @@ def picture_range(name: str) -> float | None:
 
 
 def curve(name: str, desirable: bool = True) -> tuple[list[float], list[float], list[float]]:
-    """Margins, values and slopes of the picture."""
+    """Return the margins, values and slopes of the picture."""
     reach = picture_range(name)
     assert reach is not None
     loss = example(load_class(name))
@@ -261,12 +257,9 @@ def _numbers(needs: Needs, margin: Tensor, desirable: bool) -> dict[str, Tensor]
 
 
 def picture(name: str) -> str | None:
-    """A small SVG of `curve`, the same for the same matplotlib."""
+    """Draw `curve` as a small SVG, reproducible with one version of matplotlib."""
     if picture_range(name) is None:
         return None
-    import matplotlib
-    from matplotlib.figure import Figure
-
     settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 7, "path.simplify_threshold": 1.0}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(2.6, 1.5), layout="constrained")
@@ -276,7 +269,7 @@ def picture(name: str) -> str | None:
             axes.plot(*curve(name, desirable=False)[:2], color="0.6", linewidth=1)
         margin, value, slope = curve(name)
         axes.plot(margin, value, color="black", linewidth=1)
-        scale = max(map(abs, value)) / (max(map(abs, slope)) or 1.0)  # on its own scale: its shape is what counts
+        scale = max(map(abs, value)) / (max(map(abs, slope)) or 1.0)  # drawn on its own scale: only its shape matters
         axes.plot(margin, [scale * s for s in slope], color="tab:blue", linewidth=0.8, linestyle="--")
         axes.axvline(0, color="0.8", linewidth=0.5)
         axes.axhline(0, color="0.8", linewidth=0.5)

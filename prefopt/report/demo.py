@@ -1,4 +1,4 @@
-"""The page of `prefopt demo`: the methods side by side in the review world."""
+"""Writes the page of `prefopt demo`: the methods side by side in the review world."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "S
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One look during training: true reward of samples; of held-out pairs, accuracy by log-ratio to the reference and
-    mean log-ratio of each side in nats."""
+    """One evaluation during training: the true reward of samples; on held-out pairs, the accuracy by log-ratio to the
+    reference and the mean log-ratio of each side in nats."""
 
     step: int
     true_reward: float
@@ -39,7 +39,7 @@ class DemoRow:
 
     name: str
     evaluation: Evaluation
-    seconds: float  # of training
+    seconds: float  # training time
     setting: str = ""
     paper: str = ""
     curve: Sequence[CurvePoint] = ()
@@ -51,13 +51,13 @@ class DemoRow:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is the model that changes are measured from."""
+        """Whether changes are measured from this model."""
         return self.name == SFT
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoFacts:
-    """What the page says about the run."""
+    """What the page states about the demo."""
 
     world: ReviewWorld
     seed: int
@@ -65,7 +65,7 @@ class DemoFacts:
     batch: int
     parameters: int
     samples_per_prompt: int
-    look_prompts: int  # of each look during training
+    look_prompts: int  # prompts of each evaluation during training
     heldout: int
     ceiling: float  # share of held-out labels that the exact reward agrees with
     best_of_n: Sequence[tuple[int, float, Estimate]]
@@ -75,7 +75,7 @@ class DemoFacts:
 
 
 def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
-    """The method with the highest true reward, and those within two standard errors of it, prompt by prompt."""
+    """Return the method with the highest true reward, and those within two standard errors of it, prompt by prompt."""
     methods = [row for row in rows if row.is_method]
     best = max(methods, key=lambda row: row.evaluation.true_reward.value)
     tied = []
@@ -87,7 +87,7 @@ def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
 
 
 def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     methods = [row for row in rows if row.is_method]
     look = styles([row.name for row in methods]) | {SFT: REFERENCE_STYLE}
     best, tied = standing(rows)
@@ -140,7 +140,7 @@ def _finding(rows: Sequence[DemoRow], best: str, tied: Sequence[str]) -> str:
         near = "No other method stayed closer to SFT"
     else:
         near = f"{frugal.name} stayed closest to SFT, at {number(frugal.evaluation.kl.value)} nats"
-    return f"{who}: {rise}, at a distance of {number(top.kl.value)} nats. {near}."
+    return f"{who}: {rise}, at a KL of {number(top.kl.value)} nats. {near}."
 
 
 def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts) -> Markup:
@@ -154,7 +154,7 @@ def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts)
     reached = [(n, kl, e.value) for n, kl, e in facts.best_of_n if kl <= 1.15 * furthest]
     yardstick = Curve(f"best of n (n = {reached[-1][0]})", [kl for _, kl, _ in reached], [r for _, _, r in reached])
     summary = "Reward against KL: " + "; ".join(f"{p.label} KL {p.x:.2f} reward {p.y:.2f}" for p in points)
-    axes = Axes(x="KL to the reference (nats a text)", y="true reward")
+    axes = Axes(x="KL to the reference (nats per text)", y="true reward")
     return scatter(points, look, axes, yardstick=yardstick, summary=summary)
 
 
@@ -224,7 +224,7 @@ def _texts(rows: Sequence[DemoRow]) -> list[_Text]:
 
 
 def _example(rows: Sequence[DemoRow]) -> Sample:
-    """A well-formed text of the SFT model, its reward worked out in the page."""
+    """Return a well-formed text of the SFT model; the page works out its reward."""
     sft = next(row for row in rows if row.name == SFT).evaluation.samples
     world = ReviewWorld()
     return next((s for s in sft if world.valid([f"{s.prompt} {s.completion}"])[0]), sft[0])

@@ -1,4 +1,4 @@
-"""The page of one run, made from the files in its folder alone, so that it can be made again at any time."""
+"""Writes the page of one run from the files in its folder alone, so that it can be made again at any time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from prefopt.runs.read import RunFolder
 
 PAGE = "report.html"
 TEXTS_SHOWN, REJECTIONS_SHOWN = 8, 12
-POINTS = 60  # of a curve: more are averaged in groups, so that a long run stays readable
+POINTS = 60  # of a curve; more are averaged in groups, so that a long run stays readable
 WORDS = {State.GOOD: "healthy", State.LOOK: "look", State.BAD: "trouble"}
 _CURVE = Style("#0072B2", "o")
 
-# names in metrics.jsonl (of which the first that is there is drawn), the chart's title and its axis
+# for each line the names in metrics.jsonl of which the first present is drawn; the title; the unit
 CHARTS: tuple[tuple[tuple[tuple[str, ...], ...], str, str], ...] = (
     ((("loss",),), "Loss", ""),
     ((("rewards/accuracies", "accuracies/logps"),), "Accuracy", "share of pairs"),
     ((("rewards/margins", "margins/logps"),), "Margin", "reward"),
     ((("ratios/chosen", "logps/chosen"), ("ratios/rejected", "logps/rejected")), "Log-prob", "nats"),
-    ((("eval_kl",),), "KL to the base model", "nats a text"),
+    ((("eval_kl",),), "KL to the base model", "nats per text"),
     ((("grad_norm",),), "Gradient norm", ""),
     ((("learning_rate",),), "Learning rate", ""),
     ((("tokens_per_second",),), "Speed", "tokens a second"),
@@ -44,7 +44,7 @@ def write_run_page(folder: Any) -> str:
     """Write `report.html` into a run's folder and return its path.
 
     Raises:
-        UserError: no run's folder, or files in it that are not what a run writes.
+        UserError: not the folder of a run, or its files are not what a run writes.
     """
     run = RunFolder.open(folder)
     path = run.path / PAGE
@@ -54,14 +54,14 @@ def write_run_page(folder: Any) -> str:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
-            f"the files of {run.path} are not what a run writes ({type(error).__name__}: {error})"
+            f"the files in {run.path} are not what a run writes ({type(error).__name__}: {error})"
         ) from error
     write_page(path, page)
     return str(path)
 
 
 def run_page(run: RunFolder) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     facts, verdict = RunFacts(run), judge(run)
     model, data = run.config.get("model", {}), run.config.get("data", {})
     return render(
@@ -92,7 +92,7 @@ def run_page(run: RunFolder) -> str:
 
 
 def command(run: RunFolder) -> str:
-    """What to type to run the same again, in a folder of its own."""
+    """Return the command that repeats the run in a folder of its own."""
     return shlex.join(["prefopt", "train", *run.overrides()])
 
 
@@ -128,7 +128,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _marked(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A text before and after, with the words that only one of them has marked."""
+    """Return a text before and after, with the words that only one of them has marked."""
     before, after = str(sample.get("before", "")), str(sample.get("after", ""))
     left, right = marked(before, after)
     return {"prompt": str(sample.get("prompt", "")), "before": left, "after": right, "same": before == after}
@@ -142,7 +142,7 @@ def _card(run: RunFolder) -> list[tuple[str, str]]:
     if data.get("schema"):
         card.append(("Recognised as", str(data["schema"])))
     for key, words in (("rows", "Rows read"), ("train", "Records to train on"), ("eval", "Records held out"),
-                       ("truncated_prompts", "Prompts cut to fit")):  # fmt: skip
+                       ("truncated_prompts", "Prompts truncated")):  # fmt: skip
         if key in counts:
             card.append((words, f"{counts[key]:,}"))
     last: Mapping[str, Any] = next((m for m in reversed(run.metrics) if "lengths/chosen" in m), {})
@@ -155,7 +155,7 @@ def _card(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def _rejections(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Reasons with their counts and one example each, the most frequent first."""
+    """Return the reasons with their counts and an example each, the most frequent first."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         reason = str(row.get("reason", "?"))
@@ -176,10 +176,10 @@ def _cost(run: RunFolder) -> list[tuple[str, str]]:
     if speeds:
         cost.append(("Speed", f"{_mean(speeds):,.0f} tokens a second"))
     if _number(summary.get("memory_gib")):
-        cost.append(("Memory at its peak", f"{summary['memory_gib']:.2f} GiB"))
+        cost.append(("Peak memory", f"{summary['memory_gib']:.2f} GiB"))
     if reference := summary.get("reference"):
         cost.append(("Reference log-probs", f"{reference.get('computed', 0):,} computed, "
-                                            f"{reference.get('found', 0):,} found from earlier runs"))  # fmt: skip
+                                            f"{reference.get('found', 0):,} reused from earlier runs"))  # fmt: skip
     if layout := summary.get("layout"):
         cost.append(("Token layout", str(layout.get("layout", "")) if isinstance(layout, dict) else str(layout)))
     cost.append(("Machine", str(run.manifest.get("platform", "unknown"))))
@@ -187,7 +187,7 @@ def _cost(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 05 min."""
+    """Format a duration: 42 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -1,15 +1,15 @@
-"""Which words of two texts differ."""
+"""Marks the words in which two texts differ."""
 
 from __future__ import annotations
 
 import difflib
 import re
 
-Pieces = list[tuple[str, bool]]  # text, and whether only this side has it
+Pieces = list[tuple[str, bool]]  # a text, and whether only this side has it
 
 
 def marked(before: str, after: str) -> tuple[Pieces, Pieces]:
-    """Both texts in pieces, each marked where the other one differs; words are compared, and what is between them."""
+    """Split both texts into pieces, marked where the other text differs; compares words and what is between them."""
     a, b = _words(before), _words(after)
     left: Pieces = []
     right: Pieces = []

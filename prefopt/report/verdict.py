@@ -27,9 +27,9 @@ class BandCheck:
         return self.band.state(self.figure)
 
     @property
-    def says(self) -> str:
+    def advice(self) -> str:
         """What it means and what to do; empty if healthy."""
-        return self.band.says(self.figure)
+        return self.band.advice(self.figure)
 
     @property
     def value(self) -> str:
@@ -88,7 +88,7 @@ def judge(run: RunFolder) -> RunVerdict:
     missing = [band.title for key, band in bands.items() if key not in judged]
     worst = [f for f in findings if f.state is State.BAD] + [f for f in findings if f.state is State.LOOK]
     state, headline = _headline(facts, findings)
-    details = [f"{f.band.title}: {f.value}. {f.says}" for f in worst]
+    details = [f"{f.band.title}: {f.value}. {f.advice}" for f in worst]
     if sentinels := sentinel_warnings(run):
         count = len(sentinels)
         details.append(f"{count} warning{'s were' if count > 1 else ' was'} raised during training; see below.")

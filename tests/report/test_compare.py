@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from prefopt.compare.jobs import JobResult
 from prefopt.compare.rounds import MethodRuns
@@ -53,66 +54,68 @@ def words(html: str, heading: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", part).split())
 
 
-def test_tasks_stand_on_the_page_with_their_change() -> None:
-    evil = "task/<b>odd</b>/acc"
+TASK, EVIL_TASK = "task/arc/acc", "task/<b>odd</b>/acc"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """A comparison without tasks, by runs that did not measure all costs."""
+    return compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST | TIMED), row("dpo", 1.0, COST)))
+
+
+@pytest.fixture(scope="module")
+def full_page() -> str:
+    """A comparison with tasks and all costs; SFT reads no reference."""
+    without_reference = COST | TIMED | {"reference_seconds": 0.0, "reference_texts": 0.0}
     rows = (
-        row("base", 0.0, COST, **{"task/arc/acc": 0.5, evil: 0.25}),
-        row("sft", 0.1, COST, **{"task/arc/acc": 0.5, evil: 0.25}),
-        row("dpo", 1.0, COST, **{"task/arc/acc": 0.375, evil: 0.5}),
+        row("base", 0.0, COST | {"job_seconds": 3.0}, **{TASK: 0.5, EVIL_TASK: 0.25}),
+        row("sft", 0.1, without_reference, **{TASK: 0.5, EVIL_TASK: 0.25}),
+        row("dpo", 1.0, COST | TIMED, **{TASK: 0.375, EVIL_TASK: 0.5}),
     )
-    page = compare_page(outcome(*rows))
-    said = words(page, "Tasks")
+    return compare_page(outcome(*rows))
+
+
+def test_tasks_stand_on_the_page_with_their_change(full_page: str) -> None:
+    said = words(full_page, "Tasks")
     assert "dpo 0.500 +0.250 0.375 −0.125" in said
     assert "base 0.250 0.500" in said  # no change against itself
     assert "arc/acc" in said
-    assert "<b>odd" not in page
-    assert "&lt;b&gt;odd" in page
+    assert "<b>odd" not in full_page
+    assert "&lt;b&gt;odd" in full_page
 
 
-def test_without_tasks_there_is_no_such_table() -> None:
-    assert "<h2>Tasks</h2>" not in compare_page(
-        outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
-    )
+def test_without_tasks_there_is_no_such_table(page: str) -> None:
+    assert "<h2>Tasks</h2>" not in page
 
 
-def test_the_cost_counts_the_reference_and_the_whole_run() -> None:
-    """Four trials and three final runs each; SFT reads no reference."""
-    whole = outcome(
-        row("base", 0.0, COST | {"job_seconds": 3.0}), row("sft", 0.1, COST | TIMED | {"reference_seconds": 0.0,
-        "reference_texts": 0.0}), row("dpo", 1.0, COST | TIMED),
-    )  # fmt: skip
-    said = words(compare_page(whole), "Cost")
+def test_the_cost_counts_the_reference_and_the_whole_run(full_page: str) -> None:
+    """Four trials and three final runs each."""
+    said = words(full_page, "Cost")
     assert "dpo 4 7 2.0 21 3.5 49 700 50" in said
     assert "sft 4 7 2.0 21 0.0 49 700 50" in said
     assert "base 0 2 2.0 6 – 6 200 50" in said
     assert "Here 210 texts were scored, in 3.5 s of reference passes." in said
 
 
-def test_what_older_runs_did_not_measure_is_a_dash() -> None:
-    said = words(
-        compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST | TIMED), row("dpo", 1.0, COST))), "Cost"
-    )
+def test_what_older_runs_did_not_measure_is_a_dash(page: str) -> None:
+    said = words(page, "Cost")
     assert "dpo 4 7 2.0 21 – – 700 50" in said
     assert "sft 4 7 2.0 21 3.5 49 700 50" in said
     assert "texts were scored" not in said
 
 
-def test_flags_of_the_search_stand_in_their_rows() -> None:
+def test_flags_of_the_search_stand_in_their_rows(page: str) -> None:
     """One of two strengths tried, and a rate between two others: a line below the setting, no sentence over all."""
-    found = outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST))
-    page = compare_page(found)
     assert page.count("beta=0.3 was not tried beyond: a higher one is declared") == 2  # sft's and dpo's row
     assert "is the highest" not in page
     assert "A line below a setting marks where its search ended" in words(page, "Verdicts")
     assert not any(word in page for word in ("nan", "NaN", "<script"))
 
 
-def test_the_page_says_that_joined_settings_were_picked_on_what_they_show() -> None:
-    page = compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
+def test_the_page_says_that_joined_settings_were_picked_on_what_they_show(page: str) -> None:
     assert "picked as unbeaten on the very prompts that they are shown on" in " ".join(page.split())
 
 
-def test_learning_is_drawn_for_every_seed() -> None:
+def test_learning_is_drawn_for_every_seed(page: str) -> None:
     """Of the chosen side, which the seeds move by 2, 4 and 6 nats, the summary gives the mean."""
-    page = compare_page(outcome(row("base", 0.0, COST), row("sft", 0.1, COST), row("dpo", 1.0, COST)))
     assert "dpo: by step 3, chosen −4.00 nats, rejected 0.00 nats" in page

@@ -6,7 +6,19 @@ import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
 
-from prefopt.report.figures import Axes, Curve, Dots, dot_chart, line_chart, styles, svg_file
+from prefopt.report.figures import (
+    Axes,
+    Curve,
+    Dots,
+    Point,
+    Style,
+    dot_chart,
+    line_chart,
+    scatter,
+    small_chart,
+    styles,
+    svg_file,
+)
 
 AXES = Axes(x="KL", y="reward")
 
@@ -44,3 +56,22 @@ def test_dots_leave_out_what_is_not_there() -> None:
     series = [Dots(label="x", values={"A": (1.0, 0.1), "B": (2.0, 0.2)}), Dots(label="y", values={"A": (0.5, 0.1)})]
     drawn = dot_chart(["A", "B"], series, styles(["x", "y"]), AXES, summary="two worlds")
     assert ET.fromstring(str(drawn).replace("xlink:href", "href")).attrib["aria-label"] == "two worlds"
+
+
+def test_scatter_keeps_names_apart() -> None:
+    points = [Point(f"method {i}", 1.0 + 0.02 * i, 1.0 + 0.01 * i, 0.1, 0.1) for i in range(4)]
+    svg = scatter(points, styles([p.label for p in points]), Axes(x="x", y="y"), summary='four "points" & bars')
+    assert svg.startswith("<svg")
+    assert 'aria-label="four &#34;points&#34; &amp; bars"' in svg
+
+
+def test_curves_draw_every_line() -> None:
+    lines = [Curve("one", [0, 1], [0, 1]), Curve("two", [0, 1], [1, 0], dashed=True)]
+    svg = small_chart(lines, Style("#123456", "o"), Axes(x="step", y="", title="T"), summary="two lines")
+    assert svg.count("#123456") >= 2
+    assert "stroke-dasharray" in svg
+
+
+def test_styles_differ() -> None:
+    made = styles([str(i) for i in range(14)])
+    assert len(set(made.values())) == 14

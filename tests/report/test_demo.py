@@ -1,10 +1,8 @@
-"""Pages: self-contained, escaped, with figures that a screen reader can name."""
+"""The page of the demo: self-contained, escaped, with figures that a screen reader can name."""
 
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +10,8 @@ import pytest
 from prefopt.common.estimate import Estimate
 from prefopt.evaluate.world import Evaluation, Sample
 from prefopt.report.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow, demo_page, standing
-from prefopt.report.figures import Axes, Curve, Point, Style, scatter, small_chart, styles
-from prefopt.report.formatting import number, signed
-from prefopt.report.page import write_page
 from prefopt.worlds.review import ReviewWorld
-
-EVIL = "<script>alert('&')</script>"
+from tests.report.html import EVIL, Page
 
 
 def row(name: str, rewards: list[float], *, completion: str = "the staff was kind .", kl: float = 1.0) -> DemoRow:
@@ -50,37 +44,6 @@ FACTS = DemoFacts(
     ceiling=0.85, best_of_n=[(1, 0.0, Estimate(0.0, 0.1, 4)), (2, 0.19, Estimate(0.4, 0.1, 4))], total_seconds=100.0,
     machine="2 cores", versions="prefopt",
 )  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Collects what a browser would fetch, and checks that elements close in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.resources: list[str] = []
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append(tag)
-        for name in ("src", "srcset", "data", "poster"):
-            self.resources += [str(given[name])] if name in given else []
-        if tag in ("link", "use", "image"):
-            self.resources += [str(given[name]) for name in ("href", "xlink:href") if name in given]
-        if tag not in ("meta", "br", "link", "img", "hr"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
@@ -121,37 +84,3 @@ def test_ties_are_told_by_paired_differences() -> None:
 
 def test_same_rows_same_page(html: str) -> None:
     assert demo_page(ROWS, FACTS) == html
-
-
-def test_scatter_keeps_names_apart() -> None:
-    points = [Point(f"method {i}", 1.0 + 0.02 * i, 1.0 + 0.01 * i, 0.1, 0.1) for i in range(4)]
-    svg = scatter(points, styles([p.label for p in points]), Axes(x="x", y="y"), summary='four "points" & bars')
-    assert svg.startswith("<svg")
-    assert 'aria-label="four &#34;points&#34; &amp; bars"' in svg
-
-
-def test_curves_draw_every_line() -> None:
-    lines = [Curve("one", [0, 1], [0, 1]), Curve("two", [0, 1], [1, 0], dashed=True)]
-    svg = small_chart(lines, Style("#123456", "o"), Axes(x="step", y="", title="T"), summary="two lines")
-    assert svg.count("#123456") >= 2
-    assert "stroke-dasharray" in svg
-
-
-def test_styles_differ() -> None:
-    made = styles([str(i) for i in range(14)])
-    assert len(set(made.values())) == 14
-
-
-@pytest.mark.parametrize(
-    ("value", "plain", "with_sign"),
-    [(1.234, "1.23", "+1.23"), (-1.234, "−1.23", "−1.23"), (-0.001, "0.00", "0.00"), (float("nan"), "–", "–")],
-)
-def test_numbers(value: float, plain: str, with_sign: str) -> None:
-    assert (number(value), signed(value)) == (plain, with_sign)
-
-
-def test_write_page_leaves_one_file(tmp_path: Path) -> None:
-    for text in ("one", "two"):
-        write_page(tmp_path / "folder" / "page.html", text)
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["page.html"]
-    assert (tmp_path / "folder" / "page.html").read_text() == "two"

@@ -1,0 +1,64 @@
+"""The verdict on a made-up run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.report.bands import State
+from prefopt.report.run import run_page
+from prefopt.report.verdict import judge
+from prefopt.runs.read import RunFolder
+from tests.report.html import EVIL, text
+from tests.report.run_folders import run_folder, write
+
+
+@pytest.mark.parametrize(
+    ("margin", "state", "words"),
+    [(1.0, State.GOOD, "It learnt the preference"), (0.0, State.LOOK, "A tie with the base model"),
+     (-1.0, State.BAD, "It learnt the opposite")],
+)  # fmt: skip
+def test_the_verdict_follows_the_paired_differences(tmp_path: Path, margin: float, state: State, words: str) -> None:
+    verdict = judge(run_folder(tmp_path / "run", margin=margin))
+    assert words in verdict.headline
+    grew = next(f for f in verdict.findings if f.band.figure == "grew").figure
+    assert grew.value == {1.0: 1.0, 0.0: 0.5, -1.0: 0.0}[margin]
+    assert verdict.state in (state, State.LOOK if margin == 1.0 else state)  # all pairs grew: worth a look
+
+
+def test_accuracy_that_did_not_move_beyond_noise_is_a_tie(tmp_path: Path) -> None:
+    """A margin that grows by 0.3 ± 0.4 turns no pair round, since all were 0.5 away."""
+    verdict = judge(run_folder(tmp_path / "run", margin=0.05))
+    assert "tie with the base model" in verdict.headline
+
+
+def test_a_figure_out_of_bounds_turns_a_good_verdict_bad(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    summary = json.loads((run.path / "summary.json").read_text())
+    summary["after"] |= {"kl": 90.0, "kl_sem": 2.0}
+    write(run.path / "summary.json", summary)
+    verdict = judge(RunFolder(run.path))
+    assert verdict.state is State.BAD
+    assert "out of bounds" in verdict.headline
+    assert any("90.00 ± 2.00 nats" in detail and "lower learning rate" in detail for detail in verdict.details)
+
+
+def test_without_held_out_records_nothing_is_claimed(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", after={}, texts={})
+    (run.path / "heldout.jsonl").unlink()
+    verdict = judge(run)
+    assert verdict.state is State.LOOK
+    assert "data.eval_records=100" in verdict.headline
+    assert verdict.findings == []
+    assert "No records were held out" in text(run_page(run))
+
+
+def test_what_the_sentinels_said_is_shown_and_counts(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", sentinels=[{"sentinel": "kl", "step": 40, "value": 9.0, "bound": 3.0,
+                                                       "text": f"loss jumped {EVIL}"}])  # fmt: skip
+    html = run_page(run)
+    assert "Step 40: loss jumped" in html
+    assert EVIL not in html
+    assert judge(run).state is not State.GOOD
