@@ -111,13 +111,13 @@ def engine(
     import torch
 
     from prefopt.engine.cpu.allocator import keep_large_buffers
-    from prefopt.engine.policy import install
+    from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
 
     weights = sum(p.numel() for p in model.parameters())
     before = peak_gib() - 4 * weights / 2**30
     keep_large_buffers()
-    install(model, layout)
+    policy = Policy(model, layout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     records = random_records(shapes, model.config.vocab_size)
     fed = sum(len(r.prompt) + sum(len(c) - 1 for c in r.completions) for r in records)
@@ -127,7 +127,7 @@ def engine(
     for _ in range(steps):
         began = time.process_time()
         for branches in rows:
-            objective = MicroBatch.of(branches, layout).forward(model).sum.mean()
+            objective = MicroBatch.of(branches, layout).forward(policy).sum.mean()
             objective.backward()  # type: ignore[no-untyped-call]
             del objective
         optimizer.step()

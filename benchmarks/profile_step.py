@@ -21,7 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from prefopt.engine.cpu.allocator import keep_large_buffers
-from prefopt.engine.policy import install
+from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import PrefoptError
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
@@ -71,12 +71,12 @@ def main() -> None:
     tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
     batches = list(rows([tokens[i] for i in hh_rlhf.drawn(tokens, MAX_LENGTH)[:PAIRS]]))
     model: Any = load_model(config)
-    install(model, "tree")
+    policy = Policy(model, "tree")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
         for branches in batches:
-            MicroBatch.of(branches, "tree").forward(model).sum.mean().backward()  # type: ignore[no-untyped-call]
+            MicroBatch.of(branches, "tree").forward(policy).sum.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

@@ -53,13 +53,14 @@ def main(argv: list[str]) -> int:
     autocast = _autocast(config.trainer) if config is not None else None
     precision = DTYPES[autocast] if autocast else None
     model = load_as_trained(ModelConfig(path=model_path(where), dtype=dtype)).to(PartialState().device)
+    policy = kept.policy(model)
 
     print(printable(redact(kept.why)))
     title = f"the batch again, under {name}, weights in {dtype}" + (f", computed in {autocast}" if autocast else "")
-    bad, count = _show(title, rows(model, loss, kept, precision))
-    cause = first_not_finite(model, kept.works, precision)
+    bad, count = _show(title, rows(policy, loss, kept, precision))
+    cause = first_not_finite(policy, kept.works, precision)
     if not bad and cause is None:
-        cause = gradient_not_finite(model, loss, kept, precision)
+        cause = gradient_not_finite(policy, loss, kept, precision)
     print(f"{bad} of {count} completions are not finite" + (f"; {cause}" if cause else ""))
     return ThresholdError.exit_code if bad or cause else 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids
-from prefopt.engine.head import Head
+from prefopt.engine.cpu.install import install
+from prefopt.engine.forward import attention_of, check_model, evaluating, score_row, unwrap
+from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Layout, Tree, lay_out
-from prefopt.engine.policy import install, steady_positions, uninstall, unwrap
+from prefopt.engine.limits import steady_positions
 from prefopt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -44,8 +47,12 @@ class Verdict:
     reason: str
 
 
+# What the gates found of a model, by its number of adapters.
+_VERDICTS: weakref.WeakKeyDictionary[Any, dict[int, Verdict]] = weakref.WeakKeyDictionary()
+
+
 def choose_layout(model: Any, wish: str = "auto") -> Verdict:
-    """The layout to use for `model`; found once and remembered on the model.
+    """The layout to use for `model`; judged once for a model.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -56,8 +63,9 @@ def choose_layout(model: Any, wish: str = "auto") -> Verdict:
     """
     if wish not in ("auto", "tree", "padded"):
         raise UserError(f"layout {wish!r} is not one of auto, tree, padded")
+    check_model(model)
     causal = unwrap(model)
-    verdicts: dict[int, Verdict] = vars(causal).setdefault("_prefopt_verdicts", {})
+    verdicts = _VERDICTS.setdefault(causal, {})
     key = sum(hasattr(module, "merged_adapters") for module in causal.modules())  # adapters may have come since
     if key not in verdicts:
         verdicts[key] = _judge(model, causal)
@@ -68,6 +76,11 @@ def choose_layout(model: Any, wish: str = "auto") -> Verdict:
     if wish == "tree" and verdict.layout != "tree":
         raise UserError(f"layout=tree is not safe for {type(causal).__name__}: {verdict.reason}; use layout=auto")
     return verdict
+
+
+def passed_as_trees(causal: Any) -> bool:
+    """Whether the gates have let a model have trees."""
+    return any(verdict.layout == "tree" for verdict in _VERDICTS.get(causal, {}).values())
 
 
 def static_gate(causal: Any) -> str | None:
@@ -85,35 +98,26 @@ def static_gate(causal: Any) -> str | None:
 
 def _judge(model: Any, causal: Any) -> Verdict:
     name = type(causal).__name__
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _full_precision(next(model.parameters()).device.type):
-            install(model, "padded")  # refuses what is no causal language model
-            uninstall(model)
-            probes = _probes(causal.config.get_text_config())
-            _check_logit_transform(model, causal, probes[0])
-            truth = [_plain(model, tree) for tree in probes]
-            dtype = next(model.parameters()).dtype
-            try:
-                error = _error(truth, _laid_out(model, probes, "padded")[0])
-            except (UserError, torch.OutOfMemoryError):
-                raise
-            except Exception as problem:  # whatever a model does with a call it was not written for
-                raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
-            if error > TOLERANCE.get(dtype, 1.0):
-                raise UserError(
-                    f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
-                    f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
-                )
-            allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
-            reason = static_gate(causal) or _tree_fails(model, causal, probes, truth, allowed)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), _full_precision(next(model.parameters()).device.type):
+        probes = _probes(causal.config.get_text_config())
+        _check_logit_transform(model, causal, probes[0])
+        truth = [_plain(model, tree) for tree in probes]
+        dtype = next(model.parameters()).dtype
+        try:
+            error = _error(truth, _laid_out(causal, probes, "padded")[0])
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as problem:  # whatever a model does with a call it was not written for
+            raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
+        if error > TOLERANCE.get(dtype, 1.0):
+            raise UserError(
+                f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
+                f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
+            )
+        allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
+        reason = static_gate(causal) or _tree_fails(causal, probes, truth, allowed)
     if reason is not None:
-        install(model, "padded")
         return Verdict("padded", f"{name}: {reason}")
-    install(model, "tree")
     return Verdict("tree", f"{name}: passed the leak test and the numeric check")
 
 
@@ -172,13 +176,11 @@ def _check_logit_transform(model: Any, causal: Any, tree: Tree) -> None:
                         f"{(logits - expected).abs().max():.2g} off): this architecture is not supported")  # fmt: skip
 
 
-def _tree_fails(
-    model: Any, causal: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float
-) -> str | None:
+def _tree_fails(causal: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float) -> str | None:
     try:
-        found, windows = _laid_out(model, probes, "tree")
+        found, windows = _laid_out(causal, probes, "tree")
         # A leak may go either way along the row: change the last branches, then the first.
-        moved = [_laid_out(model, _changed(probes, which), "tree")[0] for which in (-1, 0)]
+        moved = [_laid_out(causal, _changed(probes, which), "tree")[0] for which in (-1, 0)]
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:
@@ -255,11 +257,17 @@ def _plain(model: Any, tree: Tree) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _laid_out(model: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDArray[np.float64]], set[int | None]]:
+def _laid_out(causal: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDArray[np.float64]], set[int | None]]:
     """Per-token log-probs of each branch, all trees in one row, and the windows that the tree attention was told."""
-    install(model, layout)
-    row = lay_out(trees, layout).to(next(model.parameters()).device)
-    logp = model(prefopt_row=row).logp.double().cpu().numpy()
+    row = lay_out(trees, layout).to(next(causal.parameters()).device)
+    kernels = install(causal)  # as a policy has them
+    try:
+        with attention_of(causal, layout):
+            stats = score_row(causal, row)
+    finally:
+        kernels.remove()
+    assert isinstance(stats, TokenStats)
+    logp = stats.logp.double().cpu().numpy()
     windows = row.tree.windows if row.tree is not None else set()
     return np.split(logp, np.cumsum(row.num_tokens.cpu().numpy())[:-1]), windows
 

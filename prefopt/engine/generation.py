@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from prefopt.engine.gates import PROBED_WINDOW, rounding
-from prefopt.engine.policy import learned_positions, steady_positions, unwrap
+from prefopt.engine.forward import evaluating, unwrap
+from prefopt.engine.gates import PROBED_WINDOW, passed_as_trees, rounding
+from prefopt.engine.limits import learned_positions, steady_positions
 from prefopt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def generate(
     uniforms = np.random.default_rng(seed).random((len(prompts), max_new_tokens)) if temperature > 0 else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     results: list[list[int]] = [[] for _ in prompts]
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         way = _way(model, causal)
         steady = steady_positions(causal.config.get_text_config())
         if steady is not None and len(prompts[order[-1]]) + max_new_tokens > steady:
@@ -249,17 +250,20 @@ def _batches(
             yield group[start : start + batch_size]
 
 
+# How to write with a model, once that has been tried.
+WAYS: weakref.WeakKeyDictionary[Any, type[_Work]] = weakref.WeakKeyDictionary()
+
+
 def _way(model: PreTrainedModel, causal: Any) -> type[_Work]:
-    """How to write with `model`; found once and remembered on the model."""
-    found: type[_Work] | None = vars(causal).get("_prefopt_generation")
-    if found is None:
+    """How to write with `model`; tried once for a model."""
+    if causal not in WAYS:
         ways, proven = _declared(causal)
         found = ways[0] if proven else next((way for way in ways if _reproduces(model, causal, way)), _Recomputed)
         if found is _Recomputed:
             logger.warning("%s: no cache gives the numbers of its plain forward, so every token is computed from the "
                            "whole text: slow", type(causal).__name__)  # fmt: skip
-        vars(causal)["_prefopt_generation"] = found
-    return found
+        WAYS[causal] = found
+    return WAYS[causal]
 
 
 def _declared(causal: Any) -> tuple[list[type[_Work]], bool]:
@@ -276,8 +280,7 @@ def _declared(causal: Any) -> tuple[list[type[_Work]], bool]:
     # cache forget besides; that the attention looks no further is sure where layers say so.
     config = causal.config.get_text_config()
     told = getattr(config, "layer_types", None) or getattr(config, "sliding_window", None) is None
-    trees = any(verdict.layout == "tree" for verdict in vars(causal).get("_prefopt_verdicts", {}).values())
-    return [_KeyValues, _States], bool(told and trees)
+    return [_KeyValues, _States], bool(told and passed_as_trees(causal))
 
 
 def _reproduces(model: PreTrainedModel, causal: Any, way: type[_Work]) -> bool:
@@ -353,17 +356,6 @@ def _refuse_not_finite(logits: Tensor) -> None:
     if not logits.amax(-1).isfinite().all():
         raise UserError("the model's logits are not finite (NaN or infinity), so no token can be chosen: its weights "
                         "are not finite, or too large for the precision that it runs in")  # fmt: skip
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, batch_size: int) -> None:

@@ -1,160 +1,111 @@
-"""The model's forward, taught to score a row: `model(prefopt_row=row)` returns log-probs instead of logits.
+"""The policy: a module around a causal language model that scores rows and writes texts.
 
-It is the forward of the model itself, not a function beside it, so that whatever wraps the model (DDP, FSDP, PEFT,
-autocast) sees the call.
+Wrappers (DDP, FSDP2, autocast) go around it, so that they see one forward; adapters (PEFT) stay inside.
 """
 
 from __future__ import annotations
 
-import types
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from prefopt.engine.attention import NAME, OPEN
-from prefopt.engine.cpu.fused import fuse, unfuse
-from prefopt.engine.cpu.matmul import restore, speed_up
-from prefopt.engine.head import Head, Reference, TokenStats, token_stats
-from prefopt.engine.layout import Layout, Row
-from prefopt.errors import UserError
-from prefopt.plugin import Vocab
+from prefopt.engine.attention import NAME
+from prefopt.engine.cpu.install import install
+from prefopt.engine.forward import PLAIN, Options, check_model, score_row, set_attention, unwrap
+from prefopt.engine.gates import Verdict, choose_layout
+from prefopt.engine.generation import generate
+from prefopt.engine.head import Head, TokenStats
+from prefopt.engine.layout import Row
+
+__all__ = ["Options", "Policy", "opened"]
 
 
-class Ask(NamedTuple):
-    """What to compute for a row besides log-probs."""
+class Policy(nn.Module):
+    """A causal language model that scores rows: `policy(row)` gives per-token log-probs.
 
-    vocab: frozenset[Vocab] = frozenset()
-    entropy: bool = False
-    reference: Reference | None = None
-    hidden_only: bool = False  # the hidden states at the predicting positions, for a `Reference`
+    While a policy is open the model has the attention that the layout needs, and on CPUs faster kernels. `close` (or
+    the end of a `with` block) leaves the model as it was found.
 
+    Args:
+        model: a transformers causal language model, or a PEFT model around one.
+        layout: "auto", "tree" (refused where it is not safe) or "padded"; or a verdict, which is trusted.
 
-def install(model: Any, layout: Layout) -> Any:
-    """Give a causal language model the scoring forward, and the attention that `layout` needs. Returns the model.
-
-    Raises:
-        UserError: something that cannot predict tokens from their predecessors alone.
-    """
-    causal = unwrap(model)
-    if not hasattr(causal, "config") or causal.get_output_embeddings() is None or causal.config.is_encoder_decoder:
-        raise UserError(f"{type(causal).__name__} is not a causal language model with an output embedding")
-    if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
-        raise UserError("prompt and prefix tuning are not supported: their virtual tokens stand before every "
-                        "sequence; use LoRA or another adapter inside the layers")  # fmt: skip
-    state = vars(causal)
-    own = state.setdefault("_prefopt_attention", causal.config._attn_implementation)
-    attention = NAME if layout == "tree" else own
-    if causal.config._attn_implementation != attention:
-        causal.set_attn_implementation(attention)
-    if "_prefopt_forward" not in state:
-        state["_prefopt_forward"] = state.get("forward")  # what device hooks and the like have put there
-        causal.forward = types.MethodType(_forward, causal)
-    speed_up(model)
-    fuse(model)
-    return model
-
-
-def uninstall(model: Any) -> Any:
-    """Undo `install`."""
-    unfuse(model)
-    restore(model)
-    causal = unwrap(model)
-    state = vars(causal)
-    if "_prefopt_attention" in state:
-        causal.set_attn_implementation(state.pop("_prefopt_attention"))
-    if "_prefopt_forward" in state:
-        original = state.pop("_prefopt_forward")
-        del causal.forward
-        if original is not None:
-            causal.forward = original
-    return model
-
-
-def unwrap(model: Any) -> Any:
-    """The causal language model inside DDP, FSDP, DeepSpeed and PEFT wrappers."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif type(model).__module__.startswith(("torch.nn.parallel", "deepspeed.")) or hasattr(
-            model, "_fsdp_wrapped_module"
-        ):
-            model = model.module
-        else:
-            return model
-
-
-def _forward(self: Any, *args: Any, prefopt_row: Row | None = None, prefopt_ask: Ask | None = None, **kw: Any) -> Any:
-    if prefopt_row is not None:
-        return _score_row(self, prefopt_row, prefopt_ask or Ask())
-    # Looked up now, not kept in a closure: a deep copy of the model must run its own weights.
-    original = vars(self)["_prefopt_forward"]
-    return original(*args, **kw) if original is not None else type(self).forward(self, *args, **kw)
-
-
-def _score_row(model: Any, row: Row, ask: Ask) -> TokenStats | Tensor:
-    _refuse_row(model, row)
-    base = getattr(model, model.base_model_prefix, None) or model.model  # Llama 4 has a prefix that names nothing
-    call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
-    if row.tree is not None:
-        call["attention_mask"] = torch.ones(OPEN, dtype=torch.bool, device=row.input_ids.device)
-        call["position_ids"] = row.position_ids
-        call["prefopt_tree"] = row.tree
-    else:
-        call["attention_mask"] = row.attention_mask
-    hidden = base(**call)[0]
-    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, row.source)
-    if ask.hidden_only:
-        return hidden  # type: ignore[no-any-return]
-    head = Head.of(model)
-    return token_stats(hidden, row.target, head, ask.vocab, entropy=ask.entropy, reference=ask.reference)
-
-
-def _refuse_row(model: Any, row: Row) -> None:
-    """Refuse what torch would compute without complaint, but wrongly."""
-    head = model.get_output_embeddings()
-    size = getattr(head, "out_features", None)
-    if size is not None and row.max_id >= size:
-        raise UserError(f"token id {row.max_id} is beyond the model's vocabulary of {size}: tokenizer and model do not "
-                        "belong together (or tokens were added without `resize_token_embeddings`)")  # fmt: skip
-    refuse_length(model, row.longest)
-
-
-def refuse_length(model: Any, tokens: int, name: str = "a sequence") -> None:
-    """Refuse a sequence of so many tokens where the model's positions end before.
+    Attributes:
+        model: the wrapped model.
+        layout: the layout of its rows, and why.
 
     Raises:
-        UserError: with the sequence's name and the remedy.
+        UserError: no causal language model, or one that the gates refuse.
     """
-    limit = steady_positions(model.config.get_text_config())
-    if limit is not None and tokens > limit:
-        raise UserError(f"{name} of {tokens} tokens: beyond {limit} the rotary embedding of this model changes with "
-                        "the longest sequence of a forward, so log-probs would depend on the batch; set "
-                        f"data.max_length={limit}")  # fmt: skip
-    limit = learned_positions(model)
-    if limit is not None and tokens > limit:
-        raise UserError(f"{name} of {tokens} tokens: the model has learned {limit} positions; set "
-                        f"data.max_length={limit}")  # fmt: skip
+
+    def __init__(self, model: Any, layout: str | Verdict = "auto") -> None:
+        super().__init__()
+        check_model(model)
+        self.model = model
+        self.layout = layout if isinstance(layout, Verdict) else choose_layout(model, layout)
+        self._kernels = install(model)
+        self._own_attention: str | None = None
+        if self.layout.layout == "tree":
+            self._own_attention = set_attention(self.causal, NAME)
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model below adapters."""
+        return unwrap(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        return next(self.parameters()).device
+
+    @property
+    def head(self) -> Head:
+        """The output layer as it is now."""
+        return Head.of(self.causal)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The model's input embedding, which accelerate shards apart."""
+        return self.causal.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The model's output embedding, which accelerate shards apart."""
+        return self.causal.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def get_base_model(self) -> Any:
+        """The wrapped model."""
+        return self.model
+
+    def forward(self, row: Row, options: Options = PLAIN) -> TokenStats | Tensor:
+        """Per-token statistics of a row, (N,); hidden states (N, H) with `options.hidden_only`."""
+        return score_row(self.causal, row, options)
+
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """One continuation of every prompt: see `prefopt.engine.generation.generate`."""
+        return generate(self.model, prompts, **options)
+
+    def close(self) -> None:
+        """Leave the model as it was found. Its last backward must be over."""
+        self._kernels.remove()
+        if self._own_attention is not None:
+            set_attention(self.causal, self._own_attention)
+            self._own_attention = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def learned_positions(model: Any) -> int | None:
-    """How many positions the model has an embedding for; None where positions are not looked up in a table."""
-    base = getattr(model, model.base_model_prefix, model)
-    for owner in (base, getattr(base, "decoder", None)):
-        for name in ("wpe", "embed_positions", "position_embeddings"):  # GPT-2 and its like; OPT, BioGPT; others
-            table = getattr(owner, name, None)
-            if isinstance(table, nn.Embedding):
-                return table.num_embeddings - int(getattr(table, "offset", 0))
-    return None
-
-
-def steady_positions(config: Any) -> int | None:
-    """The length up to which a position's rotary embedding is always the same, where there is such a limit."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    variants = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
-    limits = [
-        int(v.get("original_max_position_embeddings") or config.max_position_embeddings)
-        for v in variants
-        if v.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min(limits, default=None)
+@contextmanager
+def opened(model: Any, layout: str | Verdict = "auto") -> Iterator[Policy]:
+    """A policy of this layout as it is, or one around the model, which is closed at the end."""
+    wanted = layout.layout if isinstance(layout, Verdict) else layout
+    if isinstance(model, Policy) and wanted in ("auto", model.layout.layout):
+        yield model
+        return
+    with Policy(model.model if isinstance(model, Policy) else model, layout) as policy:
+        yield policy

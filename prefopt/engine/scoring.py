@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids, TokenRecord
-from prefopt.engine.gates import choose_layout
+from prefopt.engine.forward import PLAIN, Options, evaluating
 from prefopt.engine.head import TokenStats
 from prefopt.engine.layout import Layout, Row, Tree, lay_out
 from prefopt.engine.packing import same_prompt
-from prefopt.engine.policy import Ask, install
+from prefopt.engine.policy import opened
 from prefopt.errors import UserError
 from prefopt.plugin import Vocab
 
@@ -48,11 +48,11 @@ class MicroBatch:
         slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))
         return cls(row, slots)
 
-    def forward(self, model: Any, ask: Ask = Ask()) -> Completions:  # noqa: B008 - an immutable tuple
-        """Score the branches with `model`, in the order they were given."""
-        device = next(model.parameters()).device
+    def forward(self, policy: Any, options: Options = PLAIN) -> Completions:
+        """Score the branches with a policy, wrapped or not, in the order they were given."""
+        device = next(policy.parameters()).device
         row = self.row.to(device)
-        stats: TokenStats = model(prefopt_row=row, prefopt_ask=ask)
+        stats: TokenStats = policy(row, options)
         return Completions.gather(stats, row, self.slots.to(device))
 
 
@@ -118,7 +118,7 @@ def score(
     """Log-probs of every completion of `records` under a causal language model, without gradient.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers causal language model, or a `Policy` around one.
         records: tokenized records of any kind.
         max_tokens: tokens of one forward.
         layout: "auto", "tree" (refused where it is not safe) or "padded".
@@ -128,23 +128,17 @@ def score(
     Raises:
         UserError: a record that alone exceeds `max_tokens`, a layout or a model that the gates refuse.
     """
-    chosen = choose_layout(model, layout).layout
-    install(model, chosen)
-    was_training = model.training
-    model.eval()
     results: list[Scored | None] = [None] * len(records)
-    ask = Ask(vocab=vocab, entropy=entropy)
-    try:
-        with torch.inference_mode():
-            for chunk in _chunks(records, max_tokens, chosen):
-                owners = [i for i in chunk for _ in records[i].completions]
-                branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
-                out = MicroBatch.of(branches, chosen).forward(model, ask)
-                for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
-                    results[i] = scored
-                progress(len(chunk))
-    finally:
-        model.train(was_training)
+    options = Options(vocab=vocab, entropy=entropy)
+    with opened(model, layout) as policy, evaluating(policy), torch.inference_mode():
+        chosen = policy.layout.layout
+        for chunk in _chunks(records, max_tokens, chosen):
+            owners = [i for i in chunk for _ in records[i].completions]
+            branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
+            out = MicroBatch.of(branches, chosen).forward(policy, options)
+            for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
+                results[i] = scored
+            progress(len(chunk))
     return [r for r in results if r is not None]
 
 

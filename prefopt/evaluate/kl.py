@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefopt.engine.gates import choose_layout
-from prefopt.engine.head import Head, Reference
-from prefopt.engine.layout import Layout
-from prefopt.engine.policy import Ask, install
+from prefopt.engine.forward import Options, evaluating
+from prefopt.engine.gates import Verdict, choose_layout
+from prefopt.engine.head import Reference
+from prefopt.engine.policy import Policy, opened
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.plugin import Vocab
 
@@ -53,39 +53,36 @@ def divergence(
     """KL(policy || reference) estimated on texts that the policy wrote at temperature 1.
 
     Args:
-        policy, reference: causal language models with one vocabulary.
+        policy, reference: causal language models, or policies around them, with one vocabulary.
         prompts: (n) token ids of each text's prompt.
         completions: (n) tokens that `generate` returned, the closing end token included.
         max_tokens: tokens of one forward.
     """
-    layout: Layout = choose_layout(policy).layout
-    if layout != choose_layout(reference).layout:
-        layout = "padded"
-    modes = [(model, model.training) for model in (policy, reference)]
-    for model, _ in modes:
-        install(model, layout).eval()
+    verdicts = [m.layout if isinstance(m, Policy) else choose_layout(m) for m in (policy, reference)]
+    layout: Verdict = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
     exact, sampled, entropy = np.zeros((3, len(prompts)))
-    try:
-        with torch.inference_mode():
-            for chunk in _chunks(prompts, completions, max_tokens):
-                branches = [
-                    Branch(np.array(prompts[i], dtype=np.int32), np.array(completions[i], dtype=np.int32))
-                    for i in chunk
-                ]
-                batch = MicroBatch.of(branches, layout)
-                own = batch.forward(policy, Ask(entropy=True))
-                hidden = policy(prefopt_row=batch.row.to(policy.device), prefopt_ask=Ask(hidden_only=True))
-                # The engine's statistic is KL(its reference || the model it runs): here the policy stands first.
-                ask = Ask(vocab=frozenset({Vocab.KL}), reference=Reference(hidden, Head.of(policy)))
-                other = batch.forward(reference, ask)
-                assert other.stats.kl is not None
-                assert own.stats.entropy is not None
-                exact[chunk] = other.padded(other.stats.kl).double().sum(1).cpu().numpy()
-                sampled[chunk] = (own.sum - other.sum).double().cpu().numpy()
-                entropy[chunk] = own.padded(own.stats.entropy).double().sum(1).cpu().numpy()
-    finally:
-        for model, training in modes:
-            model.train(training)
+    with (
+        opened(policy, layout) as own_policy,
+        opened(reference, layout) as other_policy,
+        evaluating(own_policy),
+        evaluating(other_policy),
+        torch.inference_mode(),
+    ):
+        for chunk in _chunks(prompts, completions, max_tokens):
+            branches = [
+                Branch(np.array(prompts[i], dtype=np.int32), np.array(completions[i], dtype=np.int32)) for i in chunk
+            ]
+            batch = MicroBatch.of(branches, layout.layout)
+            own = batch.forward(own_policy, Options(entropy=True))
+            hidden = own_policy(batch.row.to(own_policy.device), Options(hidden_only=True))
+            # The engine's statistic is KL(its reference || the model it runs): here the policy stands first.
+            asked = Options(vocab=frozenset({Vocab.KL}), reference=Reference(hidden, own_policy.head))
+            other = batch.forward(other_policy, asked)
+            assert other.stats.kl is not None
+            assert own.stats.entropy is not None
+            exact[chunk] = other.padded(other.stats.kl).double().sum(1).cpu().numpy()
+            sampled[chunk] = (own.sum - other.sum).double().cpu().numpy()
+            entropy[chunk] = own.padded(own.stats.entropy).double().sum(1).cpu().numpy()
     return Divergence(exact, sampled, entropy)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from prefopt.compare.jobs import as_it_is, digest_of_files
-from prefopt.engine.policy import uninstall
 from prefopt.errors import UserError, first_line, nearest
 
 DATA = ("dataset_path", "dataset_kwargs")  # keys of a task under which its data are named
@@ -34,7 +33,7 @@ def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | 
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise UserError("tasks=[...] needs `pip install 'prefopt-zoo[lm-eval]'`") from error
-    plain = uninstall(model).eval()  # the harness calls the model as transformers would
+    plain = model.eval()
     try:
         manager, names = _found(tasks)
         found = simple_evaluate(

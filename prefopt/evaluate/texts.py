@@ -64,7 +64,9 @@ def held_out_prompts(records: Sequence[TokenRecord] | None, count: int) -> list[
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a text: the model's own and the tokenizer's."""
-    declared = getattr(model.generation_config, "eos_token_id", None)
+    from prefopt.engine.forward import unwrap
+
+    declared = getattr(unwrap(model).generation_config, "eos_token_id", None)
     ends = {declared} if isinstance(declared, int) else set(declared or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
@@ -77,13 +79,14 @@ def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling)
     Raises:
         UserError: neither model nor tokenizer says which token ends a text.
     """
-    from prefopt.engine import generate
+    from prefopt.engine.policy import opened
 
     ends = end_tokens(model, tokenizer)
     if not ends:
         raise UserError("neither the model nor its tokenizer has an end token (eos_token): a text would never end")
-    return generate(model, prompts, max_new_tokens=sampling.max_new_tokens, eos_token_id=ends,
-                    temperature=sampling.temperature, seed=sampling.seed)  # fmt: skip
+    with opened(model) as policy:
+        return policy.generate(prompts, max_new_tokens=sampling.max_new_tokens, eos_token_id=ends,
+                               temperature=sampling.temperature, seed=sampling.seed)  # fmt: skip
 
 
 def greedy_texts(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> list[tuple[str, str]]:
@@ -133,13 +136,14 @@ def distance(
 
 def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> Distance | None:
     """The `distance` of a tuned model to the run's reference, or else to the model that training started from."""
+    from prefopt.engine.policy import Policy
     from prefopt.models.load import load_reference
 
     prompts = held_out_prompts(held_out, config.evaluation.kl_prompts)
     if len(prompts) < 2 or not end_tokens(model, tokenizer):
         return None
     named = dataclasses.replace(config.model, reference=config.model.reference or config.model.path)
-    start = load_reference(named, model).to(model.device)
+    start = load_reference(named, model.model if isinstance(model, Policy) else model).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
     budget = config.batch.budget(model.device.type)
     return distance(model, start, tokenizer, prompts, sampling, max_tokens=budget)

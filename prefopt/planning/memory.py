@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from prefopt.engine.forward import unwrap
 from prefopt.engine.head import BLOCK, KEPT
-from prefopt.engine.policy import unwrap
 from prefopt.planning.schedule import Schedule
 
 TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
@@ -62,13 +62,13 @@ def libraries() -> int:
     import prefopt.report.run
     import prefopt.train  # noqa: F401
     from prefopt.engine import generate
-    from prefopt.engine.policy import install
+    from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
 
     settings = LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
     )
-    toy = install(LlamaForCausalLM(settings), "tree")
+    toy = Policy(LlamaForCausalLM(settings), "tree")
     optimizer = torch.optim.AdamW(toy.parameters(), fused=True)
     for length in TOY_ROWS:
         ids = np.arange(length, dtype=np.int32) % 256
@@ -76,7 +76,7 @@ def libraries() -> int:
         batch.forward(toy).sum.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-    generate(toy, [[1, 2, 3]], max_new_tokens=2, eos_token_id=[-1], temperature=0)
+    generate(toy.model, [[1, 2, 3]], max_new_tokens=2, eos_token_id=[-1], temperature=0)
     return int(psutil.Process().memory_info().rss)
 
 

@@ -218,7 +218,7 @@ def _elsewhere(found: Plan, device: Device, model: Any, arguments: Any, work: di
 
 def _linear_weights(model: Any) -> int:
     """Weights of the layers' matrix products: all but embeddings, norms and biases."""
-    from prefopt.engine.policy import unwrap
+    from prefopt.engine.forward import unwrap
 
     causal = unwrap(model)
     apart = {id(p) for m in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in m.parameters()}

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.engine.forward import Options
 from prefopt.engine.packing import Indices
-from prefopt.engine.policy import Ask, install
+from prefopt.engine.policy import Policy
 from prefopt.plugin import Needs, Vocab
 from prefopt.train.arguments import autocast
 from prefopt.train.sources.offline import Steps, StepSampler, Work
@@ -71,10 +72,10 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
         arguments: `TrainingArguments`, for precision and activation checkpointing.
     """
     plan = sampler.plan
-    install(model, sampler.layout).train()
+    policy = Policy(model, sampler.layout).train()
     if arguments.activation_checkpointing:
         model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
-    ask = Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
+    options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
     order = np.argsort(plan._tokens[heaviest], kind="stable")
     sizes = sorted({_upto(plan._tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
     parts = [heaviest[order[:size]] for size in sizes]
@@ -84,7 +85,7 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
 
     def forward(work: Work) -> Tensor:
         with autocast(arguments):
-            return work.batch.forward(model, ask).sum.sum()
+            return work.batch.forward(policy, options).sum.sum()
 
     def both(work: Work) -> None:
         forward(work).backward()  # type: ignore[no-untyped-call]
@@ -99,6 +100,7 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
         train = [_seconds(partial(both, work)) for work in works]
         scoring = [_seconds(partial(alone, work)) for work in works]
     finally:
+        policy.close()
         model.zero_grad(set_to_none=True)
         if arguments.activation_checkpointing:
             model.gradient_checkpointing_disable()

@@ -157,7 +157,7 @@ def _run(
             if first_process:
                 tokenizer.save_pretrained(folder)
         signals.check()
-        far = distance_to_start(config, model, tokenizer, prepared.eval)
+        far = distance_to_start(config, result.trainer.policy, tokenizer, prepared.eval)
         after = result.after | ({} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se})
         if far is not None:
             result.trainer.log(text_figures(far, "eval_"))  # the sentinels look at it, too
@@ -166,8 +166,8 @@ def _run(
             assert table is not None
             base = held_out.of_table(prepared.eval, table)
             with autocast(result.trainer.args):
-                scored = held_out.score(model, prepared.eval, max_tokens=config.batch.budget(model.device.type))
-        after_texts = greedy_texts(config, model, tokenizer, prepared.eval)
+                scored = held_out.score(result.trainer.policy, prepared.eval, max_tokens=config.batch.budget(model.device.type))
+        after_texts = greedy_texts(config, result.trainer.policy, tokenizer, prepared.eval)
     except Stopped:
         result.trainer.keep()
         raise

@@ -14,9 +14,10 @@ from accelerate.utils import gather_object
 from prefopt.common.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.cpu.allocator import keep_large_buffers
+from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.limits import check_length
 from prefopt.engine.packing import EpochPlan
-from prefopt.engine.policy import refuse_length, unwrap
 from prefopt.engine.reference.table import ReferenceStore, ReferenceTable, fingerprint, reference_table
 from prefopt.errors import Stopped, ThresholdError, UserError
 from prefopt.models.adapters import twin
@@ -192,7 +193,7 @@ def build(
         if len(lengths):
             at = int(lengths.widths().argmax())
             which = at if lengths.ids is None else repr(lengths.ids[at])
-            refuse_length(unwrap(model), int(lengths.widths()[at]) + 1, f"record {which}: a sequence")
+            check_length(unwrap(model), int(lengths.widths()[at]) + 1, f"record {which}: a sequence")
     wanted = {
         split: feed
         for split, feed in feeds.items()

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.forward import Options, unwrap
+from prefopt.engine.gates import Verdict
 from prefopt.engine.layout import Layout
-from prefopt.engine.policy import Ask, install
+from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Loss, Needs, State, Vocab
@@ -51,6 +53,10 @@ class Kept:
     state: State | None
     layout: Layout
     model: Path | None
+
+    def policy(self, model: Any) -> Policy:
+        """A policy for its rows; the gates, which refuse weights that are not finite, are not asked."""
+        return Policy(model, Verdict(self.layout, "that of the batch"))
 
 
 def save(
@@ -208,12 +214,12 @@ def _live(needs: Needs) -> bool:
     return needs.moving_reference or Vocab.KL in needs.vocab
 
 
-def rows(model: Any, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> Iterator[dict[str, Any]]:
+def rows(policy: Policy, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> Iterator[dict[str, Any]]:
     """The batch again, without gradient: for each completion its record, side, log-probs under policy and reference,
     and the loss of its example (None for a loss that needs a live reference, whose weights are not kept).
 
     Args:
-        model: the policy.
+        policy: in the layout of the rows.
         loss: any that the batch has enough for.
         kept: the batch.
         precision: of autocast, None without.
@@ -222,10 +228,10 @@ def rows(model: Any, loss: Loss, kept: Kept, precision: torch.dtype | None = Non
         UserError: the batch has not what the loss needs.
     """
     refuse_other_needs(loss, kept)
-    install(model, kept.layout).eval()
+    policy.eval()
     for works in _parts(loss, kept):
         with torch.no_grad():
-            flat, record, values = _scored(model, loss, works, kept.state, precision)
+            flat, record, values = _scored(policy, loss, works, kept.state, precision)
         own: dict[int, list[float]] = {}
         for place, value in zip(record.tolist(), values.tolist(), strict=True):
             own.setdefault(place, []).append(value)
@@ -250,14 +256,14 @@ def _parts(loss: Loss, kept: Kept) -> list[list[Work]]:
 
 
 def _scored(
-    model: Any, loss: Loss, works: Sequence[Work], state: State | None, precision: torch.dtype | None
+    policy: Policy, loss: Loss, works: Sequence[Work], state: State | None, precision: torch.dtype | None
 ) -> tuple[Flat, Tensor, Tensor]:
     """Log-probs, and of each example the place of its record and its loss: none for a loss with a live reference."""
     needs = loss.needs
-    device = next(model.parameters()).device
+    device = next(policy.parameters()).device
     with _autocast(device, precision):
-        ask = Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
-        flat = Flat.cat([work.flat(work.batch.forward(model, ask), needs) for work in works])
+        options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
+        flat = Flat.cat([work.flat(work.batch.forward(policy, options), needs) for work in works])
     if _live(needs):
         return flat, torch.zeros(0, dtype=torch.long), torch.zeros(0)
     examples = examples_of([f for work in works for f in work.facts], flat, needs)
@@ -273,7 +279,7 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> AbstractCo
     return torch.autocast(device.type, precision) if precision is not None else nullcontext()
 
 
-def gradient_not_finite(model: Any, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> str | None:
+def gradient_not_finite(policy: Policy, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> str | None:
     """The first weights whose gradient of the loss on the batch is not finite, as a phrase for people.
 
     Of an adapted model these are the adapter's. A loss with a live reference, whose weights are not kept, has none.
@@ -281,14 +287,15 @@ def gradient_not_finite(model: Any, loss: Loss, kept: Kept, precision: torch.dty
     refuse_other_needs(loss, kept)
     if _live(loss.needs):
         return None
-    install(model, kept.layout).eval()
+    policy.eval()
+    model = policy.model
     named = dict(model.named_parameters())
     trained = {n: p for n, p in named.items() if any(part in n for part in ADAPTED)} or named
     for parameter in trained.values():
         parameter.requires_grad_(parameter.is_floating_point())
     model.zero_grad()
     for works in _parts(loss, kept):
-        _, record, values = _scored(model, loss, works, kept.state, precision)
+        _, record, values = _scored(policy, loss, works, kept.state, precision)
         weights = torch.tensor([f.weight for work in works for f in work.facts], dtype=values.dtype)
         (values * weights[record.cpu()].to(values.device)).sum().backward()  # type: ignore[no-untyped-call]
     bad = [n for n, p in trained.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
@@ -307,14 +314,15 @@ def side(facts: Facts, k: int) -> str:
     return "demonstration" if facts.desirable is None else "desirable" if facts.desirable else "undesirable"
 
 
-def first_not_finite(model: Any, works: Sequence[Work], precision: torch.dtype | None = None) -> str | None:
+def first_not_finite(policy: Policy, works: Sequence[Work], precision: torch.dtype | None = None) -> str | None:
     """The first module of a forward whose output is not finite, or weights that are not, as a phrase for people.
 
     Args:
-        model: the policy.
+        policy: in the layout of the rows.
         works: what it is given.
         precision: of autocast, None without.
     """
+    model = unwrap(policy)
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             return f"the weights {name} are not finite"
@@ -322,7 +330,7 @@ def first_not_finite(model: Any, works: Sequence[Work], precision: torch.dtype |
     device = next(model.parameters()).device
     with _hooked(model, found), torch.no_grad(), _autocast(device, precision):
         for work in works:
-            work.batch.forward(model, Ask())
+            work.batch.forward(policy)
             if found:
                 return f"{found[0]} is the first layer whose output is not finite"
     return None

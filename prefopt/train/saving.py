@@ -18,7 +18,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from prefopt.common.files import write_link
-from prefopt.engine.policy import unwrap
+from prefopt.engine.forward import unwrap
+from prefopt.engine.policy import Policy
 from prefopt.errors import PrefoptError, ThresholdError, TrainingError, UserError, first_line
 from prefopt.models.adapters import own_weights
 from prefopt.plugin import Loss, State
@@ -53,6 +54,7 @@ class SavingTrainer(Trainer):
     batch: BatchConfig
     tokenizer: Any
     reference_name: str | None
+    policy: Policy  # around `model`; DDP and FSDP2 go around it
     reference_model: Any
     loss_state: State | None
     tally: Tally
@@ -92,7 +94,13 @@ class SavingTrainer(Trainer):
                 self._load_from_checkpoint(checkpoint)
             finally:
                 self.is_fsdp_enabled = True
-        return super()._prepare_for_training(max_steps, loader, checkpoint)  # type: ignore[no-untyped-call]
+        plain, self.model = self.model, self.policy  # what accelerate wraps
+        if self._shards is not None and self._shards.transformer_cls_names_to_wrap is None:
+            self._shards.transformer_cls_names_to_wrap = list(getattr(plain, "_no_split_modules", None) or [])
+        try:
+            return super()._prepare_for_training(max_steps, loader, checkpoint)  # type: ignore[no-untyped-call]
+        finally:
+            self.model = self.callback_handler.model = plain
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -204,7 +212,7 @@ class SavingTrainer(Trainer):
         if self.args.world_size > 1:
             return error
         works = [work for work in self._inputs.work if work.real]
-        layer = first_not_finite(unwrap(self.model), works)
+        layer = first_not_finite(self.policy, works)
         target = free_name(Path(str(self.args.output_dir), f"not-finite-{self.state.global_step + 1}"))
         kept = f"prefopt replay {target} shows the batch again"
         try:

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from prefopt.engine.forward import Options, unwrap
 from prefopt.engine.gates import choose_layout
-from prefopt.engine.head import Head, Reference
+from prefopt.engine.head import Reference
 from prefopt.engine.packing import Cost
-from prefopt.engine.policy import Ask, install, unwrap
+from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.errors import UserError
 from prefopt.plugin import Loss, LossOutput, State, Vocab
@@ -110,13 +111,13 @@ class PreferenceTrainer(SavingTrainer):
         verdicts = [choose_layout(m, batch.layout) for m in (model, reference_model) if m is not None]
         self.layout = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
         self.batch = batch.settled(args.device.type, (train, eval), self.layout.layout)
-        install(model, self.layout.layout)
+        self.policy = Policy(model, self.layout)
         self.feeds = {"train": train, "eval": eval}
         self.tables = {"train": train_reference, "eval": eval_reference}
         self.reference_name = reference_name
         self.reference_model = reference_model
         if reference_model is not None:
-            install(reference_model, self.layout.layout).eval().requires_grad_(False).to(args.device)
+            self.live = Policy(reference_model, self.layout).eval().requires_grad_(False).to(args.device)
         self.check_first = policy_is_reference and needs.reference
         self.whole = needs.coupled or needs.state  # the loss is called once a step, on the global batch
         self.loss_state: State | None = loss.initial_state() if needs.state else None  # type: ignore[attr-defined]
@@ -130,6 +131,7 @@ class PreferenceTrainer(SavingTrainer):
             callbacks=[*(callbacks or []), LogLastStep(), GoOn(self)],
         )
         self.remove_callback(PrinterCallback)
+        self.model_wrapped = self.policy
 
     # ---- data
 
@@ -246,17 +248,16 @@ class PreferenceTrainer(SavingTrainer):
     def _score(self, model: nn.Module, work: Work) -> Flat:
         """Log-probs of one micro-batch under the policy, beside the reference's."""
         needs = self.loss.needs
-        ask = Ask(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL})
-        live = self.reference_model
+        options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL})
         with autocast(self.args):
             if Vocab.KL in needs.vocab:
                 with torch.no_grad():
-                    hidden = live(prefopt_row=work.batch.row.to(self.args.device), prefopt_ask=Ask(hidden_only=True))
-                    ask = ask._replace(reference=Reference(hidden, Head.of(unwrap(live))))
-            flat = work.flat(work.batch.forward(model, ask), needs)
+                    hidden = self.live(work.batch.row.to(self.args.device), Options(hidden_only=True))
+                    options = replace(options, reference=Reference(hidden, self.live.head))
+            flat = work.flat(work.batch.forward(model, options), needs)
             if needs.moving_reference:
                 with torch.no_grad():
-                    out = work.batch.forward(live, Ask(entropy=Vocab.REF_ENTROPY in needs.vocab))
+                    out = work.batch.forward(self.live, Options(entropy=Vocab.REF_ENTROPY in needs.vocab))
                 token = out.stats.logp if per_token(needs) else None
                 flat = replace(flat, ref_sum=out.sum, ref_token=token, ref_entropy=out.stats.entropy)
         return flat
@@ -305,7 +306,7 @@ class PreferenceTrainer(SavingTrainer):
             try:
                 model.zero_grad()
                 self._whole_step(model, self._inputs)  # the same gradient before it was clipped, which spreads a NaN
-                refuse_gradient_not_finite(float(norm), model, self.state.global_step + 1)
+                refuse_gradient_not_finite(float(norm), self.model, self.state.global_step + 1)
             except NotFinite as error:
                 raise self._explained(error) from error
         return norm
@@ -328,7 +329,7 @@ class PreferenceTrainer(SavingTrainer):
                 for inputs in loader(self._steps("eval"), self._sampler("eval", shuffle=False)):
                     self._evaluate_batch(model, inputs, tally)
                     self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            found = self.probe(unwrap(self.model)) if self.probe is not None and self.is_in_train else {}
+            found = self.probe(self.policy) if self.probe is not None and self.is_in_train else {}
         finally:
             model.train(training)
         metrics = means(self._from_all(tally.sums()), f"{metric_key_prefix}_")

@@ -20,7 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate
-from prefopt.engine.policy import uninstall
 from prefopt.errors import PrefoptError
 from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
@@ -165,7 +164,7 @@ def _make_models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> 
             logging_strategy="no",
         )
         seconds[name] = round(result.seconds, 2)
-        uninstall(model).save_pretrained(folder / name)
+        model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     shutil.rmtree(folder / "work", ignore_errors=True)
     (folder / SECONDS).write_text(json.dumps(seconds), encoding="utf-8")

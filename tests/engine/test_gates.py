@@ -18,7 +18,7 @@ from prefopt.engine import gates, score
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Group, Layout
-from prefopt.engine.policy import Ask, install, uninstall
+from prefopt.engine.policy import Options, Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
 from prefopt.models.load import without_dropout
@@ -48,7 +48,7 @@ def plain_grads(model: Any, data: Sequence[TokenRecord]) -> dict[str, Tensor]:
 
 def engine_grads(model: Any, data: Sequence[TokenRecord], layout: Layout) -> dict[str, Tensor]:
     batch = MicroBatch.of([Branch(r.prompt, c) for r in data for c in r.completions], layout)
-    out = batch.forward(install(model, layout))
+    out = batch.forward(Policy(model, layout))
     return grads(model, (out.stats.logp * weights_of(data)).sum())
 
 
@@ -359,7 +359,6 @@ def test_a_patched_forward_of_the_model_is_kept() -> None:
     before = len(calls)
     tiny.plain(model, DATA)
     assert len(calls) == before + sum(len(r.completions) for r in DATA)
-    uninstall(model)
     assert model.forward is patch
 
 
@@ -386,9 +385,9 @@ def test_activation_checkpointing(family: str, reentrant: bool) -> None:
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.train()
-    install(model, "tree")
+    policy = Policy(model, "tree")
     outs = [
-        MicroBatch.of([Branch(r.prompt, c) for r in part for c in r.completions], "tree").forward(model)
+        MicroBatch.of([Branch(r.prompt, c) for r in part for c in r.completions], "tree").forward(policy)
         for part in parts
     ]
     for part, out, expected in zip(parts, outs, want, strict=True):
@@ -403,7 +402,7 @@ def test_bf16_autocast_is_no_worse_than_plain_autocast(family: str, layout: Layo
     batch = MicroBatch.of([Branch(r.prompt, c) for r in DATA for c in r.completions], layout)
     with torch.autocast("cpu", torch.bfloat16):
         rough = torch.cat([tiny.plain_logps(model, r.prompt, c) for r in DATA for c in r.completions])
-        out = batch.forward(install(model, layout))
+        out = batch.forward(Policy(model, layout))
     assert out.stats.logp.dtype == torch.float32
     plain_error = (rough.detach().numpy() - exact).std()
     assert plain_error > 1e-4  # autocast was on
@@ -440,5 +439,5 @@ def test_the_head_of_each_scaled_family() -> None:
 def test_hidden_only() -> None:
     model = families.model("llama")
     batch = MicroBatch.of([Branch(r.prompt, c) for r in DATA for c in r.completions], "tree")
-    hidden = install(model, "tree")(prefopt_row=batch.row, prefopt_ask=Ask(hidden_only=True))
+    hidden = Policy(model, "tree")(batch.row, Options(hidden_only=True))
     assert hidden.shape == (len(batch.row.target), 32)

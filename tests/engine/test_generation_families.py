@@ -59,7 +59,7 @@ def test_texts_are_those_of_plain_forwards(family: str) -> None:
     assert greedy(model, ends, batch_size=2) == expected
     # Nothing falls back to the slow way unnoticed.
     ways = {**dict.fromkeys(KEYS, "_KeyValues"), **dict.fromkeys(STATES, "_States")}
-    assert vars(model)["_prefopt_generation"].__name__ == ways.get(family, "_Recomputed")
+    assert generation.WAYS[model].__name__ == ways.get(family, "_Recomputed")
 
 
 @pytest.mark.parametrize("family", ["mamba2", "rwkv", "lfm2"])
@@ -123,7 +123,7 @@ def test_logits_that_are_not_finite(value: float, temperature: float) -> None:
         model.get_output_embeddings().weight.data[5] = value
         with pytest.raises(UserError, match="logits are not finite"):
             generate(model, [[3, 4]], max_new_tokens=3, eos_token_id=2, temperature=temperature)
-        assert "_prefopt_generation" not in vars(model)  # judged once its weights are mended
+        assert model not in generation.WAYS  # judged once its weights are mended
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-320])
@@ -178,4 +178,4 @@ def test_qwen_3_5() -> None:
     model = tiny.model("qwen3_5_text", **{k: v for k, v in sizes.items() if "expert" not in k and "moe" not in k})
     expected, ends = plain_greedy(model)
     assert greedy(model, ends) == expected
-    assert vars(model)["_prefopt_generation"].__name__ == "_States"
+    assert generation.WAYS[model].__name__ == "_States"

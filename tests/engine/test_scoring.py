@@ -14,7 +14,7 @@ from prefopt.engine import layout as layouts
 from prefopt.engine import score
 from prefopt.engine.head import Head, Reference
 from prefopt.engine.layout import Layout, Piece, Tree, lay_out
-from prefopt.engine.policy import Ask, install, uninstall
+from prefopt.engine.policy import Options, Policy
 from prefopt.engine.scoring import Branch, MicroBatch, Scored, fed_tokens
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Vocab
@@ -82,7 +82,7 @@ def test_float64_to_the_last_digits(family: str, layout: Layout) -> None:
     truth = np.concatenate([np.concatenate(t) for t in tiny.plain(model, data)])
     branches = [Branch(r.prompt, c) for r in data for c in r.completions]
     with torch.no_grad():
-        out = MicroBatch.of(branches, layout).forward(install(model, layout))
+        out = MicroBatch.of(branches, layout).forward(Policy(model, layout))
     assert out.sum.dtype == torch.float64
     np.testing.assert_allclose(out.stats.logp.numpy(), truth, rtol=0, atol=1e-12)
 
@@ -139,7 +139,7 @@ def test_really_long_trees(family: str) -> None:
     truth = tiny.plain(wide, data)
     with torch.no_grad():
         batch = MicroBatch.of([Branch(r.prompt, c) for r in data for c in r.completions], "tree")
-        out = batch.forward(install(wide, "tree"))
+        out = batch.forward(Policy(wide, "tree"))
     np.testing.assert_allclose(out.sum.numpy(), [t.sum() for record in truth for t in record], rtol=0, atol=1e-9)
     narrow = score(FAMILIES[family](torch.float32), data, layout="tree")
     assert worst(narrow, truth) < 1e-4  # of sums of 2,000 nats
@@ -159,11 +159,11 @@ def test_statistics_of_the_vocabulary_through_a_model(layout: Layout) -> None:
     with torch.no_grad():
         pairs = [(full(policy, b.prompt, b.completion), full(reference, b.prompt, b.completion)) for b in branches]
         batch = MicroBatch.of(branches, layout)
-        hidden = install(reference, layout)(prefopt_row=batch.row, prefopt_ask=Ask(hidden_only=True))
-        ask = Ask(
-            frozenset({Vocab.LOG_SUM_SQ, Vocab.KL}), entropy=True, reference=Reference(hidden, Head.of(reference))
+        hidden = Policy(reference, layout)(batch.row, Options(hidden_only=True))
+        options = Options(
+            vocab=frozenset({Vocab.LOG_SUM_SQ, Vocab.KL}), entropy=True, reference=Reference(hidden, Head.of(reference))
         )
-        out = batch.forward(install(policy, layout), ask)
+        out = batch.forward(Policy(policy, layout), options)
     want = {
         "entropy": torch.cat([-(p.exp() * p).sum(-1) for p, _ in pairs]),
         "log_sum_sq": torch.cat([(2 * p).exp().sum(-1).log() for p, _ in pairs]),
@@ -183,7 +183,7 @@ def test_padded_values_and_offsets() -> None:
     truth = [t for record in tiny.plain(model, data) for t in record]
     with torch.no_grad():
         batch = MicroBatch.of([Branch(r.prompt, c) for r in data for c in r.completions], "tree")
-        out = batch.forward(install(model, "tree"))
+        out = batch.forward(Policy(model, "tree"))
     grid = out.padded(out.stats.logp)
     assert grid.shape == (4, 4)
     assert out.offsets.tolist() == [0, 2, 6, 7, 10]
@@ -197,13 +197,13 @@ def test_plain_use_of_the_model_still_works() -> None:
     tokens = torch.from_numpy(tiny.ids(np.random.default_rng(0), 20).astype(np.int64))[None]
     with torch.no_grad():
         before = model(input_ids=tokens).logits
-        installed = install(model, "tree")(input_ids=tokens).logits
-        torch.testing.assert_close(installed, before, atol=1e-5, rtol=0)
+        policy = Policy(model, "tree")
+        torch.testing.assert_close(model(input_ids=tokens).logits, before, atol=1e-5, rtol=0)
         drawn = model.generate(tokens, max_new_tokens=5, do_sample=False)
-        uninstall(model)
+        policy.close()
         assert torch.equal(model(input_ids=tokens).logits, before)
         assert torch.equal(model.generate(tokens, max_new_tokens=5, do_sample=False), drawn)
-    assert "forward" not in vars(model)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -224,8 +224,8 @@ def test_no_forward_is_larger_than_its_budget(layout: Layout) -> None:
 
 
 def test_a_deep_copy_runs_its_own_weights() -> None:
-    model = install(FAMILIES["llama"](torch.float32), "tree")
-    twin = copy.deepcopy(model)
+    policy = Policy(FAMILIES["llama"](torch.float32), "tree")
+    model, twin = policy.model, copy.deepcopy(policy).model
     with torch.no_grad():
         for weight in twin.parameters():
             weight.zero_()

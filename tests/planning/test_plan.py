@@ -282,7 +282,7 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
     (2 K + A) / 704 = 128 / 704 = 0.18 here. Rows, rotary tables and the head are the same for both models.
     """
     from prefopt.engine.cpu.matmul import available
-    from prefopt.engine.policy import Ask, install
+    from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
     from prefopt.planning.probe import _kept
 
@@ -292,8 +292,8 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
     for layers in (1, 3):
         config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
                              num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
-        model = install(LlamaForCausalLM(config), "tree")
-        kept.append(_kept(model, lambda b, m=model: b.forward(m, Ask()).sum.sum(), batch))  # type: ignore[misc]
+        model = Policy(LlamaForCausalLM(config), "tree")
+        kept.append(_kept(model, lambda b, m=model: b.forward(m).sum.sum(), batch))  # type: ignore[misc]
         shapes.append(Shape.of(config))
     layer = (kept[1] - kept[0]) / 2 / batch.row.tokens_fed / 4  # elements of a token
     assert layer == pytest.approx(shapes[0].kept_elements(fused=available()), rel=0.25)

@@ -42,8 +42,8 @@ def kept(loss: Any, data: Any, folder: Path, policy: Any = None, **batch: Any) -
 def test_a_loss_that_needs_what_the_batch_has_not_is_refused(run: str, other: str, lacks: str, tmp_path: Path) -> None:
     batch = kept(load(run), PAIRS, tmp_path)[1]
     with pytest.raises(UserError, match=lacks):
-        list(replay.rows(tiny.model(), load(other), batch))
-    assert list(replay.rows(tiny.model(), load(run), batch)), "the run's own"
+        list(replay.rows(batch.policy(tiny.model()), load(other), batch))
+    assert list(replay.rows(batch.policy(tiny.model()), load(run), batch)), "the run's own"
 
 
 def losses() -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_every_loss_takes_a_batch_or_refuses_it(kind: Data, tmp_path: Path) -> N
     model, refused = tiny.model(), []
     for name, loss in menu.items():
         try:
-            assert list(replay.rows(model, loss, batch))
+            assert list(replay.rows(batch.policy(model), loss, batch))
         except UserError as error:
             refused.append((name, str(error)))
     # The other kind of refusal is a loss's own, of numbers that it cannot take.
@@ -80,7 +80,7 @@ def test_a_loss_on_the_whole_batch_gets_all_of_its_parts(tmp_path: Path) -> None
     whole = tmp_path / "whole"
     whole.mkdir()
     one = kept(load("kto"), PAIRS, whole)[1]
-    rows, together = (list(replay.rows(policy, load("kto"), b)) for b in (batch, one))
+    rows, together = (list(replay.rows(b.policy(policy), load("kto"), b)) for b in (batch, one))
     wanted = {(row["record"], row["completion"]): row["loss"] for row in together}
     assert {row["loss"] for row in rows if row["loss"] is not None} != set()
     for row in rows:
@@ -107,11 +107,11 @@ def test_a_gradient_that_is_not_finite_is_not_finite_again(tmp_path: Path) -> No
         made.train()
     batch = replay.load(tmp_path / "not-finite-1")
     model = tiny.model()
-    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in replay.rows(model, slope, batch))
-    found = replay.gradient_not_finite(model, slope, batch)
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in replay.rows(batch.policy(model), slope, batch))
+    found = replay.gradient_not_finite(batch.policy(model), slope, batch)
     assert found is not None
     assert found.startswith("the gradient of model.embed_tokens.weight is not finite")
-    assert replay.gradient_not_finite(model, load("simpo"), batch) is None
+    assert replay.gradient_not_finite(batch.policy(model), load("simpo"), batch) is None
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -123,9 +123,9 @@ def test_what_overflows_in_half_precision_alone(precision: torch.dtype, tmp_path
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.fill_(8e3)
         model.model.layers[1].post_attention_layernorm.weight.fill_(10.0)
-    assert all(abs(row["policy"]) < 1e9 for row in replay.rows(model, load("simpo"), batch))
-    assert replay.first_not_finite(model, batch.works) is None
-    found = replay.first_not_finite(model, batch.works, precision)
+    assert all(abs(row["policy"]) < 1e9 for row in replay.rows(batch.policy(model), load("simpo"), batch))
+    assert replay.first_not_finite(batch.policy(model), batch.works) is None
+    found = replay.first_not_finite(batch.policy(model), batch.works, precision)
     if precision is torch.bfloat16:
         assert found is None
     else:

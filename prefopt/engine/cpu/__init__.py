@@ -1,1 +1,1 @@
-"""Faster products and fused layers for CPUs."""
+"""Float32 on CPUs, faster than torch's own way."""

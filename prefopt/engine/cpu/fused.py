@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from prefopt.engine.cpu.matmul import sped_up, times_transposed
+
+# Modules that were probed, and whether the forward from here gives the same.
+_PROBED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -121,22 +125,15 @@ def _candidate(module: Any) -> Callable[..., Tensor] | None:
     return None
 
 
-def fuse(model: nn.Module) -> int:
-    """Take over the gated MLPs and RMS norms of a model that compute what this module does; how many. Idempotent."""
-    taken = 0
+def fuse(model: nn.Module) -> list[nn.Module]:
+    """Take over the gated MLPs and RMS norms of a model that compute what this module does; returns them."""
+    taken = []
     for module in model.modules():
         forward = _candidate(module)
         if forward is not None and _same(module, forward):
             module.forward = types.MethodType(forward, module)
-            taken += 1
+            taken.append(module)
     return taken
-
-
-def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`."""
-    for module in model.modules():
-        if fused(module):
-            del module.__dict__["forward"]
 
 
 def fused(module: nn.Module) -> bool:
@@ -145,14 +142,20 @@ def fused(module: nn.Module) -> bool:
 
 
 def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether both forwards give the same; False where that cannot be told.
-
-    Asked of a twin in training mode with weights of its own, and of small and large inputs: weights may be zero at the
-    start, a clamp shows in large values alone, and dropout in training alone.
-    """
+    """Whether both forwards give the same; False where that cannot be told."""
     weight = module.weight if forward is _norm_forward else module.gate_proj.weight
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
+    if module not in _PROBED:
+        _PROBED[module] = _probe(module, forward)
+    return _PROBED[module]
+
+
+def _probe(module: Any, forward: Callable[..., Tensor]) -> bool:
+    """Compare the two on a twin in training mode with weights of its own, on small and large inputs.
+
+    Weights may be zero at the start, a clamp shows in large values alone, and dropout in training alone.
+    """
     random = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin = _norm_twin(module, random) if forward is _norm_forward else _mlp_twin(module, random)

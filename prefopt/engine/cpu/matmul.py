@@ -98,20 +98,14 @@ def _forward(self: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, self.weight, self.bias)
 
 
-def speed_up(model: nn.Module) -> None:
-    """Send the products of a model's linear layers to oneDNN where that is faster; weights and results stay."""
+def speed_up(model: nn.Module) -> list[nn.Module]:
+    """Send the products of a model's linear layers to oneDNN where that is faster; returns those layers."""
     if not available():
-        return
-    for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in module.__dict__:
-            module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
-
-
-def restore(model: nn.Module) -> None:
-    """Undo `speed_up`."""
-    for module in model.modules():
-        if type(module) is nn.Linear and sped_up(module):
-            del module.__dict__["forward"]
+        return []
+    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in m.__dict__]
+    for layer in layers:
+        layer.forward = types.MethodType(_forward, layer)  # type: ignore[method-assign]
+    return layers
 
 
 def sped_up(module: nn.Module) -> bool:

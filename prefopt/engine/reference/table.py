@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import rounding
-from prefopt.engine.policy import unwrap
 from prefopt.engine.reference.store import Array, Entry, Key, ReferenceStore, entry_key
 from prefopt.engine.scoring import Scored, score
 from prefopt.errors import UserError

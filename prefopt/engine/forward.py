@@ -1,0 +1,140 @@
+"""Scores one row with a causal language model: hidden states of its decoder, then its output layer in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.engine.attention import NAME, OPEN
+from prefopt.engine.head import Head, Reference, TokenStats, token_stats
+from prefopt.engine.layout import Layout, Row
+from prefopt.engine.limits import check_length
+from prefopt.errors import UserError
+from prefopt.plugin import Vocab
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Options:
+    """What to compute for a row besides log-probs.
+
+    Attributes:
+        vocab: statistics over the vocabulary; `Vocab.KL` needs `reference`.
+        entropy: also the entropy of each token's distribution.
+        reference: hidden states and head of the reference.
+        hidden_only: return the hidden states at the predicting positions, from which a `Reference` is made.
+    """
+
+    vocab: frozenset[Vocab] = frozenset()
+    entropy: bool = False
+    reference: Reference | None = None
+    hidden_only: bool = False
+
+
+PLAIN = Options()
+
+
+def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | Tensor:
+    """Statistics of each scored token of `row`, or hidden states (N, H) with `options.hidden_only`.
+
+    Args:
+        causal: a causal language model, whose attention is that of the row's layout (`attention_of`).
+        row: on the model's device.
+        options: what to compute.
+
+    Raises:
+        UserError: a token or a length that torch would accept, and compute wrongly.
+    """
+    _check_row(causal, row)
+    base = getattr(causal, causal.base_model_prefix, None) or causal.model  # Llama 4 has a prefix that names nothing
+    call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
+    if row.tree is not None:
+        if attention_name(causal) != NAME:  # any other would ignore the tree
+            raise RuntimeError("a row of trees was given to a model without tree attention: was its policy closed?")
+        call["attention_mask"] = torch.ones(OPEN, dtype=torch.bool, device=row.input_ids.device)
+        call["position_ids"] = row.position_ids
+        call["prefopt_tree"] = row.tree
+    else:
+        call["attention_mask"] = row.attention_mask
+    hidden: Tensor = base(**call)[0]
+    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, row.source)
+    if options.hidden_only:
+        return hidden
+    return token_stats(
+        hidden, row.target, Head.of(causal), options.vocab, entropy=options.entropy, reference=options.reference
+    )
+
+
+def unwrap(model: Any) -> Any:
+    """The causal language model inside a `Policy`, PEFT and data-parallel wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):  # PEFT, Policy
+            model = model.get_base_model()
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def check_model(model: Any) -> None:
+    """Check that a model predicts tokens from their predecessors alone.
+
+    Raises:
+        UserError: it does not.
+    """
+    causal = unwrap(model)
+    if not hasattr(causal, "config") or causal.get_output_embeddings() is None or causal.config.is_encoder_decoder:
+        raise UserError(f"{type(causal).__name__} is not a causal language model with an output embedding")
+    if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
+        raise UserError("prompt and prefix tuning are not supported: their virtual tokens stand before every "
+                        "sequence; use LoRA or another adapter inside the layers")  # fmt: skip
+
+
+def attention_name(causal: Any) -> str:
+    """The name of a model's attention."""
+    # transformers has a public setter, but no public getter.
+    name: str = causal.config._attn_implementation
+    return name
+
+
+def set_attention(causal: Any, name: str) -> str:
+    """Give a model the attention of this name; returns the name of the one that it had."""
+    before = attention_name(causal)
+    if before != name:
+        causal.set_attn_implementation(name)
+    return before
+
+
+@contextmanager
+def attention_of(causal: Any, layout: Layout) -> Iterator[None]:
+    """Within it, a model has the attention that a layout needs: ours for trees, its own for padded sequences."""
+    before = set_attention(causal, NAME) if layout == "tree" else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            set_attention(causal, before)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, a model is in evaluation mode; every module then gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_row(causal: Any, row: Row) -> None:
+    size = getattr(causal.get_output_embeddings(), "out_features", None)
+    if size is not None and row.max_id >= size:
+        raise UserError(f"token id {row.max_id} is beyond the model's vocabulary of {size}: tokenizer and model do not "
+                        "belong together (or tokens were added without `resize_token_embeddings`)")  # fmt: skip
+    check_length(causal, row.longest)
