@@ -165,8 +165,9 @@ def _run(
             table = result.trainer.tables["eval"]
             assert table is not None
             base = held_out.of_table(prepared.eval, table)
+            budget = config.batch.budget(model.device.type)
             with autocast(result.trainer.args):
-                scored = held_out.score(result.trainer.policy, prepared.eval, max_tokens=config.batch.budget(model.device.type))
+                scored = held_out.score(result.trainer.policy, prepared.eval, max_tokens=budget)
         after_texts = greedy_texts(config, result.trainer.policy, tokenizer, prepared.eval)
     except Stopped:
         result.trainer.keep()

@@ -306,7 +306,7 @@ class PreferenceTrainer(SavingTrainer):
             try:
                 model.zero_grad()
                 self._whole_step(model, self._inputs)  # the same gradient before it was clipped, which spreads a NaN
-                refuse_gradient_not_finite(float(norm), self.model, self.state.global_step + 1)
+                refuse_gradient_not_finite(float(norm), self.policy.model, self.state.global_step + 1)
             except NotFinite as error:
                 raise self._explained(error) from error
         return norm

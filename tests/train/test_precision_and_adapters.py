@@ -160,7 +160,7 @@ def test_the_reference_is_computed_in_the_precision_of_the_policy(tmp_path: Path
     trainer = tiny.make(load("dpo"), DATA, tmp_path, tiny.model(dtype=torch.float32), bf16=True)
     (batch,) = trainer.get_train_dataloader()
     with torch.no_grad():
-        flat = trainer._score(trainer.model, batch.work[0])
+        flat = trainer._score(trainer.policy, batch.work[0])
     assert (flat.sum == flat.ref_sum).float().mean() > 0.5
 
 

@@ -46,8 +46,7 @@ def same(folder: Path, run: str, report: dict[str, Any], kept: tiny.Run, process
     weight, below 1e-6. The model is in float64, where sums in another order differ by 1e-15; Adam, which divides by
     the root of a mean square, enlarges that by 1e8 at most where it has only its epsilon to divide by."""
     other = json.loads((folder / f"{run}.json").read_text())
-    wrapper = "FSDPLlamaForCausalLM" if "fsdp" in run else "DistributedDataParallel"
-    wrapper = "FSDPPeftModelForCausalLM" if "fsdp" in run and "lora" in run else wrapper
+    wrapper = "FSDPPolicy" if "fsdp" in run else "DistributedDataParallel"
     assert (other["processes"], other["wrapper"]) == (processes, wrapper)
     assert other["losses"] == pytest.approx(report["losses"], rel=1e-6), run
     for part in ("last", "before", "after"):

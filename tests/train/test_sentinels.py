@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_leaves_its_batch_to_be_looked_at(tmp_path: Pa
     kept = replaying.load(folder / "batch.json")
     assert [f.id for work in kept.works for f in work.facts] == [r.id for r in PAIRS]
     assert kept.step == 1
-    rows = list(replaying.rows(tiny.model(), load("simpo"), kept))
+    rows = list(replaying.rows(kept.policy(tiny.model()), load("simpo"), kept))
     for record, chosen in zip(PAIRS, rows[::2], strict=True):
         expected = tiny.plain_logps(tiny.model(), record.prompt, record.completions[0]).sum().item()
         assert chosen["record"] == record.id
@@ -188,10 +188,10 @@ def test_the_layer_where_it_begins_is_named() -> None:
     model = tiny.model(dtype=torch.float32)
     made = tiny.make(load("simpo"), PAIRS, Path("unused"), model)
     work = made._steps("train")[next(iter(made._sampler("train", shuffle=False)))[0]].work[0]
-    assert replaying.first_not_finite(model, [work]) is None
+    assert replaying.first_not_finite(made.policy, [work]) is None
     with torch.no_grad():
         model.model.layers[1].mlp.gate_proj.weight.fill_(3e38)
-    found = replaying.first_not_finite(model, [work])
+    found = replaying.first_not_finite(made.policy, [work])
     assert found == "model.layers.1.mlp.gate_proj is the first layer whose output is not finite"
 
 
