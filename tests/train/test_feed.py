@@ -85,7 +85,7 @@ def test_kto_on_pairs_gets_both_sides_of_a_pair_together(tmp_path: Path) -> None
     for batch in trainer.get_train_dataloader():
         (work,) = batch.work
         with torch.no_grad():
-            examples = trainer._call_loss(work.facts, trainer._score(trainer.model, work)).examples
+            examples = trainer._call_loss(work.facts, trainer._score(trainer.policy, work)).examples
         desirable: Any = examples.logps.desirable  # type: ignore[union-attr]
         assert desirable.tolist() == [True, False] * 16
         assert examples.record.tolist() == [place for place in range(16) for _ in range(2)]

@@ -38,7 +38,7 @@ def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str,
     kept = tiny.make(loss, data, tmp_path, eval=data, max_steps=2, weight_decay=0.0)
     (batch,) = kept.get_train_dataloader()
     with torch.no_grad():
-        outcome = kept._call_loss(batch.work[0].facts, kept._score(kept.model, batch.work[0]))
+        outcome = kept._call_loss(batch.work[0].facts, kept._score(kept.policy, batch.work[0]))
     expected = loss.at_reference(outcome.examples.logps)
     before = kept.evaluate()
     kept.train()
@@ -64,7 +64,7 @@ def _moved(name: str, tmp_path: Path, how: str) -> bool:
     (batch,) = trainer.get_train_dataloader()
     (work,) = batch.work
     with torch.no_grad():
-        flat = trainer._score(trainer.model, work)
+        flat = trainer._score(trainer.policy, work)
         facts: Any = work.facts
         noise = torch.linspace(-0.5, 0.7, len(flat.sum))
         # a step away from the reference, where no loss is flat

@@ -77,7 +77,7 @@ def test_log_probs_are_those_of_a_plain_forward_in_every_split(dtype: torch.dtyp
             for batch in trainer.get_train_dataloader():
                 for work in batch.work:
                     with torch.no_grad():
-                        parts = trainer._score(trainer.model, work).split(work.completions)
+                        parts = trainer._score(trainer.policy, work).split(work.completions)
                     found |= {f.id: part.sum.tolist() for f, part in zip(work.facts, parts, strict=True)}
             assert found.keys() == truth.keys()
             for name in truth:
