@@ -124,7 +124,7 @@ def passes(model: Any, records: list[TokenRecord], max_tokens: int) -> dict[str,
 def world_records(limit: int) -> tuple[Any, list[TokenRecord]]:
     from prefopt import worlds
     from prefopt.data import prepare
-    from prefopt.data.config import DataConfig
+    from prefopt.data.data_config import DataConfig
 
     config = ModelConfig(path="world")
     prepared = prepare(DataConfig(path=str(worlds.resolve().train)), load_tokenizer(config), Data.PAIRS)

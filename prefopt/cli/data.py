@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ def main(argv: list[str]) -> int:
 def _check(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # some libraries print when they are imported
         from prefopt.data.doctor import examine, thresholds
-        from prefopt.data.doctor.text import show
+        from prefopt.data.doctor.terminal import show
+        from prefopt.engine import score
         from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.doctor import doctor_page
 
         limits = thresholds(args.threshold)
         tokenizer = _tokenizer(args)
-        model = load_model(ModelConfig(path=args.model)) if args.model else None
-        reports = [examine(c, tokenizer=tokenizer, model=model, limits=limits) for c in _configs(args.what)]
+        scorer = partial(score, load_model(ModelConfig(path=args.model))) if args.model else None
+        reports = [examine(c, tokenizer=tokenizer, score=scorer, limits=limits) for c in _configs(args.what)]
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
         Path(args.html).write_text(doctor_page(reports), encoding="utf-8")
@@ -84,7 +86,7 @@ def _plain(reports: list[Any]) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from prefopt.data.read import read
+    from prefopt.data.reader import read
     from prefopt.data.show import find, show
 
     tokenizer = _tokenizer(args)

@@ -102,7 +102,7 @@ class _Stage:
     """What all methods share: the world, its pairs in tokens, the reference, the seed."""
 
     def __init__(self, world: ReviewWorld, size: Size, seed: int, progress: Progress) -> None:
-        from prefopt.data.config import DataConfig
+        from prefopt.data.data_config import DataConfig
         from prefopt.data.prepare import prepare
         from prefopt.models.load import ModelConfig, load_model, load_tokenizer
         from prefopt.plugin import Data

@@ -12,8 +12,8 @@ from rich.progress import Progress
 
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
-from prefopt.data.config import DataConfig
-from prefopt.data.read import read
+from prefopt.data.data_config import DataConfig
+from prefopt.data.reader import read
 from prefopt.errors import UserError
 from prefopt.runs.read import RunFolder, is_run
 from prefopt.runs.run import prepared_data

@@ -66,7 +66,7 @@ def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     from prefopt.cli.loading import records_of
     from prefopt.common.quiet import quiet
-    from prefopt.data.config import DataConfig
+    from prefopt.data.data_config import DataConfig
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
     from prefopt.runs.read import RunFolder, is_run, open_model

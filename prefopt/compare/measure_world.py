@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.estimate import Estimate
 from prefopt.compare.spec import Measurement, Split
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.data.tokens import TokenRecord
 from prefopt.evaluate.world import OF_PAIRS, figures

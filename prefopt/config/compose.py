@@ -29,7 +29,7 @@ from prefopt.config.experiments import from_file
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stages import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.errors import PrefoptError, Stopped, UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import PeftConfig

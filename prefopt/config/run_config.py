@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.tracking import TrackingConfig
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
 from prefopt.plugin import Loss

@@ -1,10 +1,10 @@
 """From files of preferences to token records: schema -> records -> view -> tokens."""
 
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.data.read import ReadResult, read
+from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Message, Record, Rejection, Text
-from prefopt.data.table import TokenTable
+from prefopt.data.token_table import TokenTable
 from prefopt.data.tokenize import TokenResult, tokenize
 from prefopt.data.tokens import TokenRecord
 from prefopt.data.views import ViewResult, to_view

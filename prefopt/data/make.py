@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from prefopt.data.messages import blank
+from prefopt.common.digest import of_bytes
+from prefopt.data.fields import blank
 from prefopt.data.record import Record, RowError, Text
 from prefopt.plugin import Data
 
@@ -42,7 +42,7 @@ def content_hash(value: Any) -> str:
     """16 hex digits of a JSON-like value, the same under every encoding, Unicode composition and line ending."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     text = unicodedata.normalize("NFC", text.replace("\\r\\n", "\\n"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return of_bytes(text.encode(), size=8)
 
 
 def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirable: bool | None = None,

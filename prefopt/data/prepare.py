@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.config import DataConfig
-from prefopt.data.read import ReadResult, read
+from prefopt.data.data_config import DataConfig
+from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Rejection
-from prefopt.data.table import TokenTable
+from prefopt.data.token_table import TokenTable
 from prefopt.data.tokenize import TokenResult, tokenize
 from prefopt.data.views import to_view
 from prefopt.errors import UserError

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text as Styled
 
-from prefopt.data.config import DataConfig
-from prefopt.data.doctor.checks import turns
+from prefopt.data.data_config import DataConfig
+from prefopt.data.doctor.record_checks import turns
 from prefopt.data.record import Record, Rejection, Text
 from prefopt.data.tokenize import Encoder, tokenize
 from prefopt.errors import UserError

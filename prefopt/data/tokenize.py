@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefopt.common.cache import cached_folder
-from prefopt.data.config import DataConfig
+from prefopt.common.digest import of_json
+from prefopt.common.versions import version_of
+from prefopt.data.data_config import DataConfig
+from prefopt.data.fields import blank
 from prefopt.data.make import content_hash
-from prefopt.data.messages import blank
 from prefopt.data.record import Record, Rejection, RowError, Text
-from prefopt.data.store import RECORDS, RecordTable, code_key, data_cache, decode, digest, open_arrow, reading
-from prefopt.data.table import SCHEMA, TokenTable
+from prefopt.data.record_table import RECORDS, RecordTable, code_key, data_cache, decode, open_arrow, reading
 from prefopt.data.templates import Chat, Plain, renderer
+from prefopt.data.token_table import SCHEMA, TokenTable
 from prefopt.data.truncate import shorter_prompts
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -63,7 +65,7 @@ def tokenize(
 
 
 class Encoder:
-    """Records to rows of `prefopt.data.table.SCHEMA`."""
+    """Records to rows of `prefopt.data.token_table.SCHEMA`."""
 
     def __init__(self, tokenizer: Any, config: DataConfig, control_text: tuple[str, str] | None = None) -> None:
         if tokenizer.eos_token_id is None:
@@ -86,16 +88,13 @@ class Encoder:
 
     def key(self) -> str:
         """Names everything that the tokens depend on besides the records and the code."""
-        import tokenizers
-        import transformers
-
         backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
-        return digest(
+        return of_json([
             json.loads(backend) if self.tokenizer.is_fast else backend,
             self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.render.system,
             self.max_length, self.truncation, sorted(self.control.items()),
-            tokenizers.__version__, transformers.__version__,
-        )  # fmt: skip
+            version_of("tokenizers"), version_of("transformers"),
+        ])  # fmt: skip
 
     def _row(self, record: Record) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -214,7 +213,7 @@ def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataC
             num_proc=workers if workers > 1 else None,
         )  # fmt: skip
 
-    place = data_cache(config.cache_dir) / f"tokens-{digest(code_key(), folder.name, encoder.key())}"
+    place = data_cache(config.cache_dir) / f"tokens-{of_json([code_key(), folder.name, encoder.key()])}"
     files = sorted(cached_folder(place, write).glob("*.arrow"))
     with reading(place):
         return pa.concat_tables([open_arrow(file, SCHEMA) for file in files])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
+from prefopt.common.digest import of_json
 from prefopt.data import make
 from prefopt.data.record import Record, Rejection, RowError
-from prefopt.data.store import Log, RecordTable, digest, stored
+from prefopt.data.record_table import Log, RecordTable, stored
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 
@@ -60,7 +61,7 @@ def to_view(
             yield from _apply(steps, record, log)
 
     if isinstance(records, RecordTable) and records.folder:
-        key = digest(records.folder.name, data.value, pairs_from, ties, desirable_above, split_pairs)
+        key = of_json([records.folder.name, data.value, pairs_from, ties, desirable_above, split_pairs])
         table, log = stored("view", key, made, cache_dir)
         return ViewResult(records=table, rejections=log.rejections, counts=dict(log.counts))
     log = Log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Message, Text
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Record, Text
 from prefopt.data.tokenize import tokenize
 from prefopt.engine.scoring import score as score_records

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.templates import Chat, renderer, template_source
 from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.evaluate.texts import end_tokens

@@ -21,7 +21,7 @@ from prefopt.common.versions import version_of
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
-    from prefopt.data.table import TokenTable
+    from prefopt.data.token_table import TokenTable
 
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
 ESCAPED = re.compile(r"\\([\\'\"()\[\]{}:=, \t])")  # in an override

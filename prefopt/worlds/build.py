@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.common.cache import cache_dir, cached_folder
+from prefopt.common.digest import of_json
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate
 from prefopt.errors import PrefoptError
@@ -25,7 +25,7 @@ from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig, train
 from prefopt.worlds import review
-from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split
+from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split, knobs
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(len(SPECIALS))
@@ -52,6 +52,15 @@ class WorldFiles:
     validation: Path  # 256 pairs on prompts that `train` does not have
     test: Path  # the same, on prompts that neither has
     seconds: Mapping[str, float]  # that training took when the models were made: `base`, `sft`
+
+
+def resolve(world: ReviewWorld | Mapping[str, Any] | None = None) -> WorldFiles:
+    """The files of the review world, built on first use: what `model.path=world` and `data.path=world` stand for.
+
+    Args:
+        world: the world, or the knobs that differ from the default's, such as {"label_flips": 0.2}.
+    """
+    return build(world if isinstance(world, ReviewWorld) else knobs(world or {}))
 
 
 def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[Any] = ()) -> WorldFiles:
@@ -127,8 +136,7 @@ def _key(**content: Any) -> str:
     """A name for what depends on `content`, on the code of this module and the grammar, and on the libraries."""
     source = "".join(Path(file).read_text(encoding="utf-8") for file in (__file__, review.__file__))
     versions = [torch.__version__, transformers.__version__]
-    text = json.dumps([content, source, versions], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return of_json([content, source, versions], size=8)
 
 
 def _models_folder(world: ReviewWorld, root: Path) -> Path:

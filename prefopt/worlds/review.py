@@ -19,14 +19,14 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.errors import UserError
+from prefopt.errors import UserError, nearest
 
 NOUNS = (
     "bed", "bread", "coffee", "food", "garden", "menu", "music", "pool",
@@ -185,6 +185,26 @@ class ReviewWorld:
         logit = (reward_gap + self.length_bias * token_gap) / self.label_temperature
         clean = 0.5 * (1.0 + np.tanh(0.5 * logit))  # the sigmoid, safe from overflow
         return np.asarray(clean * (1 - self.label_flips) + (1 - clean) * self.label_flips)
+
+
+def knobs(given: Mapping[str, Any]) -> ReviewWorld:
+    """The review world with these settings, as `data.world.label_flips=0.2` gives them.
+
+    Raises:
+        UserError: a setting that the world does not have, or a value of another type or range.
+    """
+    defaults = {field.name: field.default for field in fields(ReviewWorld)}
+    for name, value in given.items():
+        if name not in defaults:
+            raise UserError(
+                f"the review world has no knob {name!r}{nearest(name, defaults)}; its knobs: {', '.join(defaults)}"
+            )
+        whole = isinstance(defaults[name], int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UserError(
+                f"the knob {name} of the review world is a {'whole ' if whole else ''}number, got {value!r}"
+            )
+    return ReviewWorld(**given)
 
 
 def _size(split: Split) -> int:

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from prefopt.data import DataConfig, read
-from prefopt.data.config import Source
+from prefopt.data.data_config import Source
 from prefopt.errors import UserError
 
 ROWS = [

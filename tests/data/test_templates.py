@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import DataConfig, Record, tokenize
-from prefopt.data.messages import blank
+from prefopt.data.fields import blank
 from prefopt.data.record import Message
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import UserError

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.data import DataConfig, files, read, tokenize
-from prefopt.data.config import Source
+from prefopt.data import DataConfig, read, tokenize
+from prefopt.data import rows as data_rows
+from prefopt.data.data_config import Source
 from prefopt.data.record import Record, RowError
 from prefopt.data.schemas import SCHEMAS, recognise, rename
 from prefopt.data.templates import renderer
@@ -66,7 +67,7 @@ def of_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def made_of(name: str, row: dict[str, Any]) -> None:
-    from prefopt.data.read import _made
+    from prefopt.data.reader import _made
 
     try:
         found = _made(SCHEMAS[name], row)
@@ -135,7 +136,7 @@ FILES: dict[str, bytes] = {
 
 def read_rows(path: Path) -> None:
     """The rows of a file, up to a thousand, as `read` takes them."""
-    rows = [row for _, row in islice(files.open_source(Source(path=str(path))).rows, 1000)]
+    rows = [row for _, row in islice(data_rows.open_source(Source(path=str(path))).rows, 1000)]
     of_rows([row for row in rows if isinstance(row, dict)])
 
 
@@ -248,8 +249,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unpacks to far more than text ever does is refused, and named."""
-    monkeypatch.setattr(files, "SLACK_BYTES", 2**20)
-    monkeypatch.setattr(files, "MOST_EXPANSION", 4)
+    monkeypatch.setattr(data_rows, "SLACK_BYTES", 2**20)
+    monkeypatch.setattr(data_rows, "MOST_EXPANSION", 4)
     (tmp_path / name).write_bytes(BOMBS[name]())
     with pytest.raises(UserError, match=r"unpacks to more than 4 times|more rows than fit"):
         read_rows(tmp_path / name)
@@ -259,7 +260,7 @@ def test_what_is_no_bomb(tmp_path: Path) -> None:
     """A set of one row, repeated, shrinks a thousandfold; it is small, and read."""
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress((LINES + b"\n") * 20_000))
-    assert sum(1 for _ in files.open_source(Source(path=str(path))).rows) == 100_000
+    assert sum(1 for _ in data_rows.open_source(Source(path=str(path))).rows) == 100_000
 
 
 def test_caches(tmp_path: Path) -> None:

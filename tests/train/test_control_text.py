@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefopt.data import prepare
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from tests.data.tiny import tokenizer

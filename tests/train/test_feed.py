@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from prefopt.data.table import TokenTable
+from prefopt.data.token_table import TokenTable
 from prefopt.engine.packing import Lengths
 from prefopt.errors import UserError
 from prefopt.losses.registry import load

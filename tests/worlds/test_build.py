@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefopt import worlds
 from prefopt.cli import main
 from prefopt.config.compose import compose
-from prefopt.data.config import DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.engine import generate
 from prefopt.errors import UserError

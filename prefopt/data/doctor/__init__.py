@@ -1,4 +1,4 @@
-"""The doctor: one pass over any data, and what is wrong with it."""
+"""The doctor: one pass over preference data that reports what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.config import DataConfig
-from prefopt.data.doctor.base_model import base_model
-from prefopt.data.doctor.checks import Check, Labels, Marks, Repetitions
+from prefopt.data.data_config import DataConfig
+from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
-from prefopt.data.doctor.lengths import TokenLengths
-from prefopt.data.doctor.near import Leaks, NearDuplicates
-from prefopt.data.doctor.rules import Formats, Lengths, Words
-from prefopt.data.read import read
+from prefopt.data.doctor.near_duplicates import Leaks, NearDuplicates
+from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions
+from prefopt.data.doctor.shortcuts import FormatRule, LengthRule, WordRule
+from prefopt.data.doctor.token_lengths import TokenLengths
+from prefopt.data.reader import ReadResult, read
 from prefopt.data.tokenize import tokenize
 
 __all__ = ["MEANINGS", "Finding", "Histogram", "Report", "examine", "thresholds"]
@@ -23,66 +23,71 @@ NO_LIMIT = 2**30
 
 
 def examine(
-    config: DataConfig, *, tokenizer: Any = None, model: Any = None, limits: dict[str, float] | None = None
+    config: DataConfig, *, tokenizer: Any = None, score: Scorer | None = None, limits: dict[str, float] | None = None
 ) -> Report:
-    """Look at the data of `config` as it is read, before any view.
+    """Check the data of `config` as it is read, before any view.
 
     Args:
         config: the data, as for training.
-        tokenizer: a transformers tokenizer; without one nothing is said about tokens.
-        model: a causal language model, to hear what it thinks of the data.
+        tokenizer: a transformers tokenizer; without one nothing is reported about tokens.
+        score: `prefopt.engine.score` with the model to be tuned, to report how the model rates the data.
         limits: finding -> threshold, over the defaults.
 
     Raises:
         UserError: data that cannot be read at all.
     """
     found = read(config)
-    lengths = Lengths()
-    checks: list[Check] = [Repetitions(), NearDuplicates(), lengths, Words(), Formats(), Labels(), Marks()]
+    lengths = LengthRule()
+    checks: list[RecordCheck] = [
+        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), Marks()
+    ]  # fmt: skip
     if held_out := config.held_out():
         checks.append(Leaks(read(held_out).records))
     for record in found.records:
         for check in checks:
             check.see(record)
-    findings = [finding for check in checks for finding in check.findings()]
-    rejections, histograms, costs, kept = list(found.rejections), [lengths.histogram()], [], len(found.records)
-
-    if tokenizer is not None:
-        result = tokenize(found.records, tokenizer, config)
-        whole = result.records
-        if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
-            whole = tokenize(found.records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
-        rejections += result.rejections
-        kept = len(result.records)
-        if len(whole):
-            sizes = TokenLengths(whole)
-            findings += sizes.findings(config.max_length)
-            histograms.append(sizes.histogram())
-            costs = sizes.costs()
-        if config.truncation != "drop":
-            cut = result.counts["truncated_prompts"]
-            findings.append(Finding(name="truncated_prompts", figure=cut, total=len(found.records)))
-        if model is not None:
-            findings += base_model(model, whole, config.max_length)
-
-    rows = found.counts["rows"]
-    size = f"{kept} {found.records[0].kind.value}"
-    findings = [
-        Finding(name="kept", figure=kept, total=kept + len(rejections)),
-        Finding(name="size", figure=kept, note=size),
-        *findings,
-    ]
-    return Report(
+    kind = found.records[0].kind.value
+    report = Report(
         name=Path(str(config.path)).name if config.path else "mixture",
         schema=found.schema,
-        kind=found.records[0].kind.value,
-        rows=rows,
-        kept=kept,
-        rejections=rejections,
-        findings=_limited(findings, limits or {}),
-        histograms=histograms,
-        costs=costs,
+        kind=kind,
+        rows=found.counts["rows"],
+        kept=len(found.records),
+        rejections=list(found.rejections),
+        findings={},
+        histograms=[lengths.histogram()],
     )
+    findings = [finding for check in checks for finding in check.findings()]
+    if tokenizer is not None:
+        report, in_tokens = _with_tokens(report, found, tokenizer, config, score)
+        findings += in_tokens
+    kept = Finding(name="kept", figure=report.kept, total=report.kept + len(report.rejections))
+    size = Finding(name="size", figure=report.kept, note=f"{report.kept} {kind}")
+    return dataclasses.replace(report, findings=_limited([kept, size, *findings], limits or {}))
+
+
+def _with_tokens(
+    report: Report, found: ReadResult, tokenizer: Any, config: DataConfig, score: Scorer | None
+) -> tuple[Report, list[Finding]]:
+    """The report and the findings about records in tokens."""
+    result = tokenize(found.records, tokenizer, config)
+    uncut = result.records
+    findings: list[Finding] = []
+    if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
+        uncut = tokenize(found.records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
+    report = dataclasses.replace(report, rejections=[*report.rejections, *result.rejections], kept=len(result.records))
+    if len(uncut):
+        lengths = TokenLengths(uncut)
+        findings += lengths.findings(config.max_length)
+        report = dataclasses.replace(
+            report, histograms=[*report.histograms, lengths.histogram()], costs=lengths.costs()
+        )
+    if config.truncation != "drop":
+        cut = result.counts["truncated_prompts"]
+        findings.append(Finding(name="truncated_prompts", figure=cut, total=len(found.records)))
+    if score is not None:
+        findings += base_model(score, uncut, config.max_length)
+    return report, findings
 
 
 def _limited(findings: Iterable[Finding], limits: dict[str, float]) -> dict[str, Finding]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from prefopt.data.doctor.findings import Finding
-from prefopt.data.table import TokenTable
+from prefopt.data.token_table import TokenTable
+from prefopt.data.tokens import TokenRecord
 from prefopt.plugin import Data
 
 SAMPLE = 64  # records that are scored
 
 
-def base_model(model: Any, table: TokenTable, max_length: int) -> Iterator[Finding]:
-    """Whether `model` prefers the chosen side already, and whether it ends its turns as the template does."""
-    from prefopt.engine import score
+class Scorer(Protocol):
+    """`prefopt.engine.score` of a model: the log-probs of each record, per token too."""
 
+    def __call__(self, records: Sequence[TokenRecord], /, *, max_tokens: int, tokens: bool) -> Sequence[Any]: ...
+
+
+def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Finding]:
+    """Whether the model prefers the chosen side already, and whether it ends its turns as the template does."""
     spread = np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).round().astype(int).tolist()
     records = [record for i in spread if _size(record := table[i]) <= max_length]
     if not records:
         return
-    scored = score(model, records, max_tokens=max(4096, max_length), tokens=True)
+    scored = score(records, max_tokens=max(4096, max_length), tokens=True)
     if table.kind is Data.PAIRS:
         wins = [float(one.sum[0] > one.sum[1]) for one in scored]
         means = [float(one.sum[0] / one.num_tokens[0] > one.sum[1] / one.num_tokens[1]) for one in scored]
@@ -35,5 +40,5 @@ def base_model(model: Any, table: TokenTable, max_length: int) -> Iterator[Findi
     yield Finding(name="end_of_turn", figure=round(float(np.median(ends)), 4), note=f"{len(ends)} answers")
 
 
-def _size(record: Any) -> int:
+def _size(record: TokenRecord) -> int:
     return len(record.prompt) + max(map(len, record.completions))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from prefopt.data.files import Row
+from prefopt.data.rows import Row
 from prefopt.data.schemas import demonstrations, judgements, lists, pairs, trees, unpaired
 from prefopt.data.schemas.base import Schema
 from prefopt.errors import UserError, nearest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prefopt.data.files import Row
 from prefopt.data.record import Record, RowError
+from prefopt.data.rows import Row
 
 Made = Record | RowError  # of a row that holds several records, some may fail
 

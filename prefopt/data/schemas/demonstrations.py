@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prefopt.data.files import Row
+from prefopt.data.fields import messages
 from prefopt.data.make import demonstration
-from prefopt.data.messages import messages
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
 

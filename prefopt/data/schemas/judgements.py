@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prefopt.data.files import Row
+from prefopt.data.fields import first, messages, number, plain, shown, string
 from prefopt.data.make import pair
-from prefopt.data.messages import first, messages, number, plain, shown, string
 from prefopt.data.record import Record, RowError, Text
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, shared_turns, user
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from prefopt.data.files import Row
+from prefopt.data.fields import first, label, number, string
 from prefopt.data.make import ranked
-from prefopt.data.messages import first, label, number, string
 from prefopt.data.record import RowError
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 

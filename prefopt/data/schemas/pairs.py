@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prefopt.data.files import Row
+from prefopt.data.fields import messages, number, string
 from prefopt.data.make import pair
-from prefopt.data.messages import messages, number, string
 from prefopt.data.record import Text
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import (
     completion_of,

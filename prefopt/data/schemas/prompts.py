@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from prefopt.data.files import Row
-from prefopt.data.messages import ROLES, blank, first, message, messages, simple, string
+from prefopt.data.fields import ROLES, blank, first, message, messages, simple, string
 from prefopt.data.record import Message, RowError, Text
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import is_turns
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from prefopt.data.files import Row
+from prefopt.data.fields import ROLES, number, shown, string
 from prefopt.data.make import ranked
-from prefopt.data.messages import ROLES, number, shown, string
 from prefopt.data.record import Message, RowError
+from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has
 
 TREE = "messages of one tree"

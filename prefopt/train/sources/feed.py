@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.table import TokenTable
+from prefopt.data.token_table import TokenTable
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.packing import Lengths, prompt_keys
 from prefopt.errors import UserError

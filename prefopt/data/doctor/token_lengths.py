@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.doctor.findings import Finding, Histogram
-from prefopt.data.doctor.rules import histogram
-from prefopt.data.table import TokenTable
+from prefopt.data.doctor.shortcuts import histogram
+from prefopt.data.token_table import TokenTable
 from prefopt.plugin import Data
 
 LIMITS = (256, 512, 1024, 2048, 4096, 8192)

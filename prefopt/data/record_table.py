@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefopt.common.cache import cache_dir, cached_folder
+from prefopt.common.digest import of_bytes, of_json
 from prefopt.data.record import Record, Rejection, Text
 from prefopt.errors import UserError, first_line
 from prefopt.plugin import Data
@@ -120,7 +120,7 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
                 "repeats": repeats}  # fmt: skip
         (target / "meta.json").write_text(json.dumps(meta))
 
-    place = cached_folder(data_cache(folder) / f"{name}-{digest(code_key(), key)}", write)
+    place = cached_folder(data_cache(folder) / f"{name}-{of_json([code_key(), key])}", write)
     with reading(place):
         meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
         log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), str(meta["schema"]))
@@ -161,16 +161,11 @@ def data_cache(folder: str | None) -> Path:
     return Path(folder) if folder else cache_dir() / "data"
 
 
-def digest(*parts: object) -> str:
-    """A name for what is made from these parts."""
-    return blake2b(json.dumps(parts, default=str, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
 @cache
 def code_key() -> str:
     """Changes when the code of this package does: a cache must not outlive the code that filled it."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return blake2b(b"".join(path.read_bytes() for path in sources), digest_size=12).hexdigest()
+    return of_bytes(b"".join(path.read_bytes() for path in sources))
 
 
 def encode(text: Text) -> str:
@@ -189,7 +184,8 @@ def _write(records: Iterable[Record], path: Path) -> tuple[Any, dict[int, int]]:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in _batches(records):
             writer.write_batch(batch)
-            digests.append(np.array([_number(name) for name in batch.column("id").to_pylist()], np.uint64))
+            names = batch.column("id").to_pylist()
+            digests.append(np.array([int(of_bytes(name.encode(), size=8), 16) for name in names], np.uint64))
     ids = np.concatenate(digests)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
@@ -197,10 +193,6 @@ def _write(records: Iterable[Record], path: Path) -> tuple[Any, dict[int, int]]:
     for position in same:
         repeats[int(order[position])] = repeats.get(int(order[position - 1]), 0) + 1
     return ids, repeats
-
-
-def _number(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
 def _batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:

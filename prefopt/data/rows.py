@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,7 +19,8 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
-from prefopt.data.config import Source
+from prefopt.common.digest import of_file, of_json
+from prefopt.data.data_config import Source
 from prefopt.data.record import Rejection
 from prefopt.errors import UserError, first_line
 
@@ -65,12 +64,7 @@ def open_source(source: Source, *, streaming: bool = False) -> Opened:
 
 
 def _content_key(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in _local_files(path):
-        with file.open("rb") as stream:
-            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
+    return of_json([[str(file.relative_to(path)), of_file(file)] for file in _local_files(path)])
 
 
 def _local_files(path: Path) -> list[Path]:
@@ -311,18 +305,15 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
     if not HUB_NAME.fullmatch(source.path) or _is_data(Path(source.path)):
         raise UserError(f"no such file or folder: {source.path}")
     import datasets
+    from huggingface_hub import HfApi
 
     try:
         names = datasets.get_dataset_split_names(source.path, source.subset)
         loaded = datasets.load_dataset(
             source.path, source.subset, split=_choose_split(names, source), streaming=streaming
         )
-        if streaming:
-            from huggingface_hub import HfApi
-
-            key = f"{HfApi().dataset_info(source.path).sha}"
-        else:
-            key = loaded._fingerprint
+        files = [] if streaming else [Path(file["filename"]) for file in loaded.cache_files]
+        key = of_json([of_file(file) for file in files]) if files else str(HfApi().dataset_info(source.path).sha)
     except UserError:
         raise
     except Exception as error:  # `datasets` lets the exceptions of half a dozen libraries through

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from prefopt.data.config import DataConfig, Source
-from prefopt.data.files import Opened, Row, Rows, open_source
+from prefopt.common.digest import of_json
+from prefopt.data.data_config import DataConfig, Source
 from prefopt.data.record import Record, Rejection, RowError
+from prefopt.data.record_table import Log, stored
+from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import Made, Schema
-from prefopt.data.store import Log, digest, stored
 from prefopt.errors import UserError
 
 SAMPLE_ROWS = 64  # looked at to recognise the schema
@@ -45,14 +46,13 @@ def read(config: DataConfig) -> ReadResult:
     config.check()
     sources = config.sources()
     opened = [open_source(source, streaming=config.streaming) for source in sources]
-    key = digest([[one.key, dataclasses.asdict(source)] for source, one in zip(sources, opened, strict=True)],
-                 config.max_records)  # fmt: skip
+    content = [[one.key, dataclasses.asdict(source)] for source, one in zip(sources, opened, strict=True)]
 
     def make(log: Log) -> Iterator[Record]:
         found = chain.from_iterable(_records(s, one, log) for s, one in zip(sources, opened, strict=True))
         yield from islice(found, config.max_records)
 
-    records, log = stored("records", key, make, config.cache_dir)
+    records, log = stored("records", of_json([content, config.max_records]), make, config.cache_dir)
     if not records:
         raise UserError(f"{_names(sources)}: none of the {log.counts['rows']} rows is usable; {_worst(log)}")
     return ReadResult(records=records, rejections=log.rejections, schema=log.schema, counts=dict(log.counts))

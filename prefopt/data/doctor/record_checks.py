@@ -13,7 +13,7 @@ from prefopt.data.record import Record, Text
 from prefopt.plugin import Data
 
 
-class Check(Protocol):
+class RecordCheck(Protocol):
     """One pass over the records: `see` each, then `findings`."""
 
     def see(self, record: Record, /) -> None: ...

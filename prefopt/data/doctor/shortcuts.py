@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from prefopt.data.doctor.checks import turns, words
 from prefopt.data.doctor.findings import Finding, Histogram
+from prefopt.data.doctor.record_checks import turns, words
 from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Text
 from prefopt.plugin import Data
@@ -35,7 +35,7 @@ def sides(record: Record) -> tuple[Text | None, Text | None]:
     return record.completions[0], None
 
 
-class Lengths:
+class LengthRule:
     """How far length alone goes, in characters."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ def _best_cut(good: NDArray[np.int64], bad: NDArray[np.int64]) -> float:
     return float(np.max(np.maximum(accuracy, 1 - accuracy)))
 
 
-class Words:
+class WordRule:
     """A logistic rule on which words occur, fitted on four fifths of the prompts and judged on the last."""
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ MARKS: dict[str, Callable[[str], bool]] = {
 }
 
 
-class Formats:
+class FormatRule:
     """The single mark of format that tells most about the label."""
 
     def __init__(self) -> None:
