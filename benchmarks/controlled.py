@@ -1,12 +1,12 @@
 """Which method gets the most reward for its distance? Twelve methods, four strengths, three seeds, on the review world.
 
-    python benchmarks/controlled.py        # goes on where it was stopped
+    python benchmarks/controlled.py        # continues where it was stopped
 
-Every run: 256 steps of 64 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. The learning
-rate of each method is chosen by true reward on validation prompts, at one strength, on a draw of the data of its own:
-five are tried in 128 steps of 32 pairs, and the best two again in whole runs (successive halving, Jamieson and
-Talwalkar 2016). Then every strength at each seed, on test prompts, with 4,096 samples a run.
-Lines that test the suite: DPO under a second name, at other orders of the same pairs, and DPO on pairs turned round.
+Every run: 256 steps of 64 pairs, cosine to 0, from one SFT model, on the same pairs in the same order. Each method's
+learning rate is selected by true reward on validation prompts, at one strength, on a separate draw of the data: five
+rates are tried in 128 steps of 32 pairs, and the best two again in whole runs (successive halving, Jamieson and
+Talwalkar 2016). Then every strength runs at each seed, and is measured on test prompts with 4,096 samples per run.
+Two lines are controls: DPO under a second name, with other orders of the same pairs, and DPO with swapped sides.
 
 Writes `benchmarks/results/controlled.json`.
 """
@@ -25,10 +25,10 @@ from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.statistics import compare
 
-KLS = (0.5, 1.0, 1.3, 2.0, 3.5)  # 1.3 was added when the points were known: most methods reach it from both sides
+KLS = (0.5, 1.0, 1.3, 2.0, 3.5)  # 1.3 was added after the runs, because most methods reach it
 STEPS, BATCH = 256, 64  # and pairs a step: twice over the data
 TRIAL_STEPS, TRIAL_BATCH = 128, 32
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # 1e-2 was tried: most lines fall apart, at some strengths if not at all
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # with 1e-2, most lines diverge at some strengths or all
 FINALISTS = 2
 Trials = dict[float, JobResult]  # of a line, by learning rate
 TUNING_SEED = 9
@@ -53,7 +53,7 @@ METHODS = (
     Line(name="DPO + SFT", loss="irpo", strength="alpha", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
     Line(name="DPOP", loss="dpop", strength="lam", values=(1, 0.3, 0.1, 0.03), fixed=("loss.beta=0.3",)),
 )
-TRIED = {  # the strength at which learning rates are tried
+TRIED = {  # the strength of the learning-rate trials
     "DPO": 0.5, "IPO (sum)": 0.12, "IPO (mean)": 1.2, "Hinge": 0.5, "CPO": 0.8, "SimPO": 10, "ORPO": 2, "KTO": 0.6,
     "APO-zero": 0.6, "NCA": 0.15, "DPO + SFT": 0.3, "DPOP": 0.3,
 }  # fmt: skip
@@ -63,7 +63,7 @@ WRONG = Line(name="DPO, sides swapped", loss="dpo", sides_swapped=True)
 
 
 def trial(line: Line, rate: float, steps: int, batch: int) -> Job:
-    """A try of a learning rate."""
+    """One trial of a learning rate."""
     said = (f"trainer.max_steps={steps}", f"batch.records={batch}", f"trainer.learning_rate={rate:g}")
     value = TRIED.get(line.name)
     return job(line, *said, value=value, seed=TUNING_SEED, split="validation", measure=VALIDATION)
@@ -76,7 +76,7 @@ def final(line: Line, value: float | None, rate: float) -> Cell:
 
 
 def tuned(lines: Sequence[Line], team: int) -> dict[str, list[Trials]]:
-    """The trials of each line: the short ones, then the whole runs; of each, the best learning rate first."""
+    """The trials of each line: the short ones, then the whole runs, each with the best learning rate first."""
     found: dict[str, list[Trials]] = {line.name: [] for line in lines}
     entered = {line.name: list(RATES) for line in lines}
     for steps, batch in ((TRIAL_STEPS, TRIAL_BATCH), (STEPS, BATCH)):
@@ -92,12 +92,12 @@ def tuned(lines: Sequence[Line], team: int) -> dict[str, list[Trials]]:
 
 
 def finished(points: Sequence[Sequence[JobResult]]) -> list[int]:
-    """The seeds, which are draws of the data, at which every run of a method finished."""
+    """The seeds (draws of the data) at which every run of a method finished."""
     return [seed for seed in range(len(points[0])) if all(own[seed].ok for own in points)]
 
 
 def frontier(points: Sequence[Sequence[JobResult]]) -> Runs | None:
-    """A method's runs by seed and strength as arrays; a seed with a run that did not finish is left out."""
+    """A method's runs by seed and strength as arrays; seeds with an unfinished run are left out."""
     seeds = finished(points)
     if not seeds:
         return None
@@ -107,10 +107,10 @@ def frontier(points: Sequence[Sequence[JobResult]]) -> Runs | None:
     return Runs(reward, kl)
 
 
-def told(curves: Mapping[str, Runs], seeds: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, Any]]:
-    """Every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm.
+def compared(curves: Mapping[str, Runs], seeds: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, Any]]:
+    """Compare every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm.
 
-    `seeds` are the numbers of a method's runs; 0, 1, ... where they are not given.
+    `seeds` are the numbers of a method's runs; 0, 1, ... by default.
     """
     found = []
     for kl in KLS:
@@ -123,17 +123,17 @@ def told(curves: Mapping[str, Runs], seeds: Mapping[str, Sequence[int]] | None =
 
 
 def plain(row: AtKL | Yardstick) -> dict[str, Any]:
-    """As JSON values."""
+    """A row as JSON values."""
     return rounded(dataclasses.asdict(row))
 
 
 def rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """To four digits; what is not finite is none."""
+    """Numbers to four digits; None where not finite."""
     return {name: round(value, 4) if np.isfinite(value) else None for name, value in numbers.items()}
 
 
 def yardsticks() -> dict[str, Any]:
-    """Best-of-n and the oracle tilt of the SFT model, from 512 samples behind each of 128 test prompts."""
+    """Best-of-n and the oracle tilt of the SFT model, from 512 samples for each of 128 test prompts."""
     from prefopt.evaluate.world import rewards
     from prefopt.models.load import ModelConfig, load_model
     from prefopt.worlds import resolve
@@ -187,7 +187,7 @@ def main() -> None:
     save("controlled", {
         "setting": {"steps": STEPS, "batch": BATCH, "seeds": allowed.seeds, "kl": KLS},
         "rows": rows,
-        "pairs": told(known, {name: finished(by_line[name]) for name in known}),
+        "pairs": compared(known, {name: finished(by_line[name]) for name in known}),
         "yardsticks": yardsticks(),
         "kl_check": {"runs": len(gaps), "samples": 4096, "mean_z": round(float(gaps.mean()), 3),
                      "sd_z": round(float(gaps.std(ddof=1)), 3), "largest_z": round(float(abs(gaps).max()), 2)},

@@ -1,4 +1,4 @@
-"""Tables of what things cost: time, memory, planning, data, hours of running."""
+"""Tables of costs: time, memory, planning, data, hours of running."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def planner(result: Any) -> str:
         "imbalance": ("imbalance, worst step", "{:.2%}"),
         "imbalance_mean": ("mean", "{:.2%}"),
         "drawn": ("unplanned, mean", "{:.0%}"),
-        "seconds": ("seconds an epoch", "{:.2f}"),
-        "keys_seconds": ("seconds to compare the prompts, once a run", "{:.2f}"),
-        "ms_per_step": ("ms a step", "{:.2f}"),
+        "seconds": ("seconds per epoch", "{:.2f}"),
+        "keys_seconds": ("seconds to compare the prompts, once per run", "{:.2f}"),
+        "ms_per_step": ("ms per step", "{:.2f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
     }
     return (
         formatted(columns, result["rows"])
-        + "\n\nWith fewer pairs a process:\n\n"
+        + "\n\nWith fewer pairs per process:\n\n"
         + formatted(columns, result["limits"])
     )
 
@@ -37,7 +37,7 @@ CONTESTS = {
 
 
 def ratios(result: Any) -> str:
-    """The short table: prefopt against TRL."""
+    """The short table: prefopt divided by TRL."""
     rows = []
     for line in result["lines"]:
         # A contest of steps compares steps, one of whole runs compares runs.
@@ -91,22 +91,22 @@ def allocator(line: Row) -> str:
 
 def growth(result: Any) -> str:
     timed = {
-        "step_s": ("processor s a step", "{:.2f}"),
+        "step_s": ("CPU s per step", "{:.2f}"),
         "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
         "completions_per_s": ("completions/s", "{:.1f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
     }
     columns: dict[str, dict[str, tuple[str, str]]] = {
-        "length": {"length": ("tokens of a tree", "{:,}")} | timed,
-        "rows": {"row": ("tokens of a row", "{:,}")} | timed,
-        "completions": {"completions": ("completions of a prompt", "{}"), "layout": ("layout", "{}")} | timed,
+        "length": {"length": ("tokens per tree", "{:,}")} | timed,
+        "rows": {"row": ("tokens per row", "{:,}")} | timed,
+        "completions": {"completions": ("completions per prompt", "{}"), "layout": ("layout", "{}")} | timed,
         "vocabulary": {"vocabulary": ("words", "{:,}")}
         | timed
         | {"extra_gib": ("beyond weights and Adam, GiB", "{:.2f}")},
         "records": {
             "records": ("pairs", "{:,}"),
-            "total_s": ("processor s, whole run", "{:.1f}"),
-            "ms_per_record": ("ms a pair", "{:.2f}"),
+            "total_s": ("CPU s, whole run", "{:.1f}"),
+            "ms_per_record": ("ms per pair", "{:.2f}"),
             "reference_mib": ("reference store, MiB", "{:.1f}"),
             "peak_gib": ("peak GiB", "{:.2f}"),
         },
@@ -136,18 +136,18 @@ def precision(result: Any) -> str:
 def data_prep(result: Any) -> str:
     columns = {
         "rows": ("pairs", "{:,}"),
-        "tokens": ("tokens a pair", "{:.0f}"),
+        "tokens": ("tokens per pair", "{:.0f}"),
         "file_mib": ("file, MiB", "{:,}"),
         "cache_mib": ("cache, MiB", "{:,}"),
         "first_s": ("first start, s", "{:.1f}"),
-        "first_cpu_s": ("its processor time, s", "{:.1f}"),
+        "first_cpu_s": ("its CPU time, s", "{:.1f}"),
         "second_s": ("second start, s", "{:.2f}"),
-        "idle_mib": ("own memory idle, MiB", "{:,}"),
+        "idle_mib": ("private memory idle, MiB", "{:,}"),
         "own_mib": ("first start", "{:,}"),
         "second_own_mib": ("second start", "{:,}"),
         "worker_mib": ("largest worker, MiB", "{:,}"),
     }
-    facts = f"{result['cores']} cores, on average {result['load']} processes wanting them while it ran."
+    facts = f"{result['cores']} cores, with {result['load']} runnable processes on average."
     return f"{facts}\n\n{formatted(columns, result['rows'])}"
 
 
@@ -157,18 +157,18 @@ def reference_store(result: Any) -> str:
         "records": ("pairs", "{:,}"),
         "completion_tokens": ("completion tokens", "{:,}"),
         "mib": ("on disk, MiB", "{:.1f}"),
-        "bytes_per_token": ("bytes a token", "{:.2f}"),
+        "bytes_per_token": ("bytes per token", "{:.2f}"),
         "write_seconds": ("written, s", "{:.2f}"),
-        "open_seconds": ("opened and compared with digests, s", "{:.2f}"),
+        "open_seconds": ("opened and verified, s", "{:.2f}"),
         "read_seconds": ("all sums read, s", "{:.2f}"),
     }
     building = {
         "model": ("model", "{}"),
         "records": ("pairs", "{:,}"),
         "tokens_fed": ("tokens fed", "{:,}"),
-        "first_cpu_seconds": ("first pass, processor s", "{:.2f}"),
+        "first_cpu_seconds": ("first pass, CPU s", "{:.2f}"),
         "second_seconds": ("second pass, s", "{:.2f}"),
-        "tokens_per_cpu_second": ("tokens a processor second", "{:,.0f}"),
+        "tokens_per_cpu_second": ("tokens per CPU second", "{:,.0f}"),
     }
     passes = [{"model": "the world's, 100k weights"} | result["world"], {"model": "SmolLM2-135M"} | result["smollm2"]]
     words = (
@@ -195,11 +195,11 @@ def plan_memory(result: Any) -> str:
 
 FIGURES = {
     "rss_mib": ("resident memory, MiB", "{:,.0f}"),
-    "uss_mib": ("memory of its own, MiB", "{:,.0f}"),
-    "throughput": ("tokens trained, by the yardstick", ""),
-    "throughput_as_timed": ("tokens trained a processor second", ""),
-    "whole_throughput": ("tokens of a whole cycle, by the yardstick", ""),
-    "whole_throughput_as_timed": ("tokens of a whole cycle a processor second", ""),
+    "uss_mib": ("private memory, MiB", "{:,.0f}"),
+    "throughput": ("tokens trained, relative to the yardstick", ""),
+    "throughput_as_timed": ("tokens trained per CPU second", ""),
+    "whole_throughput": ("tokens of a whole cycle, relative to the yardstick", ""),
+    "whole_throughput_as_timed": ("tokens of a whole cycle per CPU second", ""),
     "yardstick": ("the yardstick, ms", "{:,.1f}"),
     "files": ("open files", "{:.0f}"),
     "threads": ("threads", "{:.0f}"),
@@ -235,8 +235,8 @@ def soak(result: Any) -> str:
     }
     s, samples = result["setting"], result["samples"]
     facts = (
-        f"{s['minutes']:.0f} minutes by the clock, {sum(samples['cycle_s']) / 60:.0f} of them on the processor; "
-        f"{s['cycles']} runs, each stopped and gone on with, of {', '.join(s['losses'])}; "
+        f"{s['minutes']:.0f} minutes of wall time, {sum(samples['cycle_s']) / 60:.0f} minutes of CPU time; "
+        f"{s['cycles']} runs of {', '.join(s['losses'])}, each stopped and resumed; "
         f"the first {s['warm_up']} are left out. torch {s['torch']}, transformers {s['transformers']}."
     )
     return f"{facts}\n\n{formatted(columns, rows)}"
@@ -246,8 +246,8 @@ def generation(result: Any) -> str:
     columns = {
         "texts": ("texts", "{:,}"),
         "tokens": ("tokens", "{:,}"),
-        "seconds": ("seconds by the clock", "{:.1f}"),
-        "processor_s": ("of the processor", "{:.1f}"),
+        "seconds": ("seconds, wall", "{:.1f}"),
+        "processor_s": ("seconds, CPU", "{:.1f}"),
     }
     return formatted(columns, result)
 

@@ -1,14 +1,13 @@
-"""How long it takes to prepare preference data, and in how much memory: 10k, 100k, 1M synthetic pairs.
+"""Time and memory of preparing preference data: 10k, 100k and 1M synthetic pairs.
 
     python benchmarks/data_prep.py --save                    # 10k, 100k, 1M pairs
     python benchmarks/data_prep.py --rows 10000 --json
 
-Every figure is of a process of its own. `first` reads, tokenizes and writes the cache; `second` is the next start on
-the same file; both without the imports. `cpu` is the processor time of the process and its workers: what the wall time
-would be on one free core. `own` is the memory that is the process's own (the mapped cache files are not: the system
-takes their pages back when it needs them), at its peak; `idle` is what it has after the imports; `worker` is the
-whole resident memory of the largest worker process, mapped files included. The texts are words drawn at random, in
-lengths like those of real pairs.
+Every figure comes from a process of its own. `first` reads, tokenizes and writes the cache; `second` is the next start
+on the same file; both exclude imports. `cpu` is the CPU time of the process and its workers, which is the wall time on
+one idle core. `own` is the peak private memory of the process, without the mapped cache files, whose pages the system
+can reclaim; `idle` is its private memory after the imports; `worker` is the whole resident memory of the largest worker
+process, mapped files included. The texts are random words, with lengths like those of real pairs.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SAMPLE_SECONDS = 0.02  # between two looks at the memory
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Write `rows` pairs as JSON lines; the words' lengths and frequencies are those of a natural text, roughly."""
+    """Write `rows` pairs as JSON lines, with word lengths and frequencies roughly like those of natural text."""
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = ["".join(draw.choice(letters, size)) for size in np.clip(draw.poisson(4.5, WORDS), 1, 14)]
@@ -76,7 +75,7 @@ def write_tokenizer(folder: Path, sample: Path) -> None:
 
 
 def child(path: Path, folder: Path) -> dict[str, Any]:
-    """One start, in this process."""
+    """Prepare the data once, in this process."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -113,13 +112,13 @@ def child(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def anonymous_mib() -> float:
-    """This process's own memory, without mapped files."""
+    """Private memory of this process in MiB, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """First and second start on a set of `rows` pairs."""
+    """Measure the first and second start on a set of `rows` pairs."""
     path = folder / f"rows-{rows}.jsonl"
     write_rows(path, rows)
     if not (folder / "tokenizer").exists():
@@ -149,7 +148,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print the table, and keep the results."""
+    """Measure, print the table, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")

@@ -1,10 +1,10 @@
-"""Does the chosen text's log-prob fall? Nine methods, with chosen texts of the policy itself and of a better writer.
+"""Does the chosen log-prob fall? Nine methods, with chosen texts of the policy itself and of a better writer.
 
     python benchmarks/displacement.py
 
-On-policy, both texts of a pair are samples of the model that is tuned; then the log-prob of chosen texts can rise by no
-more than KL(p_chosen || reference) on average, here some tenths of a nat. Off-policy, one of them is the best of eight
-samples by exact reward. Every run: 96 steps of 128 pairs at learning rate 1e-3, three seeds; changes are measured on
+On-policy, both texts of a pair are samples of the model that is tuned; the log-prob of chosen texts can then rise by at
+most KL(p_chosen || reference) on average, here some tenths of a nat. Off-policy, one of them is the best of eight
+samples by exact reward. Every run: 96 steps of 128 pairs at learning rate 1e-3, three seeds. Changes are measured on
 256 held-out pairs of the same kind.
 
 Writes `benchmarks/results/displacement.json`.

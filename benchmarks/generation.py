@@ -1,7 +1,7 @@
-"""How long the world's texts take to write: 16,384 of them, four behind each of 4,096 prompts.
+"""Speed of generation with the review world's model: 16,384 texts, four for each of 4,096 prompts.
 
-The review world's model after SFT samples as it does when a world is made or a policy is measured: temperature 1, at
-most 24 tokens a text, 1,024 rows at work together, one thread. Seconds by the clock and of the processor.
+The model after SFT samples as it does when a world is built or a policy is measured: temperature 1, at most 24 tokens
+per text, 1,024 rows at a time, one thread. Reports wall and CPU seconds.
 
     python benchmarks/generation.py --save
 """

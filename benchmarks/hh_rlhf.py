@@ -1,7 +1,7 @@
-"""Real pairs for the benchmarks: hh-rlhf (Bai et al., 2022), its harmless-base test split, read from the user's folder.
+"""Real pairs for the benchmarks: the harmless-base test split of hh-rlhf (Bai et al., 2022), from the user's folder.
 
 `python benchmarks/hh_rlhf.py --model FOLDER` measures the lengths of all usable pairs in the tokens of a model and
-writes them to `benchmarks/hh_rlhf_lengths.json` as quantiles and rank correlations: numbers only, none of the texts.
+writes them to `benchmarks/hh_rlhf_lengths.json` as quantiles and rank correlations: numbers only, without the texts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TURN = "\n\nAssistant:"
 
 
 def data_folder(given: str | None = None) -> Path:
-    """The folder with `hh-rlhf/`: the one given, `$PREFOPT_SHARED_DATA`, or `shared/data` beside the project."""
+    """The folder with `hh-rlhf/`: the given one, `$PREFOPT_SHARED_DATA`, or `shared/data` next to the project."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(given or os.environ.get("PREFOPT_SHARED_DATA") or beside)
     if not (folder / FILE).is_file():
@@ -39,7 +39,7 @@ def data_folder(given: str | None = None) -> Path:
 
 
 def read_pairs(folder: Path) -> list[dict[str, str]]:
-    """Usable rows as {prompt, chosen, rejected} strings, cut behind the last common "Assistant:"."""
+    """Usable rows as {prompt, chosen, rejected} strings, cut after the last common "Assistant:"."""
     pairs = []
     with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -53,7 +53,7 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
 
 
 def tokenize(pairs: list[dict[str, str]], tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids (prompt, chosen, rejected): cut at the longest common token prefix, completions closed by EOS."""
+    """Token ids (prompt, chosen, rejected), cut at the longest common token prefix; completions end with EOS."""
     tokens = []
     for pair in pairs:
         prompt = tokenizer(pair["prompt"])["input_ids"]
@@ -66,7 +66,7 @@ def tokenize(pairs: list[dict[str, str]], tokenizer: Any) -> list[tuple[list[int
 
 
 def drawn(tokens: list[tuple[list[int], list[int], list[int]]], max_length: int) -> list[int]:
-    """The places of the pairs whose prompt and longer completion fit into `max_length`, in one fixed random order."""
+    """Indices of the pairs whose prompt and longer completion fit into `max_length`, in a fixed random order."""
     fitting = [i for i, (prompt, *sides) in enumerate(tokens) if len(prompt) + max(map(len, sides)) <= max_length]
     order: list[int] = np.random.Generator(np.random.PCG64(0)).permutation(fitting).tolist()
     return order
@@ -75,8 +75,8 @@ def drawn(tokens: list[tuple[list[int], list[int], list[int]]], max_length: int)
 def sample_lengths(n: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Lengths (n,) of prompts and (2 n,) of completions, resampled from the measured quantiles.
 
-    A Gaussian copula with the measured rank correlations joins the three marginals; drawn in blocks, to keep memory
-    near that of the result.
+    A Gaussian copula with the measured rank correlations joins the three marginals. Lengths are drawn in blocks, so
+    that memory stays near that of the result.
     """
     measured = json.loads(LENGTHS.read_text())
     correlation = 2 * np.sin(np.pi / 6 * np.array(measured["rank_correlation"]))  # Spearman's to Pearson's, normal

@@ -1,9 +1,9 @@
-"""Who writes longer because raters like it? Labels that favour length by 0.05 reward a token, against none.
+"""Which methods write longer because raters prefer length? Labels that favour it by 0.05 reward per token.
 
     python benchmarks/length.py
 
-The true reward does not know length, so what a policy gains in length is what it took from the labels' bias. Every run:
-96 steps of 128 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
+The same methods also train on unbiased labels. The true reward ignores length, so whatever a policy gains in length
+comes from the bias of the labels. Every run: 96 steps of 128 pairs, three seeds, learning rate 1e-3 (3e-4 for SimPO).
 
 Writes `benchmarks/results/length.json`.
 """

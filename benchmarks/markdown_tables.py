@@ -1,4 +1,4 @@
-"""Markdown of tables and texts, for the pages that `tables.py` writes."""
+"""Markdown tables and texts for the pages that `tables.py` writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left."""
+    """A table whose first column is left-aligned."""
     lines = ["| " + " | ".join(headings) + " |", "|:---|" + "---:|" * (len(headings) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
@@ -25,5 +25,5 @@ def formatted(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> st
 
 
 def quoted(text: str) -> str:
-    """A text on one line, with nothing in it that Markdown would read."""
+    """A text on one line, with Markdown escaped."""
     return re.sub(r"([\\`*_<>#\[\]|])", r"\\\1", " ".join(text.split()))

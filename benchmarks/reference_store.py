@@ -1,18 +1,18 @@
-"""The reference store: how large it is, how fast it is written and read, and what building it costs.
+"""The reference store: its size, the speed of writing and reading, and the cost of building it.
 
 python benchmarks/reference_store.py --records 100000         # disk and reading; minutes
 python benchmarks/reference_store.py --save --data FOLDER     # also the passes below, and the result file
 
-Three figures, each measured, and one extrapolation:
+Three measurements and one extrapolation:
 
-- `disk`: entries of random values for as many pairs, with the lengths of hh-rlhf, written, opened and read. No model:
-  the size and the speed of the store itself.
-- `world`: the training pairs of the embedded world under its model (100k weights): a first pass, and a second one that
-  finds everything.
+- `disk`: entries of random values for this many pairs, with the lengths of hh-rlhf, are written, opened and read.
+  Without a model, this gives the size and speed of the store itself.
+- `world`: the training pairs of the built-in world under its model (100k weights): a first pass, and a second one that
+  finds every entry.
 - `smollm2`: the first pairs of hh-rlhf under SmolLM2-135M, one thread, float32, the same two passes.
-- `extrapolated`: a first pass over 100,000 records: the world's in proportion to records, SmolLM2's in proportion to
-  tokens fed (the prompt once, both completions), from CPU seconds of one thread, which other work on the machine does
-  not change; and the size on disk, in proportion to records.
+- `extrapolated`: a first pass over 100,000 records, in proportion to records for the world and to tokens fed (the
+  prompt once, both completions) for SmolLM2, from CPU seconds of one thread, which do not depend on other work on the
+  machine; and the size on disk, in proportion to records.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PART = 2_000  # records of one part, about what a build writes at once
 
 
 def disk(records: int) -> dict[str, Any]:
-    """Write, open and read the entries of so many pairs."""
+    """Write, open and read the entries of this many pairs."""
     prompts, completions = sample_lengths(records, seed=0)
     rng = np.random.default_rng(0)
     pairs = completions.reshape(-1, 2)
@@ -92,7 +92,7 @@ def disk(records: int) -> dict[str, Any]:
 
 
 def passes(model: Any, records: list[TokenRecord], max_tokens: int) -> dict[str, Any]:
-    """A first pass over the records and a second one, each with a store that is opened afresh."""
+    """Run a first and a second pass over the records, each with a newly opened store."""
     fed = sum(fed_tokens(r, "tree") for r in records)
     choose_layout(model)
     seconds, cpu, found = [], [], []
@@ -147,7 +147,7 @@ def real_records(count: int, folder: str | None) -> tuple[Any, list[TokenRecord]
 
 
 def extrapolate(result: dict[str, Any]) -> dict[str, Any]:
-    """Figures of 100,000 records from those measured, in proportion to tokens."""
+    """Figures for 100,000 records, in proportion to records or tokens."""
     measured = result["disk"]
     factor = TARGET / measured["records"]
     fed = factor * (measured["prompt_tokens"] + measured["completion_tokens"] - measured["completions"])
@@ -163,10 +163,10 @@ def extrapolate(result: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=TARGET, help="of the measurement without a model")
-    parser.add_argument("--world", type=int, default=10_000, help="records of the world, at most")
-    parser.add_argument("--pairs", type=int, default=20, help="of hh-rlhf")
-    parser.add_argument("--data", help="folder that holds hh-rlhf/")
+    parser.add_argument("--records", type=int, default=TARGET, help="records in the measurement without a model")
+    parser.add_argument("--world", type=int, default=10_000, help="at most this many records of the world")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of hh-rlhf")
+    parser.add_argument("--data", help="folder that contains hh-rlhf/")
     parser.add_argument("--save", action="store_true", help=f"run everything and write {RESULT.name}")
     args = parser.parse_args()
     torch.set_num_threads(1)

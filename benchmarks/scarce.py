@@ -1,11 +1,11 @@
-"""What if good examples are few? KTO with 50 to 90 % of the desirable texts dropped, against DPO on the pairs left.
+"""What if good examples are rare? KTO with 50 to 90 % of desirable texts dropped, against DPO on the remaining pairs.
 
     python benchmarks/scarce.py
 
-KTO trains on every undesirable text and the desirable ones that are left, with equal weights and with weights that
-bring `desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only where
-both texts are left. Every run: 96 steps at learning rate 1e-3, three seeds; 128 pairs a step or 256 single texts, the
-same number of texts.
+KTO trains on all undesirable texts and the remaining desirable ones, with equal weights and with weights that bring
+`desirable_weight * n_desirable / (undesirable_weight * n_undesirable)` back to 1. DPO can use a pair only if both texts
+remain. Every run: 96 steps at learning rate 1e-3, three seeds; 128 pairs or 256 single texts per step, the same number
+of texts.
 
 Writes `benchmarks/results/scarce.json`.
 """
@@ -23,7 +23,7 @@ CLAIM = "as good as DPO with up to 90 % of desirable texts dropped (2402.01306)"
 
 
 def lines(dropped: float) -> Iterator[Line]:
-    """The methods on what is left."""
+    """The methods for a share of dropped texts."""
     single = (*knob("desirable_dropped", dropped), f"batch.records={2 * BATCH}") if dropped else ()
     yield Line(name="KTO", loss="kto", fixed=("loss.beta=0.5", *single), claim=CLAIM)
     if dropped:

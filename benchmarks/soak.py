@@ -1,22 +1,23 @@
-"""Hours of training, evaluation, saving and resuming in one process: does it grow, does it slow down?
+"""Hours of training, evaluation, saving and resuming in one process: does it grow or slow down?
 
     python benchmarks/soak.py --save                     # an hour
     python benchmarks/soak.py --minutes 3                # the short version
 
-A cycle is a run of `prefopt train` on the review world, by the same function: it is stopped by SIGTERM in its middle
-and gone on with from its checkpoint by a new trainer; in both halves it trains, evaluates, draws texts (for the KL) and
-saves; at its end it scores the held-out records, writes texts and makes its page. Cycles take turns with a loss that
-reads the reference, one that couples the records of a step (two passes) and one without a reference. Nothing is
-collected, trimmed or emptied by hand between them.
+A cycle is one run on the review world, through the function behind `prefopt train`. SIGTERM stops it in the middle,
+and a new trainer resumes it from its checkpoint; both halves train, evaluate, sample texts (for the KL) and save; at
+the end, the run scores the held-out records, writes texts and its report. Cycles rotate through a loss that reads the
+reference, one that couples the records of a step (two passes), and one without a reference. Nothing is collected,
+trimmed or emptied by hand between them.
 
-After each cycle, but for the first sixth of the time, in which caches fill: resident memory, memory of this process
-alone, open files, threads, child processes, tokens a processor second. On a shared machine a processor second is worth
-less while others use its caches and memory, so between the steps a fixed piece of training is timed that prefopt has no
-part in (`yardstick_s`); throughput is judged as tokens in the time of that piece, and shown by itself too.
+After each cycle, except in the first sixth of the time, while caches fill, the benchmark records resident memory,
+private memory, open files, threads, child processes, and tokens per CPU second. On a shared machine a CPU second
+achieves less while others use its caches and memory bandwidth. Therefore a fixed piece of training that involves no
+code of prefopt is timed between the steps (`yardstick_s`); throughput is judged in tokens per time of that piece, and
+also shown alone.
 
-The change of a figure is the slope of Theil and Sen over the run, times its length, over its median; the interval is
-the slope's, 95 %. Throughput of a loss is taken over its own median. Broken bounds (`BOUNDS`) end the program with
-exit code 3. SIGTERM or Ctrl-C end it early, with the figures so far.
+The change of a figure is its Theil-Sen slope over the run, times the run's length, divided by the median; the interval
+is the slope's, 95 %. The throughput of a loss is relative to its own median. Broken bounds (`BOUNDS`) end the program
+with exit code 3. SIGTERM or Ctrl-C ends it early, with the figures so far.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Yardstick:
         self.ids = torch.arange(16 * 60).reshape(16, 60) % self.model.config.vocab_size
 
     def seconds(self) -> float:
-        """Processor seconds that it takes now."""
+        """CPU seconds that it takes now."""
         began = time.process_time()
         self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss.backward()
         self.model.zero_grad()
@@ -85,7 +86,8 @@ class Yardstick:
 @dataclass
 class Meter(TrainerCallback):
     """Stops a run after `stop_at` steps, as a batch system would; counts its tokens and the seconds of its steps, and
-    takes the yardstick every fourth step."""
+    times the yardstick at every fourth step.
+    """
 
     yardstick: Yardstick
     stop_at: int | None = None
@@ -116,7 +118,7 @@ class Meter(TrainerCallback):
 
 
 def cycle(config: RunConfig, yardstick: Yardstick) -> dict[str, float]:
-    """A run that is stopped in its middle and gone on with; tokens, and processor seconds of its steps and in all."""
+    """Run, stop in the middle, and resume; return tokens per CPU second of the steps and of the whole cycle."""
     began = time.process_time()
     first, second = Meter(yardstick, stop_at=STEPS // 2), Meter(yardstick)
     try:
@@ -150,7 +152,7 @@ def sample(process: psutil.Process) -> dict[str, float]:
 
 
 def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
-    """Cycles for so long, `LEAST_CYCLES` at least; the report, which is also written to `out` every few minutes."""
+    """Run cycles for this long, at least `LEAST_CYCLES`; return the report, also written to `out` every few minutes."""
     torch.set_num_threads(1)
     began, process = time.monotonic(), psutil.Process()
     samples: list[dict[str, Any]] = []
@@ -179,7 +181,7 @@ def soak(seconds: float, out: Path | None = None) -> dict[str, Any]:
 
 
 def report(samples: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """The samples in columns, and what they say."""
+    """The samples in columns, with the verdict on them."""
     begun = WARM_UP * seconds / 60
     kept = [s for i, s in enumerate(samples) if i >= 2 * len(LOSSES) and s["minute"] >= begun]
     return {
@@ -207,11 +209,11 @@ def _rounded(value: Any) -> Any:
 
 
 def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """For each figure its level and its change over the run, and whether it is within its bound.
+    """The level of each figure, its change over the run, and whether the change is within its bound.
 
     Returns:
-        By name: `level`, `change` with its interval `low` to `high` (shares; counts: in all), `bound` and `ok`.
-        `ok` of all of them together says whether the soak was passed.
+        By name: `level`, `change` with its interval `low` to `high` (shares; for counts absolute), `bound` and `ok`.
+        The overall `ok` says whether the soak passed.
     """
     minutes = np.array([s["minute"] for s in samples])
     losses = np.array([s["loss"] for s in samples])
@@ -244,9 +246,11 @@ def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="by the clock (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="instead of --minutes")
-    parser.add_argument("--save", nargs="?", type=Path, const=RESULTS, help=f"write the report, to {RESULTS.name}")
+    parser.add_argument(
+        "--save", nargs="?", type=Path, const=RESULTS, help=f"write the report to {RESULTS.name}"
+    )
     args = parser.parse_args()
     found = soak(args.seconds if args.seconds is not None else 60 * args.minutes, args.save)
     if args.save:

@@ -1,8 +1,8 @@
 """Write the tables of `benchmarks/README.md` and of the project's README from the result files, between their markers,
-and the pictures of the suites into `docs/img`.
+and the pictures of the suites to `docs/img`.
 
 python benchmarks/tables.py            # rewrite pages and pictures: `make results`
-python benchmarks/tables.py --check    # exit 1 if they are not what the result files say
+python benchmarks/tables.py --check    # exit 1 if they do not match the result files
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
 
 
 def rewritten(text: str) -> str:
-    """A page with the tables of every result file that is there and that it has a place for."""
+    """A page with the tables of every result file that exists and that the page has a place for."""
     for name, section in SECTIONS.items():
         file = RESULTS / f"{name.split('/')[0]}.json"  # the rest names one of several tables of a file
         if not file.exists() or f"<!-- {name}: " not in text:
@@ -46,7 +46,7 @@ def rewritten(text: str) -> str:
 
 
 def pictures() -> dict[Path, str]:
-    """The content of every picture whose result file is there."""
+    """The content of every picture whose result file exists."""
     found = {}
     for name, draw in world_tables.PICTURES.items():
         file = RESULTS / f"{name}.json"

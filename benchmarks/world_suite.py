@@ -1,8 +1,8 @@
-"""What the suites on the review world share: a line of a table, its runs, and what is kept of them.
+"""Shared parts of the suites on the review world: a line of a table, its runs, and the figures kept of them.
 
-A suite is a list of jobs of `prefopt.compare`: content-addressed, so that a suite that was stopped goes on where it
-stopped, and one whose lines were added to runs only the new ones. Seed s is the s-th draw of texts and labels and the
-s-th order of the records, the same for all lines, so that lines are compared on the same data.
+A suite is a list of jobs of `prefopt.compare`, identified by their content: a stopped suite continues where it stopped,
+and a suite with added lines runs only the new ones. Seed s selects the s-th draw of texts and labels and the s-th order
+of the records, the same for all lines, so that lines are compared on the same data.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Line:
 
     Attributes:
         name: in tables.
-        loss: of the menu.
-        strength: the hyper-parameter that says how far the method goes.
-        values: its grid, from the policy that stays nearest to the start to the one that goes furthest.
-        fixed: what else is set, as one would say it to `prefopt train`.
-        claim: what its paper says, in a few words.
-        seed_offset: added to the order's seed, not to the data's: the same method under two names.
-        sides_swapped: train on pairs turned round.
+        loss: name in the menu.
+        strength: the hyper-parameter that controls how far the method moves.
+        values: its grid, from the policy that stays nearest to the start to the one that moves furthest.
+        fixed: further overrides, as for `prefopt train`.
+        claim: the paper's claim, in a few words.
+        seed_offset: added to the seed of the order, not of the data: the same method under two names.
+        sides_swapped: train on pairs with their sides swapped.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Line:
     sides_swapped: bool = False
 
     def overrides(self, value: float | None = None) -> list[str]:
-        """As one would say it to `prefopt train`."""
+        """The overrides for `prefopt train`."""
         strength = [f"loss.{self.strength}={value:g}"] if value is not None else []
         return [f"loss={self.loss}", *strength, *self.fixed]
 

@@ -76,7 +76,7 @@ def controlled(result: Any) -> str:
 
 
 def _against(pairs: Sequence[Row], name: str, other: str) -> str:
-    """What is told of `name` against `other`, KL by KL."""
+    """The verdicts of `name` against `other`, by KL."""
     turned = {"better": "worse", "worse": "better"}
     found = {
         pair["kl"]: pair["verdict"] if pair["a"] == name else turned.get(pair["verdict"], pair["verdict"])
@@ -92,7 +92,7 @@ def _against(pairs: Sequence[Row], name: str, other: str) -> str:
 
 
 def _by_reward(result: Any) -> list[Any]:
-    """Rows with a curve, by reward at the KL that most methods reach; then those that do not, then the control."""
+    """Rows with a curve, by reward at the KL that most methods reach; then the others, then the control."""
     rows = [row for row in result["rows"] if row["at_kl"]]
     shared = [sum(row["at_kl"][i]["value"] is not None for row in rows) for i in range(len(result["setting"]["kl"]))]
     most = shared.index(max(shared))
@@ -133,7 +133,7 @@ def displacement(result: Any) -> str:
 
 
 def noise(result: Any) -> str:
-    """Reward by share of flips."""
+    """Reward by share of flipped labels."""
     shares = sorted({row["flips"] for row in result["rows"]})
     names = list(dict.fromkeys(row["name"] for row in result["rows"]))
     found = {(row["name"], row["flips"]): row for row in result["rows"]}
@@ -172,7 +172,7 @@ def length(result: Any) -> str:
 
 
 def scarce(result: Any) -> str:
-    """What is left of KTO with few desirable texts."""
+    """KTO with few desirable texts."""
     rows = [
         [f"{r['dropped']:.0%}", r["name"], within(r, "true_reward", sign=True), within(r, "kl"),
          f"{100 * r['valid']:.0f} %", number(r["length"], 1), within(r, "chosen_change", sign=True),
@@ -216,7 +216,7 @@ def picture_controlled(result: Any) -> str:
     return svg_file(
         line_chart(
             curves, look,
-            Axes(x="KL to the SFT model, nats a text", y="true reward", y_range=(-0.6, top + 0.25)),
+            Axes(x="KL to the SFT model, nats per text", y="true reward", y_range=(-0.6, top + 0.25)),
             yardsticks=yardsticks, x_range=(0, furthest),
             summary="Reward against KL of twelve methods at four strengths, below the oracle tilt",
         )
@@ -241,7 +241,7 @@ def picture_displacement(result: Any) -> str:
 
 def picture_noise(result: Any) -> str:
     """Reward against the share of flips."""
-    return _lines(result, "flips", "share of labels turned round", "Reward by share of flipped labels")
+    return _lines(result, "flips", "share of flipped labels", "Reward by share of flipped labels")
 
 
 def picture_scarce(result: Any) -> str:

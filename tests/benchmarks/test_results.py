@@ -1,4 +1,4 @@
-"""What the benchmarks count, and that their page says what their results say."""
+"""The benchmarks count correctly, and their pages match the result files."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from prefopt.worlds.build import WorldFiles  # noqa: E402
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda p: str(p.relative_to(BENCHMARKS.parent)))
-def test_a_page_says_what_the_results_say(page: Path) -> None:
+def test_pages_match_the_results(page: Path) -> None:
     text = page.read_text()
     assert tables.rewritten(text) == text, "run `python benchmarks/tables.py`"
 
 
-def test_pictures_say_what_the_results_say() -> None:
-    """Drawn anew they are the same, for one matplotlib; and every picture that a page shows is there."""
+def test_pictures_match_the_results() -> None:
+    """Redrawn with the same matplotlib, they are identical; and every picture that a page shows exists."""
     drawn = tables.pictures()
     for file, content in drawn.items():
         kept = file.read_text()
@@ -46,12 +46,12 @@ def test_pictures_say_what_the_results_say() -> None:
             assert kept == content, f"{file.name}: run `make results`"
     for page in tables.PAGES:
         for shown in re.findall(r"!\[[^]]*\]\(([^)]+\.svg)\)", page.read_text()):
-            assert (page.parent / shown).is_file(), f"{page.name} shows {shown}, which is not there"
+            assert (page.parent / shown).is_file(), f"{page.name} shows {shown}, which does not exist"
 
 
 @pytest.mark.parametrize("suite", ["controlled", "displacement", "noise", "length", "scarce"])
 def test_a_suite_can_be_composed(suite: str, world_files: WorldFiles) -> None:
-    """Every job of a suite is a configuration that `prefopt train` takes, and no two of its rows are one run."""
+    """Every job of a suite is a valid configuration for `prefopt train`, and no two rows are the same run."""
     module = importlib.import_module(suite)
     lines = {
         "controlled": lambda: [(line, v) for line in (*module.METHODS, module.SFT) for v in line.values or (None,)],
@@ -61,26 +61,23 @@ def test_a_suite_can_be_composed(suite: str, world_files: WorldFiles) -> None:
     composed = [(compose(line.overrides(value)), line) for line, value in lines]
     said = [(config.plain() | {"offset": line.seed_offset, "swapped": line.sides_swapped}) for config, line in composed]
     assert len({str(one) for one in said}) == len(said)
-    assert any(line.seed_offset for line, _ in lines) or suite in (
-        "controlled",
-        "noise",
-        "scarce",
-    )  # its controls are elsewhere
+    has_other_controls = suite in ("controlled", "noise", "scarce")
+    assert has_other_controls or any(line.seed_offset for line, _ in lines)
 
 
-def test_verdicts_of_a_suite() -> None:
-    """At a KL that both reach, the better of two is told; what one does not reach is not compared."""
+def test_methods_are_compared_where_both_reach_a_kl() -> None:
+    """At a KL that both reach, the better method wins; a KL that one does not reach is left out."""
     rng = np.random.default_rng(0)
     kl = np.broadcast_to(np.array([0.3, 1.2])[None, :, None], (3, 2, 200))
     low, high = (Runs(level + 0.1 * rng.normal(size=kl.shape), kl) for level in (0.0, 1.0))
-    found = controlled.told({"low": low, "high": high})
+    found = controlled.compared({"low": low, "high": high})
     assert [(pair["kl"], pair["a"], pair["b"], pair["verdict"]) for pair in found] == [
         (0.5, "low", "high", "worse"),
         (1.0, "low", "high", "worse"),
     ]
 
 
-def test_a_row_of_the_planner_benchmark() -> None:
+def test_one_row_of_the_planner_benchmark() -> None:
     row = planner.simulate(1024, 8, 16)  # 16 pairs a process: 8 steps of 128
     assert {"records", "processes", "imbalance", "seconds", "peak_gib"} <= row.keys()
     assert (row["batch"], row["steps"]) == (128, 8)
@@ -117,7 +114,7 @@ def test_useful_tokens_and_flops_by_hand() -> None:
     assert throughput.useful_flops(lengths, config) == 2268
 
 
-def test_the_shuffle_undoes_the_placing() -> None:
+def test_the_shuffle_restores_the_order() -> None:
     records = [
         TokenRecord(id=str(i), kind=Data.PAIRS, prompt=np.array([i]), completions=(np.array([1]), np.array([2, 3])))
         for i in range(12)

@@ -1,4 +1,4 @@
-"""Three minutes of the soak, and what its verdict says of samples that are known."""
+"""Three minutes of the soak, and its verdict on made-up samples."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import soak  # noqa: E402
 MINUTES = os.environ.get("PREFOPT_SOAK_MINUTES", "3")
 
 
-@pytest.mark.first
+@pytest.mark.slow
 def test_three_minutes_without_growth(tmp_path: Path) -> None:
-    """Memory is judged by the lower end of its interval: so short a run has too few cycles for 2 % by themselves, and
-    caches are still filling. A leak of a tenth in three minutes is found; files, threads and processes are exact."""
+    """Memory is judged by the lower end of its interval, because a short run has few cycles and its caches still fill.
+    A leak of 10 % in three minutes is found; files, threads and processes are exact."""
     out = tmp_path / "soak.json"
     command = [sys.executable, str(BENCHMARKS / "soak.py"), "--minutes", MINUTES, "--save", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def samples(**columns: Any) -> list[dict[str, Any]]:
 
 RISING = np.linspace(1, 1.1, 40)
 FALLING = np.linspace(1, 0.9, 40)
-SPIKE = np.where(np.arange(40) == 30, 3.0, 1.0)  # one bad sample is no leak
+SPIKE = np.where(np.arange(40) == 30, 3.0, 1.0)  # one bad sample is not a leak
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ SPIKE = np.where(np.arange(40) == 30, 3.0, 1.0)  # one bad sample is no leak
         ({}, set()),
         ({"rss_mib": RISING}, {"rss_mib"}),
         ({"tokens_per_s": FALLING}, {"throughput"}),
-        ({"tokens_per_s": np.where(np.arange(40) % 3 == 1, 2.0, 1.0)}, set()),  # a loss that is twice as fast
+        ({"tokens_per_s": np.where(np.arange(40) % 3 == 1, 2.0, 1.0)}, set()),  # one loss is twice as fast
         ({"files": np.linspace(1, 2, 40)}, {"files"}),
         ({"rss_mib": SPIKE, "tokens_per_s": 1 / SPIKE, "threads": SPIKE}, set()),
     ],
 )
 def test_verdicts(columns: dict[str, Any], broken: set[str]) -> None:
-    """Noise of 1 % has a slope of at most about half a percent over forty samples; a tenth is found."""
+    """Noise of 1 % causes a slope of at most about half a percent over forty samples; a change of 10 % is found."""
     found = soak.verdict(samples(**columns))
     assert {name for name, row in found.items() if name != "ok" and not row["ok"]} == broken
     assert found["ok"] == (not broken)
 
 
-def test_the_change_is_a_share_of_the_level() -> None:
+def test_change_is_relative_to_the_level() -> None:
     found = soak.verdict(samples(rss_mib=RISING))["rss_mib"]
     assert found["change"] == pytest.approx(0.1 / 1.05, abs=0.015)
     assert found["low"] < found["change"] < found["high"]

@@ -19,6 +19,7 @@ DOTTED = re.compile(r"(?<![\w./-])((?:prefopt|tests)(?:\.\w+)+)")
 FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./<>*{}-]*[\w>*}])")
 TEST = re.compile(r"(?:`|(tests/[\w/]+\.py)::)(test_\w+)(…?)`")
 OWN_URL = re.compile(r"github\.com/prefopt/prefopt/(?:blob|tree)/main/([\w./-]+)")
+OWN_ANCHOR = re.compile(r"(?:main/|\()([\w./-]+\.md)#([\w-]+)")
 
 
 def resolves(name: str) -> bool:
@@ -47,6 +48,15 @@ def test_what_a_page_names_exists(page: Path) -> None:
     files = {*FILE.findall(text), *OWN_URL.findall(text)}
     exact = [file for file in files if not set("<*{") & set(file)]
     assert sorted(file for file in exact if not (ROOT / file).exists()) == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_section_that_a_page_links_to_exists(page: Path) -> None:
+    for file, anchor in OWN_ANCHOR.findall(page.read_text()):
+        target = ROOT / file if (ROOT / file).exists() else page.parent / file
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert anchor in anchors, f"{file} has no section {anchor}"
 
 
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
