@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from prefopt import worlds
 from prefopt.engine import generate
 from prefopt.models.load import ModelConfig, load_model
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{RESULTS.name}")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_model(ModelConfig(path="world"))
+    model = load_model(ModelConfig(path=str(worlds.resolve().model)))
     prompts = [prompt_ids(prompt) for prompt in ReviewWorld().prompts(PROMPTS, 0, "train") for _ in range(EACH)]
     clock, processor = time.perf_counter(), time.process_time()
     texts = generate(model, prompts, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, batch_size=1024)

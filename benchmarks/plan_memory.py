@@ -52,9 +52,9 @@ def middle_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from prefopt.models.load import resolve
+    from prefopt import worlds
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve("world"))
+    tokenizer = AutoTokenizer.from_pretrained(worlds.resolve().model)
     torch.manual_seed(0)
     settings = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,

@@ -126,7 +126,7 @@ def world_records(limit: int) -> tuple[Any, list[TokenRecord]]:
     from prefopt.data import prepare
     from prefopt.data.data_config import DataConfig
 
-    config = ModelConfig(path="world")
+    config = ModelConfig(path=str(worlds.resolve().model))
     prepared = prepare(DataConfig(path=str(worlds.resolve().train)), load_tokenizer(config), Data.PAIRS)
     return load_model(config), [prepared.train[i] for i in range(min(limit, len(prepared.train)))]
 

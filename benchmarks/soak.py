@@ -122,11 +122,11 @@ def cycle(config: RunConfig, yardstick: Yardstick) -> dict[str, float]:
     began = time.process_time()
     first, second = Meter(yardstick, stop_at=STEPS // 2), Meter(yardstick)
     try:
-        run(config, say=lambda line: None, callbacks=[first])
+        run(config, log=lambda line: None, callbacks=[first])
     except Stopped:
         if not first.sent:
             raise
-    summary = run(config, say=lambda line: None, callbacks=[second])
+    summary = run(config, log=lambda line: None, callbacks=[second])
     assert first.sent
     assert summary["steps"] == STEPS
     fixed = first.fixed + second.fixed

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.conversation import Conversation
     from prefopt.evaluate.texts import Sampling
-    from prefopt.runs.read import open_model
+    from prefopt.runs.run_folder import open_model
 
     quiet(keep_data_bars=True)
     sampling = Sampling(**sampling_options(args))

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.cli.verbs import VERBS
-from prefopt.config.compose import OBJECTS, _choices, _keys, register
+from prefopt.config.compose import OBJECTS, group_choices, option_names, register
 from prefopt.losses import registry
 
 
 def collect() -> dict[str, Any]:
     """Collect verbs with their options and commands, groups with their choices, and option names."""
     register()
-    options = [name for name in _keys([]) if not name.startswith("loss.")]
+    options = [name for name in option_names([]) if not name.startswith("loss.")]
     options += [f"loss.{f.name}" for n in registry.names() for f in dataclasses.fields(registry.loss_class(n))]
     home = Path(str(files("prefopt.conf"))) / "experiment"
     experiments = [str(p.relative_to(home).with_suffix("")) for p in home.rglob("*.yaml")]
-    groups = {group: _choices(group) for group in (*OBJECTS, "trainer")}
+    groups = {group: group_choices(group) for group in (*OBJECTS, "trainer")}
     return {
         "verbs": {verb: _options_of(verb) for verb in VERBS},
-        "groups": {**groups, "experiment": sorted({*experiments, *_choices("experiment")})},
+        "groups": {**groups, "experiment": sorted({*experiments, *group_choices("experiment")})},
         "keys": sorted(set(options)),
     }
 

@@ -40,10 +40,11 @@ def _check(args: argparse.Namespace) -> int:
         from prefopt.engine import score
         from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.doctor import doctor_page
+        from prefopt.runs.resolve import resolve_path
 
         limits = thresholds(args.threshold)
         tokenizer = _tokenizer(args)
-        scorer = partial(score, load_model(ModelConfig(path=args.model))) if args.model else None
+        scorer = partial(score, load_model(ModelConfig(path=resolve_path(args.model)))) if args.model else None
         reports = [examine(c, tokenizer=tokenizer, score=scorer, limits=limits) for c in _configs(args.what)]
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +112,10 @@ def _configs(words: list[str]) -> list[Any]:
 
 def _tokenizer(args: argparse.Namespace) -> Any:
     from prefopt.models.load import ModelConfig, load_tokenizer
+    from prefopt.runs.resolve import resolve_path
 
     path = args.tokenizer or args.model
-    return load_tokenizer(ModelConfig(path=path)) if path else None
+    return load_tokenizer(ModelConfig(path=resolve_path(path))) if path else None
 
 
 def _parser() -> argparse.ArgumentParser:

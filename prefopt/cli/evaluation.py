@@ -17,10 +17,10 @@ from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import held_out
 from prefopt.evaluate.held_out import HeldOut
-from prefopt.evaluate.texts import Distance, Sampling, distance, held_out_prompts
+from prefopt.evaluate.texts import Drift, Sampling, drift, held_out_prompts
 from prefopt.report.before_after import ROWS, held_out_rows, written_rows
 from prefopt.report.formatting import with_error
-from prefopt.runs.read import RunFolder, is_run, open_model
+from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Evaluated:
     figures: Mapping[str, Estimate]
     others: Mapping[str, Estimate] | None = None
     differences: Mapping[str, Estimate] | None = None
-    texts: Distance | None = None
+    texts: Drift | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; every figure has `value`, `se` and `count`."""
@@ -82,7 +82,7 @@ def evaluate(name: str, against: str | None, overrides: Sequence[str]) -> Evalua
         compared = {
             "others": held_out.figures(theirs),
             "differences": held_out.differences(own, theirs),
-            "texts": distance(model, other, tokenizer, prompts, sampling, max_tokens=max_tokens),
+            "texts": drift(model, other, tokenizer, prompts, sampling, max_tokens=max_tokens),
         }
     return Evaluated(
         model=name, against=against, data=str(config.data.path or "a mixture"), records=len(records),

@@ -18,9 +18,15 @@ def main(argv: list[str]) -> int:
         "--push", metavar="OWNER/NAME", help="upload the folder to the hub (a new repository is private)"
     )
     args = parser.parse_args(argv)
+    from prefopt.models.export import ExportCheck
+    from prefopt.report.model_card import model_card
     from prefopt.runs.export import export
+    from prefopt.runs.run_folder import RunFolder
 
-    made = export(args.run, args.to, dtype=args.dtype, licence=args.licence, push=args.push)
+    def card(run: RunFolder, dtype: str, check: ExportCheck) -> str:
+        return model_card(run, dtype=dtype, check=check, licence=args.licence)
+
+    made = export(args.run, args.to, dtype=args.dtype, card=card, push=args.push)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"{made.folder}: weights in {made.dtype}, tokenizer, generation config, model card")
     console.print(

@@ -15,8 +15,8 @@ from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.reader import read
 from prefopt.errors import UserError
-from prefopt.runs.read import RunFolder, is_run
-from prefopt.runs.run import prepared_data
+from prefopt.runs.resolve import prepared_data
+from prefopt.runs.run_folder import RunFolder, is_run
 
 # For each kind of record a loss that is defined on it, so that the data is read as that kind.
 LOSS_FOR = {"pairs": "dpo", "lists": "plackett_luce", "unpaired": "kto", "demonstrations": "sft"}

@@ -61,11 +61,11 @@ def _build(overrides: list[str]) -> int:
     from prefopt.common.cache import cache_dir
     from prefopt.config.compose import compose
     from prefopt.models.load import load_model, load_tokenizer
-    from prefopt.runs.run import prepared_data
+    from prefopt.runs.resolve import prepared_data, resolved
     from prefopt.train import build
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config = compose(overrides)
+    config = resolved(compose(overrides))
     prepared = prepared_data(config, load_tokenizer(config.model))
     root = Path(config.reference_folder) if config.reference_folder else cache_dir() / "reference"
     columns = (TextColumn("reference log-probs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     with redirect_stdout(sys.stderr):  # some libraries print when they are imported
         from prefopt.report.run import write_run_page
         from prefopt.report.verdict import judge
-        from prefopt.runs.read import RunFolder
+        from prefopt.runs.run_folder import RunFolder
 
     for folder in args.runs:
         run = RunFolder.open(folder)

@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
                         "interrupted (default: FOLDER-rerun, with a number if that is taken)")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if the run did")
     args = parser.parse_args(argv)
+    from prefopt.cli.train import run_and_report
     from prefopt.runs.rerun import folder_for, rerun, shown
 
     folder: Path = args.folder
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
         print(printable(redact(line)), flush=True)
 
     log(f"repeating {folder} in {out}")
-    comparison = rerun(folder, out, trust_remote_code=args.trust_remote_code, say=log)
+    comparison = rerun(folder, out, trust_remote_code=args.trust_remote_code, log=log, run=run_and_report)
     for line in shown(comparison):
         log(line)
     return 0 if comparison.identical else ThresholdError.exit_code

@@ -69,7 +69,7 @@ def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
     from prefopt.data.data_config import DataConfig
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
-    from prefopt.runs.read import RunFolder, is_run, open_model
+    from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if "=" not in word]

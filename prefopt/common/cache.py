@@ -23,6 +23,10 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     everything that its content depends on.
     """
     if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            make(temporary)
+        try:
+            with new_folder(folder) as temporary:
+                make(temporary)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
     return folder

@@ -62,9 +62,12 @@ def new_folder(target: Path, *, replace: bool = False, temporary: Path | None = 
     """Yield an empty folder that becomes `target` when the block ends without an error, and is removed otherwise.
 
     Args:
-        target: the final place. Of several processes that make it at once the first wins, unless they replace it.
+        target: the final place; absent or empty, unless it is replaced.
         replace: put the new folder in the place of an old one, which until then is whole as `tmp-old-<name>`.
         temporary: the folder to yield, where other processes must know its name; emptied first.
+
+    Raises:
+        OSError: the disk refuses, or `target` is there already.
     """
     temporary = temporary or _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -79,11 +82,7 @@ def new_folder(target: Path, *, replace: bool = False, temporary: Path | None = 
             temporary.rename(target)
             shutil.rmtree(old)
         else:
-            try:
-                temporary.rename(target)
-            except OSError:
-                if replace or not target.is_dir():  # else another process was first
-                    raise
+            temporary.rename(target)
         flush(target.parent)
         flush(target.parent.parent)  # the folder around it may be new, too
     finally:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from accelerate.utils import broadcast_object_list
+
 from prefopt.errors import PrefoptError
 
 T = TypeVar("T")
@@ -23,8 +25,6 @@ def is_first_process() -> bool:
 
 def from_first_process(make: Callable[[], T]) -> T:
     """What `make` gives, or raises, in the first process; the others wait for it."""
-    from accelerate.utils import broadcast_object_list
-
     answer: list[T | PrefoptError | None] = [None]
     if is_first_process():
         try:

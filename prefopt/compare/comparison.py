@@ -20,7 +20,7 @@ from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import BASE, SFT, Comparison
 from prefopt.compare.win_rates import with_win_rate
 from prefopt.compare.workers import Team, cores, run_jobs
-from prefopt.models.load import resolve
+from prefopt.runs.resolve import resolve_path
 
 LARGE = 50_000_000  # weights from which a job gets all cores
 JOBS = "jobs"
@@ -105,6 +105,6 @@ def default_workers(rounds: Rounds) -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.device_count())
     model = rounds.base_config.model
-    config: Any = AutoConfig.from_pretrained(resolve(model.path), revision=model.revision).get_text_config()
+    config: Any = AutoConfig.from_pretrained(resolve_path(model.path), revision=model.revision).get_text_config()
     weights = config.num_hidden_layers * 12 * config.hidden_size**2 + config.vocab_size * config.hidden_size
     return 1 if weights > LARGE else cores()

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.common.memory import peak_memory_gib, reset_peak_memory
 from prefopt.compare import measure_texts, measure_world
-from prefopt.compare.jobs import Job, JobResult, failure, peak_memory_mib, reset_peak_memory
+from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.compare.spec import Measurement, Split
 from prefopt.config.run_config import RunConfig
 from prefopt.engine.cpu.allocator import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
 from prefopt.plugin import Data
-from prefopt.runs.run import prepared_data
+from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.train import train
 from prefopt.worlds import knobs
 
@@ -48,7 +49,7 @@ def execute(job: Job) -> JobResult:
 
 
 def _execute(job: Job) -> JobResult:
-    config = job.config
+    config = resolved(job.config)
     data = data_of(config)
     policy = load_policy(config.model, config.peft, seed=config.seed) if job.trained else load_model(config.model)
     cost: dict[str, float] = {}
@@ -59,7 +60,10 @@ def _execute(job: Job) -> JobResult:
     start = time.perf_counter()
     policy.eval()
     measured, warnings = _measure(job, policy, data)
-    cost |= {"measure_seconds": round(time.perf_counter() - start, 3), "peak_memory_mib": round(peak_memory_mib(), 1)}
+    cost |= {
+        "measure_seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_mib": round(1024 * peak_memory_gib(), 1),
+    }
     wrong = [name for name, value in measured.figures.items() if math.isinf(value)]
     if wrong or (measured.figures and all(map(math.isnan, measured.figures.values()))):
         reason = f"figures of the trained model are not finite: {', '.join(wrong) or 'all'}"
@@ -103,7 +107,8 @@ def _measure(job: Job, policy: Any, data: PreparedRecords) -> tuple[Measurement,
     if job.config.data.path == "world":
         return _measure_in_world(job, policy)
     records = data.half(job.split)
-    return measure_texts.measure(job.config, job.measure, policy=policy, tokenizer=data.tokenizer, records=records), []
+    config = resolved(job.config)
+    return measure_texts.measure(config, job.measure, policy=policy, tokenizer=data.tokenizer, records=records), []
 
 
 def _measure_in_world(job: Job, policy: Any) -> tuple[Measurement, list[str]]:
@@ -158,7 +163,7 @@ def data_of(config: RunConfig) -> PreparedRecords:
     facts = (dataclasses.asdict(config.data), dataclasses.asdict(config.model), needs.data.value, text)
     key = json.dumps(facts, default=str, sort_keys=True)
     if key not in _prepared:
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(resolved(config).model)
         prepared = prepared_data(config, tokenizer)
         while len(_prepared) >= DATA_SETS:
             del _prepared[next(iter(_prepared))]

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from prefopt.common.digest import of_files, of_json, source_files
 from prefopt.common.files import new_folder, write_json
 from prefopt.common.versions import version_of
 from prefopt.compare.spec import MeasureConfig, Split
+from prefopt.config.effects import Effect, groups_with
 from prefopt.config.run_config import RunConfig
 from prefopt.losses import registry
 
 Status = Literal["ok", "diverged", "failed"]
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
-# options that change no number
-IRRELEVANT = ("output_dir", "tracking", "resume", "reference_folder", "progress", "sentinels", "stages_folder")
 VERSIONS = ("prefopt", "torch", "transformers", "accelerate")
 MEASUREMENT = 2  # raise it when a figure or an array of a measurement changes its meaning
-OF_A_MODEL = (".safetensors", ".json", ".jinja", ".gguf", ".model", ".py")  # suffixes of files that change what it says
-VOCABULARIES = ("merges.txt", "vocab.txt")
-OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder with one of these is no part of a model
-
-File = tuple[str, str, int, int]  # a name that moves with its folder, path, size, time of the last change
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,7 +60,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """A digest of everything that its numbers depend on, and nothing else: the name of its folder."""
-        config = {name: value for name, value in self.config.plain().items() if name not in IRRELEVANT}
+        config = groups_with(self.config.plain(), Effect.WEIGHTS, Effect.MEASUREMENT)
         if not self.trained:
             config = {name: config[name] for name in ("model", "data", "evaluation", "batch")}
         content = {
@@ -82,8 +73,7 @@ class Job:
         }
         if self.trained and (code := code_of(self.config.loss, self.config.loss_name)):
             content["code"] = code
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        return of_json(content)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,85 +170,13 @@ def finite(value: Any) -> Any:
     return value
 
 
-def digest_of_records(*tables: Any) -> str:
-    """A hash of all that training and evaluation read of token records: ids, tokens, labels, scores, weights."""
-    digest = hashlib.blake2b(digest_size=12)
-    for table in tables:
-        for record in table if table is not None else ():
-            facts = [record.id, record.kind.value, record.desirable, record.scores, record.weight]
-            digest.update(json.dumps(facts).encode())
-            for ids in (record.prompt, *record.completions):
-                digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
-    return digest.hexdigest()
-
-
-def digest_of_weights(path: str) -> str:
-    """A hash of a model folder's files, or for a hub id its name: the revision is in the configuration.
-
-    Of a folder with an adapter the model below it counts, too.
-    """
-    files = weights_and_configs(path)
-    if not files:
-        return path if not os.path.isdir(path) else digest_of_files([])
-    below = _below(Path(path))
-    return digest_of_files(files) + (f" {digest_of_weights(below)}" if below and below != path else "")
-
-
-def weights_and_configs(path: str) -> list[File]:
-    """The files of a model's folder that change what the model says; none for a hub id."""
-    if not os.path.isdir(path):
-        return []
-    top = Path(path)
-    found = []
-    for folder, folders, names in os.walk(top):
-        here = Path(folder)
-        if here != top and any(name in OF_A_RUN for name in (*folders, *names)):
-            folders.clear()  # what is trained and compared below the folder does not change the model in it
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [here / name for name in names if name.endswith(OF_A_MODEL) or name in VOCABULARIES]
-    return [as_it_is(file, top) for file in sorted(found) if file.is_file()]
-
-
-def _below(folder: Path) -> str:
-    """The folder of the model that an adapter is for; empty for a whole model, and for a hub id."""
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        below = str(settings["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return below if os.path.isdir(below) else ""
-
-
-def as_it_is(file: Path, top: Path | None = None) -> File:
-    """What a file's digest is kept by; its name from `top` on."""
-    about = file.stat()
-    return str(file.relative_to(top) if top is not None else file.name), str(file), about.st_size, about.st_mtime_ns
-
-
-def digest_of_files(files: Iterable[File]) -> str:
-    """A hash of names and contents; read again only where size or time has changed."""
-    return _digest_of_files(tuple(files))
-
-
-@lru_cache(maxsize=64)
-def _digest_of_files(files: tuple[File, ...]) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for name, path, size, _ in files:
-        digest.update(f"{name}\0{size}\0".encode())
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def code_of(loss: Any, name: str) -> dict[str, str]:
     """Version and source of a loss from outside prefopt, whose own losses go with its version; empty for those."""
     if _package(type(loss)) == "prefopt":
         return {}
     known = {"prefopt", *sys.stdlib_module_names}
     files = source_files(cls.__module__ for cls in type(loss).__mro__ if _package(cls) not in known)
-    found = {"source": digest_of_files(files)}
+    found = {"source": of_files(files)}
     with contextlib.suppress(KeyError):  # not registered: made in Python
         if installed := version_of(registry.package_of(name)):
             found["version"] = installed
@@ -267,31 +185,3 @@ def code_of(loss: Any, name: str) -> dict[str, str]:
 
 def _package(cls: type) -> str:
     return cls.__module__.partition(".")[0]
-
-
-def source_files(modules: Iterable[str]) -> Iterator[File]:
-    """The files of modules that are imported; none of those typed into an interpreter."""
-    for name in dict.fromkeys(modules):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and os.path.isfile(file):
-            yield as_it_is(Path(file))
-
-
-def peak_memory_mib() -> float:
-    """Return the peak memory of this process, or of its GPU, since `reset_peak_memory`, in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-        return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1024
-    except (OSError, StopIteration):
-        return float("nan")
-
-
-def reset_peak_memory() -> None:
-    """Reset the peak memory where the system can (on Linux, writing 5 to clear_refs resets the high-water mark)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif os.path.exists("/proc/self/clear_refs"):
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from prefopt.common import digest
 from prefopt.compare.execute import PreparedRecords, data_of
-from prefopt.compare.jobs import Job, JobResult, digest_of_records, digest_of_weights
+from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.search import Setting, settings
 from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split
 from prefopt.config.compose import compose
@@ -18,7 +19,8 @@ from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
-from prefopt.models.load import resolve
+from prefopt.models.identity import digest_of_weights
+from prefopt.runs.resolve import resolve_path
 from prefopt.train.arguments import DEFAULTS
 
 TRIAL_SEED = 0
@@ -254,10 +256,10 @@ def best(tried: Sequence[Setting], trials: Sequence[JobResult]) -> Setting | Non
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Return the digests of the records and of the weights that a run starts from."""
-    paths = [resolve(path) for path in (config.model.path, config.model.reference) if path]
+    paths = [resolve_path(path) for path in (config.model.path, config.model.reference) if path]
     return {"data": _digest(data_of(config)), "weights": " ".join(digest_of_weights(path) for path in paths)}
 
 
 @cache
 def _digest(data: PreparedRecords) -> str:
-    return digest_of_records(data.train, data.eval)
+    return digest.of_records(data.train, data.eval)

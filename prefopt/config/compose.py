@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -86,11 +86,19 @@ def _node(cls: type[Any]) -> DictConfig:
     node = OmegaConf.structured(cls)
     OmegaConf.set_readonly(node, False)
     assert isinstance(node, DictConfig)
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and OmegaConf.get_type(child) is dict:
+    for _, child in _sections(node):
+        if OmegaConf.get_type(child) is dict:
             OmegaConf.set_struct(child, False)  # its keys are the user's to choose
     return node
+
+
+def _sections(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The mappings in a mapping that have a value."""
+    for key in map(str, node):
+        if not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):
+            child = node[key]
+            if isinstance(child, DictConfig):
+                yield key, child
 
 
 def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], program: str) -> None:
@@ -241,7 +249,7 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     if name is None:
         raise UserError("loss: give the name of a loss, such as loss=dpo; `prefopt losses` prints the menu")
     for group in OBJECTS:
-        _refuse_added(config[group], group)
+        _check_added(config[group], group)
     try:
         groups: dict[str, Any] = {group: OmegaConf.to_object(config[group]) for group in OBJECTS}
     except MissingMandatoryValue as error:
@@ -266,8 +274,8 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     )
 
 
-def _refuse_added(node: DictConfig, name: str) -> None:
-    """Refuse keys that `+name.key=...` added to a section that has fields of its own."""
+def _check_added(node: DictConfig, name: str) -> None:
+    """Raise UserError for a key that `+name.key=...` added to a section that has fields of its own."""
     cls = OmegaConf.get_type(node)
     if not dataclasses.is_dataclass(cls):
         return
@@ -275,9 +283,8 @@ def _refuse_added(node: DictConfig, name: str) -> None:
     for key in map(str, node):
         if key not in known:
             raise UserError(f"there is no option {f'{name}.{key}'!r}{nearest(key, known)}")
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            _refuse_added(child, f"{name}.{key}")
+    for key, child in _sections(node):
+        _check_added(child, f"{name}.{key}")
 
 
 def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
@@ -311,7 +318,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
     whole = f"{text}\n{cause}" if cause is not None else text
     if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
         group, wrong = match.groups()
-        valid = _choices(group)
+        valid = group_choices(group)
         return UserError(f"unknown {group} {wrong!r}{nearest(wrong, valid)}; choose from: {', '.join(valid)}")
     for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
         key = override.split("=", 1)[0].lstrip("+~")
@@ -321,7 +328,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
                 or "not in '" in whole
                 or ("Could not override" in text and "convert" not in whole)
             ):
-                valid = _keys(overrides)
+                valid = option_names(overrides)
                 return UserError(
                     f"there is no option {key!r}{nearest(key, valid)}; `prefopt train --cfg job` prints all options"
                 )
@@ -336,15 +343,14 @@ def _not_composed(error: Exception, overrides: list[str]) -> UserError:
     return UserError(f"these options make no configuration: {' '.join(overrides)[:300]} ({first_line(error)})")
 
 
-def _choices(group: str) -> list[str]:
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
+def group_choices(group: str) -> list[str]:
+    """The names that a group can be given, such as those of losses."""
+    with _initialized():
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
+    return [option for option in options if not option.startswith("_")]
 
-    loader = ConfigLoaderImpl(create_config_search_path(CONF))
-    return [c for c in loader.get_group_options(group) if not c.startswith("_")]
 
-
-def _keys(overrides: list[str]) -> list[str]:
+def option_names(overrides: list[str]) -> list[str]:
     """Every option's full name, under the groups that were chosen."""
     chosen = [
         o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
@@ -357,11 +363,9 @@ def _keys(overrides: list[str]) -> list[str]:
     found: list[str] = []
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            child = node._get_node(key)
-            found.append(f"{prefix}{key}")
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                walk(child, f"{prefix}{key}.")
+        found.extend(f"{prefix}{key}" for key in map(str, node))
+        for key, child in _sections(node):
+            walk(child, f"{prefix}{key}.")
 
     walk(config, "")
     return found

@@ -17,15 +17,6 @@ OF_ONE_STAGE = (
     "trainer.adam_epsilon", "trainer.max_grad_norm", "hydra",
 )  # fmt: skip
 SETTINGS = ("trainer", "batch", "evaluation", "tracking")  # groups whose choice leaves other settings of theirs alone
-# What changes nothing in the model that a stage leaves.
-WITHOUT_EFFECT = ("output_dir", "resume", "reference_folder", "tracking", "evaluation", "sentinels",
-                  "progress", "stages", "stages_folder")  # fmt: skip
-WITHOUT_EFFECT_IN = {
-    "data": ("cache_dir", "num_proc"),
-    "trainer": ("logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay",
-                "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model", "disable_tqdm",
-                "log_level", "dataloader_num_workers"),
-}  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a stage: part of a folder's name
 LONGEST = 100  # characters of it
 

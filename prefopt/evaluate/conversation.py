@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from transformers import GenerationConfig, TextStreamer, set_seed
+
 from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Message, Text
 from prefopt.data.tokenize import Encoder
@@ -56,14 +59,11 @@ class Conversation:
         Raises:
             UserError: the text alone is longer than the model's context.
         """
-        from transformers import GenerationConfig, TextStreamer, set_seed
 
         class Heard(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
                     heard(text)
-
-        import torch
 
         asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
         prompt, most = self._within_context(asked)

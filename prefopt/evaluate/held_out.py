@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from prefopt.common.estimate import Estimate
 from prefopt.common.files import write_lines
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.reference.table import ReferenceTable
+from prefopt.engine.scoring import fed_tokens
+from prefopt.engine.scoring import score as score_records
 from prefopt.errors import UserError
 from prefopt.plugin import Data
-
-if TYPE_CHECKING:
-    from prefopt.engine.reference.table import ReferenceTable
 
 Floats = NDArray[np.float64]
 SIDES = ("chosen", "rejected")
@@ -80,9 +80,6 @@ def score(model: Any, records: Sequence[TokenRecord], *, max_tokens: int = 4096,
     Raises:
         UserError: no record.
     """
-    from prefopt.engine import score as score_records
-    from prefopt.engine.scoring import fed_tokens
-
     if not len(records):
         raise UserError("there is no record to score")
     max_tokens = max(max_tokens, *(fed_tokens(records[i], "padded") for i in range(len(records))))

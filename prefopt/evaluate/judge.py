@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from prefopt.compare.jobs import File, digest_of_files, source_files, weights_and_configs
+from prefopt.common.digest import FileState, of_files, source_files
 from prefopt.errors import UserError, first_line
+from prefopt.models.identity import model_files
 
 Floats = NDArray[np.float64]
 Compare = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
@@ -85,8 +88,6 @@ def check(judge: str) -> None:
     if is_callable(judge):
         _imported(judge)
         return
-    from transformers import AutoConfig, AutoTokenizer
-
     with _explaining(judge):
         _one_output(judge, AutoConfig.from_pretrained(judge, trust_remote_code=False))
         AutoTokenizer.from_pretrained(judge, trust_remote_code=False)
@@ -115,14 +116,11 @@ def reward_model(path: str) -> Score:
     Raises:
         UserError: nothing loadable there, or a classifier with several outputs.
     """
-    return _reward_model(path, tuple(weights_and_configs(path)))
+    return _reward_model(path, tuple(model_files(path)))
 
 
 @lru_cache(maxsize=1)
-def _reward_model(path: str, files: tuple[File, ...]) -> Score:
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
+def _reward_model(path: str, files: tuple[FileState, ...]) -> Score:
     with _explaining(path):
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -173,4 +171,4 @@ def _asked(judge: Compare, prompts: Sequence[str], first: Sequence[str], second:
 def rule(judge: str) -> str:
     """A digest of the files in which a function is named and written: what it said before an edit is void."""
     module = judge.partition(":")[0]
-    return digest_of_files(source_files((module, getattr(_imported(judge), "__module__", module))))
+    return of_files(source_files((module, getattr(_imported(judge), "__module__", module))))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from prefopt.compare.jobs import as_it_is, digest_of_files
+from prefopt.common.digest import FileState, of_files
 from prefopt.errors import UserError, first_line, nearest
 
 DATA = ("dataset_path", "dataset_kwargs")  # keys of a task under which its data are named
@@ -66,7 +66,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 def digest_of_tasks(tasks: Sequence[str]) -> str:
     """The harness's version, and a hash of the tasks' YAML files, what they include, their functions and data files."""
     files = [file for task in tasks if _is_file(task) for file in _files_of(Path(task))]
-    return f"{version('lm_eval')} {digest_of_files(map(as_it_is, dict.fromkeys(files)))}"
+    return f"{version('lm_eval')} {of_files(map(FileState.of, dict.fromkeys(files)))}"
 
 
 def _found(tasks: Sequence[str]) -> tuple[Any, list[str]]:

@@ -1,20 +1,21 @@
-"""What models write behind held-out prompts: texts to be read, their lengths, and how far a policy has gone."""
+"""Writes texts with a model behind held-out prompts, and measures how far it drifted from where it started."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from prefopt.common.estimate import Estimate
+from prefopt.config.run_config import RunConfig
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.policy import Policy, opened
 from prefopt.errors import UserError
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
+from prefopt.evaluate.kl import divergence
+from prefopt.models.load import load_reference
 
 Tokens = Sequence[Sequence[int]]
 
@@ -29,8 +30,8 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distance:
-    """Texts that a policy wrote at temperature 1, against those of another model behind the same prompts.
+class Drift:
+    """How far a policy drifted from another model, by the texts that both write at temperature 1.
 
     Attributes:
         kl: KL(policy || other) in nats a text, exact over the vocabulary at each position of the policy's texts.
@@ -79,8 +80,6 @@ def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling)
     Raises:
         UserError: neither model nor tokenizer says which token ends a text.
     """
-    from prefopt.engine.policy import opened
-
     ends = end_tokens(model, tokenizer)
     if not ends:
         raise UserError("neither the model nor its tokenizer has an end token (eos_token): a text would never end")
@@ -106,15 +105,12 @@ def side_by_side(before: list[tuple[str, str]], after: list[tuple[str, str]]) ->
     return [{"prompt": p, "before": b, "after": a} for (p, b), (_, a) in zip(before, after, strict=True)]
 
 
-def distance(
+def drift(
     model: Any, other: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling, *, max_tokens: int = 4096
-) -> Distance | None:
-    """How `model` writes against `other`, at temperature 1; None with fewer than two prompts or without an end token.
-
-    Both models draw with the same random numbers, prompt by prompt.
+) -> Drift | None:
+    """How far `model` drifted from `other`, by texts at temperature 1; None with fewer than two prompts or without an
+    end token. Both models draw with the same random numbers, prompt by prompt.
     """
-    from prefopt.evaluate.kl import divergence
-
     ends = set(end_tokens(model, tokenizer))
     if len(prompts) < 2 or not ends:
         return None
@@ -124,7 +120,7 @@ def distance(
     lengths, lengths_before = (np.array([len(t) for t in ts], dtype=np.float64) for ts in (texts, theirs))
     ended, ended_before = (np.array([float(t[-1] in ends) for t in ts]) for ts in (texts, theirs))
     each = range(len(prompts))
-    return Distance(
+    return Drift(
         kl=Estimate.of(exact, each),
         length=Estimate.of(lengths, each),
         length_before=Estimate.of(lengths_before, each),
@@ -134,11 +130,8 @@ def distance(
     )
 
 
-def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> Distance | None:
-    """The `distance` of a tuned model to the run's reference, or else to the model that training started from."""
-    from prefopt.engine.policy import Policy
-    from prefopt.models.load import load_reference
-
+def drift_from_start(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> Drift | None:
+    """How far a tuned model drifted from the run's reference, or else from the model that training started from."""
     prompts = held_out_prompts(held_out, config.evaluation.kl_prompts)
     if len(prompts) < 2 or not end_tokens(model, tokenizer):
         return None
@@ -146,12 +139,15 @@ def distance_to_start(config: RunConfig, model: Any, tokenizer: Any, held_out: A
     start = load_reference(named, model.model if isinstance(model, Policy) else model).to(model.device)
     sampling = Sampling(max_new_tokens=config.evaluation.max_new_tokens, temperature=1.0, seed=config.seed)
     budget = config.batch.budget(model.device.type)
-    return distance(model, start, tokenizer, prompts, sampling, max_tokens=budget)
+    return drift(model, start, tokenizer, prompts, sampling, max_tokens=budget)
 
 
-def text_figures(far: Distance | None, prefix: str = "") -> dict[str, float]:
-    """A distance as the figures that sentinels look at; none where nothing was measured."""
-    if far is None:
+def drift_figures(drift: Drift | None, prefix: str = "") -> dict[str, float]:
+    """The figures that sentinels look at; none where nothing was measured."""
+    if drift is None:
         return {}
-    figures = {"kl": far.kl.value, "sampled_length": far.length.value, "sampled_length_before": far.length_before.value}
-    return {prefix + name: value for name, value in figures.items()}
+    return {
+        f"{prefix}kl": drift.kl.value,
+        f"{prefix}sampled_length": drift.length.value,
+        f"{prefix}sampled_length_before": drift.length_before.value,
+    }

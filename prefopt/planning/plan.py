@@ -84,11 +84,12 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     from prefopt.engine.packing import Cost
     from prefopt.models.load import load_policy, load_tokenizer
     from prefopt.planning.probe import probe
-    from prefopt.runs.run import prepared_data
+    from prefopt.runs.resolve import prepared_data, resolved
     from prefopt.train.arguments import training_arguments
     from prefopt.train.sources.feed import Feed
     from prefopt.train.sources.offline import Steps, StepSampler
 
+    config = resolved(config)
     tokenizer = load_tokenizer(config.model)
     loaded = libraries()
     prepared = prepared_data(config, tokenizer)

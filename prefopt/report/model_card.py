@@ -14,13 +14,13 @@ import yaml
 from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
 from prefopt.losses import registry
-from prefopt.models.export_check import Check
+from prefopt.models.export import ExportCheck
 from prefopt.report.before_after import BeforeAfter
 from prefopt.report.catalogue import card as catalogue_card
 from prefopt.report.formatting import number, signed
 from prefopt.report.page import render
 from prefopt.report.run_facts import RunFacts
-from prefopt.runs.read import CONFIG, RunFolder
+from prefopt.runs.run_folder import CONFIG, RunFolder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIGURES = {
@@ -42,7 +42,7 @@ class Stage:
     steps: int
 
 
-def model_card(run: RunFolder, *, dtype: str, check: Check, licence: str | None = None) -> str:
+def model_card(run: RunFolder, *, dtype: str, check: ExportCheck, licence: str | None = None) -> str:
     """Return the card as Markdown, with the hub's front matter.
 
     Args:

@@ -19,7 +19,7 @@ from prefopt.report.page import render, write_page
 from prefopt.report.run_facts import RunFacts
 from prefopt.report.text_diff import marked
 from prefopt.report.verdict import judge, sentinel_warnings
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 
 PAGE = "report.html"
 TEXTS_SHOWN, REJECTIONS_SHOWN = 8, 12

@@ -13,7 +13,7 @@ from prefopt.errors import PrefoptError
 from prefopt.evaluate.held_out import HeldOut, differences, figures, read_rows
 from prefopt.losses import registry
 from prefopt.plugin import Traits, traits
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 
 RECENT = 0.1  # the last tenth of training shows how it ended
 

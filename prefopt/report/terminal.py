@@ -14,7 +14,7 @@ from prefopt.report.bands import State
 from prefopt.report.before_after import held_out_rows, written_rows
 from prefopt.report.run_facts import RunFacts
 from prefopt.report.verdict import judge
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 
 STYLES = {State.GOOD: "bold", State.LOOK: "bold yellow", State.BAD: "bold red"}
 

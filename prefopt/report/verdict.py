@@ -11,7 +11,7 @@ from prefopt.plugin import Data
 from prefopt.report.bands import Band, State, bands_of
 from prefopt.report.formatting import listed, with_error, with_unit
 from prefopt.report.run_facts import RunFacts
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

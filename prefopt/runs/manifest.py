@@ -1,9 +1,8 @@
-"""What a run depended on, written before it begins: `config.yaml`, `manifest.json`, `rejections.jsonl`."""
+"""Describes what a run depends on: `config.yaml`, `manifest.json` and `rejections.jsonl` in its folder."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import re
@@ -11,54 +10,51 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from accelerate import PartialState
+from omegaconf import OmegaConf
+
+from prefopt.common import digest
 from prefopt.common.files import write_json, write_lines, write_text
 from prefopt.common.redact import HIDDEN, redact, redacted
 from prefopt.common.versions import version_of
+from prefopt.config.run_config import RunConfig
+from prefopt.data.prepare import Prepared
+from prefopt.engine.reference.table import fingerprint
 
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
-    from prefopt.data.token_table import TokenTable
-
+MANIFEST = "manifest.json"
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
 ESCAPED = re.compile(r"\\([\\'\"()\[\]{}:=, \t])")  # in an override
-ROWS = 65_536  # hashed at a time
 
 
-def manifest(config: RunConfig, prepared: Any, model: Any, checkpoint: Path | None = None) -> Callable[[], None]:
-    """What leaves the three files in the run's folder when it is called: enough to repeat the run, and to tell why a
-    repetition differs. The facts are those of now.
+def manifest(config: RunConfig, prepared: Prepared, model: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+    """The facts that it takes to repeat a run, and to tell why a repetition differs.
 
-    A run that goes on from a `checkpoint` keeps the manifest of its beginning, and adds what it goes on with.
+    A run that resumes from a `checkpoint` keeps the manifest of its start, and adds the present setting.
     """
-    from omegaconf import OmegaConf
-
-    out = config.output_dir
     now = {**setting(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    facts = _earlier(out / "manifest.json") if checkpoint is not None else None
-    if facts is None:
-        facts = {**now, "data": data_facts(prepared), "weights": weights_fingerprint(model)}
-    else:
-        facts.setdefault("resumed", []).append({**now, "from": str(checkpoint)})
+    earlier = _read(config.output_dir / MANIFEST) if checkpoint is not None else None
+    if earlier is None:
+        return {**now, "data": data_facts(prepared), "weights": fingerprint(model)}
+    resumed = [*earlier.get("resumed", []), {**now, "from": str(checkpoint)}]
+    return {**earlier, "resumed": resumed}
 
-    def leave() -> None:
-        write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config.plain()))))
-        write_json(out / "manifest.json", facts)
-        write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
 
-    return leave
+def write_record(config: RunConfig, prepared: Prepared, manifest: dict[str, Any]) -> None:
+    """Write the three files."""
+    out = config.output_dir
+    write_text(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(config.plain()))))
+    write_json(out / MANIFEST, manifest)
+    write_lines(out / "rejections.jsonl", [dataclasses.asdict(r) for r in prepared.rejections])
 
 
 def setting() -> dict[str, Any]:
-    """Command and where it was given, versions, machine and the state of the user's own code."""
-    import torch
-    from accelerate import PartialState
-
+    """The command, the folder it was given in, versions, machine, and the state of the user's own code."""
     return {
-        "command": shlex.join(map(_shown, sys.argv)),
+        "command": shlex.join(map(_without_secrets, sys.argv)),
         "folder": str(Path.cwd()),  # relative paths of config.yaml start here
         "versions": versions(),
         "python": platform.python_version(),
@@ -70,8 +66,8 @@ def setting() -> dict[str, Any]:
     }
 
 
-def _shown(word: str) -> str:
-    """A word of the command without its secrets, also one with characters that are escaped for Hydra."""
+def _without_secrets(word: str) -> str:
+    """A word of the command without its secrets, also where characters are escaped for Hydra."""
     plain = ESCAPED.sub(r"\1", word)
     if redact(plain) != plain and redact(word) == word:
         return word.partition("=")[0] + "=" + HIDDEN
@@ -79,7 +75,7 @@ def _shown(word: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that numbers depend on; None where one is not installed."""
+    """The versions of the packages that numbers depend on; None where one is not installed."""
     return {package: version_of(package) for package in PACKAGES}
 
 
@@ -97,42 +93,16 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def data_facts(prepared: Any) -> dict[str, Any]:
-    """Schema, counts, and a hash of the token records of each split."""
+def data_facts(prepared: Prepared) -> dict[str, Any]:
+    """Schema, counts, and a digest of the token records of each split."""
     splits = {"train": prepared.train, "eval": prepared.eval}
-    hashes = {name: records_fingerprint(table) for name, table in splits.items() if table is not None}
-    return {"schema": prepared.schema, "counts": prepared.counts, "records": hashes}
+    digests = {name: digest.of_records(table) for name, table in splits.items() if table is not None}
+    return {"schema": prepared.schema, "counts": prepared.counts, "records": digests}
 
 
-def records_fingerprint(table: TokenTable) -> str:
-    """A hash of all that training reads of the records, in their order."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    digest = hashlib.sha256()
-    for start in range(0, len(table), ROWS):
-        part = table.table.take(pa.array(table.rows[start : start + ROWS]))
-        plain = [part.column(name).to_pylist() for name in ("id", "kind", "desirable", "scores", "weight")]
-        digest.update(json.dumps(plain).encode())
-        completions = pc.list_flatten(part.column("completions"))
-        counts = pc.list_value_length(part.column("completions"))
-        for lists in (part.column("prompt"), completions):
-            digest.update(pc.list_value_length(lists).to_numpy().astype("<i8").tobytes())
-            digest.update(pc.list_flatten(lists).to_numpy().astype("<i4").tobytes())
-        digest.update(counts.to_numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def weights_fingerprint(model: Any) -> str:
-    """A hash of all that a model computes from."""
-    from prefopt.engine.reference.table import fingerprint
-
-    return fingerprint(model)
-
-
-def _earlier(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
+    """The manifest of the start of a run; None where a kill left none."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) else None

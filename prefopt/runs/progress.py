@@ -1,28 +1,36 @@
-"""How a run tells what it does: a live bar, plain lines, JSON lines, or nothing but warnings (`progress=...`)."""
+"""Shows the progress of a run: a live bar, plain lines, JSON lines, or only warnings (`progress=...`)."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from transformers import TrainerCallback
 
+from prefopt.common.memory import memory_gib
+from prefopt.common.processes import is_first_process
 from prefopt.common.redact import printable
 from prefopt.errors import UserError, nearest
 
-MODES = ("auto", "rich", "plain", "quiet", "json")
 WARNING = "warning: "
 MOST_LINES = 100  # of a whole run in plain mode
+REFERENCE_SECONDS = 30  # between two lines about the reference's log-probs in plain mode
 
 # What is shown, by the first name that was logged, and how. A log-ratio is log-prob less the reference's, in nats, on
 # the batch: it says where each side goes, and is no KL. A KL is shown where one was measured.
@@ -38,100 +46,62 @@ FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def watch(mode: str, label: str, stream: TextIO | None = None) -> Watch:
-    """What tells about a run named `label`.
+class ProgressDisplay(TrainerCallback):
+    """Prints nothing but warnings, on stderr; its subclasses print more.
 
     Args:
-        mode: auto (rich on a terminal, else plain), rich, plain, quiet, json. Of several processes the first one tells;
-            the others are quiet.
-        label: of the run: its method.
-        stream: where it is told; stdout.
-
-    Raises:
-        UserError: no such mode.
+        label: the name of the run: its method.
+        stream: where it prints.
     """
-    if mode not in MODES:
-        raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
-    stream = sys.stdout if stream is None else stream
-    if not first_process():
-        mode = "quiet"
-    elif mode == "auto":
-        mode = "rich" if stream.isatty() else "plain"
-    kinds: dict[str, type[Watch]] = {"rich": RichWatch, "plain": PlainWatch, "quiet": Watch, "json": JsonWatch}
-    return kinds[mode](label, stream)
-
-
-def first_process() -> bool:
-    """Whether this is the first, or the only, process of a run; torchrun and accelerate number them."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def memory_gib() -> float:
-    """GiB in use: the most that CUDA had allocated, or what the process has in memory now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
-
-
-def peak_memory_gib() -> float:
-    """GiB of this process at its peak so far; on CUDA, of what was allocated there."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB on Linux
-
-
-class Watch(TrainerCallback):
-    """Says nothing but warnings, on stderr; the other kinds say more."""
 
     def __init__(self, label: str, stream: TextIO) -> None:
         self.label, self.stream = label, stream
-        self._began, self._from = time.monotonic(), 0
+        self._start_time, self._start_step = time.monotonic(), 0
         self._kl: dict[str, float] = {}  # the last that was measured
 
-    def say(self, line: str) -> None:
-        """A line for a person; one that begins with "warning: " is not to be missed."""
+    @property
+    def console(self) -> Console | None:
+        """Where tables for a reader can be printed, if anywhere."""
+        return None
+
+    def print(self, line: str) -> None:
+        """Print a line; one that begins with "warning: " is a warning."""
         if line.startswith(WARNING):
             self.warn(line.removeprefix(WARNING))
         else:
-            self.tell(line)
+            self.inform(line)
 
-    def tell(self, line: str) -> None:
-        """A plain line."""
+    def inform(self, line: str) -> None:
+        """Print a plain line."""
 
     def warn(self, line: str) -> None:
-        """A line not to be missed."""
+        """Print a warning."""
         print(f"{WARNING}{printable(line)}", file=sys.stderr, flush=True)
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function to call with the number of records whose reference log-probs are ready."""
+        """Yield a function to call with the number of records whose reference log-probs are ready."""
         yield lambda count: None
 
-    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
-        """The run has ended; its files are in `folder`."""
+    def begin(self, step: int, steps: int) -> None:
+        """Show that training begins after `step`."""
+
+    def step(self, step: int, steps: int) -> None:
+        """Show that a step is done."""
+
+    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Show logged figures of training."""
+
+    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Show logged figures of held-out records: before the first step, during training, and after the last."""
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
 
-    def step(self, step: int, steps: int) -> None:
-        """A step is done."""
-
-    def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Figures of training were logged."""
-
-    def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Figures of held-out records were logged: before the first step, on the way, and after the last."""
-
-    def begin(self, step: int, steps: int) -> None:
-        """Training begins after `step`."""
-
     # ---- transformers' side
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began, self._from = time.monotonic(), state.global_step
+        self._start_time, self._start_step = time.monotonic(), state.global_step
         if state.is_world_process_zero:
             self.begin(state.global_step, state.max_steps)
 
@@ -152,176 +122,172 @@ class Watch(TrainerCallback):
         self.close()
 
     def seconds_left(self, step: int, steps: int) -> float:
-        """At the pace since training began; nan before the first step."""
-        done = step - self._from
-        return (time.monotonic() - self._began) / done * (steps - step) if done > 0 else math.nan
+        """The time left at the pace since training began; nan before the first step."""
+        done = step - self._start_step
+        return (time.monotonic() - self._start_time) / done * (steps - step) if done > 0 else math.nan
 
 
-class PlainWatch(Watch):
-    """Lines without control characters, for logs and pipes: at most a hundred of them while training."""
+class PlainProgress(ProgressDisplay):
+    """Prints lines without control characters, for logs and pipes: at most a hundred of them while training."""
 
-    _last = -1
-    _records, _told = 0, 0.0
+    _last_line = -1
 
-    def tell(self, line: str) -> None:
-        """A plain line."""
+    @property
+    def console(self) -> Console | None:
+        return Console(file=self.stream, no_color=True, force_terminal=False, width=100)
+
+    def inform(self, line: str) -> None:
         print(printable(line), file=self.stream, flush=True)
 
     def warn(self, line: str) -> None:
-        """A line not to be missed."""
-        self.tell(f"{WARNING}{line}")
+        self.inform(f"{WARNING}{line}")
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """Says every half minute how many records are done."""
-        self._told = time.monotonic()
+        """Print every half minute how many records are done."""
+        records, printed = 0, time.monotonic()
 
         def advance(count: int) -> None:
-            self._records += count
-            if count and time.monotonic() - self._told > 30:
-                self._told = time.monotonic()
-                self.tell(f"reference log-probs: {self._records:,} records done")
+            nonlocal records, printed
+            records += count
+            if count and time.monotonic() - printed > REFERENCE_SECONDS:
+                printed = time.monotonic()
+                self.inform(f"reference log-probs: {records:,} records done")
 
         yield advance
 
     def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """One line, if it is due."""
-        due = step * MOST_LINES // max(steps, 1)
-        if due != self._last or step == steps:
-            self._last = due
+        line = step * MOST_LINES // max(steps, 1)
+        if line != self._last_line or step == steps:
+            self._last_line = line
             left = self.seconds_left(step, steps)
             time_left = f"  left {clock(left)}" if math.isfinite(left) and step < steps else ""
-            self.tell(f"{self.label} {step}/{steps}  {in_words(figures)}{time_left}")
+            self.inform(f"{self.label} {step}/{steps}  {in_words(figures)}{time_left}")
 
     def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """One line on the way; what was before and is after comes at the end."""
-        if 0 < step < steps:
-            self.tell(f"{self.label} {step}/{steps}  held out: {in_words(_held_out(figures))}")
-
-    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
-        """The verdict, the held-out table, and where everything is."""
-        from rich.console import Console
-
-        from prefopt.report.terminal import show_end
-
-        show_end(Console(file=self.stream, no_color=True, force_terminal=False, width=100), folder, summary)
+        if 0 < step < steps:  # the first and the last come in the table at the end
+            self.inform(f"{self.label} {step}/{steps}  held out: {in_words(_held_out(figures))}")
 
 
-class RichWatch(Watch):
-    """A live bar with the latest figures under it."""
+class RichProgress(ProgressDisplay):
+    """Shows a live bar with the latest figures under it."""
 
     def __init__(self, label: str, stream: TextIO) -> None:
         super().__init__(label, stream)
-        self.console = _console(stream)
-        self.bar: Any = None
-        self.passing: Any = None
+        self.bar: _Bar | None = None
+        self.reference_bar: Progress | None = None
 
-    def tell(self, line: str) -> None:
-        """A line above the bar."""
+    @property
+    def console(self) -> Console:
+        return _console(self.stream)
+
+    def inform(self, line: str) -> None:
         self.console.print(printable(line), highlight=False, markup=False)
 
     def warn(self, line: str) -> None:
-        """A line not to be missed."""
         self.console.print(f"{WARNING}{printable(line)}", style="yellow", highlight=False, markup=False)
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """A bar that comes with the first records and goes when training begins."""
-        from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
+        """Show a bar that comes with the first records and goes when training begins."""
         columns = TextColumn("reference log-probs"), TextColumn("{task.completed:,.0f} records"), TimeElapsedColumn()
-        self.passing = Progress(*columns, console=self.console, transient=True)
-        task = self.passing.add_task("", total=None)
+        bar = self.reference_bar = Progress(*columns, console=self.console, transient=True)
+        task = bar.add_task("", total=None)
 
         def advance(count: int) -> None:
-            self.passing.start()
-            self.passing.update(task, advance=count)
+            bar.start()
+            bar.update(task, advance=count)
 
         try:
             yield advance
         finally:
-            self.passing.stop()
+            bar.stop()
 
     def begin(self, step: int, steps: int) -> None:
-        """Show the bar."""
-        if self.passing is not None:
-            self.passing.stop()
+        if self.reference_bar is not None:
+            self.reference_bar.stop()
         self.bar = _bar(self.console)
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=steps, completed=step)
 
     def step(self, step: int, steps: int) -> None:
-        """Move the bar."""
         if self.bar is not None:
             self.bar.update(self.task, completed=step)
 
     def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Show the figures."""
         if self.bar is not None:
             self.bar.figures = in_words(figures)
             self.bar.refresh()
 
     def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """A line that stays above the bar; what was before and is after comes at the end."""
-        if 0 < step < steps:
-            self.tell(f"step {step}, held out: {in_words(_held_out(figures))}")
+        if 0 < step < steps:  # the first and the last come in the table at the end
+            self.inform(f"step {step}, held out: {in_words(_held_out(figures))}")
 
     def close(self) -> None:
-        """Leave the last state of the bar standing."""
+        """Stop the bar and leave its last state standing."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
-        """The verdict, the held-out table, and where everything is."""
-        from prefopt.report.terminal import show_end
 
-        show_end(self.console, folder, summary)
+class JsonProgress(ProgressDisplay):
+    """Prints one JSON object a line: `event` is message, warning, begin, log, evaluation or end."""
 
+    _reference_records = 0
 
-class JsonWatch(Watch):
-    """One JSON object a line: `event` is message, warning, begin, log, evaluation or end."""
-
-    _records = 0
-
-    def _emit(self, event: str, **content: Any) -> None:
+    def emit(self, event: str, **content: Any) -> None:
+        """Print an event."""
         print(json.dumps({"event": event, **_finite(content)}), file=self.stream, flush=True)
 
-    def tell(self, line: str) -> None:
-        """A `message`."""
-        self._emit("message", text=line)
+    def inform(self, line: str) -> None:
+        self.emit("message", text=line)
 
     def warn(self, line: str) -> None:
-        """A `warning`."""
-        self._emit("warning", text=line)
+        self.emit("warning", text=line)
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:
-        """Counts them for `begin`."""
+        """Count the records for the event `begin`."""
 
         def advance(count: int) -> None:
-            self._records += count
+            self._reference_records += count
 
         yield advance
 
     def begin(self, step: int, steps: int) -> None:
-        """A `begin`, with the number of records whose reference log-probs were asked for."""
-        self._emit("begin", method=self.label, step=step, steps=steps, reference_records=self._records)
+        self.emit("begin", method=self.label, step=step, steps=steps, reference_records=self._reference_records)
 
     def log(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """A `log` with every figure by its name."""
-        self._emit("log", step=step, steps=steps, seconds_left=self.seconds_left(step, steps), **figures)
+        self.emit("log", step=step, steps=steps, seconds_left=self.seconds_left(step, steps), **figures)
 
     def evaluated(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """An `evaluation` with every figure by its name."""
-        self._emit("evaluation", step=step, steps=steps, **figures)
+        self.emit("evaluation", step=step, steps=steps, **figures)
 
-    def end(self, folder: Path, summary: Mapping[str, Any]) -> None:
-        """An `end` with the run's summary and verdict."""
-        from prefopt.report.verdict import judge
-        from prefopt.runs.read import RunFolder
 
-        self._emit("end", output_dir=str(folder), summary=dict(summary), verdict=judge(RunFolder(folder)).plain())
+DISPLAYS = {"rich": RichProgress, "plain": PlainProgress, "quiet": ProgressDisplay, "json": JsonProgress}
+MODES = ("auto", *DISPLAYS)
+
+
+def progress_display(mode: str, label: str, stream: TextIO | None = None) -> ProgressDisplay:
+    """The display for a run named `label`.
+
+    Args:
+        mode: auto (rich on a terminal, else plain), rich, plain, quiet or json. In a distributed run only the first
+            process prints; the others are quiet.
+        label: the name of the run: its method.
+        stream: where it prints; None: stdout.
+
+    Raises:
+        UserError: there is no such mode.
+    """
+    if mode not in MODES:
+        raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
+    stream = sys.stdout if stream is None else stream
+    if not is_first_process():
+        mode = "quiet"
+    elif mode == "auto":
+        mode = "rich" if stream.isatty() else "plain"
+    return DISPLAYS[mode](label, stream)
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -341,20 +307,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-@functools.cache
-def _console(stream: TextIO) -> Any:
-    """One for each stream: lines of one console stay above the bar of the same."""
-    from rich.console import Console
-
-    return Console(file=stream, force_terminal=True)
-
-
 def _held_out(figures: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in figures.items()}
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity: such numbers become their names."""
+    """The value with nan and infinities, which JSON does not have, as their names."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -362,27 +320,24 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _bar(console: Any) -> Any:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+@functools.cache
+def _console(stream: TextIO) -> Console:
+    """The one console of a stream: its lines stay above its bar."""
+    return Console(file=stream, force_terminal=True)
 
-    class Bar(Progress):
-        """The bar, and a line of figures under it."""
 
-        figures = ""
+class _Bar(Progress):
+    """A bar with a line of figures under it."""
 
-        def get_renderables(self) -> Iterator[Any]:
-            yield self.make_tasks_table(self.tasks)
-            yield Text(f"  {self.figures}", style="dim")
+    figures = ""
 
-    return Bar(
+    def get_renderables(self) -> Iterator[Any]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(f"  {self.figures}", style="dim")
+
+
+def _bar(console: Console) -> _Bar:
+    return _Bar(
         TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         console=console, expand=True,

@@ -8,20 +8,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefopt.common.redact import redacted
-from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.config.effects import Effect, options_with
+from prefopt.config.run_config import RunConfig
+from prefopt.errors import UserError
 from prefopt.runs.manifest import setting
-from prefopt.runs.read import RunFolder, is_run
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
+from prefopt.runs.run import run
+from prefopt.runs.run_folder import RunFolder, is_run, value_of
 
 # Figures of the machine's day, not of the run.
 TIMES = re.compile(r"runtime|per_second|seconds|memory")
-# What two repetitions of one run may differ in.
-OF_THE_REPETITION = ("output_dir", "resume")
 SETTING = ("versions", "python", "platform", "device", "threads", "processes", "git")
 
 
@@ -44,44 +42,17 @@ def config_of(folder: Path, output_dir: Path) -> RunConfig:
     Raises:
         UserError: it has no configuration, or one that this version cannot read.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from prefopt.config.compose import schemas
-    from prefopt.config.run_config import RunConfig
-    from prefopt.losses import registry
-
-    kept = RunFolder.open(folder).located
-    try:
-        given = {k: v for k, v in kept["loss"].items() if k != "name"}
-        name = kept["loss"]["name"]
-        groups = {group: kept[group] for group in schemas() if group in kept and group not in ("trainer", "tracking")}
-        plain = {"seed": int(kept["seed"]), "reference_folder": kept.get("reference_folder"), "resume": "never"}
-        if not isinstance(plain["reference_folder"], str | None):
-            raise TypeError("reference_folder is no path")
-        trainer = dict(kept["trainer"])
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{folder}/config.yaml is not a run's configuration ({type(error).__name__}: {error})"
-        ) from error
-    try:
-        loss = OmegaConf.to_object(OmegaConf.merge(schemas(loss=name)["loss"], given))
-        objects = {g: OmegaConf.to_object(OmegaConf.merge(schemas()[g], section)) for g, section in groups.items()}
-        typed: Any = OmegaConf.to_container(OmegaConf.merge(schemas()["trainer"], trainer))
-    except PrefoptError:
-        raise
-    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, AttributeError, LookupError) as error:
-        raise UserError(f"{folder}/config.yaml: {first_line(error)}") from error
-    for needed in ("model", "data"):
-        if needed not in objects:
-            raise UserError(f"{folder}/config.yaml is not a run's configuration (it has no {needed})")
-    assert name in registry.names()
-    trainer = {key: typed[key] for key in trainer}
-    return RunConfig(loss=loss, loss_name=name, output_dir=output_dir, trainer=trainer, **plain, **objects)  # type: ignore[arg-type]
+    run = RunFolder.open(folder)
+    return run.run_config(f"output_dir={value_of(str(output_dir))}", "resume=never", "tracking=none")
 
 
 def rerun(
-    folder: Path, output_dir: Path, *, trust_remote_code: bool = False, say: Callable[[str], None] = print
+    folder: Path,
+    output_dir: Path,
+    *,
+    trust_remote_code: bool = False,
+    log: Callable[[str], None] = print,
+    run: Callable[..., dict[str, Any]] = run,
 ) -> Comparison:
     """Run it again, and compare. A repetition that was interrupted goes on from its last checkpoint.
 
@@ -89,13 +60,12 @@ def rerun(
         folder: of a finished run.
         output_dir: of its repetition.
         trust_remote_code: run the model's own code if the run did; its folder may be somebody else's.
-        say: called with lines for a person.
+        log: called with lines for a reader.
+        run: runs it.
 
     Raises:
         UserError: the run cannot be repeated, or another run is in `output_dir`.
     """
-    from prefopt.runs.run import run
-
     before = RunFolder.open(folder)
     if not before.summary:
         raise UserError(f"the run in {folder} has not ended: there is nothing to compare a repetition with")
@@ -108,8 +78,8 @@ def rerun(
             raise UserError(f"--output-dir={output_dir} has another run: choose another folder, or delete it")
         config = dataclasses.replace(config, resume="auto")
     for line in differences_of(before.manifest, setting(), SETTING):
-        say(f"warning: other than then: {line}")
-    run(config, say=say)
+        log(f"warning: other than then: {line}")
+    run(config, log=log)
     return compare(folder, output_dir)
 
 
@@ -119,12 +89,8 @@ def is_repetition(folder: Path, config: RunConfig) -> bool:
         kept = RunFolder.open(folder).config
     except UserError:
         return False
-    wanted = config.plain()
-
-    def written(value: Any) -> str:
-        return json.dumps(redacted(value), sort_keys=True)
-
-    return all(written(kept.get(key)) == written(wanted[key]) for key in wanted if key not in OF_THE_REPETITION)
+    effects = (Effect.WEIGHTS, Effect.MEASUREMENT, Effect.SPEED)
+    return bool(options_with(kept, *effects) == redacted(options_with(config.plain(), *effects)))
 
 
 def folder_for(folder: Path) -> Path:

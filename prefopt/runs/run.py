@@ -1,44 +1,54 @@
-"""One run, from its configuration to a folder of results."""
+"""Runs one training, from its configuration to a folder of results."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefopt.common.files import write_json, write_lines
 from prefopt.common.locks import locked_folder
+from prefopt.common.memory import peak_memory_gib
+from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.common.quiet import quiet
 from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import trainer_options
+from prefopt.data.prepare import Prepared
+from prefopt.engine.cpu.allocator import give_back
 from prefopt.errors import Stopped, ThresholdError
-from prefopt.evaluate import held_out
-from prefopt.evaluate.texts import distance_to_start, greedy_texts, side_by_side, text_figures
-from prefopt.runs.folder import checkpoint_to_resume
-from prefopt.runs.manifest import manifest
+from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
+from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side
+from prefopt.models.load import load_policy, load_reference, load_tokenizer
+from prefopt.runs.manifest import manifest, write_record
+from prefopt.runs.progress import ProgressDisplay, progress_display
+from prefopt.runs.resolve import prepared_data, resolved
+from prefopt.runs.resume import checkpoint_to_resume
+from prefopt.train import Result, train
+from prefopt.train.arguments import autocast, training_arguments
+from prefopt.train.callbacks import AtBeginning, MetricsFile
+from prefopt.train.checkpoints import writing
+from prefopt.train.fsdp import load_whole_models
 from prefopt.train.sentinels import Sentinels
+from prefopt.train.signals import Signals
+from prefopt.train.together import Together
 
-if TYPE_CHECKING:
-    from prefopt.runs.progress import Watch
-    from prefopt.train.signals import Signals
+Log = Callable[[str], None]
 
 
-def run(
-    config: RunConfig, *, say: Callable[[str], None] | None = None, callbacks: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """Train as configured, and leave in `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
-    `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads), `summary.json` and,
-    made from all of these, `report.html`.
+def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
+    `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`.
 
     Args:
-        config: of the run.
-        say: called with lines for a person; None tells them as `config.progress` says.
-        callbacks: of transformers' kind, beside the run's own.
+        config: the configuration of the run.
+        log: called with lines for a reader; None prints them as `config.progress` says.
+        callbacks: transformers' callbacks, beside the run's own.
 
     Returns:
         The summary: figures before and after, counts, seconds.
@@ -49,89 +59,63 @@ def run(
         ThresholdError: a sentinel stopped it (`sentinels.stop`).
         Stopped: a signal came; what there was is saved.
     """
-    from prefopt.engine.cpu.allocator import give_back
-    from prefopt.runs.progress import first_process, watch
-    from prefopt.train.arguments import training_arguments
-    from prefopt.train.fsdp import load_whole_models
-    from prefopt.train.signals import Signals
-    from prefopt.train.together import Together
-
     load_whole_models()
-    # Options are refused before anything is made; the processes find each other as the options say.
+    # Check the options before anything is made; the processes find each other as the options say.
     training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
-    first = first_process()
-    told = watch(config.progress, config.loss_name)
+    progress = progress_display(config.progress, config.loss_name)
+    first = is_first_process()
 
-    def tell(line: str) -> None:
+    def log_redacted(line: str) -> None:
         if first:
-            (say or told.say)(printable(redact(line)))
+            (log or progress.print)(printable(redact(line)))
 
     try:
-        with Together(told.warn) as together, Signals(tell) as signals:
+        with Together(progress.warn) as together, Signals(log_redacted) as signals:
             config = _in_one_folder(config)
             with locked_folder(config.output_dir) if first else nullcontext():
-                return _run(config, tell, told, signals, [*callbacks, together], first)
+                return _run(config, log_redacted, progress, signals, [*callbacks, together])
     finally:
-        give_back()  # a process that goes on, in a sweep, does not keep what this run took
+        give_back()  # a sweep goes on in this process, and must not keep what this run took
 
 
 def _in_one_folder(config: RunConfig) -> RunConfig:
     """The configuration with the first process's `output_dir`: a name with the time in it differs between them."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    if PartialState().num_processes == 1:
-        return config
-    mine, names = config.output_dir, [str(config.output_dir)]
-    broadcast_object_list(names)
-    if str(mine) != names[0]:
+    shared = Path(from_first_process(lambda: str(config.output_dir)))
+    if shared != config.output_dir:
         with suppress(OSError):
-            mine.rmdir()  # made for this process alone, and empty
-    return dataclasses.replace(config, output_dir=Path(names[0]))
+            config.output_dir.rmdir()  # made for this process alone, and empty
+    return dataclasses.replace(config, output_dir=shared)
 
 
 def _run(
-    config: RunConfig,
-    say: Callable[[str], None],
-    told: Watch,
-    signals: Signals,
-    callbacks: Sequence[Any],
-    first_process: bool,
+    config: RunConfig, log: Log, progress: ProgressDisplay, signals: Signals, callbacks: Sequence[Any]
 ) -> dict[str, Any]:
-    from prefopt.models.load import load_policy, load_reference, load_tokenizer
-    from prefopt.report.run import write_run_page
-    from prefopt.runs.progress import peak_memory_gib
-    from prefopt.train import train
-    from prefopt.train.arguments import autocast
-    from prefopt.train.callbacks import AtBeginning, MetricsFile
-    from prefopt.train.checkpoints import writing
-
     start = time.perf_counter()
     quiet(keep_data_bars=True)
-    out = config.output_dir
+    out, first = config.output_dir, is_first_process()
     tracking = trainer_options(config.tracking, out)
-    checkpoint = checkpoint_to_resume(out, config.resume, say)
-    tokenizer = load_tokenizer(config.model)
+    checkpoint = checkpoint_to_resume(out, config.resume, log)
+    loadable = resolved(config)
+    tokenizer = load_tokenizer(loadable.model)
     prepared = prepared_data(config, tokenizer)
-    model = load_policy(config.model, config.peft, seed=config.seed)
-    record: list[Any] = []
-    if first_process:
-        leave_record = manifest(config, prepared, model, checkpoint)
+    model = load_policy(loadable.model, config.peft, seed=config.seed)
+    beginning = []
+    if first:
+        record = partial(write_record, config, prepared, manifest(config, prepared, model, checkpoint))
         if checkpoint is None:
-            leave_record()
+            record()
         else:  # a resume that is refused leaves the record of the run as it is
-            record = [AtBeginning(leave_record)]
-    say(_counts_line(prepared))
+            beginning = [AtBeginning(record)]
+    log(_counts_line(prepared))
     for warning in prepared.warnings:
-        say(f"warning: {warning}")
-    before_texts = greedy_texts(config, model, tokenizer, prepared.eval)
-    watchers = [*record, MetricsFile(out / "metrics.jsonl"), *callbacks, told, signals]
-    sentinels = Sentinels(config.sentinels, say)
+        log(f"warning: {warning}")
+    texts_before = greedy_texts(config, model, tokenizer, prepared.eval)
+    sentinels = Sentinels(config.sentinels, log)
 
-    def probe(policy: Any) -> dict[str, float]:
-        return text_figures(distance_to_start(config, policy, tokenizer, prepared.eval))
+    def measure_drift(policy: Any) -> dict[str, float]:
+        return drift_figures(drift_from_start(loadable, policy, tokenizer, prepared.eval))
 
-    with told.reference() as progress:
+    with progress.reference() as advance:
         result = train(
             model,
             config.loss,
@@ -140,85 +124,82 @@ def _run(
             eval=prepared.eval,
             batch=config.batch,
             seed=config.seed,
-            reference=load_reference(config.model, model) if config.model.reference else None,
+            reference=load_reference(loadable.model, model) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=tokenizer,
-            callbacks=watchers,
+            callbacks=[*beginning, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals],
             sentinels=sentinels,
-            probe=probe if config.sentinels.measure else None,
+            probe=measure_drift if config.sentinels.measure else None,
             resume=checkpoint,
-            progress=progress,
+            progress=advance,
             **tracking,
             **config.trainer,
         )
     try:
-        with signals.patience(), writing(out / "final", writes=first_process) as folder:
+        with signals.patience(), writing(out / "final", writes=first) as folder:
             result.trainer.save_model(str(folder))
-            if first_process:
+            if first:
                 tokenizer.save_pretrained(folder)
         signals.check()
-        far = distance_to_start(config, result.trainer.policy, tokenizer, prepared.eval)
-        after = result.after | ({} if far is None else {"kl": far.kl.value, "kl_sem": far.kl.se})
-        if far is not None:
-            result.trainer.log(text_figures(far, "eval_"))  # the sentinels look at it, too
-        if prepared.eval is not None:
-            table = result.trainer.tables["eval"]
-            assert table is not None
-            base = held_out.of_table(prepared.eval, table)
-            budget = config.batch.budget(model.device.type)
-            with autocast(result.trainer.args):
-                scored = held_out.score(result.trainer.policy, prepared.eval, max_tokens=budget)
-        after_texts = greedy_texts(config, result.trainer.policy, tokenizer, prepared.eval)
+        policy = result.trainer.policy
+        drift = drift_from_start(loadable, policy, tokenizer, prepared.eval)
+        if drift is not None:
+            result.trainer.log(drift_figures(drift, "eval_"))  # the sentinels look at it, too
+        held_out = _held_out(config, result, prepared)
+        texts_after = greedy_texts(config, policy, tokenizer, prepared.eval)
     except Stopped:
         result.trainer.keep()
         raise
     summary = {
-        "method": config.loss_name,
-        "before": result.before,
-        "after": after,
-        "texts": far.plain() if far is not None else {},
-        "train": _last_figures(result.trainer.state.log_history),
-        "steps": result.trainer.state.global_step,
-        "layout": dataclasses.asdict(result.trainer.layout),
+        **_summary(config, result, drift),
         "counts": prepared.counts,
         "sentinels": [finding.plain() for finding in sentinels.findings],
-        "reference": {"found": result.reference_hits, "computed": result.reference_misses},
         "memory_gib": round(peak_memory_gib(), 3),
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},
     }
-    if first_process:
+    if first:
         with signals.patience():
-            write_lines(out / "samples.jsonl", side_by_side(before_texts, after_texts))
-            if prepared.eval is not None:
-                held_out.write_rows(out / "heldout.jsonl", base, scored)
+            write_lines(out / "samples.jsonl", side_by_side(texts_before, texts_after))
+            if held_out is not None:
+                write_rows(out / "heldout.jsonl", *held_out)
             write_json(out / "summary.json", summary)
-            try:
-                write_run_page(out)
-            except Exception as error:  # the run is whole without its page
-                say(f"warning: report.html could not be made ({error}); `prefopt report {out}` tries again")
     if config.sentinels.stop and sentinels.findings:
         raise ThresholdError(f"the run has ended and is whole, but {sentinels.findings[-1].text}")
     return summary
 
 
-def prepared_data(config: RunConfig, tokenizer: Any) -> Any:
-    """The configured data in tokens: `prefopt.data.Prepared`."""
-    from prefopt.data import prepare
-
-    data = config.data
-    if data.path == "world":
-        from prefopt import worlds
-
-        files = worlds.resolve(data.world)
-        held_out = data.eval_path or data.eval_records or data.eval_fraction
-        eval_path = data.eval_path if held_out else str(files.validation)
-        data = dataclasses.replace(data, path=str(files.train), eval_path=eval_path, world={})
-    needs = config.loss.needs
-    control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
-    return prepare(data, tokenizer, needs.data, control_text=control_text)
+def _held_out(config: RunConfig, result: Result, prepared: Prepared) -> tuple[HeldOut, HeldOut] | None:
+    """The held-out records, if there are any, under the reference and under the tuned model."""
+    if prepared.eval is None:
+        return None
+    table = result.trainer.tables["eval"]
+    assert table is not None
+    policy = result.trainer.policy
+    with autocast(result.trainer.args):
+        after = score(policy, prepared.eval, max_tokens=config.batch.budget(policy.device.type))
+    return of_table(prepared.eval, table), after
 
 
-def _counts_line(prepared: Any) -> str:
+def _summary(config: RunConfig, result: Result, drift: Drift | None) -> dict[str, Any]:
+    """What `summary.json` says of training and its figures."""
+    trainer = result.trainer
+    return {
+        "method": config.loss_name,
+        "before": result.before,
+        "after": result.after | ({} if drift is None else {"kl": drift.kl.value, "kl_sem": drift.kl.se}),
+        "texts": drift.plain() if drift is not None else {},
+        "train": _last_figures(trainer.state.log_history),
+        "steps": trainer.state.global_step,
+        "layout": dataclasses.asdict(trainer.layout),
+        "reference": {"found": result.reference_hits, "computed": result.reference_misses},
+    }
+
+
+def _last_figures(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    return next((h for h in reversed(history) if "loss" in h and "learning_rate" in h), {})
+
+
+def _counts_line(prepared: Prepared) -> str:
     line = f"data: {len(prepared.train)} records to train on"
     if prepared.eval is not None:
         line += f", {len(prepared.eval)} held out"
@@ -227,7 +208,3 @@ def _counts_line(prepared: Any) -> str:
         line += f", {sum(reasons.values())} rejected ({', '.join(f'{r}: {n}' for r, n in sorted(reasons.items()))}; "
         line += "see rejections.jsonl)"
     return line
-
-
-def _last_figures(history: list[dict[str, float]]) -> dict[str, float]:
-    return next((h for h in reversed(history) if "loss" in h and "learning_rate" in h), {})

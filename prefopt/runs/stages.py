@@ -8,27 +8,28 @@ checkpoint, and another preference method behind the same SFT pays for the SFT o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefopt import __version__
+from prefopt.common.digest import of_file, of_json
 from prefopt.common.files import write_json
 from prefopt.common.locks import locked
 from prefopt.common.processes import is_first_process, process_count
-from prefopt.config.stages import WITHOUT_EFFECT, WITHOUT_EFFECT_IN, refuse_names
-from prefopt.models.load import resolve
-
-if TYPE_CHECKING:
-    from prefopt.config.run_config import RunConfig
+from prefopt.config.effects import Effect, options_with
+from prefopt.config.run_config import RunConfig
+from prefopt.config.stages import refuse_names
+from prefopt.runs.resolve import resolve_path
+from prefopt.runs.run import run
 
 STAGES = "stages.json"
 
 
-def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[str, Any]] | None = None) -> Any:
+def run_stages(
+    config: RunConfig, *, log: Callable[[str], None] = print, run: Callable[..., dict[str, Any]] = run
+) -> dict[str, Any]:
     """Run the stages of a configuration that are not there yet, then the run itself from the last of them.
 
     Besides what `run` leaves, `output_dir` gets `stages.json`: each stage's name, folder and method, and whether it
@@ -36,8 +37,8 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
 
     Args:
         config: the last run; `config.stages` are run before it.
-        say: called with lines for a person.
-        run: instead of `prefopt.runs.run.run`.
+        log: called with lines for a reader.
+        run: runs one stage.
 
     Returns:
         The summary of the last run.
@@ -45,10 +46,6 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
     Raises:
         UserError, TrainingError: as `prefopt.runs.run.run`; a name that cannot be that of a stage.
     """
-    if run is None:
-        from prefopt.runs.run import run as run_one
-
-        run = run_one
     refuse_names(config.stages)
     before: dict[str, Any] | None = None
     done: list[dict[str, Any]] = []
@@ -58,14 +55,14 @@ def run_stages(config: RunConfig, *, say: Any = print, run: Callable[..., dict[s
         folder = Path(config.stages_folder) / f"{name}-{digest}"
         with _alone(folder):
             found = (folder / "summary.json").exists()
-            say(f"stage {name}: {stage.loss_name}, {'found in' if found else 'in'} {folder}")
+            log(f"stage {name}: {stage.loss_name}, {'found in' if found else 'in'} {folder}")
             if not found:
-                run(dataclasses.replace(stage, output_dir=folder), say=say)
+                run(dataclasses.replace(stage, output_dir=folder), log=log)
         before = {"name": name, "digest": digest, "folder": str(folder), "method": stage.loss_name, "found": found}
         done.append(before)
     if done:
-        say(f"stage {config.loss_name}: the last, from {done[-1]['folder']}")
-    summary = run(dataclasses.replace(_from(config, before), stages={}), say=say)
+        log(f"stage {config.loss_name}: the last, from {done[-1]['folder']}")
+    summary = run(dataclasses.replace(_from(config, before), stages={}), log=log)
     if done and is_first_process():
         write_json(config.output_dir / STAGES, done)
     return summary
@@ -86,19 +83,18 @@ def fingerprint(config: RunConfig, before: str | None = None) -> str:
         config: of the run.
         before: the fingerprint of the stage whose model it starts from, if there is one.
     """
-    facts = {k: v for k, v in config.plain().items() if k not in WITHOUT_EFFECT}
-    for group, names in WITHOUT_EFFECT_IN.items():
-        facts[group] = {k: v for k, v in facts[group].items() if k not in names}
+    facts = options_with(config.plain(), Effect.WEIGHTS)
+    del facts["stages"]  # `before` stands for them
     facts["model"] |= {"path": before or _model(config.model.path), "reference": None}
     files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
     facts["files"] = [_content(Path(str(file))) for file in files if file]
     facts["version"] = __version__
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+    return of_json(facts, size=6)
 
 
 def _model(path: str) -> Any:
     """A model by its files; a hub id by its name."""
-    folder = Path(resolve(path))
+    folder = Path(resolve_path(path))
     if not folder.is_dir():
         return path
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]
@@ -110,8 +106,7 @@ def _content(path: Path) -> Any:
         return [_content(file) for file in sorted(path.rglob("*")) if file.is_file()]
     if not path.is_file():
         return str(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+    return of_file(path)
 
 
 def _alone(folder: Path) -> AbstractContextManager[Any]:

@@ -24,7 +24,7 @@ def test_an_interrupted_repetition_goes_on_with_the_same_command(run: Run, capsy
     first.mkdir()
     (first / "notes.txt").write_text("somebody else's")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "distance_to_start", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(running, "drift_from_start", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert main(["rerun", str(run.out)]) == 75
     assert (second / "checkpoint-4").is_dir()
     capsys.readouterr()

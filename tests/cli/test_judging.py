@@ -15,7 +15,7 @@ from prefopt.cli import main
 from prefopt.errors import UserError
 from prefopt.evaluate.conversation import Conversation
 from prefopt.evaluate.texts import Sampling
-from prefopt.runs.read import open_model
+from prefopt.runs.run_folder import open_model
 from tests.cli.conftest import Run
 
 Capture = pytest.CaptureFixture[str]

@@ -62,7 +62,7 @@ def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFi
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "distance_to_start", stop)
+        patch.setattr(running, "drift_from_start", stop)
         assert run() == 75
     assert "checkpoint-4" in str(list(run.out.iterdir()))
     assert run() == 0

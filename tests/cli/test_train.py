@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt.runs import run as running
 from prefopt.runs.run import run as run_library
 from tests.cli.conftest import Run
 
@@ -64,9 +65,7 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     seen: list[dict[str, Any]] = []
 
     def watch(config: Any, **kw: Any) -> Any:
-        import prefopt.train as trainer
-
-        original = trainer.train
+        original = running.train
 
         def spy(model: Any, loss: Any, records: Any, **given: Any) -> Any:
             weights = {n: (p.dtype, p.detach().clone()) for n, p in model.named_parameters()}
@@ -89,10 +88,10 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             return result
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "train", spy)
+            patch.setattr(running, "train", spy)
             return run_library(config, **kw)
 
-    monkeypatch.setattr("prefopt.runs.run.run", watch)
+    monkeypatch.setattr(running, "run", watch)
     for loss in ("dpo", "simpo", "kto", "sft"):
         assert run(f"loss={loss}", f"output_dir={run.out}-{loss}") == 0
     first = seen[0]

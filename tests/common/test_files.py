@@ -85,12 +85,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_the_first_of_two_makers_wins_unless_it_is_replaced(tmp_path: Path) -> None:
+def write_folder(target: Path, text: str, *, replace: bool = False) -> None:
+    with new_folder(target, replace=replace) as temporary:
+        (temporary / "file").write_text(text)
+
+
+def test_a_folder_that_is_there_already_is_replaced_on_request_only(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    for text, replace, kept in (("first", False, "first"), ("second", False, "first"), ("third", True, "third")):
-        with new_folder(target, replace=replace) as temporary:
-            (temporary / "file").write_text(text)
-        assert (target / "file").read_text() == kept
+    write_folder(target, "first")
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(target, "second")
+    assert (target / "file").read_text() == "first"
+    write_folder(target, "third", replace=True)
+    assert (target / "file").read_text() == "third"
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -122,6 +129,19 @@ def test_a_cached_folder_is_made_once(tmp_path: Path) -> None:
 
     assert cached_folder(tmp_path / "folder", make) == cached_folder(tmp_path / "folder", make) == tmp_path / "folder"
     assert len(made) == 1
+
+
+def test_the_first_of_two_makers_of_a_cached_folder_wins(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+
+    def make(temporary: Path) -> None:
+        (temporary / "file").write_text("slow")
+        if not folder.exists():
+            write_folder(folder, "fast")
+
+    cached_folder(folder, make)
+    assert (folder / "file").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_leftovers_of_killed_processes_go_and_those_of_others_stay(tmp_path: Path) -> None:

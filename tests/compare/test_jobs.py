@@ -18,13 +18,14 @@ import pytest
 from prefopt.common.files import remove_leftovers
 from prefopt.compare import jobs
 from prefopt.compare.execute import swapped
-from prefopt.compare.jobs import Job, JobResult, code_of, digest_of_weights, failure, load, save
+from prefopt.compare.jobs import Job, JobResult, code_of, failure, load, save
 from prefopt.compare.spec import MeasureConfig
 from prefopt.compare.workers import Team, run_jobs
 from prefopt.config.compose import compose
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.losses import registry
+from prefopt.models.identity import digest_of_weights
 from prefopt.plugin import Data
 
 

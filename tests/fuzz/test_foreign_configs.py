@@ -10,8 +10,8 @@ import pytest
 
 from prefopt.config.compose import compose
 from prefopt.errors import UserError
-from prefopt.runs.read import RunFolder
 from prefopt.runs.rerun import config_of
+from prefopt.runs.run_folder import RunFolder
 
 READERS: dict[str, Any] = {
     "config_of": lambda folder: config_of(folder, folder / "new"),

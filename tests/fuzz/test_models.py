@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from prefopt.errors import UserError
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig, load_model, load_policy, load_tokenizer
-from prefopt.runs.read import open_model
+from prefopt.runs.run_folder import open_model
 from tests.data.tiny import tokenizer
 from tests.fuzz.hostile import altered_file, attempt, cases, words
 from tests.train import tiny

@@ -19,9 +19,9 @@ from prefopt.common.redact import printable
 from prefopt.config.compose import compose
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.runs.folder import checkpoint_to_resume
-from prefopt.runs.read import RunFolder
 from prefopt.runs.rerun import config_of
+from prefopt.runs.resume import checkpoint_to_resume
+from prefopt.runs.run_folder import RunFolder
 from prefopt.train import BatchConfig, replay
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.checksums import CHECKSUMS, checksums, files_of, write_checksums, wrong_with

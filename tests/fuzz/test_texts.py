@@ -18,7 +18,7 @@ from prefopt.data.doctor import examine
 from prefopt.report.doctor import doctor_page
 from prefopt.report.run import write_run_page
 from prefopt.report.verdict import judge
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 from tests.fuzz.hostile import altered_json, as_json, attempt, cases, words
 
 HTML = ["<script>alert(1)</script>", '"><img src=x onerror=x()>', "</style><script>", "</title><script>", "<!--", "]]>",

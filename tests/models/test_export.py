@@ -15,19 +15,19 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import prefopt.runs.export as module
+import prefopt.models.export as module
 from prefopt.cli import main
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, UserError
 from prefopt.models.adapters import is_adapted
-from prefopt.models.export_check import check
+from prefopt.models.export import check
 from prefopt.models.load import ModelConfig, load_as_trained, load_model
 from prefopt.plugin import Data
 from prefopt.report.page import markdown_line
 from prefopt.runs.export import export
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 
 FRESH = Path(module.__file__).with_name("export_fresh.py")
 
@@ -37,9 +37,8 @@ def exported(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     made = {}
     for peft, run in finished.items():
         made[peft] = tmp_path_factory.mktemp("exported") / peft
-        done = export(run, made[peft], licence="apache-2.0" if peft == "lora" else None)
-        assert done.check.error <= done.check.tolerance == TOLERANCE[torch.float32]
-        assert done.url is None
+        licence = ["--license", "apache-2.0"] if peft == "lora" else []
+        assert main(["export", str(run), "--to", str(made[peft]), *licence]) == 0
     return made
 
 
@@ -106,6 +105,13 @@ def test_the_check_runs_without_prefopt() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "import of prefopt halted" in done.stderr
+
+
+def test_the_check_is_held_to_the_precision(finished: dict[str, Path], tmp_path: Path) -> None:
+    done = export(finished["none"], tmp_path / "out")
+    assert done.check.error <= done.check.tolerance == TOLERANCE[torch.float32]
+    assert done.url is None
+    assert not (done.folder / "README.md").exists(), "no card was asked for"
 
 
 def test_other_weights_than_the_runs_are_found_out(finished: dict[str, Path], exported: dict[str, Path]) -> None:

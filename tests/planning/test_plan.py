@@ -59,7 +59,7 @@ def test_says_what_others_build_on(plan: Any, tmp_path: Path) -> None:
 def test_tokens_are_those_that_the_run_feeds(plan: Any, model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     from prefopt.config.compose import compose
     from prefopt.models.load import load_model, load_tokenizer
-    from prefopt.runs.run import prepared_data
+    from prefopt.runs.resolve import prepared_data
     from prefopt.train import build
 
     config = compose(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.evaluate.held_out import HeldOut, write_rows
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 from tests.report.html import EVIL
 
 GOOD = 0.8

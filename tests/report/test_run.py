@@ -11,7 +11,7 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.report.run import run_page, write_run_page
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 from tests.report.html import EVIL, Page, text
 from tests.report.run_folders import run_folder
 

@@ -10,7 +10,7 @@ import pytest
 from prefopt.report.bands import State
 from prefopt.report.run import run_page
 from prefopt.report.verdict import judge
-from prefopt.runs.read import RunFolder
+from prefopt.runs.run_folder import RunFolder
 from tests.report.html import EVIL, text
 from tests.report.run_folders import run_folder, write
 

@@ -76,7 +76,7 @@ def test_a_stage_whose_name_climbs_out_of_its_folder_is_refused(name: str, tmp_p
     config = compose(["experiment=sft_then_dpo", f"stages_folder={tmp_path / 'in' / 'stages'}"])
     config = replace(config, stages={"fine-1_A": config.stages["sft"], name: config.stages["sft"]})
     with pytest.raises(UserError, match="has letters, digits, _ and - only") as error:
-        run_stages(config, say=lambda line: None, run=lambda *_, **__: pytest.fail("nothing is run"))
+        run_stages(config, log=lambda line: None, run=lambda *_, **__: pytest.fail("nothing is run"))
     assert f"stages.{name}: " in str(error.value)
     assert list(tmp_path.iterdir()) == []
 

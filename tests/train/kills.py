@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
-from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig, PreferenceTrainer, checkpoints, saving
 from prefopt.train.callbacks import MetricsFile
 from tests.train import tiny

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from prefopt.errors import PrefoptError, UserError
 from prefopt.losses.registry import load
-from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.checksums import checksums, files_of, write_checksums
 from prefopt.train.signals import Signals

@@ -18,7 +18,7 @@ import torch
 from prefopt.engine.reference import table
 from prefopt.errors import PrefoptError
 from prefopt.losses.registry import load
-from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import PreferenceTrainer, train
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.signals import Signals

@@ -72,9 +72,9 @@ def test_the_switch_is_a_switch() -> None:
 
 
 def test_of_several_processes_the_first_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefopt.runs.progress import PlainWatch, Watch, watch
+    from prefopt.runs.progress import PlainProgress, ProgressDisplay, progress_display
 
     monkeypatch.setenv("RANK", "1")
-    assert type(watch("plain", "dpo")) is Watch
+    assert type(progress_display("plain", "dpo")) is ProgressDisplay
     monkeypatch.setenv("RANK", "0")
-    assert type(watch("plain", "dpo")) is PlainWatch
+    assert type(progress_display("plain", "dpo")) is PlainProgress

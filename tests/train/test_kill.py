@@ -15,7 +15,7 @@ from prefopt.common.locks import LOCK, locked_folder
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.checksums import wrong_with
 from tests.train import tiny

@@ -15,7 +15,7 @@ from prefopt.common.locks import locked_folder
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.runs.folder import checkpoint_to_resume
+from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.checkpoints import IDENTITY, checkpoints, rotate

@@ -19,7 +19,7 @@ from prefopt.data.prepare import prepare
 from prefopt.engine import generate
 from prefopt.errors import UserError
 from prefopt.plugin import Data
-from prefopt.runs.run import prepared_data
+from prefopt.runs.resolve import prepared_data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld
 

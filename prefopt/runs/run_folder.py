@@ -1,4 +1,4 @@
-"""What a run left behind, read back: its configuration, figures, texts; and models as people name them."""
+"""Reads back what a run left in its folder: configuration, figures, texts, model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError, UserError, first_line, nearest
+from accelerate import PartialState
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from prefopt.config.compose import compose
+from prefopt.config.run_config import RunConfig
+from prefopt.errors import UserError, first_line, nearest
+from prefopt.losses import registry
+from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.runs.resolve import resolve_path
+from prefopt.train.arguments import schema
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
 # What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword. Inside a list
 # or a dict a colon needs quotes.
 _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./:-]*")
-# What values that no run writes make of other libraries' code.
-_BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 # What may be a relative path, seen from where the run was started.
 _PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
+_OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that say nothing about the training itself
 
 
 @dataclass(frozen=True)
@@ -52,19 +62,14 @@ class RunFolder:
         Raises:
             UserError: it is not one that a run wrote: an unknown key, an interpolation, a group that is none.
         """
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
         file = self.path / CONFIG
         try:
             loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        except (YAMLError, OmegaConfBaseException, *_BROKEN) as error:
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is not the configuration of a run: {first_line(error)[:200]}") from error
         if wrong := _foreign(loaded):
             raise UserError(f"{file} is not a run's configuration: {wrong}")
-        assert isinstance(loaded, dict)
-        return loaded
+        return dict(loaded)
 
     @cached_property
     def located(self) -> dict[str, Any]:
@@ -144,7 +149,7 @@ class RunFolder:
         return str(model.get("reference") or model.get("path"))
 
     def overrides(self) -> list[str]:
-        """What `prefopt train` needs to be told to run the same again: every value that is not a default.
+        """The overrides with which `prefopt train` runs the same again: every value that is not a default.
 
         Raises:
             UserError: the configuration names no loss, or one that is not there.
@@ -161,45 +166,43 @@ class RunFolder:
             if group in classes:
                 known = _defaults(classes[group])
                 found += [
-                    f"{group}.{key}={_value(given)}"
+                    f"{group}.{key}={value_of(given)}"
                     for key, given in value.items()
                     if (group, key) != ("loss", "name") and (key not in known or given != known[key])
                 ]
-            elif group not in ("output_dir", "resume", "progress", "stages") and value != plain.get(group):
-                found.append(f"{group}={_value(value)}")
+            elif group not in _OF_ITS_FOLDER and value != plain.get(group):
+                found.append(f"{group}={value_of(value)}")
         return found
 
-    def run_config(self, *overrides: str) -> Any:
-        """The run's `RunConfig`, with overrides of the command line's kind on top; with other data, all of the run's
-        own settings of data are left out, since its columns and splits do not belong to them.
+    def run_config(self, *overrides: str) -> RunConfig:
+        """The run's configuration, with overrides of the command line's kind on top.
+
+        An override that chooses a whole group, such as `tracking=none`, replaces all of the run's settings in it. So do
+        other data: columns and splits of the run's own do not belong to them.
 
         Raises:
             UserError: the configuration is not a run's, or an override is refused.
         """
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        from prefopt.config.compose import compose
-
-        given = {o.split("=", 1)[0] for o in overrides}
+        given = {override.split("=", 1)[0] for override in overrides}
+        replaced = {key for key in given if "." not in key}
+        if given & {"data.path", "data.mixture"}:
+            replaced.add("data")
+        own = [
+            override
+            for override in self._overrides(self.located)
+            if (key := override.split("=", 1)[0]) not in given and key.split(".", 1)[0] not in replaced
+        ]
         try:
-            kept = [o for o in self._overrides(self.located) if o.split("=", 1)[0] not in given]
-            if given & {"data", "data.path", "data.mixture"}:
-                kept = [o for o in kept if not o.startswith(("data=", "data."))]
-            return compose([*kept, *overrides])
-        except PrefoptError:
-            raise
-        except (HydraException, OmegaConfBaseException, *_BROKEN) as error:
-            raise UserError(f"{self.path / CONFIG} is not a run's configuration: {first_line(error)[:200]}") from error
+            return compose([*own, *overrides])
+        except UserError as error:
+            raise UserError(f"{self.path / CONFIG}: {error}") from error
 
 
 def _foreign(config: Any) -> str | None:
-    """What no run writes into its configuration, as a phrase, or None.
+    """What somebody else than a run wrote into a configuration, as a phrase, or None.
 
     Interpolations are resolved before a configuration is written; one that is read would look into this environment.
     """
-    from prefopt.config.run_config import RunConfig
-
     if not isinstance(config, dict):
         return "it is no mapping of options"
     hints = typing.get_type_hints(RunConfig)
@@ -210,22 +213,23 @@ def _foreign(config: Any) -> str | None:
             return f"there is no option {key!r}{nearest(str(key), known)}; take it out"
         if key in groups and not isinstance(value, dict):
             return f"{key} is no mapping of options"
-        if key not in groups and isinstance(value, dict | list):
-            return f"{key} has several values, where one belongs"
-    left: list[tuple[str, Any]] = [("", config)]
-    while left:
-        where, value = left.pop()
-        if isinstance(value, dict):
-            if (odd := next((k for k in value if not isinstance(k, str) or "${" in k), None)) is not None:
-                return f"{where.lstrip('.') or 'it'} has the key {odd!r}, which is no name"
-            left += [(f"{where}.{k}", v) for k, v in value.items()]
-        elif isinstance(value, list):
-            left += [(f"{where}[{n}]", v) for n, v in enumerate(value)]
-        elif isinstance(value, str) and "${" in value:
-            return f"{where.lstrip('.')} has an interpolation, which no run writes; give the value itself"
-        elif not isinstance(value, str | bool | int | float | None):
-            return f"{where.lstrip('.')} is of the type {type(value).__name__}, which no option has"
-    return None
+        if key not in groups and not isinstance(value, str | bool | int | float | None):
+            return f"{key} is of the type {type(value).__name__}, where one value belongs"
+    return _odd("", config)
+
+
+def _odd(place: str, value: Any) -> str | None:
+    """The first key that is no name, and the first interpolation, in a value and all that it holds."""
+    if isinstance(value, dict):
+        if (odd := next((key for key in value if not isinstance(key, str) or "${" in key), None)) is not None:
+            return f"{place or 'it'} has the key {odd!r}, which is no name"
+        parts = [(f"{place}.{key}" if place else key, part) for key, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"{place}[{n}]", part) for n, part in enumerate(value)]
+    else:
+        interpolation = isinstance(value, str) and "${" in value
+        return f"{place} has an interpolation, which no run writes; give the value itself" if interpolation else None
+    return next((odd for where, part in parts if (odd := _odd(where, part))), None)
 
 
 def _has_a_meaning(key: str, name: str) -> bool:
@@ -237,10 +241,6 @@ def _has_a_meaning(key: str, name: str) -> bool:
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
     """The dataclass of each group of a run's configuration, and the defaults of its plain values."""
-    from prefopt.config.run_config import RunConfig
-    from prefopt.losses import registry
-    from prefopt.train.arguments import schema
-
     hints = typing.get_type_hints(RunConfig)
     classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     return classes | {"loss": registry.loss_class(loss), "trainer": schema()}, _defaults(RunConfig)
@@ -256,7 +256,7 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     return found
 
 
-def _value(value: Any, *, inside: bool = False) -> str:
+def value_of(value: Any, *, inside: bool = False) -> str:
     """A plain value in Hydra's grammar, which reads quoted strings and JSON-like lists and dicts."""
     if value is None:
         return "null"
@@ -270,8 +270,8 @@ def _value(value: Any, *, inside: bool = False) -> str:
         escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
         return f"'{escaped}'"
     if isinstance(value, list):
-        return f"[{','.join(_value(item, inside=True) for item in value)}]"
-    return "{" + ",".join(f"{key}:{_value(item, inside=True)}" for key, item in value.items()) + "}"
+        return f"[{','.join(value_of(item, inside=True) for item in value)}]"
+    return "{" + ",".join(f"{key}:{value_of(item, inside=True)}" for key, item in value.items()) + "}"
 
 
 def is_run(path: str | Path) -> bool:
@@ -281,8 +281,8 @@ def is_run(path: str | Path) -> bool:
 
 
 def model_path(name: str) -> str:
-    """What `model.path` would say for a model as people name it: a run's folder stands for its tuned model."""
-    return str(RunFolder.open(name).final) if is_run(name) else name
+    """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model."""
+    return str(RunFolder.open(name).final) if is_run(name) else resolve_path(name)
 
 
 def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
@@ -291,10 +291,6 @@ def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     Raises:
         UserError: nothing loadable there.
     """
-    from accelerate import PartialState
-
-    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
-
     path = model_path(name)
     config = ModelConfig(path=path, dtype=dtype)
     model = load_model(config)

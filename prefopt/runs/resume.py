@@ -12,23 +12,23 @@ from prefopt.train.checkpoints import checkpoints, last_whole, sweep
 from prefopt.train.checksums import about, wrong_with
 
 
-def checkpoint_to_resume(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+def checkpoint_to_resume(out: Path, resume: str, log: Callable[[str], None]) -> Path | None:
     """The checkpoint to go on from; of several processes all get the first one's answer.
 
     Args:
         out: the run's folder.
         resume: `auto`, `never`, or a checkpoint folder.
-        say: called with what was found, for a person.
+        log: called with what was found.
 
     Raises:
         UserError: the folder has a finished or another run or later checkpoints, or no such checkpoint is there, or
             it was altered.
         TrainingError: a checkpoint cannot be read now.
     """
-    return from_first_process(lambda: _checkpoint(out, resume, say))
+    return from_first_process(lambda: _checkpoint(out, resume, log))
 
 
-def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+def _checkpoint(out: Path, resume: str, log: Callable[[str], None]) -> Path | None:
     if (out / "summary.json").exists():
         raise UserError(f"output_dir={out} already has a finished run: choose another folder, or delete it")
     sweep(out)
@@ -44,11 +44,11 @@ def _checkpoint(out: Path, resume: str, say: Callable[[str], None]) -> Path | No
         if later := [c.name for c in checkpoints(out) if int(c.name.rpartition("-")[2]) > step]:
             raise UserError(f"resume={resume}: output_dir={out} has later checkpoints ({', '.join(later[:3])}), which "
                             "would be written over: choose another output_dir, or move or delete them")  # fmt: skip
-        say(f"resume={resume}: going on from it")
+        log(f"resume={resume}: going on from it")
         return folder
     if resume == "auto":
-        found = last_whole(out, say)
-        say(f"resume=auto: going on from {found}" if found else "resume=auto: nothing to go on from, starting anew")
+        found = last_whole(out, log)
+        log(f"resume=auto: going on from {found}" if found else "resume=auto: nothing to go on from, starting anew")
         return found
     if checkpoints(out):
         raise UserError(f"resume=never, but output_dir={out} has checkpoints: choose another folder, or delete them")

@@ -1,0 +1,49 @@
+"""Resolves the names of the embedded world (`model.path=world`, `data.path=world`) to what they stand for on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from prefopt import worlds
+from prefopt.config.run_config import RunConfig
+from prefopt.data.data_config import DataConfig
+from prefopt.data.prepare import Prepared, prepare
+from prefopt.models.load import resolve
+
+MODELS = ("world", "world/base")  # after and before the SFT of the world's model
+
+
+def resolve_path(path: str) -> str:
+    """The folder or hub id that a name of a model stands for. The world and `package:` models are made once, in the
+    cache."""
+    if path not in MODELS:
+        return resolve(path)
+    files = worlds.resolve()
+    return str(files.model if path == "world" else files.base)
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with models that can be loaded. What is written down keeps their names."""
+    model = config.model
+    reference = model.reference and resolve_path(model.reference)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(model, path=resolve_path(model.path), reference=reference)
+    )
+
+
+def resolved_data(data: DataConfig) -> DataConfig:
+    """The configuration of data that can be read. Of the world, its validation pairs are held out by default."""
+    if data.path != "world":
+        return data
+    files = worlds.resolve(data.world)
+    held_out = data.eval_path or data.eval_records or data.eval_fraction
+    eval_path = data.eval_path if held_out else str(files.validation)
+    return dataclasses.replace(data, path=str(files.train), eval_path=eval_path, world={})
+
+
+def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
+    """The configured data in tokens."""
+    needs = config.loss.needs
+    control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
+    return prepare(resolved_data(config.data), tokenizer, needs.data, control_text=control_text)
