@@ -45,10 +45,10 @@ def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: py
     (folder / "summary.json").write_text('{"steps": 1}')
     for text, says in [
         ("[1, 2]", "is not a run's configuration"),
-        ("loss: {name: dpo}", "is not a run's configuration"),
+        ("loss: {name: dpo}", "model.path has no value"),
         ("loss: {name: dpoo}\nseed: 0\ntrainer: {}\n", "did you mean 'dpo'"),
         ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "could not be converted to Float"),
-        ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "it has no model"),
+        ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "model.path has no value"),
         ("loss: {_target_: os.system, name: dpo}\nseed: 0\ntrainer: {}\n", "_target_"),
         (
             "loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\nmodel: {path: m, trust_remote_code: true}\n",
