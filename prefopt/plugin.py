@@ -1,7 +1,7 @@
-"""Everything that the author of a loss plugin imports.
+"""Defines what the author of a loss plugin imports: needs, log-probs, outputs, traits and `require`.
 
 A plugin is a frozen dataclass of hyper-parameters, callable on log-probs, with declared needs. The rest of prefopt
-reads those needs and never branches on a loss's name.
+reads needs and traits and never branches on a loss's name.
 
 Legend: B examples, K completions of a list, T tokens of the longest completion. Tensors are (B,) unless a field says
 otherwise; log-probs are in nats; lengths are in tokens and count the closing end-of-turn token.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
-SearchSpace = Mapping[str, tuple[float, ...]]  # the strength of a loss: four values to try, in rising order
+SearchSpace = Mapping[str, tuple[float, ...]]  # one hyper-parameter -> four values to try, in rising order
 
 
 class Data(Enum):
@@ -46,20 +46,21 @@ class Vocab(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a loss reads. A declared need is a used need: the conformance kit perturbs each and watches the loss.
+    """What a loss reads. The conformance kit checks that each declared need is used, and that nothing else is.
 
     Attributes:
-        data: the shape of record it is defined on.
+        data: the shape of record that the loss is defined on.
         reference: reads reference log-probs.
         lengths: reads `num_tokens` (or anything derived from it, such as `mean`).
         tokens: reads per-token log-probs.
         scores: reads scores of completions.
         vocab: whole-vocabulary statistics it reads.
-        mismatched: reads completions scored behind another record's prompt (KTO's KL term).
-        coupled: an example's value depends on the other examples; the engine hands over the whole global batch.
+        mismatched: reads completions scored after another record's prompt (KTO's KL term).
+        coupled: an example's value depends on the other examples; the engine passes the whole global batch.
         state: carries running state from one global batch to the next.
         moving_reference: the reference follows the policy (`reference_update` says how).
-        control_text: trains behind a text that tells good from bad; the loss's `control_text` is (good, bad).
+        control_text: trains after a text that marks a completion as good or bad; the loss has
+            `control_text`, a pair (good, bad).
     """
 
     data: Data
@@ -146,7 +147,7 @@ def traits(loss: Any, /) -> Traits:
 
 @dataclass(frozen=True, kw_only=True)
 class Logps:
-    """Log-probs of one completion per example, under the policy and, where asked for, under the reference.
+    """Log-probs of one completion per example, under the policy and, where needed, under the reference.
 
     Attributes:
         sum: (B,) sum over the completion's tokens; carries the gradient. (B, K) inside `ListLogps`.
@@ -185,9 +186,9 @@ class Logps:
 
     @property
     def reference(self) -> Tensor:
-        """`ref_sum`, or an error where the batch came without a reference."""
+        """`ref_sum`; raises where the batch has no reference."""
         if self.ref_sum is None:
-            raise ValueError("this batch has no reference log-probs: declare `Needs(reference=True)` to be given them")
+            raise ValueError("this batch has no reference log-probs: declare `Needs(reference=True)`")
         return self.ref_sum
 
     @property
@@ -197,14 +198,14 @@ class Logps:
 
     @property
     def per_token(self) -> Tensor:
-        """(B, T) `token`, or an error where the batch came without."""
+        """(B, T) `token`; raises where the batch has none."""
         if self.token is None:
-            raise ValueError("this batch has no per-token log-probs: declare `Needs(tokens=True)` to be given them")
+            raise ValueError("this batch has no per-token log-probs: declare `Needs(tokens=True)`")
         return self.token
 
     @property
     def ref_per_token(self) -> Tensor:
-        """(B, T) `ref_token`, or an error where the batch came without."""
+        """(B, T) `ref_token`; raises where the batch has none."""
         if self.ref_token is None:
             raise ValueError("no reference per-token log-probs: declare `Needs(tokens=True, reference=True)`")
         return self.ref_token
@@ -219,16 +220,16 @@ class Logps:
         return steps < self.num_tokens.unsqueeze(-1)
 
     def vocab(self, name: str) -> Tensor:
-        """(B, T) a whole-vocabulary statistic by its name, or an error where the batch came without."""
+        """(B, T) a whole-vocabulary statistic by name; raises where the batch has none."""
         value: Tensor | None = getattr(self, name)
         if value is None:
-            raise ValueError(f"this batch has no {name}: declare it in `Needs(vocab=...)` to be given it")
+            raise ValueError(f"this batch has no {name}: declare it in `Needs(vocab=...)`")
         return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogps:
-    """B pairs. `ids` are stable integers of the records (for draws that must not depend on order)."""
+    """B pairs. `ids` are stable integers of the records, for draws that must not depend on order."""
 
     chosen: Logps
     rejected: Logps
@@ -243,9 +244,9 @@ class PairLogps:
 
     @property
     def score_gap(self) -> Tensor:
-        """`chosen_score - rejected_score`, or an error where the batch came without scores."""
+        """`chosen_score - rejected_score`; raises where the batch has no scores."""
         if self.chosen_score is None or self.rejected_score is None:
-            raise ValueError("this batch has no scores: declare `Needs(scores=True)`, and give records with scores")
+            raise ValueError("this batch has no scores: declare `Needs(scores=True)` and give records with scores")
         return self.chosen_score - self.rejected_score
 
 
@@ -299,12 +300,12 @@ SHAPES: dict[Data, type[Any]] = {
 
 
 def _precise(value: Tensor) -> Tensor:
-    """bfloat16 has 8 bits: differences and means of log-probs are taken in float32."""
+    """At least float32: bfloat16 has 8 bits, too few for differences and means of log-probs."""
     return value if value.dtype == torch.float64 else value.float()
 
 
 def _same_shape(like: Tensor, value: Tensor | None, name: str) -> None:
-    """Refuse shapes that torch would broadcast: (B,) against (B, 1) is a wrong number, not an error, in torch."""
+    """Check for shapes that torch would broadcast: (B,) with (B, 1) gives a wrong number, not an error."""
     if value is not None and value.shape != like.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
 
@@ -318,7 +319,7 @@ class LossOutput:
         chosen_reward: (B,) implicit reward of the chosen side, detached (pairs only).
         rejected_reward: (B,) implicit reward of the rejected side, detached (pairs only).
         reward: implicit reward per completion, detached: (B,) for unpaired and demonstrations, (B, K) for lists.
-        metrics: further figures to log, detached: (B,) per example, or () for the whole batch.
+        metrics: further values to log, detached: (B,) per example, or () for the whole batch.
         state: the running state after this batch (losses with `needs.state` only).
     """
 
@@ -334,12 +335,12 @@ class LossOutput:
 class Loss(Protocol):
     """The interface of a plugin. Concrete plugins are frozen, keyword-only dataclasses.
 
-    `at_reference(logps)` gives the (B,) values (or one float for all) that the loss must have where policy equals
-    reference, or None where there is no such value (a loss without reference). The trainer compares the first batch
-    with it and stops a run that misses it.
+    `at_reference(logps)` returns the (B,) values, or one float for all, that the loss must have where policy equals
+    reference, or None for a loss without reference. The trainer compares the first batch with it and stops a run that
+    deviates.
 
-    `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it, or
-    nothing. A loss without it is compared over learning rates alone. The class variables of `Traits` are optional too.
+    `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it. A loss
+    without it is compared over learning rates alone. The class variables that `Traits` lists are optional too.
 
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
     """
@@ -355,12 +356,12 @@ class Loss(Protocol):
 
 
 def require(loss: Any, /, **holds: bool) -> None:
-    """Refuse hyper-parameters for which a condition does not hold: `require(self, beta=0 < self.beta < inf)`.
+    """Check conditions on hyper-parameters: `require(self, beta=0 < self.beta < inf)`.
 
     Write conditions that are false for NaN.
 
     Raises:
-        ValueError: with the value, and the comment of the field (its unit and useful range).
+        ValueError: a condition is false; the message has the value and the field's comment (unit, useful range).
     """
     for name, ok in holds.items():
         if not ok:
@@ -369,7 +370,7 @@ def require(loss: Any, /, **holds: bool) -> None:
 
 
 def comments(cls: type[Any]) -> dict[str, str]:
-    """The comment of each dataclass field of `cls` (own and inherited), by field name."""
+    """Return the comment of each dataclass field of `cls`, own and inherited, by field name."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):

@@ -87,7 +87,7 @@ MENU: dict[str, str] = {
 
 
 def load_class(name: str) -> Any:
-    """The plugin class behind a name of the menu."""
+    """Return the plugin class of a name of the menu."""
     module, _, cls = MENU[name].partition(":")
     return getattr(import_module(f"{__name__}.{module}"), cls)
 

@@ -1,4 +1,4 @@
-"""Lists of completions: order, pairs and sums that leave absent completions out."""
+"""Orders, pairs and sums over lists of completions, with absent completions left out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def best(logps: ListLogps, values: Tensor) -> Tensor:
 
 
 def better_pairs(logps: ListLogps) -> Tensor:
-    """(B, K, K) bool at [i, j]: both are there, and i has the higher score. A pair is there once, never twice."""
+    """(B, K, K) bool: at [i, j], both are present and i has the higher score, so that each pair counts once."""
     both = logps.mask.unsqueeze(-1) & logps.mask.unsqueeze(-2)
     return both & (logps.scores.unsqueeze(-1) > logps.scores.unsqueeze(-2))
 

@@ -12,7 +12,7 @@ _LAST_EXACT_EXPONENT = 20.0
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for log-probs x <= 0, to full relative precision; x is held at or below -2^-24.
+    """log(1 - e^x) for log-probs x <= 0, to full relative precision; x is clamped to at most -2^-24.
 
     Each branch is the accurate one on its side of -log 2 (Maechler 2012, "Accurately computing log(1 - exp(-|a|))").
     Computed in at least float32.
@@ -31,7 +31,7 @@ def log_odds(x: Tensor) -> Tensor:
 
 
 def exp_or_tangent(x: Tensor) -> Tensor:
-    """e^x up to x = 20, and beyond it the tangent there: finite for every float, convex, never flat.
+    """e^x up to x = 20, and its tangent at 20 beyond: finite for every float, convex, never flat.
 
     Computed in at least float32.
     """

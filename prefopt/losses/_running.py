@@ -15,7 +15,7 @@ _SMALLEST_DEVIATION = 1e-5
 
 
 def initial_moments() -> State:
-    """Mean and deviation of a running z-score, both from 0 as in the authors' code."""
+    """Mean and deviation of a running z-score, both 0 at the start, as in the authors' code."""
     return {"mean": torch.zeros((), dtype=torch.float64), "deviation": torch.zeros((), dtype=torch.float64)}
 
 

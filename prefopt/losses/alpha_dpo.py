@@ -25,7 +25,7 @@ class AlphaDPO:
     Identities: alpha_dpo(alpha=0.0) = simpo.
 
     Differences: M and S start at 0 and are updated before use, over the global batch. Where S is 0, as at step 0, z is
-    0 (the authors' code divides 0 by 0). Their recipes have alpha from 0.05 to 0.2.
+    0 (the authors' code divides 0 by 0). The authors' recipes set alpha between 0.05 and 0.2.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.10148"

@@ -15,7 +15,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaPO:
-    r"""SimPO with the log-prob bent into a power of the probability.
+    r"""SimPO with a power of the probability in place of the log-prob.
 
     L = -log sigmoid(beta * (r_w - r_l) - gamma),   r = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / n)
 
@@ -26,7 +26,7 @@ class AlphaPO:
 
     Differences: gamma is absolute, as in TRL (`CPOTrainer(loss_type="alphapo", alpha=..., simpo_gamma=...)`), so
     `simpo` with gamma_beta_ratio = gamma / beta is the case alpha = 0; whether the authors' code means a ratio could
-    not be verified. p^-alpha goes on along its tangent where alpha * log p < -20, so that it stays finite.
+    not be verified. Where alpha * log p < -20, p^-alpha continues along its tangent, so that it stays finite.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.03884"

@@ -25,8 +25,8 @@ class AMaPO:
 
     Identities: amapo on one pair = simpo(gamma_beta_ratio=0).
 
-    Differences: as the authors' code, with mu and S over the global batch. A batch without deviation (one pair, or
-    equal ones) has no margin there and here (0/0 never enters). e^x goes on along its tangent past x = 20.
+    Differences: none from the authors' code, except that mu and S are taken over the global batch. A batch without
+    deviation (one pair, or equal pairs) has no margin, there and here. Past x = 20, e^x continues along its tangent.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2511.09385"

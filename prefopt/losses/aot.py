@@ -22,8 +22,8 @@ class AOT:
 
     Identities: aot on one pair = dpo.
 
-    Differences: an example's value is the one at the rank of its own d. The paper's sorting may be soft; this one is
-    hard, as in TRL (`loss_type="aot"`), which sorts each micro-batch of each process by itself.
+    Differences: each example has the value at the rank of its own d. The paper allows soft sorting; here it is hard, as
+    in TRL (`loss_type="aot"`), which sorts each micro-batch of each process separately.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
@@ -57,13 +57,13 @@ class AOTUnpaired:
     L = integral over u in (0, 1) of -log sigmoid(beta * (Q_w(u) - Q_l(u))),   Q the quantiles of rho on each side
     With equal counts n this is mean_i -log sigmoid(beta * (rho_w(i) - rho_l(i))).
 
-    Value at policy = reference: log 2 (0 in a batch with one label only: there is nothing to compare).
+    Value at policy = reference: log 2, or 0 in a batch that has one label only.
 
     Identities: aot_unpaired on one item of each label = dpo.
 
     Differences: the paper and TRL (`loss_type="aot_unpaired"`) need equal counts; with n desirable and m undesirable
-    the integral runs over the n + m - 1 steps of the two quantile functions. Each item's value is the mean over its own
-    1/n or 1/m of u, so that the mean over either side, hence over the batch, is the integral.
+    items the integral runs over the at most n + m - 1 steps of the two quantile functions. Each item's value is the
+    mean over its own 1/n or 1/m of u, so that the mean over either side, hence over the batch, is the integral.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"

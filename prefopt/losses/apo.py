@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, S
 
 @dataclass(frozen=True, kw_only=True)
 class APOZero:
-    r"""Chosen up, rejected down, each on its own: for chosen answers that are better than the model's.
+    r"""Raises the chosen and lowers the rejected side separately: for chosen answers better than the model's own.
 
     L = 1 - sigmoid(beta * rho_w) + sigmoid(beta * rho_l),   rho = log pi(y|x) - log pi_ref(y|x)     (Eq. 7)
 
@@ -47,7 +47,7 @@ class APOZero:
 
 @dataclass(frozen=True, kw_only=True)
 class APODown:
-    r"""Chosen down and rejected further down: for chosen answers that are worse than the model's.
+    r"""Lowers the chosen side, and the rejected one further: for chosen answers worse than the model's own.
 
     L = sigmoid(beta * rho_w) + 1 - sigmoid(beta * (rho_w - rho_l)),   rho = log pi - log pi_ref     (Eq. 8)
 

@@ -25,7 +25,7 @@ from prefopt.plugin import (
 
 @dataclass(frozen=True, kw_only=True)
 class BCO:
-    r"""A binary classifier of desirable and undesirable completions, its threshold the running mean reward.
+    r"""Binary classification of desirable and undesirable completions; the threshold is the running mean reward.
 
     L = -log sigmoid(r - delta)     desirable
     L = -log sigmoid(delta - r)     undesirable,   r = beta * rho,   rho = log pi(y|x) - log pi_ref(y|x)
@@ -36,8 +36,8 @@ class BCO:
     Identities: bco where the mean reward is 0, both items of a pair = bco_pair.
 
     Differences: each global batch is counted once (TRL updates delta per micro-batch, so its loss depends on the
-    split). The paper's delta is (E[r | desirable] + E[r | undesirable]) / 2, which the running mean of TRL and of here
-    equals where labels are balanced. The paper's density-ratio weights for prompts are not here.
+    split). The paper's delta is (E[r | desirable] + E[r | undesirable]) / 2, which equals the running mean, TRL's and
+    this one, where labels are balanced. The paper's density-ratio weights for prompts are not implemented.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
@@ -72,7 +72,7 @@ class BCO:
 
 @dataclass(frozen=True, kw_only=True)
 class BCOPair:
-    r"""BCO on pairs with its threshold at 0.
+    r"""BCO on pairs, with a threshold of 0.
 
     L = -log sigmoid(beta * rho_w) - log sigmoid(-beta * rho_l),   rho = log pi(y|x) - log pi_ref(y|x)
 

@@ -15,7 +15,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class BDPO:
-    r"""DPO against a mixture of policy and reference on the rejected side, which bounds its reward from below.
+    r"""DPO with a mixture of policy and reference on the rejected side, which bounds its reward from below.
 
     L = -log sigmoid(beta * (rho_w - log(lambda * e^rho_l + 1 - lambda))),   rho = log pi - log pi_ref
 
@@ -23,8 +23,8 @@ class BDPO:
 
     Identities: bdpo(lam=1.0) = dpo.
 
-    Differences: none known from the paper. lambda = 1 is `dpo`. The rejected reward is never below
-    beta * log(1 - lambda), so pushing y_l down further gains nothing; at step 0 its gradient is lambda times DPO's.
+    Differences: none known from the paper. lambda = 1 is `dpo`. The rejected reward is never below beta * log(1 -
+    lambda), so lowering y_l further gains nothing; at step 0 its gradient is lambda times DPO's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.12725"

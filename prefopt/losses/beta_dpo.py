@@ -17,20 +17,20 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class BetaDPO:
-    r"""DPO whose beta follows the batch's mean margin, on a filtered batch.
+    r"""DPO on a filtered batch, with a beta that follows the batch's mean margin.
 
     L = -log sigmoid(beta_b * Delta) on the kept pairs,   Delta = rho_w - rho_l,   rho = log pi - log pi_ref
     beta_b = max(0.001, beta * (1 + alpha * (mean of Delta over the kept pairs - M))), without gradient
     kept: a share `keep` of the batch, drawn without replacement with weights exp(-((Delta - M) / S)^2 / 2)
     M, S: moving averages of the batch mean and deviation of Delta, from 0, updated before use
 
-    Value at policy = reference: log 2 in the mean over the batch: log 2 * B / kept on a kept pair, 0 on the others.
+    Value at policy = reference: log 2 on average over the batch: log 2 * B / kept on a kept pair, 0 on the others.
 
     Identities: beta_dpo(alpha=0.0, keep=1.0) = dpo.
 
-    Differences: the draw is a function of the record's id and the number of batches so far, hence the same on any
-    number of processes. With S = 0, as at step 0, all weights are equal (the authors' code divides 0 by 0). The
-    number of kept pairs is rounded down, to no less than 1.
+    Differences: the draw depends only on the record's id and the number of batches so far, so it is the same on any
+    number of processes. With S = 0, as at step 0, all weights are equal (the authors' code divides 0 by 0). The number
+    of kept pairs is rounded down, to at least 1.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08639"

@@ -13,13 +13,13 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class CalDPO:
-    r"""Bradley-Terry loss on log-ratios, each of which is also drawn to its calibrated value.
+    r"""Bradley-Terry loss on log-ratios, each of which is also regressed on its calibrated value.
 
     L = -log sigmoid(rho_w - rho_l) + [(rho_w - 1/(2 beta))^2 + (rho_l + 1/(2 beta))^2] / 2
 
     Value at policy = reference: log 2 + 1 / (4 beta^2).
 
-    Differences: as in the authors' code, the first term has no beta, and the squares are halved. Rewards logged are
+    Differences: as in the authors' code, the first term has no beta, and the squares are halved. The logged rewards are
     beta * rho.
     """
 

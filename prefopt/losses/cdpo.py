@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class CDPO:
-    r"""DPO with smoothed labels: each preference is taken to be flipped with probability epsilon.
+    r"""DPO with smoothed labels: assumes that each preference is flipped with probability epsilon.
 
     L = -(1 - epsilon) * log sigmoid(z) - epsilon * log sigmoid(-z),   z = beta * (rho_w - rho_l)     (Eq. 3)
 

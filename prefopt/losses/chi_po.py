@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class ChiPO:
-    r"""DPO under the mix of chi-squared divergence and KL, which grows with u itself and not with log u.
+    r"""DPO under the sum of the chi-squared and the KL divergence, which grows with u itself, not with log u.
 
     L = -log sigmoid(clip(beta * (phi_w - phi_l), -2 R_max, 2 R_max)),   phi = u + log u,   u = pi / pi_ref
         (Algorithm 1)
@@ -23,9 +23,9 @@ class ChiPO:
 
     Identities: chi_po's margin unclipped = dpo's plus beta (u_w - u_l).
 
-    Differences: u goes on along its tangent past log u = 20, so that it stays finite; that guard is not the clip, which
-    is the paper's and acts on the scaled difference (there the gradient is 0). R_max, the largest reward, has no
-    verified default and must be given. At step 0 phi' = 2: the gradient is twice that of `dpo`.
+    Differences: past log u = 20, u continues along its tangent, so that it stays finite. The clip is the paper's: it
+    acts on the scaled difference, and the gradient beyond it is 0. R_max, the largest reward, has no verified default
+    and must be given. At step 0 phi' = 2: the gradient is twice that of `dpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.13399"

@@ -10,7 +10,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, SearchSpace, Unpaired
 
 @dataclass(frozen=True, kw_only=True)
 class CSFT:
-    r"""SFT on every completion, behind a control text that tells good from bad; generate behind the good one.
+    r"""SFT on every completion, after a control text that marks it as good or bad; generate after the good one.
 
     L = -log pi(y|c, x) / |y|,   c = good if y is desirable, else bad     (Sec. 2, conditional training)
 
@@ -18,8 +18,8 @@ class CSFT:
 
     Identities: csft = sft of every completion.
 
-    Differences: the paper pretrains with special tokens before each sentence; here, as in HALOs, a text stands before
-    the completion. The data layer puts it there: the label acts through c alone.
+    Differences: the paper pretrains with special tokens before each sentence; here, as in HALOs, a text precedes the
+    completion. The data layer inserts it: the label acts through c alone.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.08582"

@@ -10,7 +10,7 @@ from prefopt.plugin import Audit, Data, DemoLogps, LossOutput, Needs, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DFT:
-    r"""SFT with each token weighted by its own probability: surprising tokens pull less.
+    r"""SFT with each token weighted by its own probability, so that unlikely tokens count less.
 
     L = -(1/|y|) sum_t sg[p_t] * log p_t,   p_t = pi(y_t|x, y_<t);   sg: without gradient
 
@@ -18,8 +18,8 @@ class DFT:
 
     Identities: dft where every token has probability 1/2 = sft / 2.
 
-    Differences: the paper sums over tokens; here, as in TRL (`loss_type="dft"`), it is a mean, though over each
-    demonstration's own tokens.
+    Differences: the paper sums over tokens; here the loss is a mean over each demonstration's own tokens; TRL
+    (`loss_type="dft"`) takes the mean over the batch's tokens.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05629"

@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DiscoPOPLRML:
-    r"""Log-ratio modulated loss: a logistic and an exponential loss, blended by the margin itself.
+    r"""Log-ratio modulated loss: a logistic and an exponential loss, blended by the margin.
 
     L = (1 - m) * log(1 + e^-z) + m * e^-z,   m = sigmoid(z / tau),   z = beta * (rho_w - rho_l)     (Eq. 5)
 
@@ -22,9 +22,9 @@ class DiscoPOPLRML:
 
     Identities: discopop_lrml where z < -40 tau = dpo.
 
-    Differences: none from the paper or TRL (`loss_type="discopop"`). It is not monotone: with
-    L'(0) = -3/4 + (1 - log 2) / (4 tau) it rises at step 0 for every tau below 0.102 (slope +0.784 at 0.05, where
-    it rises between z/tau = -2.37 and 1.44). tau above 1 would make it grow without bound in e^-z.
+    Differences: none from the paper or TRL (`loss_type="discopop"`). It is not monotone: with L'(0) = -3/4 + (1 - log
+    2) / (4 tau) it rises at step 0 for every tau below 0.102 (slope +0.784 at 0.05, where it rises between z/tau =
+    -2.37 and 1.44). A tau above 1 would let e^-z grow without bound, and is refused.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.08414"

@@ -13,14 +13,14 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DistillDPO:
-    r"""Least squares from the implicit reward margin to that of a reward model.
+    r"""Regression of the implicit reward margin on a reward model's margin.
 
     L = (beta * (rho_w - rho_l) - (s_w - s_l))^2,   rho = log pi(y|x) - log pi_ref(y|x)
 
     Value at policy = reference: (s_w - s_l)^2.
 
-    Differences: the paper's pessimistic form takes the best of several reward models and is not here. beta's default
-    is not verified.
+    Differences: the paper's pessimistic form, over several reward models, is not implemented. The default of beta is
+    not verified.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.19316"

@@ -19,7 +19,7 @@ class DPO:
 
     Value at policy = reference: log 2.
 
-    Differences: none from the paper. Label smoothing is a loss of its own (`cdpo`, `robust_dpo`), not a switch here.
+    Differences: none from the paper. Label smoothing is a separate loss (`cdpo`, `robust_dpo`).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"

@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DPOShift:
-    r"""DPO with the rejected side's reward shrunk, so that the chosen likelihood falls less.
+    r"""DPO with a smaller weight on the rejected side's reward, so that the chosen likelihood falls less.
 
     L = -log sigmoid(beta * (rho_w - lambda * rho_l)),   rho = log pi(y|x) - log pi_ref(y|x)
 
@@ -21,7 +21,7 @@ class DPOShift:
 
     Identities: dpo_shift(lam=1.0, beta=0.3) = dpo(beta=0.3).
 
-    Differences: lambda is constant; the authors' code can also ramp it over training. Their recipes have 0.7 and some
+    Differences: lambda is constant; the authors' code can also change it during training. Their recipes use 0.7, some
     of their checkpoints 0.95.
     """
 

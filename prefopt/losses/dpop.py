@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DPOP:
-    r"""DPO with a penalty, inside the sigmoid, wherever the chosen side falls below its reference.
+    r"""DPO with a penalty, inside the sigmoid, where the chosen side falls below its reference.
 
     L = -log sigmoid(beta * (rho_w - rho_l - lambda * max(0, -rho_w)))
 
@@ -22,7 +22,7 @@ class DPOP:
     Identities: dpop(lam=0.0, beta=0.3) = dpo(beta=0.3).
 
     Differences: every run starts at the kink rho_w = 0; `relu` takes the subgradient 0 there, so step 0 is a step of
-    `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). beta's default is not verified.
+    `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). The default of beta is not verified.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.13228"

@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class DrDPO:
-    r"""A soft minimum over the batch's DPO losses, so that pairs that look mislabelled count less.
+    r"""Soft minimum over the batch's DPO losses, so that pairs that look mislabelled count less.
 
     L = -beta' * log mean_i exp(-l_i / beta'),   l = -log sigmoid(beta * (rho_w - rho_l)),   rho = log pi - log pi_ref
 
@@ -21,8 +21,8 @@ class DrDPO:
 
     Identities: dr_dpo(beta_prime to infinity) = batch mean of dpo, error Var(l) / (2 beta_prime).
 
-    Differences: the mean is over the global batch (the authors' code: over each device's). Every example of a batch
-    has the batch's value. For beta' to infinity this is `dpo`, with an error of Var(l) / (2 beta').
+    Differences: the mean is over the global batch (in the authors' code, over each device's batch). Every example has
+    the value of its batch. For beta' to infinity this is `dpo`, with an error of Var(l) / (2 beta').
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.07880"

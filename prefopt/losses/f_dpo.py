@@ -25,7 +25,7 @@ class Divergence(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FDPO:
-    r"""DPO under another divergence than the reverse KL.
+    r"""DPO under a divergence other than the reverse KL.
 
     L = -log sigmoid(beta * (f'(u_w) - f'(u_l))),   u = pi(y|x) / pi_ref(y|x)
 
@@ -34,9 +34,9 @@ class FDPO:
     Identities: f_dpo(divergence=reverse_kl) = dpo; f_dpo(alpha, alpha=1) = f_dpo(forward_kl); f_dpo(alpha, alpha to 0)
     = dpo.
 
-    Differences: u^-alpha goes on along its tangent where alpha * rho < -20, so that it stays finite; TRL
-    (`f_divergence_type`) clamps the exponent, which stops the gradient there. TRL's
-    `f_alpha_divergence_coef` is 1 - alpha.
+    Differences: where alpha * rho < -20, u^-alpha continues along its tangent, so that it stays finite; TRL
+    (`f_divergence_type`) clamps the exponent, which stops the gradient there. TRL's `f_alpha_divergence_coef` is one
+    minus alpha.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.16240"
@@ -60,7 +60,7 @@ class FDPO:
         )
 
     def _slope(self, ratio: Tensor) -> Tensor:
-        """f'(u) less f'(1), which cancels between the sides: near u = 1 this keeps the precision of log u."""
+        """f'(u) - f'(1): the constant cancels between the sides, and near u = 1 this keeps the precision of log u."""
         match self.divergence:
             case Divergence.REVERSE_KL:
                 return ratio

@@ -28,7 +28,7 @@ class Convex(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class GPO:
-    r"""A classification loss f of the scaled difference of log-ratios.
+    r"""Classification loss f of the scaled difference of log-ratios.
 
     L = f(beta * (rho_w - rho_l)),   rho = log pi(y|x) - log pi_ref(y|x)
 
@@ -36,8 +36,8 @@ class GPO:
 
     Identities: gpo(f=logistic) = dpo; gpo(f=hinge) = hinge; gpo(square) = beta^2 ipo_sum(tau=beta/2).
 
-    Differences: e^-z goes on along its tangent past z = -20, so that it stays finite. `savage` is not convex; the
-    paper lists it with the rest. The default f is the one that no other plugin here has with its own name.
+    Differences: past z = -20, e^-z continues along its tangent, so that it stays finite. `savage` is not convex; the
+    paper lists it with the others. The default f is one that no other plugin implements.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05749"

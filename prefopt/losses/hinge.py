@@ -13,14 +13,14 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class Hinge:
-    r"""Hinge on the scaled difference of log-ratios.
+    r"""Hinge loss on the scaled difference of log-ratios.
 
     L = max(0, 1 - beta * (rho_w - rho_l)),   rho = log pi(y|x) - log pi_ref(y|x)
 
     Value at policy = reference: 1.
 
-    Differences: RSO's rejection sampling of pairs is a matter of data, not of the loss. The paper uses beta = 0.05;
-    the default here is that of TRL (`loss_type="hinge"`).
+    Differences: RSO's rejection sampling of pairs concerns the data, not the loss. The paper uses beta = 0.05; the
+    default here is that of TRL (`loss_type="hinge"`).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.06657"

@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class HyPO:
-    r"""DPO that takes the reference's margin off only where the reference agrees with the label.
+    r"""DPO that subtracts the reference's margin only where the reference agrees with the label.
 
     L = -log sigmoid(beta * (d - max(0, d_ref))),   d = log pi(y_w|x) - log pi(y_l|x)
 

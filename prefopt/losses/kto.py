@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, Search
 
 @dataclass(frozen=True, kw_only=True)
 class KTO:
-    r"""Prospect-theoretic loss on single completions, each desirable or not, against a shared reference point.
+    r"""Prospect-theoretic loss on single completions, each desirable or not, relative to a shared reference point.
 
     L = lambda_D * (1 - sigmoid(beta * (rho - z0)))   desirable
     L = lambda_U * (1 - sigmoid(beta * (z0 - rho)))   undesirable     (Eq. 7: lambda_y - v)
@@ -24,9 +24,9 @@ class KTO:
 
     Identities: kto where the mismatched mean is below 0 = kto_zero.
 
-    Differences: z0 is taken over the whole global batch, so it does not change with micro-batches or processes (TRL
-    gathers it over processes, but per micro-batch). `metrics` holds `z0` and, before the clamp, `z0_unclamped`: a z0
-    that stays at 0 makes this `kto_zero`.
+    Differences: z0 is the mean over the global batch, whatever the micro-batches and processes (TRL gathers it over
+    processes, but per micro-batch). `metrics` holds `z0` and, before the clamp, `z0_unclamped`: a z0 that stays at 0
+    makes this `kto_zero`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01306"
@@ -56,7 +56,7 @@ class KTO:
 
 @dataclass(frozen=True, kw_only=True)
 class KTOZero:
-    r"""KTO with its reference point fixed at 0.
+    r"""KTO with a reference point of 0.
 
     L = lambda_D * (1 - sigmoid(beta * rho))   desirable
     L = lambda_U * (1 - sigmoid(-beta * rho))  undesirable     (Eq. 7 at z0 = 0);  rho = log pi - log pi_ref
@@ -90,7 +90,7 @@ class KTOZero:
 
 
 def prospect_loss(loss: KTO | KTOZero, logps: UnpairedLogps, z0: Tensor) -> LossOutput:
-    """The value function of both; 1 - sigmoid(x) is written sigmoid(-x), which keeps its precision."""
+    """Shared value function; 1 - sigmoid(x) is written sigmoid(-x), which is precise."""
     ratio = logps.completion.ratio
     away = torch.where(logps.desirable, z0 - ratio, ratio - z0)
     value = label_weights(loss, logps) * torch.sigmoid(loss.beta * away)

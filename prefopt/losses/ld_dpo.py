@@ -15,7 +15,7 @@ from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, Sea
 
 @dataclass(frozen=True, kw_only=True)
 class LDDPO:
-    r"""DPO that counts the tokens past the shorter side's length only in part.
+    r"""DPO with a smaller weight on tokens past the shorter side's length.
 
     L = -log sigmoid(beta * (R_w - R_l)),   R = sum over t <= m of rho_t + alpha * sum over t > m of rho_t
     m = min(n_w, n_l),   rho_t = log pi(y_t|...) - log pi_ref(y_t|...)
@@ -24,8 +24,8 @@ class LDDPO:
 
     Identities: ld_dpo(alpha=1.0) = dpo.
 
-    Differences: none from the paper or TRL (`ld_alpha`). LLaMA-Factory's `ld_alpha` weighs the policy's tokens
-    alone, not the reference's, so that its loss is not log 2 where they are equal.
+    Differences: none from the paper or TRL (`ld_alpha`). LLaMA-Factory's `ld_alpha` weights only the policy's tokens,
+    not the reference's, so its loss is not log 2 at policy = reference.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06411"

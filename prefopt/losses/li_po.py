@@ -16,7 +16,7 @@ from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class LiPO:
-    r"""LiPO-lambda: logistic losses over all pairs of a list, each weighted by what swapping it would do to its DCG.
+    r"""LiPO-lambda: logistic losses over all pairs of a list, each weighted by the change in DCG from swapping it.
 
     L = sum over s_i > s_j of Delta_ij * -log sigmoid(r_i - r_j),   r = beta * rho,   rho = log pi - log pi_ref
     Delta_ij = |G_i - G_j| * |1/D_i - 1/D_j|, without gradient;   G = 2^s - 1,   D = log(1 + rank by r, from 1)
@@ -26,7 +26,7 @@ class LiPO:
     Identities: li_po on two completions scored 1 and 0 = (1/log 2 - 1/log 3) dpo.
 
     Differences: each pair counts once, the better one first. Scores must be in [0, 1], as in the paper. Completions of
-    equal reward, as all are at step 0, are ranked in the order of the record.
+    equal reward, which all have at step 0, are ranked in the order of the record.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01878"

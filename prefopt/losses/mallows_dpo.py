@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class MallowsDPO:
-    r"""DPO whose beta is larger on prompts where the reference is sure of its words.
+    r"""DPO with a larger beta on prompts where the reference's predictions have low entropy.
 
     L = -log sigmoid(beta * phi * (rho_w - rho_l)),   phi = -0.29 * log(H / log V)
     H = mean token entropy of the reference, averaged over both sides, in nats; V the size of the vocabulary
@@ -24,7 +24,7 @@ class MallowsDPO:
     Identities: mallows_dpo where phi = 1 = dpo.
 
     Differences: the authors' configuration is length-normalised and without a reference, with beta = 10; this is the
-    paper's loss with DPO's beta. The factor 0.29 is theirs. V must be given: log-probs do not tell it.
+    paper's loss with DPO's beta. The factor 0.29 is theirs. V must be given, since it does not follow from log-probs.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.14953"

@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class MinorDPO:
-    r"""DPO that stops pushing the rejected side down once it is below its reference.
+    r"""DPO that stops lowering the rejected side once it is below its reference.
 
     L = -log sigmoid(beta * (rho_w - max(0, rho_l))),   rho = log pi(y|x) - log pi_ref(y|x)
 

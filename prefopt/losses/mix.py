@@ -1,4 +1,4 @@
-"""A weighted sum of losses, such as MPO (Wang et al., 2024)."""
+"""Mix: a weighted sum of losses, such as MPO (Wang et al., 2024)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Mix:
 
     L = sum_i w_i * L_i
 
-    Value at policy = reference: sum of w_i times the value of L_i there; a term without a reference counts with its own
-    value on the reference's log-probs.
+    Value at policy = reference: sum of w_i times the value of L_i there; a term without a reference has its own value
+    on the reference's log-probs.
 
     Identities: mix(terms={'dpo': 1.0, 'sft': 0.7}) = irpo(alpha=0.7); mix(terms={'cpo': 1.0, 'sft': 0.7},
     options={'cpo': {'alpha': 0.0}}) = cpo(alpha=0.7).
 
-    Differences: the default is MPO: 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`, whose authors used BCO
-    with a running threshold. Terms on demonstrations are given the chosen side. Each term's unweighted value is logged
-    under its name. A weight of 0 leaves a term out.
+    Differences: the default is MPO, 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`; its authors' BCO term has a running
+    threshold. Terms on demonstrations get the chosen side. Each term's unweighted value is logged under its name. A
+    weight of 0 leaves a term out.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
@@ -91,7 +91,7 @@ class Mix:
 
     @property
     def ranking(self) -> Ranking:
-        """That of the term that compares most."""
+        """The ranking of the term that compares most completions."""
         found = {traits(term).ranking for term in self._losses().values()}
         return next(r for r in (Ranking.LISTWISE, Ranking.PAIRWISE, Ranking.POINTWISE) if r in found)
 
@@ -103,7 +103,7 @@ class Mix:
 
     @property
     def reference_update(self) -> tuple[float, int]:
-        """That of the one term whose reference moves."""
+        """The update of the one term whose reference moves."""
         moving = [term for term in self._losses().values() if term.needs.moving_reference]
         if len(moving) != 1:
             raise AttributeError(f"a mix has a reference update if one term has; here {len(moving)} have")
@@ -149,7 +149,7 @@ class Mix:
 
 
 def _view(logps: Any, term: Loss) -> Any:
-    """The batch as the term's shape of data: the chosen side for a term on demonstrations."""
+    """The batch in the term's shape of data: the chosen side for a term on demonstrations."""
     if term.needs.data is Data.DEMONSTRATIONS and not isinstance(logps, DemoLogps):
         return DemoLogps(chosen=logps.chosen, ids=logps.ids)
     return logps

@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, PairLogps,
 
 @dataclass(frozen=True, kw_only=True)
 class NCA:
-    r"""Noise contrastive alignment of a pair: each side's reward on its own, the chosen one up, both pulled to 0.
+    r"""Noise contrastive alignment of a pair: raises the chosen reward and pulls both rewards to 0, each separately.
 
     L = -log sigmoid(r_w) - [log sigmoid(-r_w) + log sigmoid(-r_l)] / 2,   r = beta * rho,   rho = log pi - log pi_ref
 
@@ -46,7 +46,7 @@ class NCA:
 
 @dataclass(frozen=True, kw_only=True)
 class NCAList:
-    r"""Noise contrastive alignment of a list to its scores: rewards in absolute value, not only relative to the list.
+    r"""Noise contrastive alignment of a list to its scores: fits absolute rewards, not only relative ones.
 
     L = -sum_k t_k * log sigmoid(r_k) - (1/K) sum_k log sigmoid(-r_k),   t = softmax(s / alpha),   r = beta * rho
 
@@ -54,8 +54,8 @@ class NCAList:
 
     Identities: nca_list on two completions, one-hot target = nca.
 
-    Differences: scores are used as they are: at alpha = 0.01 a difference of 0.05 is nearly one-hot, so state their
-    scale (the paper's are 0 to 1 after division by 10; the authors' code has alpha = 1e-4).
+    Differences: scores are used as given: at alpha = 0.01 a difference of 0.05 makes the target nearly one-hot, so mind
+    their scale (the paper's are 0 to 1 after division by 10; the authors' code has alpha = 1e-4).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
@@ -91,7 +91,7 @@ class InfoNCA:
 
     Identities: info_nca on two completions, one-hot target = dpo.
 
-    Differences: as `nca_list` on the scale of scores. With two completions and a one-hot target this is `dpo`.
+    Differences: the scale of scores as in `nca_list`. With two completions and a one-hot target this is `dpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"

@@ -19,7 +19,7 @@ class NPO:
 
     Value at policy = reference: (2 / beta) * log 2.
 
-    Differences: the paper has single texts to forget; here they are the rejected sides, and the chosen ones are not
+    Differences: the paper has single texts to forget; here these are the rejected sides, and the chosen sides are not
     used. Its retain loss is `mix` with `sft`.
     """
 

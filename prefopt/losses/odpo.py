@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class ODPO:
-    r"""DPO whose margin must exceed an offset that grows with the gap of scores.
+    r"""DPO with an offset to the margin that grows with the score gap.
 
     L = -log sigmoid(beta * (rho_w - rho_l) - alpha * log(s_w - s_l)),   s_w > s_l
 
@@ -22,8 +22,8 @@ class ODPO:
 
     Identities: odpo(alpha=0.0) = dpo; odpo at a gap of 1 = dpo.
 
-    Differences: the paper leaves the function of the scores open and uses the logarithm; gaps below 1 give a negative
-    offset, as there.
+    Differences: the paper leaves the function of the scores open and uses the logarithm; as there, gaps below 1 give a
+    negative offset.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.10571"

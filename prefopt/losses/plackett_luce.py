@@ -23,8 +23,8 @@ class PlackettLuce:
 
     Identities: plackett_luce on two completions = dpo.
 
-    Differences: none from the paper (App. A.3). Only the order of the scores is used; tied completions keep the order
-    of the record, so drop ties or break them. With two completions this is `dpo`.
+    Differences: none from the paper (App. A.3). Only the order of the scores matters; tied completions keep the order
+    of the record, so drop or break ties. With two completions this is `dpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"

@@ -23,8 +23,8 @@ class PRO:
 
     Identities: pro(beta=0) on two completions a score of 1 apart = simpo(beta=1, gamma_beta_ratio=0).
 
-    Differences: none from the paper, whose temperatures are 1/g. The likelihood is summed. Tied completions have
-    g = 0: they push nothing.
+    Differences: none from the paper, whose temperatures are 1/g. The likelihood is summed. Tied completions have g = 0
+    and no effect.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.17492"

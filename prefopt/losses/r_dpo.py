@@ -14,19 +14,19 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class RDPO:
-    r"""DPO with a price per token.
+    r"""DPO with a penalty per token.
 
     L = -log sigmoid(beta * (rho_w - rho_l) + alpha * (n_w - n_l)),   rho = log pi - log pi_ref
 
-    The sign: maximising E[r - alpha * n] - beta * KL gives pi = pi_ref * exp((r - alpha * n) / beta) / Z, hence
-    r = beta * rho + alpha * n + const, and Bradley-Terry on r is the line above. A longer winner then has less left to
-    learn from: the gradient's weight falls with n_w - n_l.
+    The sign: maximising E[r - alpha * n] - beta * KL gives pi = pi_ref * exp((r - alpha * n) / beta) / Z, hence r =
+    beta * rho + alpha * n + const, and Bradley-Terry on r is the line above. A longer winner then has less to learn
+    from: the gradient's weight falls with n_w - n_l.
 
     Value at policy = reference: log(1 + exp(-alpha * (n_w - n_l))), log 2 at equal lengths.
 
     Identities: r_dpo(alpha=0.0) = dpo.
 
-    Differences: several tables and codes print a minus, which rewards length instead.
+    Differences: several papers and implementations have a minus, which rewards length instead.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.19159"
@@ -35,7 +35,7 @@ class RDPO:
     audit: ClassVar[Audit] = Audit.DERIVED
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
-    alpha: float = 0.05  # price, in reward per token; useful range 0 (which is `dpo`) to 0.1
+    alpha: float = 0.05  # penalty, in reward per token; useful range 0 (which is `dpo`) to 0.1
 
     def __post_init__(self) -> None:
         require(self, beta=0 < self.beta < math.inf, alpha=0 <= self.alpha < math.inf)

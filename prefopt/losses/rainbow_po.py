@@ -15,7 +15,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class RainbowPO:
-    r"""Length normalisation, a margin mixed from the reference and a constant, and Mallows-DPO's dispersion.
+    r"""SimPO with a margin mixed from the reference and a constant, and Mallows-DPO's dispersion.
 
     L = -log sigmoid(beta * phi * (d - alpha * d_ref - (1 - alpha) * gamma))
     d = log pi(y_w|x)/n_w - log pi(y_l|x)/n_l;   phi as in `mallows_dpo`
@@ -25,7 +25,7 @@ class RainbowPO:
     Identities: rainbow_po(alpha=0) where phi = 1 = simpo.
 
     Differences: rests on secondary sources; defaults are not verified. alpha = 0 and phi = 1 is `simpo`. The paper's
-    rejection sampling is a matter of data, its likelihood term is `mix` with `sft`.
+    rejection sampling concerns the data; its likelihood term is `mix` with `sft`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04203"

@@ -19,8 +19,8 @@ class RePO:
 
     Value at policy = reference: none, it has no reference.
 
-    Differences: none from the paper. gamma is in nats/token, so it compares with SimPO's gamma_beta_ratio. The paper
-    has 0.6 for Llama-3 and 0.4 for Mistral and Gemma.
+    Differences: none from the paper. gamma is in nats/token, comparable with SimPO's gamma_beta_ratio. The paper uses
+    0.6 for Llama-3 and 0.4 for Mistral and Gemma.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.07426"

@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class REBEL:
-    r"""Least squares from the difference of log-ratios to the difference of scores.
+    r"""Regression of the difference of log-ratios on the difference of scores.
 
     L = ((rho_w - rho_l) / eta - (s_w - s_l))^2,   rho = log pi(y|x) - log pi_ref(y|x)
 
@@ -22,8 +22,8 @@ class REBEL:
     Identities: rebel(eta=0.5) = distill_dpo(beta=2.0); rebel and distill_dpo at scale 1, target 1/(2 tau) =
     ipo_sum(tau).
 
-    Differences: the paper's pi_ref is the policy of the last iteration and its pairs are samples of it, which is a
-    matter of data. The authors' code minimises eta^2 times this. eta is set by task; 1 is a place to start.
+    Differences: in the paper, pi_ref is the policy of the last iteration and the pairs are samples from it, which
+    concerns the data. The authors' code minimises eta^2 times this loss. eta depends on the task; start with 1.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"

@@ -1,4 +1,4 @@
-"""Losses by name: the built-in menu, and the entry points (group `prefopt.losses`) of installed packages."""
+"""Finds losses by name: the built-in menu, and entry points (group `prefopt.losses`) of installed packages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def names() -> list[str]:
-    """Every loss that can be named here, built-in first, each group in alphabetical order."""
+    """List every known loss, built-in ones first, each group in alphabetical order."""
     return sorted(MENU) + sorted(_outside())
 
 
 def loss_class(name: str) -> type[Any]:
-    """The plugin class of a name.
+    """Return the plugin class of a name.
 
     Raises:
         UserError: an unknown name (with the nearest ones), or an outside package whose plugin cannot be used.
@@ -36,7 +36,7 @@ def loss_class(name: str) -> type[Any]:
 
 
 def load(name: str, /, **hyperparameters: Any) -> Loss:
-    """An instance of the loss `name`: `load("simpo", beta=2.5)`.
+    """Instantiate the loss `name`: `load("simpo", beta=2.5)`.
 
     Raises:
         UserError: an unknown name or hyper-parameter, or a value that the plugin refuses.
@@ -57,7 +57,7 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
 def _outside() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if not NAME.fullmatch(point.name):  # it becomes part of folders' names
+        if not NAME.fullmatch(point.name):  # it becomes part of folder names
             raise UserError(
                 f"package {package(point)} registers a loss {point.name!r}: a name has letters, digits and _, and "
                 "begins with a letter; uninstall it"

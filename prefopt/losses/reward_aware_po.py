@@ -24,7 +24,7 @@ class Distance(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardAwarePO:
-    r"""Distance of the implicit reward margin to the scaled difference of scores.
+    r"""Distance between the implicit reward margin and the scaled difference of scores.
 
     L = D(beta * (rho_w - rho_l), eta * (s_w - s_l)),   rho = log pi(y|x) - log pi_ref(y|x)     (Sec. 2, Table 1)
 

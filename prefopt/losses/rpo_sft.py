@@ -23,7 +23,7 @@ class RPOSFT:
     Identities: rpo_sft(eta=0.0, beta=0.3) = dpo(beta=0.3).
 
     Differences: this is the authors' first script, with the factor beta and a sum; their second one has no beta and a
-    mean per token, which is `irpo` with alpha = eta (0.2 there, beta 0.5).
+    mean per token: `irpo` with alpha = eta (there 0.2, with beta 0.5).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16436"

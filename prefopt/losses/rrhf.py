@@ -22,8 +22,8 @@ class RRHF:
 
     Identities: rrhf on two completions less the likelihood of the best = re_po(gamma=0).
 
-    Differences: lambda stands at the ranking term (the paper's total has weight 1). The likelihood is summed, as in
-    the paper. Each pair counts once.
+    Differences: lambda weights the ranking term (in the paper its weight is 1). The likelihood is summed, as in the
+    paper. Each pair counts once.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2304.05302"

@@ -16,17 +16,18 @@ from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, Sea
 
 @dataclass(frozen=True, kw_only=True)
 class SamPO:
-    r"""DPO with the longer side's tokens down-sampled to the shorter side's number.
+    r"""DPO with the longer side's tokens down-sampled to the length of the shorter side.
 
-    L = -log sigmoid(beta * (sum over S_w of rho_t - sum over S_l of rho_t)),   |S_w| = |S_l| = min(n_w, n_l)
-    rho_t = log pi(y_t|...) - log pi_ref(y_t|...);   S is drawn evenly without replacement
+    L = -log sigmoid(beta * (sum over S_w of rho_t - sum over S_l of rho_t)), |S_w| = |S_l| = min(n_w, n_l) rho_t = log
+    pi(y_t|...) - log pi_ref(y_t|...); S is drawn uniformly without replacement
 
     Value at policy = reference: log 2.
 
     Identities: sam_po at equal lengths = dpo.
 
-    Differences: positions are drawn once for policy and reference (the authors' code draws them apart, so that even
-    policy = reference is noise around log 2), and depend on the record's id alone, so each epoch has the same.
+    Differences: policy and reference share the drawn positions (the authors' code draws them separately, so that even
+    at policy = reference the loss is noise around log 2). The draw depends on the record's id alone, so it is the same
+    in each epoch.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10957"
@@ -56,7 +57,7 @@ class SamPO:
 
 
 def _sampled(side: Logps, ids: Tensor, count: Tensor, salt: int) -> Tensor:
-    """(B,) log-ratio over `count` positions: those whose draws are smallest."""
+    """(B,) log-ratio summed over the `count` positions with the smallest draws."""
     ratio = side.per_token - side.ref_per_token
     draws = uniform(ids.unsqueeze(-1), torch.arange(ratio.shape[-1]), salt).to(ratio.device)
     place = draws.masked_fill(~side.mask, math.inf).argsort(-1).argsort(-1)

@@ -36,7 +36,7 @@ class SFT:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTTokenMean:
-    r"""Negative log-likelihood averaged over all tokens of the global batch: a long demonstration weighs more.
+    r"""Negative log-likelihood averaged over all tokens of the global batch, so that longer demonstrations weigh more.
 
     L_i = -log pi(y_i|x_i) * B / sum_j |y_j|, whose mean over the B demonstrations is the mean over tokens
 
@@ -44,7 +44,7 @@ class SFTTokenMean:
 
     Identities: sft_token_mean at equal lengths = sft.
 
-    Differences: this is TRL's loss, but over the global batch whatever the micro-batches and processes.
+    Differences: this is TRL's loss, over the global batch whatever the micro-batches and processes.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"

@@ -21,8 +21,8 @@ class SimNPO:
 
     Identities: simnpo at lengths 1 = npo with a zero reference.
 
-    Differences: gamma is absolute and 0 by default, as in the authors' code. Texts to forget are the rejected sides;
-    chosen ones are not used. Its retain loss is `mix` with `sft`.
+    Differences: gamma is absolute and 0 by default, as in the authors' code. The texts to forget are the rejected
+    sides; the chosen sides are not used. Its retain loss is `mix` with `sft`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.07163"

@@ -16,8 +16,8 @@ class SimPER:
 
     Value at policy = reference: none, it has no reference.
 
-    Differences: none from the paper. The gradient on a side is its p / n: it fades where p is small, so start from an
-    SFT model.
+    Differences: none from the paper. The gradient on a side is its p / n: it vanishes where p is small, so start from
+    an SFT model.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00883"

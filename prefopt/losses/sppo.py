@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, S
 
 @dataclass(frozen=True, kw_only=True)
 class SPPO:
-    r"""Squared distance of each log-ratio to the win rate it should show, with hard labels: chosen always wins.
+    r"""Regression of each log-ratio on its win rate, with hard labels: the chosen side always wins.
 
     L = (rho_w - 1/(2 beta))^2 + (rho_l + 1/(2 beta))^2,   rho = log pi(y|x) - log pi_ref(y|x)     (Eq. 4.7 at P = 1)
 
@@ -23,7 +23,7 @@ class SPPO:
     Identities: sppo = 2 (cal_dpo - dpo(beta=1)).
 
     Differences: none from TRL (`loss_type="sppo_hard"`). The authors' code halves it in one of its forms. The paper
-    estimates win rates with a model (`sppo_soft`) and samples anew in each iteration, which is a matter of data.
+    estimates win rates with a model (`sppo_soft`) and draws new samples in each iteration, which concerns the data.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"

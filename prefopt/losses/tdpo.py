@@ -14,7 +14,7 @@ from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, Sea
 
 @dataclass(frozen=True, kw_only=True)
 class TDPO1:
-    r"""DPO with the difference of the two sides' sequential KL taken off the margin.
+    r"""DPO with the difference of the two sides' sequential KL subtracted from the margin.
 
     L = -log sigmoid(beta * (rho_w - rho_l - (K_l - K_w))),   rho = log pi(y|x) - log pi_ref(y|x)
     K = sum_t KL(pi_ref(.|y_<t) || pi(.|y_<t)), with gradient
@@ -46,7 +46,7 @@ class TDPO1:
 
 @dataclass(frozen=True, kw_only=True)
 class TDPO2:
-    r"""TDPO with the chosen side's KL held still and the correction weighted.
+    r"""TDPO with a weighted correction and no gradient through the chosen side's KL.
 
     L = -log sigmoid(beta * (rho_w - rho_l - alpha * (K_l - sg[K_w]))),   rho = log pi(y|x) - log pi_ref(y|x)
     K = sum_t KL(pi_ref(.|y_<t) || pi(.|y_<t)); sg: without gradient

@@ -15,7 +15,7 @@ from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, S
 
 @dataclass(frozen=True, kw_only=True)
 class TPO:
-    r"""A pair without a reference, plus the likelihood of a third, gold completion.
+    r"""Reference-free loss on a pair, plus the likelihood of a third, gold completion.
 
     L = -log sigmoid(beta * (log pi(y_w|x) - log pi(y_l|x))) - alpha * log pi(y_gold|x) / n_gold
 
@@ -23,7 +23,7 @@ class TPO:
 
     Identities: tpo(alpha=0) = cpo(alpha=0).
 
-    Differences: from a list of at least 3, gold is the best-scored, y_w the second, y_l the worst. TRL
+    Differences: in a list of at least 3, gold is the best-scored completion, y_w the second, y_l the worst. TRL
     (`TPOTrainer`) takes the likelihood's mean over all gold tokens of the micro-batch.
     """
 

@@ -13,7 +13,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 
 @dataclass(frozen=True, kw_only=True)
 class TRDPO:
-    r"""DPO whose reference follows the policy.
+    r"""DPO with a reference that follows the policy.
 
     L = -log sigmoid(beta * (rho_w - rho_l)),   every tau steps: pi_ref <- alpha * pi + (1 - alpha) * pi_ref
 

@@ -10,7 +10,7 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, S
 
 @dataclass(frozen=True, kw_only=True)
 class Unlikelihood:
-    r"""Likelihood of the chosen side up, of the rejected side down.
+    r"""Raises the likelihood of the chosen side and lowers that of the rejected side.
 
     L = -log pi(y_w|x) + alpha * log pi(y_l|x)     (Sec. 6, baselines)
 
@@ -19,7 +19,7 @@ class Unlikelihood:
     Identities: unlikelihood(alpha=0) = n sft.
 
     Differences: not the token form -sum_t log(1 - p_t) of Welleck et al. (1908.04319). Unbounded below: the rejected
-    side can fall for ever. alpha in [0, 1] as in the paper, whose value is not stated.
+    side can fall without limit. alpha in [0, 1] as in the paper, whose value is not stated.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"

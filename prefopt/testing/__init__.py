@@ -1,4 +1,4 @@
-"""The conformance kit for losses: evaluate one by hand, and check one as the built-in ones are checked."""
+"""Conformance kit for losses: evaluates a loss on given numbers, and checks it as built-in losses are checked."""
 
 from prefopt.testing.kit import Check, check_loss, example
 from prefopt.testing.numbers import evaluate

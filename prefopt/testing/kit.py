@@ -1,4 +1,4 @@
-"""The checks that every loss must pass, built-in or not. `check_loss(MyLoss())` runs them all."""
+"""Runs the checks that every loss must pass, built-in or not: `check_loss(MyLoss())`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.plugin import Loss
-from prefopt.testing import calculus, metadata_checks, needs_checks
+from prefopt.testing import metadata_checks, needs_checks, value_checks
 
 Failures = list[str]
 
@@ -26,22 +26,23 @@ class Check:
 CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "metadata": metadata_checks.metadata,
     "hyperparameters": metadata_checks.hyperparameters,
-    "runs": calculus.runs,
-    "value at reference": calculus.value_at_reference,
-    "direction": calculus.direction,
-    "gradient": calculus.gradient,
-    "extremes": calculus.extremes,
+    "runs": value_checks.runs,
+    "value at reference": value_checks.value_at_reference,
+    "direction": value_checks.direction,
+    "gradient": value_checks.gradient,
+    "extremes": value_checks.extremes,
     "needs": needs_checks.needs,
+    "ranking": needs_checks.ranking,
     "batch laws": needs_checks.batch_laws,
     "state": needs_checks.state,
 }
 
 
 def check_loss(loss: Loss) -> list[Check]:
-    """Every check of the kit on one loss; a check that raises has failed.
+    """Run every check of the kit on a loss; a check that raises has failed.
 
     A plugin may declare `exceptions: ClassVar[dict[str, str]]`, from the name of a check to the reason why the loss
-    does not pass it. Such a check must then fail: a reason that no longer holds is itself reported.
+    does not pass it. That check must then fail: an exception that is no longer needed is reported.
     """
     results = [_run(name, check, loss) for name, check in CHECKS.items()]
     exceptions: dict[str, str] = getattr(loss, "exceptions", {})
@@ -52,7 +53,7 @@ def check_loss(loss: Loss) -> list[Check]:
 
 
 def example(cls: type[Any]) -> Any:
-    """An instance of a plugin class: its defaults, and 2 for every hyper-parameter that has none."""
+    """Instantiate a plugin class with its defaults, and 2 for every hyper-parameter without one."""
     required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     hints = typing.get_type_hints(cls)
     return cls(**{name: hints[name](2) for name in required})

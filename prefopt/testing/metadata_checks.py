@@ -1,4 +1,4 @@
-"""Checks of what a plugin says of itself: its docstring, and its hyper-parameters."""
+"""Checks a plugin's docstring and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def hyperparameters(loss: Loss) -> Failures:
 
 
 def _settings_act(loss: Loss) -> Failures:
-    """A hyper-parameter that changes nothing is an option accepted and ignored."""
+    """Check that every hyper-parameter changes something: none is accepted and ignored."""
     data = loss.needs.data
     batches = [samples.random_numbers(data, seed=seed) for seed in (0, 1)] + [samples.extreme_numbers(data)]
     batches = [samples.declared(loss.needs, numbers) for numbers in batches]
@@ -62,7 +62,7 @@ def _settings_act(loss: Loss) -> Failures:
         value = getattr(loss, field.name)
         others = _other_values(value)
         if not others:
-            continue  # tables act by parts
+            continue  # tables act through their entries
         pairs = [(base, _replaced(base, field.name, other)) for base in bases for other in others]
         if not any(_differ(base, changed, batches) for base, changed in pairs if base is not None):
             failures.append(f"{field.name} changes nothing: {value!r} and {others} give the same")

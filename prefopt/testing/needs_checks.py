@@ -1,4 +1,4 @@
-"""Checks of whether declared needs are true: each is used, no other is, and batches and states obey their laws."""
+"""Checks that declared needs are used and no others, and that batches and states obey their laws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from prefopt.plugin import Data, Loss, Needs, State
+from prefopt.plugin import Data, Loss, Needs, Ranking, State, traits
 from prefopt.testing import samples
 from prefopt.testing.numbers import SIDES, Numbers, build, call, value_of
 
@@ -16,7 +16,7 @@ SEEDS = range(5)
 
 
 def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
-    """For each need: the same batch with only what that need covers changed."""
+    """For each need, a function that changes only what that need covers."""
     length_names = [lengths for side, lengths in SIDES[data] if side != "mismatched"]
 
     def reference(name: str) -> bool:
@@ -31,7 +31,7 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         return longer
 
     def tokens(numbers: Numbers, seed: int) -> Numbers:
-        """Moves log-prob between the tokens of a completion, its sum unchanged."""
+        """Move log-prob between the tokens of a completion, without changing its sum."""
         generator = torch.Generator().manual_seed(seed)
         moved = dict(numbers)
         for name in numbers:
@@ -73,13 +73,13 @@ def _declared_flags(needs: Needs) -> dict[str, bool]:
 
 
 def needs(loss: Loss) -> Failures:
-    """A declared need is used: the value moves when it is perturbed. One that is not declared is not used."""
+    """Check that the value depends on each declared need, and on nothing else."""
     failures = []
     flags = _declared_flags(loss.needs)
     for need, perturb in _perturbations(loss.needs.data).items():
         moved = False
         for seed in SEEDS:
-            # Everything is there, so that a plugin that reads what it did not declare is seen reading it.
+            # All numbers are present, so that reading an undeclared one shows.
             full = samples.random_numbers(loss.needs.data, seed=seed)
             before, after = value_of(loss, full), value_of(loss, perturb(full, seed))
             moved |= not torch.allclose(before, after, rtol=1e-9, atol=1e-12)
@@ -101,8 +101,42 @@ def _marker_needs(loss: Loss) -> Failures:
     return failures
 
 
+def ranking(loss: Loss) -> Failures:
+    """Check that a pointwise loss on pairs or lists is a sum of terms of single completions, and no other is."""
+    data, declared = loss.needs.data, traits(loss).ranking
+    if data not in (Data.PAIRS, Data.LISTS):
+        return []
+    compares = any(_interaction(loss, seed) for seed in SEEDS)
+    if compares and declared is Ranking.POINTWISE:
+        return ["ranking is pointwise, but the value compares completions"]
+    if not compares and declared is not Ranking.POINTWISE:
+        return [f"no term compares completions: declare `ranking` as pointwise, not {declared.value}"]
+    return []
+
+
+def _interaction(loss: Loss, seed: int) -> bool:
+    """Whether moving two completions together changes the value by more than moving each of them."""
+    numbers = samples.random_numbers(loss.needs.data, seed=seed)
+    value = {both: value_of(loss, _lowered(numbers, both)) for both in ((), (0,), (1,), (0, 1))}
+    difference = value[0, 1] - value[0,] - value[1,] + value[()]
+    return bool((difference.abs() > 1e-9 * (1 + value[0, 1].abs())).any())
+
+
+def _lowered(numbers: Numbers, places: tuple[int, ...]) -> Numbers:
+    """Lower the policy's log-probs of the first (chosen) or the second (rejected) completion, or of both."""
+    lowered = dict(numbers)
+    for place in places:
+        side = "completions" if "completions" in numbers else ("chosen", "rejected")[place]
+        for name in (side, f"{side}_token"):
+            less = lowered[name].clone()
+            part = less[:, place] if side == "completions" else less
+            part -= 7.0 * (part != 0)
+            lowered[name] = less
+    return lowered
+
+
 def batch_laws(loss: Loss) -> Failures:
-    """Order and padding change no value; neither does a split, unless the loss is coupled, and then one does."""
+    """Check that order and padding change no value, and that a split does exactly where the loss is coupled."""
     failures, depends = [], False
     for seed in SEEDS:
         full = samples.random_numbers(loss.needs.data, seed=seed)
@@ -138,7 +172,7 @@ def state(loss: Loss) -> Failures:
         numbers = samples.declared(loss.needs, samples.random_numbers(loss.needs.data, seed=seed))
         output = call(loss, build(loss.needs, numbers), states[-1] if states else start)
         if output.state is None or set(output.state) != set(start):
-            return [f"the new state must have the names {sorted(start)}"]
+            return [f"the new state must have the keys {sorted(start)}"]
         if any(value.requires_grad for value in output.state.values()):
             failures.append("the state must be detached")
         states.append(output.state)

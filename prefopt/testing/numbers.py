@@ -1,16 +1,16 @@
-"""Batches from named numbers: the one way by which the kit, the tests and a person at a prompt feed a loss by hand.
+"""Builds batches from named numbers, for the kit, the tests and interactive use.
 
 Names by shape of data (B examples, K completions, T tokens; every `ref_` name is the reference's figure):
 
     pairs           chosen rejected ref_chosen ref_rejected         (B,) log-probs, nats
                     chosen_num_tokens rejected_num_tokens           (B,) tokens
                     chosen_score rejected_score                     (B,)
-                    chosen_token ref_chosen_token ...               (B, T) per token, nats, ragged lists welcome
+                    chosen_token ref_chosen_token ...               (B, T) per token, nats; may be ragged
                     chosen_log_sum_sq chosen_ref_entropy chosen_kl  (B, T), and the same for rejected
     unpaired        completion ref_completion num_tokens desirable mismatched ref_mismatched mismatched_num_tokens
-    lists           completions ref_completions num_tokens scores   (B, K), ragged lists welcome
+    lists           completions ref_completions num_tokens scores   (B, K); may be ragged
     demonstrations  chosen ref_chosen chosen_num_tokens chosen_token ref_chosen_token
-    any             ids                                             (B,) ints, 0 to B - 1 where left out
+    any             ids                                             (B,) ints; by default 0 to B - 1
 
 Sums and lengths follow from per-token lists where those are given.
 """
@@ -52,17 +52,17 @@ _INTEGERS = ("num_tokens", "ids")
 
 
 def evaluate(loss: Loss, /, **numbers: Any) -> list[float]:
-    """The values of a loss on plain numbers, in float64: one per example.
+    """Evaluate a loss on plain numbers in float64: one value per example.
 
     >>> evaluate(load("dpo", beta=0.5), chosen=[-2.0], rejected=[-3.0], ref_chosen=[-2.0], ref_rejected=[-2.0])
     [0.47407...]
 
     Args:
         loss: any plugin. One with running state starts from its initial state, or from `state=`.
-        numbers: lists by the names above; only what the loss needs has to be given.
+        numbers: lists by the names above; only what the loss needs is required.
 
     Raises:
-        ValueError: a name that this shape of data does not have, or a number that the loss needs and was not given.
+        ValueError: a name that this shape of data does not have, or a missing number that the loss needs.
     """
     state = numbers.pop("state", None)
     tensors = {name: to_tensor(name, value) for name, value in numbers.items()}
@@ -97,7 +97,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
 
 
 def build(needs: Needs, numbers: Numbers) -> AnyLogps:
-    """The batch that a loss with these needs is called on. NaN in ragged lists marks what is past the end.
+    """Build the batch for a loss with these needs. NaN in ragged lists marks positions past the end.
 
     Raises:
         ValueError: as `evaluate`.
@@ -137,7 +137,7 @@ def build(needs: Needs, numbers: Numbers) -> AnyLogps:
 
 
 def names(data: Data) -> list[str]:
-    """Every name that numbers of this shape of data can have."""
+    """List every name that numbers of this shape of data can have."""
     found = []
     for side, lengths in SIDES[data]:
         found += [side, f"ref_{side}", lengths, f"ref_{side}_token", *(f"{side}_{name}" for name in _PER_TOKEN)]
@@ -146,7 +146,7 @@ def names(data: Data) -> list[str]:
 
 
 def map_batch(logps: Any, of: Callable[[Tensor], Tensor]) -> Any:
-    """The same batch with `of` applied to every tensor in it."""
+    """Apply `of` to every tensor of a batch."""
     if isinstance(logps, Tensor):
         return of(logps)
     if logps is None:
@@ -193,7 +193,7 @@ def _side(needs: Needs, numbers: Numbers, side: str) -> Logps:
 
 def _given(numbers: Numbers, name: str) -> Tensor:
     if name not in numbers:
-        raise ValueError(f"this loss needs {name}: give it as a list with one entry per example")
+        raise ValueError(f"this loss needs {name}: a list with one entry per example")
     return numbers[name]
 
 

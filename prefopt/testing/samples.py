@@ -1,4 +1,4 @@
-"""Random and extreme numbers for any shape of data, and the view of them that a loss with given needs is handed."""
+"""Random and extreme numbers for any shape of data, and what a loss with given needs sees of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPLETIONS = 4  # K of the lists below; one of them has only 3
 
 
 def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
-    """Numbers of every kind that this shape of data can have, float64: log-ratios of a few nats, lengths 1 to 6."""
+    """Draw every kind of number that this shape of data can have, in float64; lengths are 1 to 6."""
     generator = torch.Generator().manual_seed(seed)
     numbers: Named = {"ids": torch.arange(examples) * 7919 + seed}
     for index, (side, lengths) in enumerate(SIDES[data]):
@@ -54,7 +54,7 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
 
 
 def declared(needs: Needs, numbers: Numbers) -> Named:
-    """What the engine hands to a loss with these needs: sums and lengths always, the rest only where declared."""
+    """What the engine passes to a loss with these needs: sums and lengths always, the rest only where declared."""
     keep: Named = {}
     for name, value in numbers.items():
         reference, base = name.startswith("ref_"), name.removeprefix("ref_")
@@ -84,7 +84,7 @@ def leaves(needs: Needs, numbers: Numbers) -> list[str]:
 
 
 def at_reference(numbers: Numbers) -> Named:
-    """The same where policy = reference: log-probs are the reference's, and the KL is 0."""
+    """Set the policy to the reference: log-probs are the reference's, and the KL is 0."""
     same = dict(numbers)
     for name in numbers:
         if f"ref_{name}" in numbers:
@@ -126,12 +126,12 @@ def extreme_numbers(data: Data) -> Named:
 
 
 def rows(numbers: Numbers, index: Tensor) -> Named:
-    """Some examples, in a given order."""
+    """Select examples, in a given order."""
     return {name: value[index] for name, value in numbers.items()}
 
 
 def padded(data: Data, numbers: Numbers) -> Named:
-    """The same examples with 3 more columns of padding: tokens, or absent completions of lists."""
+    """Add 3 columns of padding: tokens, or absent completions of lists."""
     wide = dict(numbers)
     for name, value in numbers.items():
         if value.ndim == 2:
@@ -140,7 +140,7 @@ def padded(data: Data, numbers: Numbers) -> Named:
 
 
 def perturbed(numbers: Numbers, which: Callable[[str], bool], seed: int) -> Named:
-    """The same with noise on some floating-point numbers, 0 kept where it marks what is past the end."""
+    """Add noise to some floating-point numbers; 0 stays, since it marks positions past the end."""
     generator = torch.Generator().manual_seed(seed)
     noisy = dict(numbers)
     for name, value in numbers.items():
@@ -151,5 +151,5 @@ def perturbed(numbers: Numbers, which: Callable[[str], bool], seed: int) -> Name
 
 
 def cast(numbers: Numbers, dtype: torch.dtype) -> Named:
-    """Floating-point numbers in another precision."""
+    """Convert floating-point numbers to another precision."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in numbers.items()}

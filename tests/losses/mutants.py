@@ -22,13 +22,25 @@ from prefopt.losses import (
     SFT,
     WPO,
     AlphaDPO,
+    BCOPair,
     LiPO,
     MinorDPO,
     RobustDPO,
     SimPO,
 )
 from prefopt.losses._lists import better_pairs
-from prefopt.plugin import Data, DemoLogps, ListLogps, LossOutput, Needs, PairLogps, State, UnpairedLogps, require
+from prefopt.plugin import (
+    Data,
+    DemoLogps,
+    ListLogps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    State,
+    UnpairedLogps,
+    require,
+)
 
 mutant = dataclass(frozen=True, kw_only=True)
 
@@ -257,6 +269,20 @@ class FalselyCoupledDPO(DPO):
     """Coupling declared, and none there."""
 
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
+
+
+@mutant
+class FalselyPointwiseDPO(DPO):
+    """A comparison of two completions declared as two judgements."""
+
+    ranking: ClassVar[Ranking] = Ranking.POINTWISE
+
+
+@mutant
+class FalselyPairwiseBCO(BCOPair):
+    """Two judgements declared as a comparison."""
+
+    ranking: ClassVar[Ranking] = Ranking.PAIRWISE
 
 
 @mutant

@@ -34,6 +34,8 @@ CAUGHT_BY_THE_KIT = [
     (mutants.OverflowingDPO, "extremes", "not finite"),
     (mutants.HeadOfBatchDPO, "batch laws", "declare `coupled`"),
     (mutants.FalselyCoupledDPO, "batch laws", "coupled is declared, but"),
+    (mutants.FalselyPointwiseDPO, "ranking", "the value compares completions"),
+    (mutants.FalselyPairwiseBCO, "ranking", "declare `ranking` as pointwise"),
     (mutants.SecretLengthDPO, "needs", "lengths is not declared, but"),
     (mutants.HalfGradientDPO, "gradient", "by differences"),
     (mutants.UncheckedDPO, "hyperparameters", "beta=nan is not refused"),

@@ -1,4 +1,4 @@
-"""Checks of what a plugin computes: shapes, values, gradients, extremes."""
+"""Checks what a plugin computes: shapes, values, gradients, extremes."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def value_at_reference(loss: Loss) -> Failures:
 
 
 def direction(loss: Loss) -> Failures:
-    """At step 0 (anywhere, without a reference) the loss falls, weakly, where the better side rises or the worse one
-    falls."""
+    """Check that at step 0 (anywhere, without a reference) the loss does not rise where the better side rises or the
+    worse one falls.
+    """
     moved = False
     for seed in SEEDS:
         full = samples.random_numbers(loss.needs.data, seed=seed)
@@ -100,7 +101,7 @@ def direction(loss: Loss) -> Failures:
 
 
 def _wanted_sign(needs: Needs, numbers: Numbers, name: str) -> Tensor | None:
-    """The sign that the gradient on `name` must not contradict, 0 where either is right; None for no opinion."""
+    """The sign that the gradient on `name` must not contradict, 0 where either is right; None for any."""
     like = numbers[name]
     if name.endswith("_kl"):
         return None
@@ -126,7 +127,7 @@ def _gradients(loss: Loss, numbers: Numbers, weights: Tensor | None = None) -> d
 
 
 class _Replay(TorchFunctionMode):
-    """Records what `detach` returns, then gives the same back: a stop-gradient is a constant, also to a difference."""
+    """Records what `detach` returns, then replays it, so that stop-gradients are constant under finite differences."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class _Replay(TorchFunctionMode):
 
 
 def gradient(loss: Loss) -> Failures:
-    """Autograd against central differences in float64, stop-gradients held at their value."""
+    """Compare autograd with central differences in float64, with stop-gradients held constant."""
     failures = []
     for seed in (0, 1):
         numbers = samples.declared(loss.needs, samples.random_numbers(loss.needs.data, seed=seed, examples=4))
@@ -171,14 +172,14 @@ def gradient(loss: Loss) -> Failures:
 
 
 class _Live(TorchFunctionMode):
-    """Lets gradients through `detach`, to measure how sensitive a value is to its inputs by any way."""
+    """Lets gradients through `detach`, to measure the full sensitivity of a value to its inputs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func is Tensor.detach else func(*args, **(kwargs or {}))
 
 
 def extremes(loss: Loss) -> Failures:
-    """Log-ratios of +-1e4, probabilities of 1, length 1: finite, and as exact as the precision of the inputs allows."""
+    """Check log-ratios of +-1e4, probabilities of 1 and length 1: finite, and as exact as the inputs allow."""
     failures = []
     numbers = samples.declared(loss.needs, samples.extreme_numbers(loss.needs.data))
     for dtype in (torch.float32, torch.bfloat16):
@@ -192,7 +193,7 @@ def extremes(loss: Loss) -> Failures:
         bad = [name for name, g in gradients.items() if not g.isfinite().all()]
         if bad:
             failures.append(f"{dtype}: gradient on {', '.join(bad)} is not finite")
-        if loss.needs.coupled:  # which example a share of the value falls to may hang on a rounded tie
+        if loss.needs.coupled:  # a rounded tie may decide which example gets a share of the value
             value, exact, sensitivity = (x.mean().unsqueeze(0) for x in (value, exact, sensitivity))
         allowed = 4 * torch.finfo(dtype).eps * (exact.abs() + sensitivity + 1)
         wrong = ((value - exact).abs() > allowed).nonzero().squeeze(-1).tolist()
@@ -205,7 +206,7 @@ def extremes(loss: Loss) -> Failures:
 
 
 def _sensitivity(loss: Loss, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    """(B,) the values, and sum over inputs x of |x| |d value/dx|: what a relative error of 1 in the inputs would do."""
+    """(B,) the values, and the sum over inputs x of |x| |d value/dx|: their relative sensitivity."""
     floating = [n for n, v in numbers.items() if v.is_floating_point()]
     tracked = dict(numbers) | {n: numbers[n].clone().requires_grad_() for n in floating}
     with _Live():
