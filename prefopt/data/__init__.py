@@ -1,4 +1,4 @@
-"""From files of preferences to token records: schema -> records -> view -> tokens."""
+"""Turns files of preferences into token records: file → schema → record → view → tokens."""
 
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare

@@ -1,4 +1,4 @@
-"""The settings of the Hydra group `data`, and the only home of their defaults."""
+"""Holds the settings of the Hydra group `data` and their defaults."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHOICES = {
 
 @dataclass(kw_only=True)
 class Source:
-    """One set of a mixture; what is not said here is taken from the mixture's own settings."""
+    """One data set of a mixture."""
 
     path: str = MISSING  # file, folder or hub name
-    weight: float = 1.0  # how often an epoch goes over it: 1 once, 0.5 half of it, 2 twice
+    weight: float = 1.0  # passes per epoch: 1 all of it, 0.5 half of it, 2 all of it twice
     schema: str = "auto"
     fields: dict[str, str] = field(default_factory=dict)
     split: str | None = None
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which data, in which shape, in how many tokens.
+    """The data to train on, its shape, and its length in tokens.
 
     `path` is a file (.json, .jsonl, .parquet, .csv, .arrow, each also .gz or .zst), a folder of such files or one that
     `datasets` saved, or a name on the hub. Instead of it, `mixture` gives several weighted sources.
@@ -40,17 +40,17 @@ class DataConfig:
     path: str | None = None
     world: dict[str, Any] = field(default_factory=dict)  # path=world: knobs of `prefopt.worlds.review.ReviewWorld`
     mixture: list[Source] = field(default_factory=list)
-    schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or recognised from the columns
+    schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or auto: recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations
-    streaming: bool = False  # hub sets: read over the network row by row, for what does not fit on the disk
-    max_records: int | None = None  # the first so many records
+    streaming: bool = False  # hub sets: read row by row over the network instead of downloading the set
+    max_records: int | None = None  # use only the first records
 
     eval_path: str | None = None  # held-out records from another file
     eval_split: str | None = None  # held-out records from another split of the same set
-    eval_records: int = 0  # or held out from `path`, whole prompts at a time
-    eval_fraction: float = 0.0  # or this share of the records
+    eval_records: int = 0  # records to hold out of `path`, whole prompts at a time
+    eval_fraction: float = 0.0  # share of the records to hold out
 
     pairs_from: str | None = None  # best_worst | all | adjacent: how a pairs loss reads ranked lists
     ties: str = "drop"  # drop | keep (file order) | split (both orders, half the weight each)
@@ -58,7 +58,7 @@ class DataConfig:
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
     system: str = "keep"  # keep | merge (into the first user turn, for templates without system turns) | drop
-    max_length: int = 1024  # tokens of the prompt plus the longest completion
+    max_length: int = 1024  # tokens of the prompt and its longest completion
     truncation: str = "drop"  # drop the record | keep_end | keep_start of the prompt; completions are never cut
 
     num_proc: int | None = None  # processes for tokenization; None chooses by the number of records
@@ -90,7 +90,7 @@ class DataConfig:
             raise UserError(f"data.max_records={self.max_records} must be at least 1, or null for all")
 
     def held_out(self) -> DataConfig | None:
-        """The settings of the held-out set where it is a set of its own (`eval_path`, `eval_split`)."""
+        """The settings of a separate held-out set (`eval_path`, `eval_split`), or None."""
         if not (self.eval_path or self.eval_split):
             return None
         own: dict[str, Any] = {"eval_path": None, "eval_split": None, "max_records": None, "mixture": []}
@@ -99,7 +99,7 @@ class DataConfig:
         return replace(self, split=self.eval_split, **own)
 
     def sources(self) -> list[Source]:
-        """The sets to read: the mixture's, or the one of `path`."""
+        """The sources to read: those of the mixture, or `path` alone."""
         if not self.mixture:
             return [Source(path=str(self.path), schema=self.schema, fields=dict(self.fields),
                            split=self.split, subset=self.subset)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chat turns in the spellings that data sets use, turned into one."""
+"""Reads the fields of a row: texts, numbers, labels, and chat messages in every spelling that data sets use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
 def blank(text: str) -> bool:
-    """Whether a reader would see nothing."""
+    """Whether a text has no visible character."""
     return not text.translate(INVISIBLE).strip()
 
 
 def string(value: Any, name: str) -> str:
-    """A text field as it is; RowError where it is absent, of another type, or not valid Unicode."""
+    """A text field, unchanged; RowError if it is absent, of another type, or not valid Unicode."""
     if value is None:
         raise RowError(
             "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
@@ -38,18 +38,18 @@ def string(value: Any, name: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            "bad_unicode", f"{name!r} has a lone surrogate at character {error.start}; mend the file's encoding"
+            "bad_unicode", f"{name!r} has a lone surrogate at character {error.start}; fix the file's encoding"
         ) from None
     return value
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, however long or deep it is, for a message."""
+    """The beginning of a value of any size, for a message."""
     return f"{reprlib.repr(value):.40}"
 
 
 def plain(value: float) -> str:
-    """A number as people write labels: 1 for 1.0; what no float can hold is none of them."""
+    """A number as labels are written: 1 for 1.0."""
     try:
         return f"{value:g}"
     except OverflowError:
@@ -57,7 +57,7 @@ def plain(value: float) -> str:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number, also in a string (as CSV files have it); booleans are refused."""
+    """A finite number, also as a string (as in CSV files), but not a boolean."""
     if value is None:
         raise RowError("missing_field", f"no {name!r} in this row")
     if isinstance(value, str):
@@ -139,7 +139,7 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
 
 
 def messages(value: Any, name: str) -> tuple[Message, ...]:
-    """A non-empty list of turns; a list in a JSON string (as CSV files have it) is read too."""
+    """A non-empty list of turns; also a JSON list in a string (as in CSV files)."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -157,7 +157,7 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def first(value: Mapping[str, Any], *names: str) -> Any:
-    """The first of these fields that is there and not null."""
+    """The value of the first of these fields that is not null."""
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
@@ -166,8 +166,3 @@ def simple(turns: tuple[Message, ...]) -> Text:
     if len(turns) == 1 and turns[0]["role"] == "assistant" and not turns[0].get("tool_calls"):
         return turns[0]["content"]
     return turns
-
-
-def last_text(text: Text) -> str:
-    """What the last speaker says."""
-    return text if isinstance(text, str) else text[-1]["content"]

@@ -1,4 +1,4 @@
-"""The four ways to make a valid record. Every schema ends here, so that every rule about records has one home."""
+"""Makes valid records of the four kinds; the only place with rules about what a record may hold."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def content_hash(value: Any) -> str:
 def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirable: bool | None = None,
             scores: tuple[float, ...] | None = None, weight: float = 1.0) -> Record:  # fmt: skip
     if not prompt or (blank(prompt) if isinstance(prompt, str) else all(blank(turn["content"]) for turn in prompt)):
-        raise RowError("empty_prompt", "the prompt is empty or blank; a completion needs something that it answers")
+        raise RowError("empty_prompt", "the prompt is empty or blank; a completion needs a prompt to answer")
     for side, completion in zip(_sides(kind, len(completions)), completions, strict=True):
         if _nothing_said(completion):
             raise RowError("empty_completion", f"the {side} completion is empty or blank")
@@ -59,10 +59,10 @@ def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirabl
             raise RowError(
                 "other_speaker",
                 f"the {side} completion has turns of {', '.join(sorted(others))}: they would be trained on as the "
-                "assistant's; end the prompt behind them",
+                "assistant's; move them into the prompt",
             )
     if kind is Data.PAIRS and completions[0] == completions[1]:
-        raise RowError("identical_sides", "chosen and rejected are the same text: there is no preference to learn")
+        raise RowError("identical_sides", "chosen and rejected are the same text: they express no preference")
     content = [kind.value, prompt, completions, desirable, scores, weight]
     return Record(id=content_hash(content), kind=kind, prompt=prompt, completions=completions,
                   desirable=desirable, scores=scores, weight=weight)  # fmt: skip

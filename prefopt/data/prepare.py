@@ -1,4 +1,4 @@
-"""The whole way of the data: read, view, tokenize, hold out."""
+"""Prepares data for training: read, view, tokenize, hold out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RARE_LABEL = 0.2  # share of a label below which its weight matters
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What training gets.
+    """The data of a run.
 
     Attributes:
-        train, eval: token records; `eval` is None where nothing is held out.
-        rejections: every row and record that is not in them, with its reason.
+        train, eval: token records; `eval` is None if nothing is held out.
+        rejections: every row and record that is in neither, with its reason.
         counts: `rows`, `records`, `train`, `eval`, `truncated_prompts`, `rejected/REASON` for each reason.
         schema: the schema that was read.
-        warnings: what a person should know before training; the doctor says more.
+        warnings: what to know before training; `prefopt data check` reports more.
     """
 
     train: TokenTable
@@ -42,10 +42,10 @@ class Prepared:
 
 
 def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None) -> Prepared:
-    """Token records for a loss on `data`; one with a `control_text` is given single completions, each behind its text.
+    """Prepare token records for a loss on `data`; with `control_text`, single completions whose prompts end with it.
 
     Raises:
-        UserError: whatever `read`, `to_view` and `tokenize` refuse, and a set of which nothing is left.
+        UserError: see `read`, `to_view` and `tokenize`; or no record is left.
     """
     found = read(config)
     result, log, counts = _tokens(found, tokenizer, config, data, control_text)
@@ -72,16 +72,18 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tup
 
 
 def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
-    """The cheap part of the doctor.
+    """The checks of the doctor that cost nothing.
 
     Raises:
-        UserError: labels that are all the same, where the loss compares them.
+        UserError: all labels are the same, and the loss compares them.
     """
     found = []
     if len(train) < FEW_RECORDS:
         found.append(f"{len(train)} records: results from fewer than {FEW_RECORDS:,} are mostly noise")
     if rejected > len(train):
-        found.append(f"more rows were rejected ({rejected}) than kept ({len(train)}): `prefopt data check` says why")
+        found.append(
+            f"more rows were rejected ({rejected}) than kept ({len(train)}): `prefopt data check` lists the reasons"
+        )
     if data is Data.UNPAIRED and train.kind is Data.UNPAIRED:
         good = train.desirable_share()
         if good in (0.0, 1.0):
@@ -90,7 +92,7 @@ def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
                 f"every completion is labelled {which}: a loss on labels needs both (for good ones, loss=sft)"
             )
         if not RARE_LABEL <= good <= 1 - RARE_LABEL:
-            found.append(f"{good:.1%} of the completions are desirable: weigh the rarer label up, "
+            found.append(f"{good:.1%} of the completions are desirable: raise the weight of the rarer label, "
                          "`prefopt data check` prints the weights")  # fmt: skip
     return found
 
@@ -98,17 +100,17 @@ def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
 def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
     """(N,) bool: about `wanted` records, whole prompts at a time, drawn by the prompts alone.
 
-    The order of the records plays no part; a prompt that would overshoot is passed over for a later one.
+    The order of the records does not matter; a prompt with more records than are still wanted is skipped.
 
     Raises:
-        UserError: everything would be held out.
+        UserError: all records would be held out.
     """
     if wanted >= len(prompt_keys):
         raise UserError(f"cannot hold out {wanted} of {len(prompt_keys)} records: nothing would be left to train on")
     keys, inverse, sizes = np.unique(prompt_keys, return_inverse=True, return_counts=True)
     taken = np.zeros(len(keys), bool)
     room = wanted
-    for i in np.flatnonzero(sizes <= wanted):  # keys are hashes: their order is a fixed random one
+    for i in np.flatnonzero(sizes <= wanted):  # keys are hashes: a random order that never changes
         if sizes[i] <= room:
             taken[i] = True
             room -= sizes[i]
@@ -137,7 +139,7 @@ def _without_prompts_of(train: TokenTable, other: TokenTable) -> tuple[TokenTabl
     leaks = np.isin(train.prompt_keys(), other.prompt_keys())
     sources = train.table.column("source").take(train.rows[leaks]).to_pylist()
     rejections = [
-        Rejection(source=source, id=name, reason="prompt_held_out", detail="its prompt is among the held-out records")
+        Rejection(source=source, id=name, reason="prompt_held_out", detail="its prompt is held out")
         for source, name in zip(sources, train.select(np.flatnonzero(leaks)).ids(), strict=True)
     ]
     return train.select(np.flatnonzero(~leaks)), rejections

@@ -1,4 +1,4 @@
-"""From files to records."""
+"""Reads the sources of a configuration into records, and counts the rows that it rejects."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import Made, Schema
 from prefopt.errors import UserError
 
-SAMPLE_ROWS = 64  # looked at to recognise the schema
+SAMPLE_ROWS = 64  # from which the schema is recognised
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadResult:
-    """What `read` found.
+    """The records, and the rows that became none.
 
     Attributes:
-        records: in the order of the rows; they stay on disk until asked for.
-        rejections: the rows that became no record, each with its reason.
+        records: in the order of the rows, read from disk on access.
+        rejections: one for each rejected row.
         schema: the name of the schema (several joined by "+" for a mixture).
         counts: `rows`, `records`, and `rejected/REASON` for each reason.
     """
@@ -38,10 +38,10 @@ class ReadResult:
 
 
 def read(config: DataConfig) -> ReadResult:
-    """The records of `config.path` (or of the mixture).
+    """Read the records of `config.path`, or of the mixture.
 
     Raises:
-        UserError: no such file, an unknown format or schema, columns that are not there, or no row that is usable.
+        UserError: no such file, an unknown format or schema, missing columns, or no usable row.
     """
     config.check()
     sources = config.sources()
@@ -62,7 +62,7 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     rows = _counted(opened.rows, source, log)
     sample = list(islice(rows, SAMPLE_ROWS))
     if not sample:
-        raise UserError(f"{source.path} has no rows that can be read; {_worst(log)}")
+        raise UserError(f"{source.path} has no readable rows; {_worst(log)}")
     _check_fields(sample, source)
     schema = recognise([row for _, row in sample], source.path) if source.schema == "auto" else named(source.schema)
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
@@ -84,9 +84,9 @@ def _made(schema: Schema, row: Row) -> list[Made]:
     try:
         return schema.read(row)
     except RecursionError:
-        raise RowError("too_deep", "its values are nested too deeply to be read") from None
+        raise RowError("too_deep", "its values are nested too deeply") from None
     except UnicodeError:
-        raise RowError("bad_unicode", "a text in it has a lone surrogate; mend the file's encoding") from None
+        raise RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding") from None
 
 
 def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
@@ -99,7 +99,7 @@ def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
 
 
 def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:
-    """A record as often as its source's weight says; the fraction is drawn by its id, so it is the same anywhere."""
+    """Repeat a record by its source's weight; its id decides about the fraction, so every run draws the same."""
     times, fraction = divmod(weight, 1.0)
     times += int(record.id, 16) / 2**64 < fraction
     if not times:
@@ -113,7 +113,7 @@ def _check_fields(sample: list[tuple[str, Row]], source: Source) -> None:
         if all(row.get(name) is None for _, row in sample):
             there = sorted({key for _, row in sample for key in row} - set(source.fields))
             raise UserError(
-                f"data.fields maps {name!r} to {column!r}, which {source.path} does not have; it has {there}"
+                f"data.fields maps {name!r} to {column!r}, which is not in {source.path}; its columns are {there}"
             )
 
 
@@ -122,7 +122,7 @@ def _names(sources: list[Source]) -> str:
 
 
 def _worst(log: Log | Any) -> str:
-    """The most frequent reason, with its first example, for an error message."""
+    """The most frequent rejection with its first example, for an error message."""
     if not log.rejections:
         return "it is empty"
     first = max(log.rejections, key=lambda r: log.counts[f"rejected/{r.reason}"])

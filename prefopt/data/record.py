@@ -1,4 +1,4 @@
-"""The one record type: a prompt with K completions, whatever the method and whatever the schema it came from."""
+"""Defines `Record`: a prompt with K completions, the same for every method and schema."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Record:
     """One example as text.
 
     Attributes:
-        id: stable name, derived from the content, so that order and encoding of a file do not change it.
+        id: derived from the content, so that the order and the encoding of a file do not change it.
         kind: the shape of the record.
         prompt: plain text or chat turns (a system turn, if any, first).
         completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
         weight: factor of this record's loss.
-        source: where it came from, `file:row` with rows counted from 0, for messages.
+        source: `file:row`, rows counted from 0; for messages.
     """
 
     id: str
@@ -47,11 +47,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """A row that was not taken, and why: nothing is dropped silently."""
+    """A row or record that was dropped, and why."""
 
     source: str
     reason: str  # a short stable key, such as "empty_completion"
-    detail: str  # one sentence for a person, naming the remedy
+    detail: str  # one sentence that says what is wrong and what to do
     id: str = ""
 
 

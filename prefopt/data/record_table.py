@@ -1,4 +1,4 @@
-"""Records on disk: an Arrow file that is mapped, not loaded, and what was counted while it was written."""
+"""Keeps records on disk in a memory-mapped Arrow file, with the rejections and counts of their making."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ BATCH_ROWS = 512  # of one Arrow batch: small enough to hold in memory, whatever
 
 
 class RecordTable(Sequence[Record]):
-    """Records of an Arrow table, made when they are asked for.
+    """Records of an Arrow table, decoded on access.
 
     Attributes:
-        folder: where they are kept, its name says which they are; None for records that are in memory only.
-        repeats: row -> how many rows of the same content came before it.
+        folder: their folder, named by a digest of the content; None for records in memory.
+        repeats: row -> the number of earlier rows with the same content.
     """
 
     def __init__(self, table: pa.Table, *, repeats: dict[int, int], folder: Path | None = None) -> None:
@@ -72,17 +72,17 @@ class RecordTable(Sequence[Record]):
                 row += 1
 
     def kinds(self) -> set[Data]:
-        """The shapes that occur."""
+        """The kinds that occur."""
         return {Data(kind) for kind in pc.unique(self.table.column("kind")).to_pylist()}
 
     def ties(self) -> bool:
-        """Whether any record has equal scores on its first two completions."""
+        """Whether the first two completions of any record have equal scores."""
         scored = self.table.select(["scores"]).filter(pc.is_valid(self.table.column("scores"))).column("scores")
         return any(scores[0] == scores[1] for chunk in scored.chunks for scores in chunk.to_pylist())
 
 
 def decode(row: dict[str, Any], repeat: int) -> Record:
-    """The record of a row of the table that repeats `repeat` earlier ones."""
+    """The record of a row of the table with the content of `repeat` earlier rows."""
     return Record(
         id=f"{row['id']}-{repeat + 1}" if repeat else row["id"],
         kind=Data(row["kind"]),
@@ -97,7 +97,7 @@ def decode(row: dict[str, Any], repeat: int) -> Record:
 
 @dataclass
 class Log:
-    """What happens on the way besides records."""
+    """The rejections and counts of making records."""
 
     rejections: list[Rejection] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -110,7 +110,7 @@ class Log:
 
 
 def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder: str | None) -> tuple[RecordTable, Log]:
-    """The records that `make(log)` yields, from the cache where they are there already."""
+    """The records that `make(log)` yields, or yielded when the cache was filled."""
 
     def write(target: Path) -> None:
         log = Log()
@@ -131,16 +131,16 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
 
 @contextmanager
 def reading(place: Path) -> Iterator[None]:
-    """Names the folder of the cache that cannot be read: it was cut short, or altered.
+    """Turn any error of reading a folder of the cache into one that names it.
 
     Raises:
-        UserError: with the remedy.
+        UserError: the folder was truncated or altered.
     """
     try:
         yield
-    except Exception as error:  # pyarrow lets through what several libraries raise
-        raise UserError(f"the prepared data in {place} cannot be read ({first_line(error)[:200]}): delete that folder, "
-                        "it is made again") from error  # fmt: skip
+    except Exception as error:  # pyarrow passes on the exceptions of several libraries
+        raise UserError(f"the prepared data in {place} cannot be read ({first_line(error)[:200]}): delete that folder "
+                        "to make it again") from error  # fmt: skip
 
 
 def open_arrow(path: Path, schema: pa.Schema) -> pa.Table:
@@ -151,19 +151,19 @@ def open_arrow(path: Path, schema: pa.Schema) -> pa.Table:
     """
     table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     if not table.schema.equals(schema):
-        raise ValueError("its columns are others")
+        raise ValueError("it has other columns")
     table.validate()
     return table
 
 
 def data_cache(folder: str | None) -> Path:
-    """Where prepared data is kept."""
+    """The folder of prepared data."""
     return Path(folder) if folder else cache_dir() / "data"
 
 
 @cache
 def code_key() -> str:
-    """Changes when the code of this package does: a cache must not outlive the code that filled it."""
+    """The digest of this package's code: a cache must not outlive the code that filled it."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     return of_bytes(b"".join(path.read_bytes() for path in sources))
 
@@ -179,7 +179,7 @@ def _text(text: str) -> Text:
 
 
 def _write(records: Iterable[Record], path: Path) -> tuple[Any, dict[int, int]]:
-    """Write the records; their id digests, and which of them repeat an earlier one."""
+    """Write the records; return digests of their ids, and which rows repeat earlier ones how often."""
     digests = [np.empty(0, np.uint64)]
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in _batches(records):

@@ -1,4 +1,4 @@
-"""Rows of a file, a folder or a hub set, one dict at a time, with the rows that are not rows counted."""
+"""Reads the rows of a file, a folder or a hub set, each as a dict, or as a rejection if it is not one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from prefopt.data.record import Rejection
 from prefopt.errors import UserError, first_line
 
 Row = dict[str, Any]
-Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row, or why it is none)
+Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row or its rejection)
 
-ROWS = 64  # made into Python objects at a time
-# What unpacks to more than this is a bomb: text of any kind shrinks to a fiftieth at best.
+ROWS = 64  # converted to Python objects at a time
+# A file that unpacks to more is taken for a decompression bomb: text shrinks to a fiftieth at best.
 MOST_EXPANSION, SLACK_BYTES, SLACK_ROWS = 100, 256 * 2**20, 100_000
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,18 +36,18 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that is there: its rows, and a key that changes when its content does."""
+    """The rows of a source, and a key that changes with its content."""
 
     key: str
     rows: Rows
 
 
 def open_source(source: Source, *, streaming: bool = False) -> Opened:
-    """Find a source.
+    """Open a source.
 
     Raises:
-        UserError: no such file, an unknown format, a hub set out of reach; and while its rows are read, a file that
-            is broken in a way that leaves no rows to go on with.
+        UserError: no such file, an unknown format, an unreachable hub set; while rows are read: a
+            file too broken to read on.
     """
     path = Path(source.path)
     try:
@@ -82,7 +82,7 @@ def _file_rows(path: Path, name: str) -> Rows:
             f"known are {', '.join(READERS)}, each also with {', '.join(COMPRESSIONS)}"
         )
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: there is nothing to train on")
+        raise UserError(f"{path} is empty: it has no rows to train on")
     try:
         with pa.input_stream(str(path), compression=compression) as stream:
             body = io.BufferedReader(Unpacked(stream, path.stat().st_size), 2**20) if compression else stream
@@ -94,14 +94,14 @@ def _file_rows(path: Path, name: str) -> Rows:
                     yield where, Rejection(source=where, reason="not_a_row", detail=row)
     except UserError:
         raise
-    except Exception as error:  # pyarrow lets through what half a dozen libraries raise at bytes that are not theirs
+    except Exception as error:  # pyarrow passes on the exceptions of several libraries
         raise UserError(
-            f"{path} cannot be read: {first_line(error)[:200]}; is it complete, and is it what its name says?"
+            f"{path} cannot be read: {first_line(error)[:200]}; check that it is complete and has the right extension"
         ) from error
 
 
 def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
-    """JSON lines. A line that is not an object is a rejection, not the end of the file."""
+    """Rows of JSON lines; a line that is not an object is a rejection."""
     buffered = io.BufferedReader(stream)
     wide = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for raw in io.TextIOWrapper(buffered, encoding="utf-16", newline="\n") if wide else buffered:
@@ -117,7 +117,7 @@ def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def _json(stream: Any) -> Iterator[dict[str, Any] | str]:
-    """One JSON list of objects, or an object with one list in it; JSON lines by a wrong name too."""
+    """Rows of a JSON list, or of an object with one list in it; also of JSON lines with the wrong extension."""
     raw = stream.read()
     try:
         value = json.loads(raw)
@@ -187,10 +187,10 @@ def _arrow(stream: Any) -> Iterator[dict[str, Any]]:
 
 
 def _table(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[dict[str, Any]]:
-    """Rows of Arrow batches, a few at a time: of one value that a dictionary repeats, each is a copy.
+    """Rows of Arrow batches, a few at a time, because each repetition of a dictionary's value becomes a copy.
 
     Raises:
-        ValueError: buffers that point outside themselves; many more rows, or bytes, than a file of `stored` bytes has.
+        ValueError: invalid buffers; far more rows or bytes than a file of `stored` bytes can hold.
     """
     limit = Limit(stored)
     for batch in batches:
@@ -203,14 +203,14 @@ def _table(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[dict[str,
 
 
 class Limit:
-    """Refuses what unpacks to far more than real text does (a decompression bomb), before memory or disk are full."""
+    """Stops a decompression bomb before memory or disk are full."""
 
     def __init__(self, stored: int) -> None:
         self.bytes = SLACK_BYTES + MOST_EXPANSION * stored
-        self.rows = SLACK_ROWS + 8 * stored  # a row has one bit at least
+        self.rows = SLACK_ROWS + 8 * stored  # a row takes at least one bit
 
     def count(self, unpacked: int) -> None:
-        """So many more bytes."""
+        """Count unpacked bytes."""
         self.bytes -= unpacked
         if self.bytes < 0:
             raise ValueError(
@@ -218,14 +218,14 @@ class Limit:
             )
 
     def count_rows(self, rows: int) -> None:
-        """So many more rows."""
+        """Count rows."""
         self.rows -= rows
         if self.rows < 0:
-            raise ValueError("it says that it has more rows than fit into it")
+            raise ValueError("it declares more rows than fit into it")
 
 
 class Unpacked(io.RawIOBase):
-    """A compressed stream, up to the limit."""
+    """A compressed stream that may unpack up to a limit."""
 
     def __init__(self, stream: Any, stored: int) -> None:
         self.stream, self.limit = stream, Limit(stored)
@@ -260,29 +260,29 @@ def _folder_rows(folder: Path, source: Source) -> Rows:
 
 
 def _listed(file: Path, key: str, name: str | None = None) -> list[str]:
-    """The names that one of `datasets`' own files lists."""
+    """The names that a file of a saved `datasets` set lists."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))[key]
         names = [entry if name is None else entry[name] for entry in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file} is not what `datasets` writes there ({first_line(error)[:200]}): save the set again"
+            f"{file} is not as `datasets` writes it ({first_line(error)[:200]}): save the set again"
         ) from error
     if not all(isinstance(one, str) for one in names):
-        raise UserError(f"{file} lists something else than names: save the set again")
+        raise UserError(f"{file} must list names: save the set again")
     return names
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """What a file of the folder names in it.
+    """The path of `name`, which must lie in the folder.
 
     Raises:
-        UserError: it is not there, or elsewhere.
+        UserError: it does not exist, or lies elsewhere.
     """
     path = folder / name
     try:
         there = path.resolve(strict=True).is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # absent, a name that cannot be, a ring of links
+    except (OSError, ValueError, RuntimeError):  # absent, an invalid name, a ring of links
         there = False
     if not there:
         raise UserError(f"{folder} names {name!r}, which is not in it: save the set again")
@@ -316,9 +316,9 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
         key = of_json([of_file(file) for file in files]) if files else str(HfApi().dataset_info(source.path).sha)
     except UserError:
         raise
-    except Exception as error:  # `datasets` lets the exceptions of half a dozen libraries through
+    except Exception as error:  # `datasets` passes on the exceptions of several libraries
         raise UserError(
-            f"{source.path} is neither a file nor a folder here, and could not be had from the hub "
+            f"{source.path} is not a local file or folder, and could not be loaded from the hub "
             f"({type(error).__name__}: {first_line(error)[:200]}); check the name and the network, or download the set "
             "and give its path"
         ) from error

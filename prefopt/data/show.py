@@ -1,4 +1,4 @@
-"""One record as the model will see it, in colour."""
+"""Prints one record as the model sees it, in colour."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SIDES = {"pairs": ("chosen", "rejected"), "unpaired": ("completion",), "demonstr
 
 
 def find(records: Sequence[Record], rejections: Sequence[Rejection], row: str) -> Record:
-    """The record of an id, a row number, or `file:row`.
+    """The record with this id, row number, or `file:row`.
 
     Raises:
-        UserError: there is none; where the row was rejected, with the reason.
+        UserError: no record; if the row was rejected, with the reason.
     """
     for record in records:
         if row in (record.id, record.source) or (row.isdigit() and record.source.endswith(f":{row}")):
@@ -34,7 +34,7 @@ def find(records: Sequence[Record], rejections: Sequence[Rejection], row: str) -
 
 
 def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Console) -> None:
-    """Print a record: its text, and where a tokenizer is given its tokens."""
+    """Print a record as tokens, or as text without a tokenizer."""
     facts = [record.kind.value, f"id {record.id}", record.source]
     facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
     facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
@@ -83,7 +83,7 @@ def _tokens(tokenizer: Any, ids: Sequence[int], style: str) -> Styled:
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int], special: set[int]) -> list[tuple[str, bool]]:
-    """(text, whether it is a special token) of each token; tokens that only together make a character, together."""
+    """(text, whether it is special) of each token; tokens that make up one character are joined."""
     pieces: list[tuple[str, bool]] = []
     held: list[int] = []
     for i, token in enumerate(ids):

@@ -1,4 +1,4 @@
-"""From a record to the texts that the model will see, under a chat template or plainly."""
+"""Renders records as the texts that the model sees, by a chat template or as plain text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Rendered:
     """The texts of one record.
 
     Attributes:
-        prompt: the prompt, up to and with the header of the answer.
-        full: prompt and completion, once per completion, up to and with the token that ends the turn.
-        single: whether a completion is one turn, so that its end token may occur in it once only.
+        prompt: the prompt, including the header of the answer.
+        full: prompt and completion, one text per completion, including the token that ends the turn.
+        single: whether a completion is one turn, in which the end token may occur only once.
     """
 
     prompt: str
@@ -43,14 +43,14 @@ def template_source(name: str, tokenizer: Any) -> str | None:
     if name == "plain":
         return None
     for path in (Path(name), NAMED / f"{name}.jinja"):
-        if path.suffix == ".jinja" and os.path.isfile(path):  # a template given as text is too long for a name
+        if path.suffix == ".jinja" and os.path.isfile(path):  # the text of a template is too long for a name
             return path.read_text(encoding="utf-8")
     known = ["auto", "plain", *sorted(path.stem for path in NAMED.glob("*.jinja"))]
     raise UserError(f"no template {name[:200]!r}: data.template is one of {known}, or a .jinja file")
 
 
 class Plain:
-    """No template: text as it is; turns as paragraphs `User: ...`, answered after `Assistant:`."""
+    """Renders without a template: text unchanged, turns as paragraphs `User: ...`, the answer after `Assistant:`."""
 
     source: str | None = None
 
@@ -73,17 +73,17 @@ class Plain:
 
 
 class Chat:
-    """A chat template of the form that transformers uses, run in its sandbox."""
+    """Renders with a chat template as transformers defines it, run in its sandbox."""
 
     def __init__(self, tokenizer: Any, source: str, system: str = "keep") -> None:
         self.tokenizer, self.source, self.system = tokenizer, source, system
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._closing: str | None = None
-        self.end_token: str | None = None  # what closes an answer, once one has been rendered
+        self.end_token: str | None = None  # what ends an answer; known after the first one is rendered
 
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
-        """The texts of a record; RowError where the template refuses it."""
+        """The texts of a record; RowError if the template fails on it."""
         asked = _turns(with_system(prompt, self.system), "user")
         head = self._text(asked, answer_next=True)
         full = [self._full(asked, head, said) for said in completions]
@@ -97,19 +97,19 @@ class Chat:
         if whole.startswith(head):
             return whole[: len(whole) - len(closing)] + kept
         if isinstance(said, str):
-            # The header of an answer that is asked for differs from that of one that was given (thinking tags, say):
-            # what is asked for is what the model will be given.
+            # The header of the answer to generate differs from that of a given answer (by thinking tags, say): train
+            # with the one that the model will see when it generates.
             return head + said + kept
         raise RowError("template_error", "the template rewrites the prompt when an answer of several turns follows it")
 
     def _closing_of(self, asked: list[Message], answer: list[Message], whole: str) -> str:
-        """What the template prints after the last word of an answer; mostly the same everywhere."""
+        """What the template prints after an answer; mostly the same for all records."""
         if self._closing is not None and whole.endswith(self._closing):
             return self._closing
         probe = self._text(asked + answer[:-1] + [{**answer[-1], "content": SENTINEL}])
         self._closing = probe.rpartition(SENTINEL)[2]
         if SENTINEL not in probe or not whole.endswith(self._closing):
-            raise RowError("template_error", "the template does not print the answer, or not as it is")
+            raise RowError("template_error", "the template does not print the answer unchanged")
         return self._closing
 
     def _up_to_end_token(self, closing: str) -> str:
@@ -127,14 +127,18 @@ class Chat:
             )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
-        except Exception as error:  # what a template does with a dialogue can fail in any way that Python can
-            remedy = "; data.system=merge or drop takes system turns away" if turns[0]["role"] == "system" else ""
-            raise RowError("template_error", f"the chat template refuses this dialogue: {error}{remedy}") from error
+        except Exception as error:  # a template can raise any exception
+            remedy = (
+                "; set data.system=merge or data.system=drop for templates without system turns"
+                if turns[0]["role"] == "system"
+                else ""
+            )
+            raise RowError("template_error", f"the chat template fails on this dialogue: {error}{remedy}") from error
         return text
 
 
 def renderer(tokenizer: Any, template: str, system: str = "keep") -> Plain | Chat:
-    """What turns records into text for this tokenizer."""
+    """The renderer that `data.template` names, for this tokenizer."""
     source = template_source(template, tokenizer)
     return Plain(system) if source is None else Chat(tokenizer, source, system)
 

@@ -1,4 +1,4 @@
-"""Token records on disk."""
+"""Holds token records in a memory-mapped Arrow table."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("prompt_key", pa.int64()),  # equal for equal prompts
         ("truncated", pa.int32()),  # prompt tokens that were cut
-        ("reason", pa.string()),  # why this row is not used; null where it is
+        ("reason", pa.string()),  # why the record is rejected; null if it is not
         ("detail", pa.string()),
     ]
 )
 
 
 class TokenTable(Sequence[TokenRecord]):
-    """A selection of rows of an Arrow table of token records; the table is mapped from disk, not held in memory."""
+    """A selection of rows of an Arrow table of token records, which is mapped from disk or in memory."""
 
     def __init__(self, table: pa.Table, rows: NDArray[np.int64] | None = None) -> None:
         self.table = table
         self.rows = np.arange(table.num_rows) if rows is None else rows
         if len(kinds := pc.unique(table.column("kind")).to_pylist()) > 1:
-            raise UserError(f"records of several shapes in one table: {kinds}")
+            raise UserError(f"records of several kinds in one table: {kinds}")
         self.kind = Data(kinds[0]) if kinds else Data.PAIRS
 
     @classmethod
     def from_records(cls, records: Iterable[TokenRecord]) -> TokenTable:
-        """A table in memory of records that are there already."""
+        """A table in memory."""
         rows = [
             {
                 "id": record.id,
@@ -97,7 +97,7 @@ class TokenTable(Sequence[TokenRecord]):
         return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def prompts(self) -> Iterator[NDArray[np.int32]]:
-        """The token ids of each prompt, in order, without making records."""
+        """The token ids of each prompt, in order, without decoding the records."""
         column = self._column("prompt")
         for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
             ids, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()

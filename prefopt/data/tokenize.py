@@ -1,4 +1,4 @@
-"""From records to tokens: the prompt once, each completion behind it, the end of the turn exactly once."""
+"""Tokenizes records: the prompt once, then each completion, which ends with exactly one end token."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from prefopt.errors import UserError
 from prefopt.plugin import Data
 
 BATCH_ROWS = 256
-WORKER_ROWS = 10_000  # of one process at least: fewer, and starting it costs more than it saves
+WORKER_ROWS = 10_000  # minimum per process; below, starting one costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenResult:
-    """Token records, and the records that have none."""
+    """Token records, and the records that were rejected."""
 
     records: TokenTable
     rejections: list[Rejection]
@@ -44,13 +44,13 @@ class TokenResult:
 def tokenize(
     records: Sequence[Record], tokenizer: Any, config: DataConfig, *, control_text: tuple[str, str] | None = None
 ) -> TokenResult:
-    """The records in tokens of `tokenizer` (a transformers tokenizer).
+    """Tokenize records.
 
     Args:
         records: of any kind.
-        tokenizer: of the model.
+        tokenizer: a transformers tokenizer.
         config: template, length limit, truncation.
-        control_text: (good, bad) texts, of which one closes the prompt of each UNPAIRED record, by its label.
+        control_text: (desirable, undesirable) texts; the one of its label ends the prompt of each UNPAIRED record.
 
     Raises:
         UserError: a tokenizer without an end token, or an unknown template.
@@ -65,29 +65,29 @@ def tokenize(
 
 
 class Encoder:
-    """Records to rows of `prefopt.data.token_table.SCHEMA`."""
+    """Turns records into rows of `prefopt.data.token_table.SCHEMA`."""
 
     def __init__(self, tokenizer: Any, config: DataConfig, control_text: tuple[str, str] | None = None) -> None:
         if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no end token (eos_token): a completion could never end; set one")
+            raise UserError("the tokenizer has no end token (eos_token): a completion would never end; set one")
         self.tokenizer = tokenizer
         self.render: Plain | Chat = renderer(tokenizer, config.template, config.system)
         self.max_length, self.truncation = config.max_length, config.truncation
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self.longest_token = max(map(len, tokenizer.get_vocab()))
-        self.control: dict[bool | None, list[int]] = {}  # label -> what closes the prompt
+        self.control: dict[bool | None, list[int]] = {}  # label -> end of the prompt
         if control_text is not None:
             good, bad = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in control_text)
             self.control = {True: good, False: bad}
             self.max_length -= max(len(good), len(bad))
 
     def rows(self, records: Iterable[Record]) -> list[dict[str, Any]]:
-        """A row for each record, with a reason where it is rejected."""
+        """One row per record, with a reason if it is rejected."""
         return [self._row(record) for record in records]
 
     def key(self) -> str:
-        """Names everything that the tokens depend on besides the records and the code."""
+        """The digest of everything that the tokens depend on, besides the records and the code."""
         backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
         return of_json([
             json.loads(backend) if self.tokenizer.is_fast else backend,
@@ -119,7 +119,7 @@ class Encoder:
         return row
 
     def _fit(self, record: Record) -> tuple[list[int], list[list[int]], int]:
-        """Tokens of a record within `max_length`: (prompt, completions, prompt tokens cut)."""
+        """(prompt, completions, number of prompt tokens cut) within `max_length` tokens."""
         prompt, completions = self.encode(record)
         whole = len(prompt)
         budget = self.max_length - max(map(len, completions))
@@ -130,7 +130,7 @@ class Encoder:
         if isinstance(record.prompt, str) and self.render.source is None:
             start = 1 if prompt[0] == self.bos else 0
             if budget - start < 1:
-                raise self._too_long(whole, completions, "the completion alone fills it")
+                raise self._too_long(whole, completions, "the completion alone is too long")
             kept = prompt[start - budget :] if self.truncation == "keep_end" else prompt[start:budget]
             return prompt[:start] + kept, completions, whole - budget
         for shorter in shorter_prompts(record.prompt, self.truncation):
@@ -140,11 +140,11 @@ class Encoder:
         raise self._too_long(whole, completions, "its last turn is never cut")
 
     def encode(self, record: Record, prompt: Any = None) -> tuple[list[int], list[list[int]]]:
-        """Tokens of the prompt and of each completion, split at their longest common prefix; no limit on length."""
+        """Tokens of the prompt and of each completion, split at their longest common prefix, of any length."""
         prompt = record.prompt if prompt is None else prompt
         texts = self.render.render(prompt, record.completions)
         if self.truncation == "drop" and max(map(len, texts.full)) > self.max_length * self.longest_token:
-            raise self._too_long(None, [], "it has more characters than that many tokens can spell")
+            raise self._too_long(None, [], "it has too many characters for that many tokens")
         head, *full = (self._ids(text) for text in (texts.prompt, *texts.full))
         if not head:
             raise RowError("empty_prompt", "the prompt has no tokens")
@@ -157,7 +157,7 @@ class Encoder:
         return head[:shared], completions
 
     def prompt(self, prompt: Text) -> list[int]:
-        """Tokens of a prompt that waits for its answer."""
+        """Tokens of a prompt to be answered."""
         return self._ids(self.render.render(prompt, ()).prompt)
 
     def _ids(self, text: str) -> list[int]:
@@ -168,14 +168,14 @@ class Encoder:
         return [self.bos] * (start > 0 or self.adds_bos) + ids[start:]
 
     def _closed(self, ids: list[int], single: bool) -> list[int]:
-        """A completion that ends with its end token, once."""
+        """A completion that ends with its end token, and has no other."""
         ends = self._end_tokens()
         if not ids or ids[-1] not in ends:
             ids = [*ids, self.tokenizer.eos_token_id]
         if single and any(token in ends for token in ids[:-1]):
-            raise RowError("end_token_inside", "a completion has the end-of-turn token in its text; remove it there")
+            raise RowError("end_token_inside", "the text of a completion has the end-of-turn token; remove it")
         if all(token in ends for token in ids) or blank(self.tokenizer.decode(ids[:-1])):
-            raise RowError("empty_completion", "nothing of the completion is left under this template")
+            raise RowError("empty_completion", "the completion is empty under this template")
         return ids
 
     def _end_tokens(self) -> set[int]:
@@ -192,7 +192,7 @@ class Encoder:
 
 
 def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataConfig) -> pa.Table:
-    repeats = records.repeats  # the workers are given this and the file, not the table
+    repeats = records.repeats  # workers get this and the file's name, not the table
 
     def write(target: Path) -> None:
         import datasets
@@ -231,7 +231,7 @@ def _result(table: pa.Table) -> TokenResult:
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """The length of the longest common prefix."""
+    """The length of the common prefix."""
     if b[: len(a)] == a:  # nearly always
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

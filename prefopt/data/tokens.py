@@ -1,4 +1,4 @@
-"""Records in tokens: what the planner, the engine and the trainer work on."""
+"""Defines `TokenRecord`: a record in tokens, as planner, engine and trainer use it."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class TokenRecord:
 
     @property
     def stable_int(self) -> int:
-        """The id as a non-negative 63-bit integer: the key of draws that must not depend on order."""
+        """The id as a non-negative 63-bit integer, a seed for draws that must not depend on the order of records."""
         return int.from_bytes(hashlib.blake2b(self.id.encode(), digest_size=8).digest(), "little") >> 1

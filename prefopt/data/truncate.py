@@ -1,4 +1,4 @@
-"""Shorter prompts, by whole exchanges: a turn that is cut in the middle is a template that is broken."""
+"""Shortens chat prompts by whole exchanges, because a turn cut in the middle breaks the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the shape that the data has to the shape that a loss is defined on, every step counted."""
+"""Converts records to the kind that a loss is defined on, and counts what it rejects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefopt.plugin import Data
 
 @dataclass(frozen=True, kw_only=True)
 class ViewResult:
-    """Records in the shape that was asked for, what could not be brought into it, and the counts of both."""
+    """Records of the requested kind, the rejected ones, and the counts of both."""
 
     records: Sequence[Record]
     rejections: list[Rejection]
@@ -34,20 +34,18 @@ def to_view(
     split_pairs: bool = False,
     cache_dir: str | None = None,
 ) -> ViewResult:
-    """The records as `data`.
+    """Convert records to the kind `data`.
 
-    Pairs stay pairs for unpaired and demonstration losses, so that every method is fed the same records in the same
+    Pairs stay pairs for unpaired and demonstration losses, so that every method gets the same records in the same
     order: the trainer splits a pair into its two completions, or takes its chosen one, when it calls the loss.
-    `split_pairs` makes two unpaired records of a pair, for losses whose sides stand behind different prompts.
+    `split_pairs` makes two unpaired records of a pair, for losses that give the two sides different prompts.
 
     Raises:
-        UserError: the data cannot be brought into this shape; the message names the remedy.
+        UserError: the records cannot be converted; the message says what to do.
     """
     kinds = records.kinds() if isinstance(records, RecordTable) else {record.kind for record in records}
     if len(kinds) > 1:
-        raise UserError(
-            f"the mixture has {' and '.join(sorted(k.value for k in kinds))}; mix one shape of records only"
-        )
+        raise UserError(f"the mixture has {' and '.join(sorted(k.value for k in kinds))}; mix records of one kind only")
     kind = kinds.pop()
     convert = _converter(kind, data, pairs_from, desirable_above)
     split_ties = _tie_rule(ties) if kind is Data.PAIRS or convert in PAIRINGS.values() else None
@@ -137,23 +135,23 @@ def _ranking(record: Record) -> list[int]:
 
 def _best_worst(record: Record) -> Iterator[Record]:
     best, *_, worst = _ranking(record)
-    yield from _unless_none(record, [(best, worst)])
+    yield from _preferences(record, [(best, worst)])
 
 
 def _adjacent(record: Record) -> Iterator[Record]:
-    yield from _unless_none(record, list(pairwise(_ranking(record))))
+    yield from _preferences(record, list(pairwise(_ranking(record))))
 
 
 def _all(record: Record) -> Iterator[Record]:
-    yield from _unless_none(record, list(combinations(_ranking(record), 2)))
+    yield from _preferences(record, list(combinations(_ranking(record), 2)))
 
 
-def _unless_none(record: Record, positions: list[tuple[int, int]]) -> Iterator[Record]:
-    """The pairs of unequal scores: two completions of a list that score the same say nothing about each other."""
+def _preferences(record: Record, positions: list[tuple[int, int]]) -> Iterator[Record]:
+    """The pairs at these positions with unequal scores: equal scores express no preference."""
     assert record.scores is not None
     unequal = [(i, j) for i, j in positions if record.scores[i] > record.scores[j]]
     if not unequal:
-        raise RowError("no_preference", "all completions that could be paired have the same score")
+        raise RowError("no_preference", "all completions to pair have the same score")
     for better, worse in unequal:
         yield _pair(record, better, worse)
 
@@ -189,7 +187,7 @@ def _two_list(record: Record) -> Iterator[Record]:
 
 def _desirable_only(record: Record) -> Iterator[Record]:
     if not record.desirable:
-        raise RowError("undesirable", "an undesirable completion is no demonstration")
+        raise RowError("undesirable", "an undesirable completion cannot be a demonstration")
     yield dataclasses.replace(record, kind=Data.DEMONSTRATIONS, desirable=None)
 
 
@@ -204,7 +202,7 @@ def _has_ties(records: Sequence[Record]) -> bool:
 def _tie_rule(ties: str) -> Step | None:
     def drop(record: Record) -> Iterator[Record]:
         if _is_tie(record):
-            raise RowError("tie", "both sides have the same score; data.ties=split or keep takes such rows")
+            raise RowError("tie", "both sides have the same score; data.ties=split or data.ties=keep accepts such rows")
         yield record
 
     def split(record: Record) -> Iterator[Record]:

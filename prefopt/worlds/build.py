@@ -1,4 +1,4 @@
-"""A review world on disk: tokenizer, base model, SFT model, and preferences sampled from it; made once, then cached."""
+"""Builds a review world on disk: tokenizer, base model, SFT model, and preference pairs sampled from it."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, Revie
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(len(SPECIALS))
 VOCABULARY = (*SPECIALS, *WORDS)
-MAX_NEW_TOKENS = MAX_COMPLETION_TOKENS + 2  # a longer text is no review, so nothing is lost by cutting it off
+MAX_NEW_TOKENS = MAX_COMPLETION_TOKENS + 2  # a longer text is no review, so truncation loses nothing
 HELD_OUT_PAIRS = 256
 SECONDS = "seconds.json"
 
 BATCH = 128  # demonstrations a step
 BASE_STEPS, BASE_LEARNING_RATE = 100, 3e-3
 SFT_STEPS, SFT_LEARNING_RATE = 250, 3e-3
-BASE_NOISE = 0.15  # share of words that the base model's corpus has at random
+BASE_NOISE = 0.15  # share of random words in the base model's corpus
 
 _WORD_IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldFiles:
-    """Where a built world lies. `base` and `model` are folders that plain transformers loads, tokenizer included."""
+    """The paths of a world. `base` and `model` are folders that transformers loads, with tokenizer."""
 
-    base: Path  # trained on corrupted reviews only: knows the words, hardly the grammar
-    model: Path  # SFT on well-formed reviews: where every method starts, and the reference
+    base: Path  # trained on corrupted reviews: knows the words, hardly the grammar
+    model: Path  # SFT on well-formed reviews: start and reference of every method
     train: Path  # .jsonl of prompt, chosen, rejected, score_chosen, score_rejected (exact rewards); or of single texts
     validation: Path  # 256 pairs on prompts that `train` does not have
     test: Path  # the same, on prompts that neither has
-    seconds: Mapping[str, float]  # that training took when the models were made: `base`, `sft`
+    seconds: Mapping[str, float]  # of training, for `base` and `sft`
 
 
 def resolve(world: ReviewWorld | Mapping[str, Any] | None = None) -> WorldFiles:
@@ -64,12 +64,12 @@ def resolve(world: ReviewWorld | Mapping[str, Any] | None = None) -> WorldFiles:
 
 
 def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[Any] = ()) -> WorldFiles:
-    """The files of a world, made now (about half a minute) unless they are in the cache.
+    """The files of a world, from the cache or made now, in about half a minute.
 
     Args:
-        world: the knobs. The models depend on `seed` alone and the texts not on the labels: worlds share what they can.
-        root: instead of the `worlds` folder of prefopt's cache.
-        callbacks: of transformers' kind, which see the training of the two models.
+        world: the knobs. Worlds share models of one `seed`, and texts that differ only in labels.
+        root: where to build; None for the `worlds` folder of prefopt's cache.
+        callbacks: transformers callbacks for the training of the two models.
     """
     root = cache_dir() / "worlds" if root is None else root
     models_folder = cached_folder(_models_folder(world, root), lambda folder: _make_models(world, folder, callbacks))
@@ -86,7 +86,7 @@ def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[A
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; encoding puts the beginning of text in front."""
+    """A tokenizer with one token per word, which puts `<bos>` in front."""
     words = Tokenizer(models.WordLevel(_WORD_IDS, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
@@ -102,7 +102,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """A two-layer Llama of 105 thousand random weights."""
+    """A two-layer Llama with 105 thousand random weights."""
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=64,
@@ -122,18 +122,18 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def prompt_ids(prompt: str) -> list[int]:
-    """The tokens of a prompt, beginning of text included."""
+    """The tokens of a prompt, with `<bos>`."""
     return [BOS, *(_WORD_IDS.get(word, UNK) for word in prompt.split())]
 
 
 def words(ids: Sequence[int]) -> str:
-    """The text of completion tokens, without the end of text that closes it."""
+    """The text of completion tokens, without `<eos>`."""
     ids = ids[:-1] if len(ids) > 0 and ids[-1] == EOS else ids
     return " ".join(VOCABULARY[i] for i in ids)
 
 
 def _key(**content: Any) -> str:
-    """A name for what depends on `content`, on the code of this module and the grammar, and on the libraries."""
+    """The digest of `content`, the code of this module and the grammar, and the versions of libraries."""
     source = "".join(Path(file).read_text(encoding="utf-8") for file in (__file__, review.__file__))
     versions = [torch.__version__, transformers.__version__]
     return of_json([content, source, versions], size=8)
@@ -188,7 +188,7 @@ def _demonstration(number: int, prompt: str, completion: str) -> TokenRecord:
 
 
 def _corrupted(record: TokenRecord, rng: np.random.Generator) -> TokenRecord:
-    """The demonstration with a share of its words drawn at random; its end stays."""
+    """The demonstration with a share of its words replaced at random, but not its end."""
     ids = record.completions[0].copy()
     hit = rng.random(len(ids)) < BASE_NOISE
     hit[-1] = False
@@ -200,7 +200,7 @@ def _make_pairs(world: ReviewWorld, root: Path, folder: Path) -> None:
     for split, count in _counts(world).items():
         rows = _label(world, _samples(world, split, count, root), _rng(world, split, "labels"))[:count]
         if len(rows) < count:
-            raise PrefoptError(f"the samples gave {len(rows)} usable {split} pairs of {count}: another `draw` may do")
+            raise PrefoptError(f"the samples gave only {len(rows)} usable {split} pairs of {count}: try another `draw`")
         if split == "train" and world.desirable_dropped > 0:
             rows = _singles(rows, world.desirable_dropped, _rng(world, split, "dropped"))
         lines = [json.dumps(row) + "\n" for row in rows]
@@ -212,13 +212,13 @@ def _counts(world: ReviewWorld) -> dict[Split, int]:
 
 
 def _rng(world: ReviewWorld, split: Split, use: str) -> np.random.Generator:
-    """Random numbers of their own for each use, so that worlds with other labels have the same texts."""
+    """A generator for each use, so that worlds with other labels have the same texts."""
     return np.random.default_rng([world.draw, *f"{split} {use}".encode()])
 
 
 def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[str, list[list[int]]]:
-    """For each prompt the samples of its two pairs; worlds that differ in labels alone share the folder."""
-    wanted = min(-(-count * 8 // 15) + 8, MAX_PAIRS * 8 // 15)  # in reserve for pairs that cannot be used
+    """For each prompt the samples of its two pairs; worlds that differ only in labels share them."""
+    wanted = min(-(-count * 8 // 15) + 8, MAX_PAIRS * 8 // 15)  # a reserve for unusable pairs
     prompts = world.prompts(wanted, world.draw, split)
     each = 2 * (1 + world.best_of)
     name = _key(seed=world.seed, draw=world.draw, split=split, prompts=len(prompts), each=each)
@@ -244,10 +244,10 @@ def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[s
 def _label(
     world: ReviewWorld, samples: Mapping[str, Sequence[list[int]]], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Two pairs a prompt, each a plain sample and the best of `best_of` others, labelled by the world.
+    """Two pairs per prompt, each of a sample and the best of `best_of` others, labelled by the world.
 
-    Left out are pairs of equal reward, whose label would be a coin's, and texts that a file would not give back token
-    by token: empty ones, cut-off ones and ones with a special word inside.
+    Leaves out pairs of equal reward, whose label would be random, and texts that do not survive a round trip through a
+    file: empty or truncated ones, and ones with a special word inside.
     """
     rows = []
     for prompt, texts in samples.items():
@@ -273,8 +273,7 @@ def _label(
 
 
 def _singles(rows: Sequence[Mapping[str, Any]], dropped: float, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Every rejected text and the chosen ones that are kept, each with its label; who drops more drops the same ones
-    and others."""
+    """Every rejected text and the chosen ones that are kept, with labels; a larger share drops the same and more."""
     kept = rng.random(len(rows)) >= dropped
     return [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}

@@ -1,8 +1,8 @@
-"""A world small enough to be written down: every text, every policy, every optimum.
+"""Defines a world small enough to enumerate: every text, every policy, every optimum.
 
-4 tokens, texts of 4 tokens: 256 texts. A policy is a prefix tree, one softmax at each of the 85 prefixes, so it can be
-any distribution over texts (shorter texts make a smaller world); preferences are Bradley-Terry on a known reward. What
-a loss's optimum is can then be solved for, and compared with what theory says.
+It has 4 tokens and texts of 4 tokens, so 256 texts (fewer with shorter texts). A policy is a prefix tree with a softmax
+at each of the 85 prefixes, so it can be any distribution over texts; preferences are Bradley-Terry on a known reward.
+The optimum of a loss can therefore be computed and compared with theory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ VOCABULARY = 4
 
 @dataclass(frozen=True)
 class EnumerableWorld:
-    """Every tensor is (256,), or (4^length,), float64 unless it says otherwise.
+    """Every text with its log-prob and reward; tensors are (256,) float64, or (4^length,), unless stated otherwise.
 
     Attributes:
         reference: log-probs of the reference policy.
         reward: the reward of each text.
-        num_tokens: int64, tokens up to and including the first token 0, which ends a text; else `length`.
-        start: (85, 4) the reference's logits, one row per prefix.
+        num_tokens: int64, tokens up to and including the first 0, which ends a text, or `length`.
+        start: (85, 4) logits of the reference, one row per prefix.
     """
 
     reference: Tensor
@@ -45,11 +45,11 @@ class EnumerableWorld:
         return (self.reference + exponent).softmax(0)
 
     def fit(self, objective: Callable[[Tensor], Tensor], *, iterations: int = 400) -> Tensor:
-        """Probabilities of the policy that minimises `objective(log-probs of all texts)`, from the reference, by LBFGS.
+        """The policy that minimises `objective(log-probs of all texts)`, as probabilities; LBFGS from the reference.
 
         Args:
-            objective: (256,) log-probs, with gradient, to a scalar.
-            iterations: at most; it stops where the gradient is below 1e-12.
+            objective: from (256,) log-probs, with gradient, to a scalar.
+            iterations: at most; stops when the gradient is below 1e-12.
         """
         logits = self.start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
@@ -86,7 +86,7 @@ def log_probs(logits: Tensor) -> Tensor:
     """(256,) log-probs of all texts under the prefix tree with logits (85, 4)."""
     steps = logits.log_softmax(-1)
     total, first, width = steps.new_zeros(1), 0, 1
-    while first < len(steps):  # one level of the tree: every text so far, times every next token
+    while first < len(steps):  # a level of the tree: each text so far with each next token
         total = (total.unsqueeze(1) + steps[first : first + width]).flatten()
         first, width = first + width, width * VOCABULARY
     return total

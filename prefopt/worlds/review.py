@@ -1,15 +1,15 @@
-"""The review grammar: short reviews whose reward is exact arithmetic on their words.
+"""Defines the review world: short reviews whose reward is exact arithmetic on their words.
 
-A prompt is one clause of fixed form and a connective, `the N V ADJ CON`. The completion goes on with one to three
-clauses `the N V [not] [INT] ADJ`, joined by connectives and closed by a full stop:
+A prompt is one clause of fixed form and a connective, `the N V ADJ CON`. The completion has one to three clauses
+`the N V [not] [INT] ADJ`, joined by connectives and ended by a full stop:
 
     the soup was cold but | the staff was really kind while the view was not dull .
 
     reward = (sum of clause values - 1.5 * repeated adjectives - 0.75 * repeated nouns) / (clauses + 1)
     clause value = valence * intensity * (-0.75 if negated) * (1.5 after "but") * (1.5 if it is the last)
 
-Clauses are those of the completion; a word counts as repeated when it stands earlier in the text, prompt included.
-A text of any other form has reward -3. The prompt's own clause earns nothing: the model cannot change it.
+Clauses are those of the completion; a word is repeated if it occurs earlier in the text, prompt included.
+A text of any other form has reward -3. The prompt's clause earns nothing, because the model cannot change it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _SPLITS: Mapping[Split, slice] = {
 }
 
 MAX_BEST_OF = 16
-MAX_PAIRS = 15_360  # two a prompt, less a sixteenth in reserve for pairs that cannot be used
+MAX_PAIRS = 15_360  # two per prompt, less a sixteenth in reserve for unusable pairs
 
 _CLASS = {"the": "T", "not": "X", ".": "P"}
 _CLASS |= dict.fromkeys(CONNECTIVES, "C") | dict.fromkeys(VERBS, "V") | dict.fromkeys(INTENSITY, "I")
@@ -73,7 +73,7 @@ _CLAUSE = re.compile(r"C?TNVX?I?A")
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One clause; `connective` introduces it, and is None for the prompt's own clause."""
+    """One clause; `connective` introduces it, and is None for the prompt's clause."""
 
     connective: str | None
     noun: str
@@ -84,7 +84,7 @@ class Clause:
 
     @property
     def value(self) -> float:
-        """Valence times intensity, turned and damped by a negation; without emphasis."""
+        """Valence times intensity, inverted and damped by a negation; without emphasis."""
         intensity = INTENSITY[self.intensifier] if self.intensifier else 1.0
         return VALENCE[self.adjective] * intensity * (NEGATION if self.negated else 1.0)
 
@@ -95,7 +95,7 @@ class Clause:
 
 
 def parse(text: str) -> tuple[Clause, ...] | None:
-    """The clauses of a whole review (prompt and completion), the prompt's first; None if it has another form."""
+    """The clauses of a review, prompt and completion, the prompt's first; None if it has another form."""
     words = text.split()
     classes = "".join(_CLASS.get(word, "?") for word in words)
     if not _REVIEW.fullmatch(classes):
@@ -131,23 +131,23 @@ class ReviewWorld:
 
     Two completions a and b of one prompt are labelled by Bradley-Terry:
     P(a chosen) = sigmoid((r(a) - r(b) + length_bias * (tokens of a - tokens of b)) / label_temperature),
-    and then turned round with probability `label_flips`.
+    then flipped with probability `label_flips`.
     """
 
-    pairs: int = 7936  # training pairs, two a prompt; at most 15,360
-    label_temperature: float = 0.5  # in units of reward; towards 0 the better text is always chosen
-    label_flips: float = 0.0  # share of labels turned round, 0 to 0.5
+    pairs: int = 7936  # training pairs, two per prompt; at most 15,360
+    label_temperature: float = 0.5  # in units of reward; near 0 the better text is always chosen
+    label_flips: float = 0.0  # share of flipped labels, 0 to 0.5
     length_bias: float = 0.0  # reward per token that the labels see and the true reward does not
-    best_of: int = 1  # the second text of a pair is the best of so many samples of the SFT model, by exact reward
-    desirable_dropped: float = 0.0  # share of chosen texts left out; above 0 the training data are single texts
+    best_of: int = 1  # the second text of a pair is the best of this many samples, by exact reward
+    desirable_dropped: float = 0.0  # share of chosen texts left out; above 0 the training data is unpaired
     seed: int = 0  # of the model's weights and its training
-    draw: int = 0  # of the texts and their labels: the same models, other data
+    draw: int = 0  # of the texts and labels: other data from the same models
 
     def __post_init__(self) -> None:
         if not 1 <= self.pairs <= MAX_PAIRS:
             raise UserError(f"the review world has 1 to {MAX_PAIRS} training pairs, not {self.pairs}; set `pairs`")
         if not self.label_temperature > 0:
-            raise UserError(f"label_temperature must be above 0, got {self.label_temperature}; 1e-6 is 'no noise'")
+            raise UserError(f"label_temperature must be above 0, got {self.label_temperature}; 1e-6 means no noise")
         if not 0 <= self.label_flips <= 0.5:
             raise UserError(f"label_flips is a share from 0 to 0.5, got {self.label_flips}")
         if not math.isfinite(self.length_bias):
@@ -160,7 +160,7 @@ class ReviewWorld:
             raise UserError(f"seed and draw must be at least 0, got {self.seed} and {self.draw}")
 
     def reward(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """(n,) exact rewards of whole reviews, prompt and completion in one text."""
+        """(n,) exact rewards of reviews, prompt and completion in one text."""
         return np.array([review_reward(parse(text)) for text in texts], dtype=np.float64)
 
     def valid(self, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -175,13 +175,13 @@ class ReviewWorld:
         return [_all_prompts()[_SPLITS[split]][i] for i in chosen]
 
     def demonstrations(self, n: int, seed: int) -> list[tuple[str, str]]:
-        """`n` (prompt, completion) of well-formed reviews, praise and blame in equal parts, for supervised tuning."""
+        """`n` (prompt, completion) of well-formed reviews, as many positive as negative, for SFT."""
         rng = random.Random(seed)
         prompts = _all_prompts()[_SPLITS["train"]]
         return [(prompt := rng.choice(prompts), _demonstration(prompt, rng)) for _ in range(n)]
 
     def preference(self, reward_gap: NDArray[np.float64], token_gap: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        """(n,) probability that the first text is chosen, from first minus second reward and number of tokens."""
+        """(n,) probability that the first text is chosen, given its reward and length minus those of the second."""
         logit = (reward_gap + self.length_bias * token_gap) / self.label_temperature
         clean = 0.5 * (1.0 + np.tanh(0.5 * logit))  # the sigmoid, safe from overflow
         return np.asarray(clean * (1 - self.label_flips) + (1 - clean) * self.label_flips)
@@ -215,12 +215,12 @@ def _size(split: Split) -> int:
 @cache
 def _all_prompts() -> tuple[str, ...]:
     every = [f"the {n} {v} {a} {c}" for n, v, a, c in itertools.product(NOUNS, VERBS, VALENCE, CONNECTIVES)]
-    order = np.random.default_rng(0).permutation(len(every))  # the splits are a fixed property of the world
+    order = np.random.default_rng(0).permutation(len(every))  # the splits never change
     return tuple(every[i] for i in order)
 
 
 def _demonstration(prompt: str, rng: random.Random) -> str:
-    """Mixed sentiment: three times in four a clause agrees with the one before, or opposes it by "but"."""
+    """A review of mixed sentiment: of four clauses three agree with the previous one, or oppose it after "but"."""
     *_, adjective, connective = prompt.split()
     good = VALENCE[adjective] > 0
     clauses = []

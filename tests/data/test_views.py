@@ -108,7 +108,7 @@ def test_ties(ties: str, expected: list[tuple[str, str]], weights: list[float]) 
         ([make.unpaired("Q?", "a", True)], Data.PAIRS, "choose a loss for unpaired"),
         ([make.unpaired("Q?", "a", True)], Data.LISTS, "choose a loss for unpaired"),
         ([make.demonstration("Q?", "a")], Data.PAIRS, "choose a loss for demonstrations"),
-        ([PAIR, LIST], Data.PAIRS, "one shape of records only"),
+        ([PAIR, LIST], Data.PAIRS, "records of one kind only"),
     ],
 )
 def test_what_does_not_fit_is_refused(records: list[Record], data: Data, says: str) -> None:

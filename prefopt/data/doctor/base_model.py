@@ -1,4 +1,4 @@
-"""What the model to be tuned thinks of the data before any step."""
+"""Reports how the model to be tuned rates the data before training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefopt.data.token_table import TokenTable
 from prefopt.data.tokens import TokenRecord
 from prefopt.plugin import Data
 
-SAMPLE = 64  # records that are scored
+SAMPLE = 64  # records to score
 
 
 class Scorer(Protocol):
@@ -22,7 +22,7 @@ class Scorer(Protocol):
 
 
 def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Finding]:
-    """Whether the model prefers the chosen side already, and whether it ends its turns as the template does."""
+    """Whether the model already prefers the chosen side, and whether it ends its turns as the template does."""
     spread = np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).round().astype(int).tolist()
     records = [record for i in spread if _size(record := table[i]) <= max_length]
     if not records:

@@ -1,4 +1,4 @@
-"""What the doctor reports: figures with limits, said once, here."""
+"""Defines what the doctor reports: the meaning of each figure, its limits and advice."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SHOWN_IDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """A finding's name explained.
+    """The meaning of a finding.
 
     Attributes:
         says: what the figure is.
-        advice: what to do about a bad one.
-        fails: limit that fails the check; None: it never fails by itself.
-        notice: limit from which it is pointed out.
-        low: whether a low figure is the bad one.
+        advice: what to do about a bad figure.
+        fails: limit beyond which the check fails; None for never.
+        notice: limit beyond which the figure is marked.
+        low: whether a low figure is bad.
         share: whether the limits are shares of the records, and the figure a count of them.
     """
 
@@ -37,19 +37,19 @@ class Meaning:
 MEANINGS: dict[str, Meaning] = {
     "kept": Meaning(
         says="records that can be trained on", share=True, low=True, fails=0.5, notice=0.95,
-        advice="see the rejections: each has its reason",
+        advice="read the reasons of the rejections",
     ),
     "size": Meaning(
-        says="records, against 1,000 (fewer is noise) and 5,000 (a useful set)", low=True, notice=1000,
+        says="records; fewer than 1,000 is noise, 5,000 a useful set", low=True, notice=1000,
         advice="results from fewer than 1,000 records are mostly noise: use several seeds and a held-out set",
     ),
     "duplicate_rows": Meaning(
         says="records that repeat an earlier one exactly", share=True, fails=0.1, notice=0.01,
-        advice="remove the repetitions: they count double",
+        advice="remove them: each counts twice",
     ),
     "near_duplicates": Meaning(
         says="records nearly the same as an earlier one (word triples, Jaccard 0.8 or more)", share=True, notice=0.02,
-        advice="thin them out: they are not independent evidence",
+        advice="remove most of them: they are not independent evidence",
     ),
     "repeated_prompts": Meaning(
         says="records whose prompt an earlier record has", advice="hold out by prompt, as data.eval_records does",
@@ -60,54 +60,54 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "leaked_prompts": Meaning(
         says="records whose prompt is among the held-out ones", share=True, fails=0.0,
-        advice="prefopt train leaves them out; mend the split",
+        advice="prefopt train leaves them out; fix the split",
     ),
     "near_leaks": Meaning(
         says="records whose prompt is nearly a held-out one", share=True, fails=0.05, notice=0.0,
-        advice="mend the split: held-out figures will be too good",
+        advice="fix the split: held-out figures will be too good",
     ),
     "longer_chosen": Meaning(
         says="how often the longer side is the chosen one (0.5 is no bias)", notice=0.6,
-        advice="a length-controlled loss (simpo, r_dpo, ld_dpo), or balance the pairs",
+        advice="use a length-controlled loss (simpo, r_dpo, ld_dpo), or balance the pairs",
     ),
     "length_rule": Meaning(
-        says="accuracy of the best rule that sees lengths only", notice=0.6,
+        says="accuracy of the best rule on lengths alone", notice=0.6,
         advice="compare every reported accuracy with this one",
     ),
     "word_rule": Meaning(
-        says="held-out accuracy of a rule that sees which words occur, in no order", notice=0.75,
-        advice="most of this preference can be learnt without reading: look at the words that give it away",
+        says="held-out accuracy of a rule on which words occur, in any order", notice=0.75,
+        advice="the preference can be learnt without reading: look at the words that predict it",
     ),
     "format_rule": Meaning(
-        says="accuracy of the best rule that sees one mark of format only", notice=0.65,
-        advice="one side was made another way: strip the mark, or the model will learn it first",
+        says="accuracy of the best rule on one feature of the format", notice=0.65,
+        advice="one side was made in another way: remove the feature, or the model learns it first",
     ),
     "first_is_best": Meaning(
-        says="how often the first completion of a list is a best one, above what chance gives", notice=0.2,
+        says="how much more often than by chance the first completion of a list is the best", notice=0.2,
         advice="the order of the list gives the label away",
     ),
     "label_balance": Meaning(
-        says="share of desirable completions", low=True, notice=0.2, advice="see the weights that KTO would need",
+        says="share of desirable completions", low=True, notice=0.2, advice="set the weights that the note gives",
     ),
     "damaged_encoding": Meaning(
         says="records with damaged characters (replacement characters, UTF-8 read as Latin-1)", share=True, fails=0.05,
-        notice=0.0, advice="read the source again with its right encoding",
+        notice=0.0, advice="read the source again with the right encoding",
     ),
     "control_characters": Meaning(
         says="records with control characters other than tab and newline", share=True, fails=0.05, notice=0.0,
-        advice="strip them, unless the model is to write them",
+        advice="remove them, unless the model should write them",
     ),
     "markup": Meaning(
-        says="records with HTML tags or entities left over", share=True, notice=0.05,
-        advice="strip it, unless the model is to write it",
+        says="records with left-over HTML tags or entities", share=True, notice=0.05,
+        advice="remove it, unless the model should write it",
     ),
     "template_tokens": Meaning(
         says="records with a chat template's tokens in their text", share=True, fails=0.05, notice=0.0,
-        advice="the text was formatted once already: extract the turns instead",
+        advice="the text was already formatted: extract the turns instead",
     ),
     "speaker_marks": Meaning(
         says="records with 'Human:' or 'Assistant:' inside a turn", share=True, notice=0.01,
-        advice="a turn was not split off, or the model played both speakers",
+        advice="a turn was not split off, or a model wrote both speakers",
     ),
     "too_long": Meaning(
         says="records over max_length", share=True, notice=0.05,
@@ -117,12 +117,12 @@ MEANINGS: dict[str, Meaning] = {
         says="records whose prompt was shortened", share=True, notice=0.1, advice="raise data.max_length",
     ),
     "identical_if_cut": Meaning(
-        says="pairs that a cut at max_length would make identical", share=True, notice=0.01,
-        advice="prefopt drops them as too long; a trainer that cuts would learn nothing from them",
+        says="pairs that truncation at max_length would make identical", share=True, notice=0.01,
+        advice="prefopt drops them as too long; a trainer that truncates learns nothing from them",
     ),
     "base_prefers_chosen": Meaning(
-        says="share of a sample where the model already gives the chosen side more log-prob",
-        advice="far below 0.5: the chosen texts are not its own; consider SFT on them first", low=True, notice=0.35,
+        says="share of a sample in which the model gives the chosen side the higher log-prob", low=True, notice=0.35,
+        advice="far below 0.5: the model would not write the chosen texts; consider SFT on them first",
     ),
     "end_of_turn": Meaning(
         says="median probability that the model ends the turn where the chosen answer ends", low=True, notice=0.05,
@@ -133,23 +133,23 @@ MEANINGS: dict[str, Meaning] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A figure, its limit, and whether it holds."""
+    """A figure and its limit."""
 
     name: str
     figure: float
-    total: int = 0  # the count that a share is of
+    total: int = 0  # the count of which the figure is a share
     ids: tuple[str, ...] = ()
     note: str = ""
-    limit: float | None = None  # set by the user; a count or a share as MEANINGS has it
+    limit: float | None = None  # set by the user; a count where the figure is one
 
     @property
     def meaning(self) -> Meaning:
-        """What the figure is."""
+        """The meaning of the figure."""
         return MEANINGS[self.name]
 
     @property
     def threshold(self) -> float | None:
-        """The figure from which the check fails; a count where the figure is one."""
+        """The figure beyond which the check fails; a count where the figure is one."""
         limit = self.meaning.fails
         if self.limit is not None:
             return self.limit
@@ -159,12 +159,12 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether the figure is on the right side of its threshold."""
+        """Whether the figure keeps to its threshold."""
         return self.threshold is None or not self._beyond(self.threshold)
 
     @property
     def noticed(self) -> bool:
-        """Whether the figure deserves a look."""
+        """Whether the figure is beyond its limit for attention."""
         notice = self.meaning.notice
         return notice is not None and self._beyond(notice * self.total if self.meaning.share else notice)
 
@@ -172,7 +172,7 @@ class Finding:
         return self.figure < limit if self.meaning.low else self.figure > limit
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """JSON values."""
         return {
             "figure": self.figure,
             "threshold": self.threshold,
@@ -196,7 +196,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the doctor found in one set."""
+    """The findings of one data set."""
 
     name: str
     schema: str
@@ -206,15 +206,17 @@ class Report:
     rejections: list[Rejection]
     findings: dict[str, Finding]
     histograms: list[Histogram] = field(default_factory=list)
-    costs: list[dict[str, float]] = field(default_factory=list)  # what other values of max_length would drop
+    costs: list[dict[str, float]] = field(
+        default_factory=list
+    )  # share of records dropped at other values of max_length
 
     @property
     def ok(self) -> bool:
-        """Whether every threshold holds."""
+        """Whether no threshold is exceeded."""
         return all(finding.ok for finding in self.findings.values())
 
     def reasons(self) -> dict[str, dict[str, Any]]:
-        """Reason -> how many rows, and which (their ids, or `file:row` where there is no record)."""
+        """Reason -> the number of rows, and their ids (`file:row` of those without one)."""
         counts = Counter(rejection.reason for rejection in self.rejections)
         return {
             reason: {
@@ -227,7 +229,7 @@ class Report:
         }
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """JSON values."""
         return {
             "name": self.name,
             "schema": self.schema,
@@ -242,16 +244,16 @@ class Report:
 
 
 def thresholds(settings: Sequence[str]) -> dict[str, float]:
-    """`NAME=VALUE` settings as numbers; a share such as `2%` is not one: counts are counts.
+    """Parse `NAME=NUMBER` settings.
 
     Raises:
-        UserError: an unknown finding, or a value that is no number.
+        UserError: an unknown finding, or a value that is not a number.
     """
     found = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in MEANINGS:
-            raise UserError(f"no finding {name!r}{nearest(name, list(MEANINGS))}; there are {', '.join(MEANINGS)}")
+            raise UserError(f"no finding {name!r}{nearest(name, list(MEANINGS))}; known are {', '.join(MEANINGS)}")
         try:
             found[name] = float(value)
         except ValueError:

@@ -1,4 +1,4 @@
-"""Nearly equal texts, by MinHash over word triples (Broder, 1997) with locality-sensitive bands."""
+"""Finds nearly equal texts, by MinHash over word triples (Broder, 1997) with locality-sensitive bands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Text
 
 HASHES, BANDS = 48, 12  # bands of 4: texts of Jaccard 0.8 share one with probability 0.998
-LEAST_WORDS = 8  # shorter texts are alike by chance
+LEAST_WORDS = 8  # shorter texts are similar by chance
 LEAST_JACCARD = 0.8
 MOST_RECORDS = 200_000
 _DRAW = np.random.default_rng(0)
@@ -23,7 +23,7 @@ _SHIFTS = _DRAW.integers(0, 2**63, HASHES, dtype=np.uint64)
 
 
 def signature(text: str) -> NDArray[np.uint32] | None:
-    """(HASHES,) the smallest hashes of the text's word triples; None for a text too short to judge."""
+    """(HASHES,) smallest hashes of the text's word triples; None for a text that is too short."""
     found = words(text)
     if len(found) < LEAST_WORDS:
         return None
@@ -35,19 +35,19 @@ def signature(text: str) -> NDArray[np.uint32] | None:
 
 
 class Index:
-    """Texts that were seen, found again by likeness."""
+    """An index of texts that finds similar ones."""
 
     def __init__(self) -> None:
         self._signatures: list[NDArray[np.uint32]] = []
         self._bands: dict[bytes, int] = {}
 
-    def has_like(self, one: NDArray[np.uint32]) -> bool:
-        """Whether a text of about LEAST_JACCARD or more was added."""
+    def has_similar(self, one: NDArray[np.uint32]) -> bool:
+        """Whether a text of similarity of about LEAST_JACCARD or more was added."""
         near = {self._bands[key] for key in _keys(one) if key in self._bands}
         return any(float(np.mean(self._signatures[i] == one)) >= LEAST_JACCARD for i in near)
 
     def add(self, one: NDArray[np.uint32]) -> None:
-        """Remember a text."""
+        """Add a text."""
         for key in _keys(one):
             self._bands.setdefault(key, len(self._signatures))
         self._signatures.append(one)
@@ -58,7 +58,7 @@ def _keys(one: NDArray[np.uint32]) -> Iterator[bytes]:
 
 
 class NearDuplicates:
-    """Records nearly the same as an earlier one, prompt and first completion together; exact ones apart."""
+    """Finds records nearly the same as an earlier one in prompt and first completion, other than exact duplicates."""
 
     def __init__(self) -> None:
         self._index = Index()
@@ -77,13 +77,13 @@ class NearDuplicates:
         one = signature(text)
         if one is None:
             return
-        if self._index.has_like(one):
+        if self._index.has_similar(one):
             self._near.append(record.id)
         else:
             self._index.add(one)
 
     def findings(self) -> Iterator[Finding]:
-        """How many."""
+        """The near duplicates."""
         note = f"of the first {MOST_RECORDS:,} records" if self._seen == MOST_RECORDS else ""
         yield Finding(
             name="near_duplicates", figure=len(self._near), total=self._seen, ids=tuple(self._near), note=note
@@ -91,7 +91,7 @@ class NearDuplicates:
 
 
 class Leaks:
-    """Records whose prompt is held out, exactly or nearly."""
+    """Finds records whose prompt, or nearly the same one, is held out."""
 
     def __init__(self, held_out: Iterable[Record]) -> None:
         self._prompts: set[str] = set()
@@ -106,15 +106,15 @@ class Leaks:
             self._prompts.add(name)
 
     def see(self, record: Record) -> None:
-        """Look at one record of the training side."""
+        """Look at one training record."""
         self._total += 1
         if content_hash(record.prompt) in self._prompts:
             self._exact.append(record.id)
-        elif (one := signature(_joined(record.prompt))) is not None and self._index.has_like(one):
+        elif (one := signature(_joined(record.prompt))) is not None and self._index.has_similar(one):
             self._near.append(record.id)
 
     def findings(self) -> Iterator[Finding]:
-        """Both kinds."""
+        """Exact and near leaks."""
         yield Finding(name="leaked_prompts", figure=len(self._exact), total=self._total, ids=tuple(self._exact))
         yield Finding(name="near_leaks", figure=len(self._near), total=self._total, ids=tuple(self._near))
 

@@ -1,4 +1,4 @@
-"""Checks of single records and their repetitions: each sees every record once, then says what it found."""
+"""Checks records for repetitions, unbalanced labels, and texts with damage or markup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefopt.plugin import Data
 
 
 class RecordCheck(Protocol):
-    """One pass over the records: `see` each, then `findings`."""
+    """A check in one pass: call `see` with each record, then `findings`."""
 
     def see(self, record: Record, /) -> None: ...
 
@@ -22,7 +22,7 @@ class RecordCheck(Protocol):
 
 
 class Repetitions:
-    """Records and prompts that occur again, and prompts whose labels contradict each other."""
+    """Finds repeated records and prompts, and prompts with contradictory labels."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -56,7 +56,7 @@ class Repetitions:
             (self._good if record.desirable else self._bad)[prompt].add(texts[0])
 
     def findings(self) -> Iterator[Finding]:
-        """Duplicates, repeated prompts, contradictions."""
+        """Duplicates, repeated prompts and contradictions."""
         yield Finding(
             name="duplicate_rows", figure=len(self._duplicates), total=self.total, ids=tuple(self._duplicates)
         )
@@ -80,8 +80,6 @@ TEMPLATE = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|assistant|user|system|end)\|>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>"
 )
 SPEAKER = re.compile(r"\b(?:Human|Assistant):")
-
-
 PATTERNS = {
     "damaged_encoding": DAMAGE,
     "control_characters": CONTROL,
@@ -92,7 +90,7 @@ PATTERNS = {
 
 
 class Marks:
-    """Texts with something in them that should not be there."""
+    """Finds damaged characters, markup and template tokens in texts."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -113,7 +111,7 @@ class Marks:
 
 
 class Labels:
-    """Balance of labels, and the weights with which KTO would make up for it."""
+    """Finds unbalanced labels (with weights for KTO), and lists whose first completion is the best."""
 
     def __init__(self) -> None:
         self._good = self._bad = 0
@@ -132,7 +130,7 @@ class Labels:
             self._expected += record.scores.count(best) / len(record.scores)
 
     def findings(self) -> Iterator[Finding]:
-        """The balance of unpaired labels; the place of the best in lists."""
+        """The balance of labels, and the position of the best completion in lists."""
         if self._good + self._bad:
             yield Finding(name="label_balance", figure=self._good / (self._good + self._bad), note=self._weights())
         if self._lists >= 100:
@@ -140,20 +138,20 @@ class Labels:
             yield Finding(name="first_is_best", figure=excess, note=f"{self._lists} lists with a best completion")
 
     def _weights(self) -> str:
-        """Those that bring desirable_weight * good / (undesirable_weight * bad) between 1 and 4/3, as KTO wants it."""
+        """The weights for which desirable_weight * good / (undesirable_weight * bad) is in KTO's range, 1 to 4/3."""
         good, bad = self._good, self._bad
         counts = f"{good} desirable, {bad} undesirable"
         if not good or not bad:
             return f"{counts}: KTO needs both"
         if 1 <= good / bad <= 4 / 3:
-            return f"{counts}: balanced, KTO's weights may stay 1"
+            return f"{counts}: balanced, KTO's weights can stay 1"
         if good < bad:
             return f"{counts}: kto with loss.desirable_weight={bad / good:.3g} to {4 / 3 * bad / good:.3g}"
         return f"{counts}: kto with loss.undesirable_weight={3 / 4 * good / bad:.3g} to {good / bad:.3g}"
 
 
 def turns(text: Text) -> list[str]:
-    """What is said in a text, turn by turn."""
+    """The content of each turn."""
     return [text] if isinstance(text, str) else [turn["content"] for turn in text]
 
 

@@ -1,4 +1,4 @@
-"""What could be learnt without reading: rules that see length, words without order, or one mark of format."""
+"""Measures how well the preference follows from shortcuts: length, words without order, or one feature of format."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from prefopt.data.record import Record, Text
 from prefopt.plugin import Data
 
 WORD_BUCKETS = 2**14
-MOST_RECORDS = 20_000  # seen by the word rule
+MOST_RECORDS = 20_000  # that the word rule is fitted on
 LEAST_HELD_OUT = 50
 PENALTY = 1.0  # of the squared weights of the word rule
 
 
 def sides(record: Record) -> tuple[Text | None, Text | None]:
-    """(a good text, a bad text) of a record; lists give their best and worst, None where there is none."""
+    """(good text, bad text) of a record, the best and worst of a list; None if there is no such text."""
     if record.kind is Data.PAIRS:
         return record.completions[0], record.completions[1]
     if record.kind is Data.UNPAIRED:
@@ -36,7 +36,7 @@ def sides(record: Record) -> tuple[Text | None, Text | None]:
 
 
 class LengthRule:
-    """How far length alone goes, in characters."""
+    """How well length in characters predicts the preference."""
 
     def __init__(self) -> None:
         self._good: list[int] = []
@@ -57,7 +57,7 @@ class LengthRule:
             self._bad.append(sum(map(len, turns(bad))))
 
     def findings(self) -> Iterator[Finding]:
-        """The bias, and the accuracy of the best rule."""
+        """The length bias, and the accuracy of the best rule."""
         good, bad = np.array(self._good), np.array(self._bad)
         if not len(good) or not len(bad):
             return
@@ -68,11 +68,11 @@ class LengthRule:
             yield Finding(name="longer_chosen", figure=round(wins, 4), note=f"{note}; standard error {error:.3f}")
             yield Finding(name="length_rule", figure=round(max(wins, 1 - wins), 4), note=f"{len(good)} pairs")
         else:
-            note = "desirable and undesirable count the same"
+            note = "both labels have the same weight"
             yield Finding(name="length_rule", figure=round(_best_cut(good, bad), 4), note=note)
 
     def histogram(self) -> Histogram:
-        """Characters of prompts and of both sides."""
+        """Lengths of prompts and of both sides."""
         series = {"prompt": self._prompts, "chosen": self._good, "rejected": self._bad}
         return histogram("Length in characters", "characters", {k: np.array(v) for k, v in series.items() if v})
 
@@ -87,7 +87,7 @@ def _best_cut(good: NDArray[np.int64], bad: NDArray[np.int64]) -> float:
 
 
 class WordRule:
-    """A logistic rule on which words occur, fitted on four fifths of the prompts and judged on the last."""
+    """Logistic regression on which words occur, fitted on four fifths of the prompts and tested on the others."""
 
     def __init__(self) -> None:
         self._rows: list[dict[int, float]] = []
@@ -110,7 +110,7 @@ class WordRule:
         self._held_out.append(int(content_hash(record.prompt), 16) % 5 == 0)
 
     def findings(self) -> Iterator[Finding]:
-        """The accuracy on the held-out fifth."""
+        """The accuracy on held-out prompts."""
         out = np.array(self._held_out, bool)
         labels = np.array(self._labels)
         if out.sum() < LEAST_HELD_OUT or (not self._paired and len(set(self._labels)) < 2):
@@ -124,14 +124,14 @@ class WordRule:
             accuracy = float(
                 np.mean([np.mean(right[labels[out] == side]) for side in (0, 1) if (labels[out] == side).any()])
             )
-        loudest = np.argsort(-np.abs(weights[:-1]))[:8]
+        strongest = np.argsort(-np.abs(weights[:-1]))[:8]
         shown = ", ".join(
-            f"{self._names[int(i)]} ({'+' if weights[i] > 0 else '−'})" for i in loudest if int(i) in self._names
+            f"{self._names[int(i)]} ({'+' if weights[i] > 0 else '−'})" for i in strongest if int(i) in self._names
         )
         error = 0.5 / np.sqrt(out.sum())
         yield Finding(
             name="word_rule", figure=round(accuracy, 4),
-            note=f"{int(out.sum())} held out, standard error {error:.3f}; loudest words: {shown}",
+            note=f"{int(out.sum())} held out, standard error {error:.3f}; strongest words: {shown}",
         )  # fmt: skip
 
     def _buckets(self, text: Text | None) -> set[int]:
@@ -164,7 +164,7 @@ def _fit(x: csr_matrix, labels: NDArray[np.float64], *, intercept: bool) -> NDAr
     return np.asarray(found.x)
 
 
-MARKS: dict[str, Callable[[str], bool]] = {
+FEATURES: dict[str, Callable[[str], bool]] = {
     "begins with a space": lambda text: text[:1].isspace(),
     "ends with a space": lambda text: text[-1:].isspace(),
     "ends with punctuation": lambda text: text.rstrip()[-1:] in ".!?\"')",
@@ -180,11 +180,11 @@ MARKS: dict[str, Callable[[str], bool]] = {
 
 
 class FormatRule:
-    """The single mark of format that tells most about the label."""
+    """The feature of format that predicts the preference best."""
 
     def __init__(self) -> None:
-        self._good = dict.fromkeys(MARKS, 0)
-        self._bad = dict.fromkeys(MARKS, 0)
+        self._good = dict.fromkeys(FEATURES, 0)
+        self._bad = dict.fromkeys(FEATURES, 0)
         self._goods = self._bads = 0
 
     def see(self, record: Record) -> None:
@@ -194,17 +194,17 @@ class FormatRule:
             return
         for text, counts in ((good, self._good), (bad, self._bad)):
             if text is not None:
-                said = "\n".join(turns(text))
-                for name, has in MARKS.items():
-                    counts[name] += has(said)
+                content = "\n".join(turns(text))
+                for name, has in FEATURES.items():
+                    counts[name] += has(content)
         self._goods += good is not None
         self._bads += bad is not None
 
     def findings(self) -> Iterator[Finding]:
-        """Balanced accuracy of the best mark."""
+        """Balanced accuracy of the best feature."""
         if not self._goods or not self._bads:
             return
-        rates = {name: (self._good[name] / self._goods, self._bad[name] / self._bads) for name in MARKS}
+        rates = {name: (self._good[name] / self._goods, self._bad[name] / self._bads) for name in FEATURES}
         name, (good, bad) = max(rates.items(), key=lambda item: abs(item[1][0] - item[1][1]))
         yield Finding(
             name="format_rule", figure=round(0.5 + abs(good - bad) / 2, 4),
@@ -213,7 +213,7 @@ class FormatRule:
 
 
 def histogram(title: str, unit: str, series: dict[str, NDArray[np.int64]]) -> Histogram:
-    """A histogram in bins of equal ratio, one series per side."""
+    """A histogram in bins of equal ratio."""
     top = max(int(values.max()) for values in series.values() if len(values))
     edges = np.unique(np.round(np.geomspace(1, max(top, 2) + 1, 25)))
     edges[0] = 0

@@ -1,4 +1,4 @@
-"""A report for the terminal."""
+"""Prints a report in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefopt.data.doctor.findings import Finding, Report
 
 
 def show(report: Report, console: Console) -> None:
-    """Print what was found, the bad first."""
+    """Print the findings, bad ones first."""
     console.print(f"\n[bold]{escape(report.name)}[/]  {report.schema}, {report.kind}: "
                   f"{report.kept:,} of {report.rows:,} rows kept")  # fmt: skip
     for reason, found in report.reasons().items():
@@ -31,7 +31,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def figure(finding: Finding) -> str:
-    """The figure as it is read: a count with its share, or a ratio."""
+    """The figure as text: a count with its share, or a ratio."""
     if isinstance(finding.figure, int):
         share = f" ({finding.figure / finding.total:.1%})" if finding.meaning.share and finding.total else ""
         return f"{finding.figure:,}{share}"

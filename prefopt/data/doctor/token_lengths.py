@@ -1,4 +1,4 @@
-"""What `max_length` costs, in tokens."""
+"""Reports lengths in tokens, and how many records a `max_length` costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = (256, 512, 1024, 2048, 4096, 8192)
 
 
 class TokenLengths:
-    """Token lengths of records that nothing was cut from."""
+    """Token lengths of records that are not truncated."""
 
     def __init__(self, table: TokenTable) -> None:
         self.table = table
@@ -26,7 +26,7 @@ class TokenLengths:
         self.total: NDArray[np.int64] = self.prompt + longest
 
     def findings(self, max_length: int) -> Iterator[Finding]:
-        """What this limit does."""
+        """The records over this limit, and the pairs that truncation would make identical."""
         over = np.flatnonzero(self.total > max_length)
         p50, p95 = np.percentile(self.total, [50, 95])
         note = f"tokens a record: median {p50:.0f}, 95 % below {p95:.0f}, longest {self.total.max()}"
@@ -37,7 +37,7 @@ class TokenLengths:
             yield Finding(name="identical_if_cut", figure=len(same), total=len(self.table), ids=tuple(same))
 
     def costs(self) -> list[dict[str, float]]:
-        """For each usual limit: the share of records over it, and of pairs that cutting would make identical."""
+        """For each usual limit, the share of records over it and of pairs that truncation would make identical."""
         found = []
         for limit in LIMITS:
             over = np.flatnonzero(self.total > limit)
@@ -56,7 +56,7 @@ class TokenLengths:
         return histogram("Length in tokens", "tokens", series)
 
     def _identical(self, i: int, limit: int) -> bool:
-        """Whether both sides are the same in their first `limit` tokens."""
+        """Whether both sides have the same first `limit` tokens."""
         record = self.table[i]
         room = max(limit - len(record.prompt), 0)
         return np.array_equal(record.completions[0][:room], record.completions[1][:room])

@@ -1,8 +1,8 @@
-"""Every schema that is recognised, in the order in which they are tried.
+"""Lists the schemas in the order in which they are tried, and recognises the one of a file.
 
-A schema is a function from a row to records, beside a predicate that recognises its rows. To add one: write the
-function in the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`) and list it
-in that module's `SCHEMAS`.
+A schema is a function from a row to records and a predicate that recognises its rows. To add one, write the function in
+the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`) and list it in that
+module's `SCHEMAS`.
 """
 
 from __future__ import annotations
@@ -17,38 +17,31 @@ from prefopt.errors import UserError, nearest
 
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
-    for module in (
-        trees,
-        lists,
-        pairs,
-        judgements,
-        unpaired,
-        demonstrations,
-    )  # the richest reading of a row comes first
+    for module in (trees, lists, pairs, judgements, unpaired, demonstrations)  # from rich to poor
     for schema in module.SCHEMAS
 }
 
 
 def named(name: str) -> Schema:
-    """The schema of a name, or UserError with the nearest ones."""
+    """The schema of this name; UserError with similar names if there is none."""
     if name not in SCHEMAS:
         raise UserError(f"unknown data.schema={name}{nearest(name, list(SCHEMAS))}; known are {', '.join(SCHEMAS)}")
     return SCHEMAS[name]
 
 
 def recognise(rows: Sequence[Row], where: str) -> Schema:
-    """The first schema, in the order of the menu, that fits at least half as many of these rows as any other does.
+    """The first schema of the menu that fits at least half as many of these rows as the best one.
 
-    The order goes from rich to poor: a label that is null in some rows does not turn the others into demonstrations.
+    The menu goes from rich to poor, so that a label that is null in some rows does not make all of them demonstrations.
 
     Raises:
-        UserError: no row fits any schema; the message says which columns there are and how to map them.
+        UserError: no row fits any schema; the message lists the columns and how to map them.
     """
     fits = Counter(schema.name for row in rows for schema in SCHEMAS.values() if schema.matches(row))
     if not fits:
         columns = sorted({column for row in rows for column in row})
         raise UserError(
-            f"{where} has the columns {columns}, which fit no known schema; say what they are with "
+            f"{where} has the columns {columns}, which fit no known schema; map them with "
             "'data.fields={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}' (or prompt, completion, label), "
             f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
         )

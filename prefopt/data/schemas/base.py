@@ -1,4 +1,4 @@
-"""What a schema is."""
+"""Defines `Schema`: how a data set writes down preferences."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
-Made = Record | RowError  # of a row that holds several records, some may fail
+Made = Record | RowError  # a row may hold several records, of which some may fail
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """One way in which data sets write down preferences.
+    """One way in which data sets write down preferences: how to recognise its rows and read them.
 
     Attributes:
         name: the value of `data.schema`.
         columns: what a row looks like, for the menu.
-        matches: whether a row looks so; called on a few rows, by columns and types, never by content.
-        read: the records of a row, mostly one; raises RowError where there is none, lists it where there are others.
-        gather: joins rows that only together make a record (`None`: each row stands alone).
+        matches: whether a row has this form, by its columns and their types; called on the first rows.
+        read: the records of a row, mostly one; a RowError is raised, or listed beside other records.
+        gather: joins the rows that make one record together; None if each row is a record.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Schema:
 
 
 def has(row: Row, *columns: str) -> bool:
-    """Whether these columns are there and not null."""
+    """Whether the row has all these columns, and none is null."""
     return all(row.get(column) is not None for column in columns)
 
 

@@ -1,4 +1,4 @@
-"""Schemas of single good completions."""
+"""Reads single good completions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def prompt_completion(row: Row) -> list[Made]:
 
 
 def instruction_output(row: Row) -> list[Made]:
-    """An instruction, its input where there is one, and the output."""
+    """An instruction, its input if any, and the output."""
     return [demonstration(instruction(row), completion_of(row.get("output"), "output"))]
 
 

@@ -1,4 +1,4 @@
-"""Schemas of two answers and a verdict: first, second, or a tie; from one judge or several."""
+"""Reads two answers and the verdicts of one or several judges: first, second, or a tie."""
 
 from __future__ import annotations
 
@@ -19,28 +19,26 @@ ANSWERS = [
 ]  # fmt: skip
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "context")
 INDEX_COLUMNS = ("better_response_id", "choice")  # 0 is the first answer, 1 the second
-STRENGTH_COLUMNS = (
-    "preference_strength",
-    "overall_preference",
-)  # below 0: the first answer is better, above: the second
+STRENGTH_COLUMNS = ("preference_strength", "overall_preference")  # below 0: the first is better, above: the second
 VERDICT_COLUMNS = ("winner", "preference", "verdict", "label", "labels", "votes", "annotations", "preferred")
 VERDICTS = {
-    "0": 0, "tie": 0, "both": 0, "equal": 0, "draw": 0, "c": 0, "same": 0, "neither": 0, "1.5": 0,
-    "tie (bothbad)": 0,
+    "0": 0, "tie": 0, "both": 0, "equal": 0, "draw": 0, "c": 0, "same": 0, "neither": 0, "1.5": 0, "tie (bothbad)": 0,
     "1": 1, "a": 1, "first": 1, "model_a": 1, "response_a": 1, "response_1": 1, "answer_a": 1, "left": 1,
     "2": 2, "b": 2, "second": 2, "model_b": 2, "response_b": 2, "response_2": 2, "answer_b": 2, "right": 2,
 }  # fmt: skip
 
 
 def judged_pair(row: Row) -> list[Made]:
-    """Two answers to one prompt and the verdict; the scores are the shares of the votes, so that a tie stays a tie.
+    """Two answers to one prompt and the verdict; the scores are shares of the votes, so that a tie stays a tie.
 
-    Verdicts in numbers: 0 is a tie, 1 the first answer, 2 the second (1.5 a tie too); in `better_response_id` and
+    Verdicts in numbers: 0 is a tie, 1 the first answer, 2 the second (1.5 is a tie, too); in `better_response_id` and
     `choice` 0 is the first, 1 the second.
     """
     columns = _answers(row)
     if columns is None:
-        raise RowError("missing_field", "no two answers (response_a and response_b, say); map them with data.fields")
+        raise RowError(
+            "missing_field", "the row has no two answers, such as response_a and response_b; map them with data.fields"
+        )
     one, two = (completion_of(row.get(column), column) for column in columns)
     return [_decided(_prompt(row), one, two, *_scores(row))]
 
@@ -76,7 +74,7 @@ def summaries(row: Row) -> list[Made]:
 
 
 def scored_answers(row: Row) -> list[Made]:
-    """Two answers with a score each."""
+    """Two answers, each with a score."""
     question = row.get("question", row.get("prompt"))
     text = question.get("full_text") if isinstance(question, dict) else question
     scores = (number(row.get(f"score_{i}"), f"score_{i}") for i in (0, 1))
@@ -116,7 +114,7 @@ def _scores(row: Row) -> tuple[float, float]:
             return 1 - index, index
     votes = [_verdict(value, name) for name, value in _votes(row)]
     if not votes:
-        raise RowError("missing_field", f"no verdict in this row: none of {', '.join(VERDICT_COLUMNS)}")
+        raise RowError("missing_field", f"the row has no verdict in any of {', '.join(VERDICT_COLUMNS)}")
     one, two = (sum(vote == side for vote in votes) + votes.count(0) / 2 for side in (1, 2))
     return one / len(votes), two / len(votes)
 
@@ -139,7 +137,7 @@ def _is_annotator(name: str) -> bool:
 def _verdict(value: Any, name: str) -> int:
     key = plain(value) if isinstance(value, int | float) and not isinstance(value, bool) else _word(value)
     if key not in VERDICTS:
-        raise RowError("bad_label", f"{name!r} must say first, second or tie (1, 2, 0; A, B, tie), not {shown(value)}")
+        raise RowError("bad_label", f"{name!r} must be first, second or tie (1, 2, 0; A, B, tie), not {shown(value)}")
     return VERDICTS[key]
 
 

@@ -1,4 +1,4 @@
-"""Schemas of several completions of one prompt, with scores or ranks."""
+"""Reads several completions of one prompt, with scores or ranks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 
-ATTRIBUTES = (
-    "helpfulness",
-    "correctness",
-    "coherence",
-)  # of HelpSteer, each 0 to 4; length and complexity are no merit
+ATTRIBUTES = ("helpfulness", "correctness", "coherence")  # 0 to 4; not verbosity and complexity, which are no merit
 GATHERED = "answers of one prompt"
 
 
 def graded_solutions(row: Row) -> list[Made]:
-    """A question, and one graded solution in a column per model; right is 1, wrong is 0."""
+    """A question, and a column per model with its graded solution; right is 1, wrong is 0."""
     graded = [value for value in row.values() if _graded(value)]
     return [
         ranked(
@@ -33,9 +29,9 @@ def graded_solutions(row: Row) -> list[Made]:
 
 
 def rated_completions(row: Row) -> list[Made]:
-    """UltraFeedback: an instruction and `completions` with a response and a score each.
+    """UltraFeedback: an instruction and `completions`, each with a response and a score.
 
-    The fine-grained score, a mean of four aspects, comes before the overall one, which is known to be wrong in places.
+    The fine-grained score, a mean of four aspects, is preferred: some overall scores are known to be wrong.
     """
     answers = _objects(row.get("completions"), "completions")
     return [
@@ -48,7 +44,7 @@ def rated_completions(row: Row) -> list[Made]:
 
 
 def ranked_answers(row: Row) -> list[Made]:
-    """A prompt and `answers` with a rank each, 1 the best; the score is minus the rank."""
+    """A prompt and `answers`, each with a rank, 1 the best; the score is minus the rank."""
     answers = _objects(row.get("answers"), "answers")
     return [
         ranked(
@@ -70,7 +66,7 @@ def response_columns(row: Row) -> list[Made]:
 
 
 def attribute_scores(row: Row) -> list[Made]:
-    """HelpSteer: the gathered answers to one prompt, scored by the mean of helpfulness, correctness, coherence."""
+    """HelpSteer: the answers to one prompt, scored by the mean of helpfulness, correctness and coherence."""
     answers = row[GATHERED]
     return [
         ranked(
@@ -82,7 +78,7 @@ def attribute_scores(row: Row) -> list[Made]:
 
 
 def neighbours(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """Rows that stand together and share a prompt, as one row."""
+    """Join successive rows with the same prompt into one row."""
     for _, group in groupby(rows, key=lambda found: found[1].get("prompt")):
         together = list(group)
         yield together[0][0], {**together[0][1], GATHERED: [row for _, row in together]}

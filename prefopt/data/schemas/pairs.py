@@ -1,4 +1,4 @@
-"""Schemas of one chosen and one rejected completion."""
+"""Reads pairs of a chosen and a rejected completion."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from prefopt.data.schemas.prompts import (
 
 
 def hh_rlhf(row: Row) -> list[Made]:
-    """Whole transcripts on both sides, the prompt implicit."""
+    """Whole transcripts on both sides, which share the prompt."""
     sides = (transcript(row.get(side), side) for side in ("chosen", "rejected"))
     prompt, chosen, rejected = shared_turns(*sides)
     return [pair(merge_speakers(prompt), chosen, rejected)]
 
 
 def prompt_pair(row: Row) -> list[Made]:
-    """A prompt and two answers; whole dialogues on both sides lose the turns that repeat the prompt."""
+    """A prompt and two answers; of whole dialogues on both sides only the last turns are the answers."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_dialogue(chosen) and is_dialogue(rejected):
         prompt, good, bad = shared_turns(
@@ -42,7 +42,7 @@ def prompt_pair(row: Row) -> list[Made]:
 
 
 def implicit_prompt(row: Row) -> list[Made]:
-    """Whole dialogues (or texts with a common beginning) on both sides."""
+    """Whole dialogues on both sides, or texts with a common beginning."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_turns(chosen) or is_turns(rejected):
         sides = shared_turns(messages(chosen, "chosen"), messages(rejected, "rejected"))
@@ -52,13 +52,13 @@ def implicit_prompt(row: Row) -> list[Made]:
 
 
 def instruction_pair(row: Row) -> list[Made]:
-    """An instruction, its input where there is one, and two answers."""
+    """An instruction, its input if any, and two answers."""
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(instruction(row), *sides, scores=_scores(row))]
 
 
 def question_pair(row: Row) -> list[Made]:
-    """A question, perhaps a system text, and two answers."""
+    """A question, its system text if any, and two answers."""
     question = (*system_of(row), *user(string(row.get("question"), "question")))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(question, *sides, scores=_scores(row))]
@@ -82,7 +82,7 @@ def _with_system(row: Row, turns: tuple) -> tuple:  # type: ignore[type-arg]
 
 
 def _scores(row: Row) -> tuple[float, float] | None:
-    """Scores of the two sides under their usual names, or a margin as (margin, 0)."""
+    """The scores of the two sides under their usual names, or (margin, 0)."""
     for chosen, rejected in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
                              ("chosen_rating", "rejected_rating")):  # fmt: skip
         if has(row, chosen, rejected):

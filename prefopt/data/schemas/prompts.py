@@ -1,4 +1,4 @@
-"""Prompts: read from their own column, or found as what two whole dialogues share."""
+"""Reads prompts: from columns of their own, or as what two whole dialogues share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def prompt_of(row: Row, column: str = "prompt") -> Text:
-    """The prompt column, with the `system` and `history` columns, where there are any, put before it."""
+    """The prompt column, after the `system` and `history` columns if the row has them."""
     value = row.get(column)
     prompt: Text = messages(value, column) if is_turns(value) else string(value, column)
     before = (*system_of(row), *_history(row.get("history")))
@@ -23,7 +23,7 @@ def prompt_of(row: Row, column: str = "prompt") -> Text:
 
 
 def instruction(row: Row) -> Text:
-    """`instruction`, and `input` under it where there is one, as one user turn."""
+    """`instruction`, followed by `input` if there is one, as one user turn."""
     asked = string(row.get("instruction"), "instruction")
     given = row.get("input")
     if given is not None and not blank(given := string(given, "input")):
@@ -32,7 +32,7 @@ def instruction(row: Row) -> Text:
 
 
 def system_of(row: Row) -> tuple[Message, ...]:
-    """The `system` (or `system_prompt`) column as a turn; none where it is absent or blank."""
+    """The `system` (or `system_prompt`) column as a turn; none if it is absent or blank."""
     for column in ("system", "system_prompt"):
         if row.get(column) is not None and not blank(text := string(row[column], column)):
             return ({"role": "system", "content": text},)
@@ -54,27 +54,27 @@ def completion_of(value: object, column: str) -> Text:
 
 
 def split_answer(turns: tuple[Message, ...], column: str) -> tuple[tuple[Message, ...], Text]:
-    """A dialogue as (all before the last assistant turn, that turn)."""
+    """(The turns before the last one, the last one) of a dialogue that ends with an assistant turn."""
     if turns[-1]["role"] != "assistant":
         raise RowError("not_an_answer", f"the last turn of {column!r} is {turns[-1]['role']}'s, not the assistant's")
     if len(turns) == 1:
-        raise RowError("empty_prompt", f"{column!r} has an answer, but nothing that it answers")
+        raise RowError("empty_prompt", f"{column!r} has an answer, but no prompt")
     return turns[:-1], simple(turns[-1:])
 
 
 def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Text, Text, Text]:
-    """(prompt, chosen, rejected) of two whole dialogues that differ in their last answer only."""
+    """(prompt, chosen, rejected) of two whole dialogues that differ only in their last answer."""
     prompt, good = split_answer(chosen, "chosen")
     other, bad = split_answer(rejected, "rejected")
     if prompt != other:
-        raise RowError("prompt_mismatch", "the two sides answer different dialogues: they differ before the last turn")
+        raise RowError("prompt_mismatch", "the sides differ before their last turn: they answer different prompts")
     return prompt, good, bad
 
 
 def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     """(prompt, chosen, rejected) of two texts with a common beginning, cut at its last whitespace.
 
-    A space goes with what follows it, as tokenizers have it; a line break stays with the prompt.
+    A space goes to the completion, as tokenizers split words; a line break stays in the prompt.
     """
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     common = chosen[: min(len(chosen), len(rejected)) - 1 if length is None else length]
@@ -86,7 +86,7 @@ def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
 
 
 def is_dialogue(value: object) -> bool:
-    """Whether a value is a whole dialogue: several chat turns that somebody else than the assistant begins."""
+    """Whether a value is a whole dialogue: several chat turns of which the first is not the assistant's."""
     if not isinstance(value, list) or len(value) < 2 or not is_turns(value):
         return False
     return ROLES.get(str(first(value[0], "role", "from")).lower()) != "assistant"
@@ -100,8 +100,8 @@ def is_transcript(value: object) -> bool:
 def transcript(value: object, column: str) -> tuple[Message, ...]:
     """The turns of a `Human:`/`Assistant:` transcript.
 
-    The one space after the colon belongs to the marker; a marker that is not at the start of a paragraph is part of
-    what is said. Two turns of one speaker in a row stay two, see `merge_speakers`.
+    The space after the colon belongs to the marker; a marker inside a paragraph is part of the text. Two turns of one
+    speaker in a row stay two, see `merge_speakers`.
     """
     text = string(value, column)
     if not is_transcript(text):
@@ -114,7 +114,7 @@ def transcript(value: object, column: str) -> tuple[Message, ...]:
 
 
 def open_transcript(prompt: Text) -> Text:
-    """A prompt in transcript form, which ends where the assistant is to speak, as turns; any other as it is."""
+    """The turns of a prompt in transcript form that ends with an open assistant turn; any other prompt unchanged."""
     if not isinstance(prompt, str) or not is_transcript(text := "\n\n" + prompt.strip()):
         return prompt
     *turns, last = transcript(text, "prompt")
@@ -122,7 +122,7 @@ def open_transcript(prompt: Text) -> Text:
 
 
 def merge_speakers(turns: Text) -> Text:
-    """Neighbouring turns of one speaker as one, for the templates that insist on alternation."""
+    """Join successive turns of one speaker, because some templates require that speakers alternate."""
     if isinstance(turns, str):
         return turns
     merged: list[Message] = []

@@ -1,4 +1,4 @@
-"""Conversation trees of the Open-Assistant kind: people answer, other people rank the answers."""
+"""Reads conversation trees in which people rank the answers to each message, as Open Assistant does."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TREE = "messages of one tree"
 
 
 def nested_tree(row: Row) -> list[Made]:
-    """A tree as one object: `prompt` with `replies`, which have replies. A list for each turn with ranked answers."""
+    """A tree as one object, `prompt` with nested `replies`; one list for each turn with ranked answers."""
     return list(_lists(_node(row.get("prompt")), ()))
 
 
 def tree_messages(row: Row) -> list[Made]:
-    """A tree as rows, a message each, gathered by `message_tree_id`."""
+    """A tree as rows, one message each, joined by `message_tree_id`."""
     nodes = {_id(message, "message_id"): {**message, "replies": []} for message in row[TREE]}
     roots = []
     for node in nodes.values():
@@ -32,21 +32,21 @@ def tree_messages(row: Row) -> list[Made]:
             nodes[parent]["replies"].append(node)
         else:
             message = shown(node.get("message_id"))
-            raise RowError("broken_tree", f"message {message} answers {shown(parent)}, which is not there")
+            raise RowError("broken_tree", f"message {message} answers {shown(parent)}, which is missing")
     if len(roots) != 1:
-        raise RowError("broken_tree", f"a tree has one first message, this one has {len(roots)}")
+        raise RowError("broken_tree", f"the tree has {len(roots)} first messages instead of one")
     return list(_lists(roots[0], ()))
 
 
 def one_tree(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """The messages of a tree, which stand together, as one row."""
+    """Join the successive messages of a tree into one row."""
     for _, group in groupby(rows, key=lambda found: found[1].get("message_tree_id")):
         together = list(group)
         yield together[0][0], {TREE: [row for _, row in together]}
 
 
 def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
-    """The ranked lists at and under a node; rank 0 is the best, and an answer without a rank is left out."""
+    """The ranked lists at and below a node; rank 0 is the best, and answers without a rank are left out."""
     try:
         turn = _turn(node)
         listed = node.get("replies") or []
@@ -64,13 +64,13 @@ def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
         try:
             if len(known) < 2:
                 raise RowError(
-                    "too_few_completions", f"a turn with {len(answers)} answers, {len(known)} of them ranked"
+                    "too_few_completions", f"only {len(known)} of a turn's {len(answers)} answers are ranked"
                 )
             yield ranked(here, [_turn(reply)["content"] for reply, _ in known], [-rank for _, rank in known])
         except RowError as error:
             yield error
     elif not replies and not before:
-        yield RowError("too_few_completions", "a first message without answers")
+        yield RowError("too_few_completions", "the first message has no answers")
     for reply in replies:
         yield from _lists(reply, here)
 

@@ -1,4 +1,4 @@
-"""Schemas of single completions with a label."""
+"""Reads single completions with a label, desirable or undesirable."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LABEL_COLUMNS = ("label", "kto_tag")
 
 
 def prompt_label(row: Row) -> list[Made]:
-    """A prompt, a completion, and whether it is a good one."""
+    """A prompt, a completion, and its label."""
     return [unpaired(prompt_of(row), completion_of(row.get("completion"), "completion"), _label(row))]
 
 
 def instruction_label(row: Row) -> list[Made]:
-    """An instruction, its output, and whether it is a good one."""
+    """An instruction, its output, and its label."""
     return [unpaired(instruction(row), completion_of(row.get("output"), "output"), _label(row))]
 
 
 def messages_label(row: Row) -> list[Made]:
-    """A dialogue whose last turn is judged."""
+    """A dialogue and the label of its last turn."""
     column = "messages" if has(row, "messages") else "conversations"
     prompt, answer = split_answer((*system_of(row), *messages(row.get(column), column)), column)
     return [unpaired(prompt, answer, _label(row))]
