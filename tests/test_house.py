@@ -64,7 +64,7 @@ def test_losses_load_torch_and_nothing_heavier() -> None:
 
 # Files that hold names of methods as values of a user's option or as a demonstration, not as facts about methods.
 MAY_NAME_METHODS = {
-    "prefopt.cli.demo": "the methods that the demo shows",
+    "prefopt.compare.demo": "the methods that the demo shows",
     "prefopt.cli.loading": "the default method for each kind of data",
     "prefopt.compare.spec": "the default methods of a comparison",
     "prefopt.worlds.build": "a world's base model is trained with SFT",

@@ -1,50 +1,77 @@
-"""The jobs of a comparison one by one: what they are, how long they take, and how to run them elsewhere."""
+"""Lists and runs the jobs of a comparison, estimates their time, and hands them to a Hydra launcher."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+from rich.console import Console
+
+from prefopt.cli import main
+from prefopt.cli.compare_options import LAUNCHER_OPTION, CompareConfig
+from prefopt.compare.comparison import JOBS, compare, default_workers, with_win_rates
+from prefopt.compare.execute import data_of, execute
 from prefopt.compare.jobs import Job, JobResult, failure, load, save
+from prefopt.compare.progress_display import ProgressDisplay, describe, duration
+from prefopt.compare.rounds import Rounds
+from prefopt.compare.spec import BASE, Comparison
+from prefopt.compare.wandb_tracking import track
+from prefopt.config.compose import explain
 from prefopt.errors import UserError
-
-if TYPE_CHECKING:
-    from prefopt.cli.compare import CompareConfig
-    from prefopt.compare.rounds import Rounds
-    from prefopt.compare.spec import Comparison
+from prefopt.report.compare import write_comparison
+from prefopt.report.compare_text import print_outcome
+from prefopt.train.arguments import DEFAULTS
 
 PROBE_STEPS = 8
 
 
-def jobs_folder(config: CompareConfig) -> Path:
-    """Where the results of single jobs lie."""
-    from prefopt.compare.comparison import JOBS
-
-    return Path(config.output_dir) / JOBS
+def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str]) -> int:
+    """Run the comparison, print its outcome and write its page."""
+    console, folder = Console(highlight=False), Path(config.output_dir)
+    rounds = Rounds(comparison)
+    workers = default_workers(rounds) if config.workers is None else config.workers
+    with ProgressDisplay(console, (rounds.trial_count, rounds.final_count), workers) as progress:
+        result = compare(
+            rounds,
+            folder,
+            workers=workers,
+            command=shlex.join(["prefopt", "compare", *words]),
+            progress=progress,
+            runner=launcher_runner(words, config) if config.launcher else None,
+        )
+    write_comparison(folder, result)
+    print_outcome(console, result)
+    track(result, rounds.base_config.tracking, folder)
+    console.print(f"{result.seconds:.0f} s; open {folder / 'report.html'} in a browser")
+    return 0
 
 
 def known_jobs(rounds: Rounds, folder: Path, *, failed: bool = False) -> tuple[list[Job], list[Job] | None]:
-    """The trials that are known by now, and the jobs of the second round where every trial has a result.
+    """Find the trials that are known so far, and the jobs of the second round if every trial has a result.
 
     Args:
-        rounds: of the comparison.
-        folder: of the results.
-        failed: a run that failed has a result; else it must be run again before what depends on it is known.
+        rounds: the rounds of the comparison.
+        folder: the folder of the results.
+        failed: count a failed run as a result; else it must run again before what depends on it is known.
     """
-    from prefopt.compare.comparison import with_win_rates
-    from prefopt.compare.spec import BASE
-
     results: list[JobResult] = []
     while True:
         trials = rounds.trials(results)
         kept = [result for job in trials if (result := load(folder, job, failed=failed)) is not None]
         if trials and not any(result.method == BASE for result in kept):
-            return trials, None  # what a judge compares all others with
+            return trials, None  # a judge compares all others with it
         if len(kept) == len(results):
             break
         results = with_win_rates(kept, BASE, rounds, folder.parent)
@@ -54,30 +81,24 @@ def known_jobs(rounds: Rounds, folder: Path, *, failed: bool = False) -> tuple[l
 
 
 def print_list(comparison: Comparison, config: CompareConfig) -> int:
-    """One line for each job that is known: key, whether it is done, name."""
-    from prefopt.compare.rounds import Rounds
-
-    folder = jobs_folder(config)
+    """Print a line for each job that is known so far: key, status, name."""
+    folder = Path(config.output_dir) / JOBS
     trials, finals = known_jobs(Rounds(comparison), folder)
     for job in (*trials, *(finals or ())):
         result = load(folder, job)
         print(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}")
     if finals is None:
-        print("# a method's next trial is known when the ones before are done; the second round when all trials are")
+        print("# a method's next trial is known once those before it are done, the second round once all trials are")
     return 0
 
 
 def run_one(comparison: Comparison, config: CompareConfig) -> int:
-    """Run the job `only=KEY` unless it is done; what a cluster calls.
+    """Run the job `only=KEY` unless it is done, as on a cluster.
 
     Raises:
-        UserError: no such job.
+        UserError: there is no such job.
     """
-    from prefopt.compare.execute import execute
-    from prefopt.compare.progress_display import describe
-    from prefopt.compare.rounds import Rounds
-
-    folder = jobs_folder(config)
+    folder = Path(config.output_dir) / JOBS
     trials, finals = known_jobs(Rounds(comparison), folder, failed=True)
     job = next((job for job in (*trials, *(finals or ())) if job.key == config.only), None)
     if job is None:
@@ -90,15 +111,12 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     return 0
 
 
-def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[Job]], list[JobResult]]:
-    """A runner that hands jobs to a Hydra launcher, each as `prefopt compare ... only=KEY`.
+def launcher_runner(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[Job]], list[JobResult]]:
+    """Return a runner that hands jobs to a Hydra launcher, each as `prefopt compare ... only=KEY`.
 
-    Raises:
-        UserError: the launcher's plugin is not installed.
+    The runner raises UserError if the launcher's plugin is not installed.
     """
-    from prefopt.cli.compare import LAUNCHER_OPTION
-
-    folder = jobs_folder(config)
+    folder = Path(config.output_dir) / JOBS
     options = [word for word in argv if word.startswith(LAUNCHER_OPTION)]
     ours = ("launcher=", "hydra/launcher=", "only=", LAUNCHER_OPTION)
     words = [word for word in argv if not word.startswith(ours)]
@@ -114,25 +132,17 @@ def launched(argv: Sequence[str], config: CompareConfig) -> Callable[[Sequence[J
 
 
 def launch(words: Sequence[str], keys: Sequence[str], launcher: str, options: Sequence[str], folder: Path) -> None:
-    """Run `prefopt compare *words only=KEY` for every key by Hydra's multirun, with options of the launcher.
+    """Run `prefopt compare *words only=KEY` for every key through Hydra's multirun.
 
     Raises:
-        UserError: Hydra refuses, for example because the launcher's plugin is missing.
+        UserError: Hydra rejects the launcher or its options, for example because its plugin is missing.
     """
-    import sys
-
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-
-    from prefopt.config.compose import explain
-
     ConfigStore.instance().store(name="compare_job", node={"words": list(words), "key": "?"})
     arguments = [
         "--multirun", f"key={','.join(keys)}", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder / 'launcher'}",
         "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", *options,
     ]  # fmt: skip
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us
     saved, sys.argv = sys.argv, ["prefopt compare", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name="compare_job")(one_job)()
@@ -143,14 +153,9 @@ def launch(words: Sequence[str], keys: Sequence[str], launcher: str, options: Se
 
 
 def one_job(config: Any) -> None:
-    """What a launcher calls, perhaps on another machine that sees the same folder."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
-
-    from prefopt.cli import main
-
+    """Run one job; called by a launcher, perhaps on another machine with the same file system."""
     launcher = Singleton.get_state()
-    GlobalHydra.instance().clear()  # the job composes configurations of its own
+    GlobalHydra.instance().clear()  # the job composes its own configurations
     try:
         main(["compare", *config.words, f"only={config.key}"])
     finally:
@@ -158,15 +163,9 @@ def one_job(config: Any) -> None:
 
 
 def dry_run(comparison: Comparison, config: CompareConfig) -> int:
-    """The jobs and an estimate of the time they take."""
-    from rich.console import Console
-
-    from prefopt.compare.comparison import default_workers
-    from prefopt.compare.progress_display import duration
-    from prefopt.compare.rounds import Rounds
-
+    """Print the jobs and an estimate of their time."""
     console = Console()
-    folder = jobs_folder(config)
+    folder = Path(config.output_dir) / JOBS
     rounds = Rounds(comparison)
     workers = max(1, default_workers(rounds) if config.workers is None else config.workers)
     trials, finals = known_jobs(rounds, folder)
@@ -177,7 +176,7 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     for method in rounds.methods:
         left = rounds.trials_each - sum(job.method == method.name for job in trials)
         if left:
-            console.print(f"  {method.name}, {left} more beside its best, validation", highlight=False)
+            console.print(f"  {method.name}, {left} more near its best, validation", highlight=False)
         console.print(f"  {method.name}, its {kind} setting, {comparison.seeds} seeds, test", highlight=False)
     done = [result for job in (*trials, *(finals or ())) if (result := load(folder, job)) is not None]
     todo = first + second - len(done)
@@ -191,15 +190,12 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
 
 
 def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[JobResult]) -> tuple[float, str]:
-    """What a job takes here, and how that is known: from finished ones in the folder, or from a short probe."""
-    from prefopt.compare.execute import execute
-
+    """Estimate the time of a job, and say from what: finished jobs in the folder, or a short probe."""
     trained_ones = [r.cost for r in done if r.ok and "train_seconds" in r.cost]
     known = [cost["train_seconds"] + cost["measure_seconds"] for cost in trained_ones]
     if known:
-        return statistics.median(known), f"as the {len(known)} finished ones took"
-    trained = [job for job in jobs if job.trained]
-    job = trained[-1]
+        return statistics.median(known), f"from {len(known)} finished jobs"
+    job = [job for job in jobs if job.trained][-1]
     short = {**job.config.trainer, "max_steps": PROBE_STEPS}
     start = time.perf_counter()
     result = execute(dataclasses.replace(job, config=dataclasses.replace(job.config, trainer=short)))
@@ -207,14 +203,11 @@ def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[JobResult]) -> tuple[fl
         raise UserError(f"{job.label} does not run: {result.reason}")
     cost = result.cost
     total = cost["train_seconds"] * steps_of(job) / PROBE_STEPS + cost["measure_seconds"]
-    return total, f"by a probe of {PROBE_STEPS} steps that took {time.perf_counter() - start:.0f} s"
+    return total, f"from a probe of {PROBE_STEPS} steps that took {time.perf_counter() - start:.0f} s"
 
 
 def steps_of(job: Job) -> int:
-    """Optimizer steps of a job."""
-    from prefopt.compare.execute import data_of
-    from prefopt.train.arguments import DEFAULTS
-
+    """The number of optimizer steps of a job."""
     settings = {**DEFAULTS, **job.config.trainer}
     steps = int(settings.get("max_steps") or -1)
     if steps > 0:

@@ -44,7 +44,7 @@ def check_overrides(verb: str, argv: list[str]) -> None:
     """
     if verb not in VERBS:
         return
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         key = name.removeprefix("--").replace("-", "_") if name.startswith("--") else name
         if key in MEANT:

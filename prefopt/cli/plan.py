@@ -1,4 +1,4 @@
-"""`prefopt plan key=value ...`: what a run will take, before it runs."""
+"""`prefopt plan KEY=VALUE ...`: what a run will take, before it starts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prefopt.errors import UserError
+from prefopt.planning.devices import DEVICES, device
+from prefopt.planning.shape import SHAPES, shape
 
 if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
-    from prefopt.planning import Plan, Sharded
+    from prefopt.planning.plan import Plan
+    from prefopt.planning.sharded import ShardedPlan
 
 EXAMPLES = """examples:
   prefopt plan loss=simpo model.path=MODEL data.path=FILE
   prefopt plan loss=dpo model.path=MODEL data.path=FILE --device a100-80
   prefopt plan loss=dpo batch.records=128 --model-shape llama3-70b --device h100 --devices 64
 """
-# An average record where there are no data: UltraFeedback's order of magnitude.
+# The average record of --model-shape, which reads no data: about that of UltraFeedback.
 LENGTHS = "256,256,256"
 SHAPE_OVERRIDES = ("model=local", "data=auto", "data.path=none")
 
@@ -26,48 +35,45 @@ def main(argv: list[str]) -> int:
     """Print a plan, or its JSON.
 
     Raises:
-        UserError: what the run itself would refuse.
+        UserError: anything that the run itself would reject.
     """
     args = _parser().parse_intermixed_args(argv)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        shown = _on_paper(args) if args.model_shape else _of_a_run(args)
+        plain = _plan_shape(args) if args.model_shape else _plan_run(args)
     if args.json:
-        print(json.dumps(shown, indent=1))
+        print(json.dumps(plain, indent=1))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prefopt.planning.devices import DEVICES
-    from prefopt.planning.shape import SHAPES
-
     parser = argparse.ArgumentParser(
         prog="prefopt plan",
-        description="Steps, tokens, memory by part, time and warnings of a run, before it runs. Takes the overrides of "
-        "`prefopt train`. Loads the model and runs two short rows of the data; trains nothing.",
+        description="Estimate the steps, tokens, memory by part and time of a run before it starts, and warn. Takes "
+        "the overrides of `prefopt train`. Loads the model and runs two short rows of the data; trains nothing.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the same as for `prefopt train`")
-    parser.add_argument("--json", action="store_true", help="one object: steps, tokens_per_step, memory_gib, ...")
-    parser.add_argument("--device", metavar="NAME", help=f"another device: {', '.join(DEVICES)}")
-    paper = parser.add_argument_group("arithmetic alone: no weights, no data, nothing measured")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `prefopt train`")
+    parser.add_argument("--json", action="store_true",
+                        help="print one JSON object: steps, tokens_per_step, memory_gib, ...")  # fmt: skip
+    parser.add_argument("--device", metavar="NAME", help=f"plan for another device: {', '.join(DEVICES)}")
+    paper = parser.add_argument_group("arithmetic only, without weights, data or measurements")
     paper.add_argument("--model-shape", metavar="SHAPE", help=f"{', '.join(SHAPES)}, or a config.json")
-    paper.add_argument("--devices", type=int, default=1, help="how many, with the model in shards (default: 1)")
-    paper.add_argument("--records", type=int, default=60_000, help="of the data (default: 60,000)")
+    paper.add_argument("--devices", type=int, default=1,
+                       help="the number of devices, among which the model is sharded (default: 1)")  # fmt: skip
+    paper.add_argument("--records", type=int, default=60_000, help="the number of records (default: 60,000)")
     paper.add_argument("--lengths", default=LENGTHS, metavar="P,C,R",
                        help=f"tokens of an average prompt and its completions (default: {LENGTHS})")  # fmt: skip
     return parser
 
 
-def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
+def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     from prefopt.common.quiet import quiet
     from prefopt.config.compose import compose
-    from prefopt.errors import UserError
-    from prefopt.planning import plan
-    from prefopt.planning.devices import device
+    from prefopt.planning.plan import plan
 
     if args.devices != 1:
-        raise UserError("--devices is for --model-shape: a plan with weights is that of one device")
+        raise UserError("--devices is for --model-shape: a plan with weights is for one device")
     quiet(keep_data_bars=True)
     named = device(args.device) if args.device else None
     config = compose(args.overrides)
@@ -78,23 +84,20 @@ def _of_a_run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_plan(config: RunConfig, found: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(highlight=False, markup=False)
-    planned, plain = found.schedule, config.plain()
+    schedule, plain = found.schedule, config.plain()
     settings = " ".join(f"{key}={value}" for key, value in plain["loss"].items() if key != "name")
     console.print(f"{config.loss_name} {settings}".rstrip())
     console.print(
         f"model {config.model.path}, data {config.data.path}, learning rate {config.trainer['learning_rate']:g}"
     )
     console.print(
-        f"{planned.records:,} records ({found.rejected:,} rejected), {planned.records_per_step} a step; "
-        f"{planned.steps:,} steps, {planned.steps / planned.steps_per_epoch:.2g} epochs"
+        f"{schedule.records:,} records ({found.rejected:,} rejected), {schedule.records_per_step} per step; "
+        f"{schedule.steps:,} steps, {schedule.steps / schedule.steps_per_epoch:.2g} epochs"
     )
     console.print(
-        f"{planned.tokens_per_step:,.0f} tokens a step in {planned.micro_batches:.1f} forwards, the longest of "
-        f"{planned.heaviest_tokens:,} tokens ({found.layout} layout)"
+        f"{schedule.tokens_per_step:,.0f} tokens per step in {schedule.micro_batches:.1f} micro-batches, the longest "
+        f"of {schedule.heaviest_tokens:,} tokens ({found.layout} layout)"
     )
     table = Table(title=f"peak memory on {found.device}", title_justify="left")
     table.add_column("part")
@@ -105,20 +108,15 @@ def _print_plan(config: RunConfig, found: Plan) -> None:
         table.add_row(name, f"{gib:.2f}")
     table.add_row("free there", f"{found.limit_gib:.2f}")
     console.print(table)
-    how = "from two measured rows" if found.measured else "arithmetic, not measured"
-    parts = ", ".join(f"{name} {_time(value)}" for name, value in found.seconds.items() if value >= 0.5)
-    console.print(f"time: about {_time(sum(found.seconds.values()))} ({how}): {parts}")
+    how = "from two measured rows" if found.measured else "computed, not measured"
+    parts = ", ".join(f"{name} {_duration(value)}" for name, value in found.seconds.items() if value >= 0.5)
+    console.print(f"time: about {_duration(sum(found.seconds.values()))} ({how}): {parts}")
     _print_warnings(console, found.warnings)
 
 
-def _on_paper(args: argparse.Namespace) -> dict[str, Any]:
+def _plan_shape(args: argparse.Namespace) -> dict[str, Any]:
     from prefopt.config.compose import compose
-    from prefopt.errors import UserError
-    from prefopt.planning import sharded
-    from prefopt.planning.advice import memory
-    from prefopt.planning.devices import device
-    from prefopt.planning.shape import shape
-    from prefopt.planning.sharded import Records
+    from prefopt.planning.sharded import AverageRecord, plan_sharded
 
     try:
         prompt, *completions = (float(part) for part in args.lengths.split(","))
@@ -130,67 +128,47 @@ def _on_paper(args: argparse.Namespace) -> dict[str, Any]:
     given = {o.split("=", 1)[0] for o in args.overrides}
     config = compose([*(o for o in SHAPE_OVERRIDES if o.split("=")[0] not in given), *args.overrides,
                       *([] if "model.path" in given else [f"model.path={args.model_shape}"])])  # fmt: skip
-    named = device(args.device or "h100")
-    trainer = config.trainer
-    found = sharded(
-        shape(args.model_shape), device=named, devices=args.devices, records_per_step=config.batch.records,
-        max_tokens=config.batch.budget("cuda"), record=Records(prompt=prompt, completions=tuple(completions)),
-        checkpointing=trainer["activation_checkpointing"] or args.devices > 1, scoring=config.loss.needs.reference,
+    found = plan_sharded(
+        config, shape(args.model_shape), device=device(args.device or "h100"), devices=args.devices,
+        records=args.records, record=AverageRecord(prompt=prompt, completions=tuple(completions)),
     )  # fmt: skip
-    steps_per_epoch = -(-args.records // config.batch.records)
-    steps = (
-        trainer["max_steps"]
-        if trainer["max_steps"] > 0
-        else int(-(-trainer["num_train_epochs"] * steps_per_epoch // 1))
-    )
-    reference = found.reference_seconds_per_record * args.records
-    plain = {
-        "model_shape": args.model_shape, "steps": steps, **found.plain(),
-        "seconds": round(steps * found.step_seconds + reference, 3),
-        "seconds_by_part": {"training": round(steps * found.step_seconds, 3), "reference": round(reference, 3)},
-        "warnings": list(memory(found.memory.total / 2**30, named.memory_gib, named.name)),
-    }  # fmt: skip
     if not args.json:
-        _print_paper(args.model_shape, found, plain)
-    return plain
+        _print_shape(args.model_shape, found)
+    return {"model_shape": args.model_shape, **found.plain()}
 
 
-def _print_paper(name: str, found: Sharded, plain: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _print_shape(name: str, found: ShardedPlan) -> None:
     console = Console(highlight=False, markup=False)
+    step, plain = found.step, found.step.plain()
     console.print(
-        f"{name}: {found.weights / 1e9:.1f}e9 weights on {found.devices} x {found.device.name}. Arithmetic, not "
-        "measured; the formulas are in docs/planning.md."
+        f"{name}: {step.weights / 1e9:.1f}e9 weights on {step.devices} x {step.device.name}. Computed, not measured; "
+        "docs/planning.md has the formulas."
     )
     console.print(
-        f"{plain['steps']:,} steps of {found.tokens_per_step:,.0f} tokens, in each {found.micro_batches} forwards of a "
+        f"{found.steps:,} steps of {step.tokens_per_step:,.0f} tokens, each in {step.micro_batches} micro-batches per "
         "device"
     )
-    table = Table(title="of one device and step", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for part, gib in plain["memory_gib"].items():
-        table.add_row(f"memory, {part}", f"{gib:.2f} GiB")
-    table.add_section()
-    for part, gib in plain["traffic_gib"].items():
-        table.add_row(f"traffic, {part}", f"{gib:.2f} GiB")
-    table.add_section()
-    for part, seconds in plain["seconds_per_step"].items():
-        table.add_row(f"time, {part}", f"{seconds:.2f} s")
+    table = Table("", "", title="one device and step", title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    for title, key, unit in (
+        ("memory", "memory_gib", "GiB"), ("traffic", "traffic_gib", "GiB"), ("time", "seconds_per_step", "s"),
+    ):  # fmt: skip
+        values: Any = plain[key]
+        for part, value in values.items():
+            table.add_row(f"{title}, {part}", f"{value:.2f} {unit}")
+        table.add_section()
     console.print(table)
-    reference = _time(plain["seconds_by_part"]["reference"])
-    console.print(f"time: about {_time(plain['seconds'])}, {reference} of it for the reference")
-    _print_warnings(console, plain["warnings"])
+    reference = _duration(found.reference_seconds)
+    console.print(f"time: about {_duration(found.seconds)}, {reference} of it for the reference")
+    _print_warnings(console, found.warnings)
 
 
-def _print_warnings(console: Any, warnings: list[str]) -> None:
+def _print_warnings(console: Console, warnings: Iterable[str]) -> None:
     for warning in warnings:
         console.print(f"warning: {warning}")
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

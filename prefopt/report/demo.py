@@ -1,77 +1,72 @@
-"""Writes the page of `prefopt demo`: the methods side by side in the review world."""
+"""Writes the page of `prefopt demo`, and its table: the methods side by side in the review world."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
+from rich import box
+from rich.table import Table
 
-from prefopt.common.estimate import Estimate
-from prefopt.evaluate.world import Evaluation, Sample, paired_difference
+from prefopt.compare.demo import BASE, SFT, DemoFacts, DemoRow
+from prefopt.evaluate.world import Sample, paired_difference
 from prefopt.report.figures import REFERENCE_STYLE, Axes, Curve, Point, Style, scatter, small_chart, styles
 from prefopt.report.formatting import listed, number, signed
-from prefopt.report.page import render
+from prefopt.report.page import render, write_page
 from prefopt.worlds.review import WORDS, ReviewWorld
 
-BASE, SFT = "Base", "SFT"
 TIE_STANDARD_ERRORS = 2.0
 TEXTS_SHOWN = 5
 _BASE_COLOUR = "#98a2b3"
 _COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One evaluation during training: the true reward of samples; on held-out pairs, the accuracy by log-ratio to the
-    reference and the mean log-ratio of each side in nats."""
-
-    step: int
-    true_reward: float
-    accuracy: float
-    chosen_change: float
-    rejected_change: float
+def write_demo(folder: Path, rows: Sequence[DemoRow], facts: DemoFacts) -> None:
+    """Write `report.html` and `results.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_page(folder / "report.html", demo_page(rows, facts))
+    write_page(folder / "results.json", json.dumps([_plain(row) for row in rows], indent=1) + "\n")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DemoRow:
-    """One model of the demo. The first two rows are `Base` and `SFT`; methods have a setting, a paper and a curve."""
-
-    name: str
-    evaluation: Evaluation
-    seconds: float  # training time
-    setting: str = ""
-    paper: str = ""
-    curve: Sequence[CurvePoint] = ()
-
-    @property
-    def is_method(self) -> bool:
-        """Whether it was tuned on preferences."""
-        return self.name not in (BASE, SFT)
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether changes are measured from this model."""
-        return self.name == SFT
+def _plain(row: DemoRow) -> dict[str, Any]:
+    """A row of `results.json`: figures by name, each with its standard error as `<name>_se`."""
+    figures: dict[str, Any] = {"method": row.name.lower(), "setting": row.setting, "seconds": round(row.seconds, 2)}
+    for name, estimate in row.evaluation.estimates().items():
+        figures |= {name: estimate.value, f"{name}_se": estimate.se}
+    return figures | {"curve": [asdict(point) for point in row.curve]}
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoFacts:
-    """What the page states about the demo."""
-
-    world: ReviewWorld
-    seed: int
-    steps: int
-    batch: int
-    parameters: int
-    samples_per_prompt: int
-    look_prompts: int  # prompts of each evaluation during training
-    heldout: int
-    ceiling: float  # share of held-out labels that the exact reward agrees with
-    best_of_n: Sequence[tuple[int, float, Estimate]]
-    total_seconds: float
-    machine: str
-    versions: str
+def demo_table(rows: Sequence[DemoRow]) -> Table:
+    """The models in a table that fits into eighty columns."""
+    best, tied = standing(rows)
+    table = Table(
+        title="± is one standard error", title_justify="left", title_style="dim", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False,
+    )  # fmt: skip
+    table.add_column("model")
+    headings = ("true\nreward", "KL to\nreference", "pair\nacc.", "Δ logp\nchosen", "Δ logp\nrej.")
+    for heading in (*headings, "len.", "valid", "sec."):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        e, reference = row.evaluation, row.is_reference
+        mark = " best" if row.name == best else " tie" if row.name in tied else ""
+        table.add_row(
+            f"[bold]{row.name}[/bold][cyan]{mark}[/cyan]",
+            f"{signed(e.true_reward.value)} ±{number(e.true_reward.se)}",
+            "0" if reference else f"{number(e.kl.value)} ±{number(e.kl.se)}",
+            "–" if reference else f"{100 * e.accuracy.value:.0f} %",
+            "0" if reference else signed(e.chosen_change.value),
+            "0" if reference else signed(e.rejected_change.value),
+            number(e.length.value, 1),
+            f"{100 * e.valid.value:.0f} %",
+            number(row.seconds, 1),
+            end_section=reference,
+        )
+    return table
 
 
 def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
@@ -114,7 +109,7 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         pairs_text=f"{facts.world.pairs:,}",
         temperature=facts.world.label_temperature,
         words=len(WORDS),
-        look_prompts=facts.look_prompts,
+        curve_prompts=facts.curve_prompts,
         heldout=facts.heldout,
         ceiling=facts.ceiling,
         parameters=f"{facts.parameters:,}",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import demo
-from prefopt.cli.demo import METHODS, Size
+from prefopt.compare.demo import METHODS, DemoSize
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
 
@@ -20,7 +20,7 @@ def test_demo(
     world_files: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    size = Size(steps=4, prompts=16, samples_per_prompt=2)
+    size = DemoSize(steps=4, prompts=16, samples_per_prompt=2)
     rows = demo.run(tmp_path / "demo", size=size, world=ReviewWorld(pairs=256))
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in rows)

@@ -60,10 +60,10 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[dict]:
 
 def test_build_list_verify_prune(given: list[str], cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reference", "build", *given]) == 0
-    assert "12 completions: 0 were there, 12 computed" in capsys.readouterr().out
+    assert "12 completions: 0 found, 12 computed" in capsys.readouterr().out
     # another method, another setting, another file name: all there
     assert main(["reference", "build", *given, "loss=ipo", "seed=5", "batch.records=2"]) == 0
-    assert "12 completions: 12 were there, 0 computed" in capsys.readouterr().out
+    assert "12 completions: 12 found, 0 computed" in capsys.readouterr().out
     (store,) = listed(capsys)
     assert store["entries"] == 12
     assert store["broken_parts"] == store["altered_parts"] == 0
@@ -71,7 +71,7 @@ def test_build_list_verify_prune(given: list[str], cache: Path, capsys: pytest.C
     assert store["name"][:12] in capsys.readouterr().out
     assert main(["reference", "verify", "--all"]) == 0
     assert main(["reference", "verify", store["name"][:8]]) == 0
-    assert "12 completions, whole" in capsys.readouterr().out
+    assert "12 completions, intact" in capsys.readouterr().out
     assert main(["reference", "prune", store["name"]]) == 0
     assert "freed in all" in capsys.readouterr().out
     assert listed(capsys) == []
@@ -91,7 +91,7 @@ def test_verify_tells_of_altered_parts_and_of_cut_ones(
     assert "is not what was written there" in capsys.readouterr().err
     (part / "keys.npy").write_bytes(b"")
     assert main(["reference", "verify", "--all"]) == 0
-    assert "1 parts cut short" in capsys.readouterr().out
+    assert "1 incomplete parts" in capsys.readouterr().out
     assert main(["reference", "prune"]) == 0
     assert "1 leftovers" in capsys.readouterr().out
     assert not part.exists()

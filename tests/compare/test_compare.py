@@ -130,7 +130,7 @@ def test_a_dry_run_trains_a_few_steps_at_most(
     assert main([*given, "budget.trials=3"]) == 0
     said = capsys.readouterr().out
     assert "dpo beta=0.1, lr=0.01, seed 0, validation" in said
-    assert "dpo, 1 more beside its best, validation" in said
+    assert "dpo, 1 more near its best, validation" in said
     assert "10 + 7 jobs, 0 of them done; 17 to do at about" in said
     assert main(given) == 0  # one setting each: nothing to try
     said = capsys.readouterr().out

@@ -15,12 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.cli import main
 from prefopt.losses import MENU
 from prefopt.losses.registry import load
-from prefopt.planning import advice, sharded
+from prefopt.planning import advice
 from prefopt.planning.devices import DEVICES, UTILISATION, device
 from prefopt.planning.memory import optimizer_bytes, parameters
 from prefopt.planning.probe import Line
 from prefopt.planning.shape import SHAPES, Shape, shape
-from prefopt.planning.sharded import NETWORK_GBPS, Records
+from prefopt.planning.sharded import NETWORK_GBPS, AverageRecord, Workload, sharded_step
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_flops_by_hand() -> None:
     Weights of the layer: 4 * 4 + 3 * 2 * 3 = 34. 2 * 34 * 7 = 476; 4 * 2 * 22.5 = 180; 2 * 2 * 5 * 5 = 100.
     """
     tiny = Shape(hidden=2, layers=1, heads=1, kv_heads=1, head_dim=2, inner=3, vocab=5)
-    record = Records(prompt=4, completions=(3, 2))
+    record = AverageRecord(prompt=4, completions=(3, 2))
     assert (record.fed, record.pairs, record.scored) == (7, 22.5, 5)
     assert tiny.forward_flops(record.fed, record.pairs, record.scored) == 476 + 180 + 100
 
@@ -120,8 +120,8 @@ def test_flops_by_hand() -> None:
 def test_seventy_billion_by_hand() -> None:
     """64 devices, 128 records of 766 tokens: two a device, in one forward of 1,532 tokens."""
     p, h100 = SHAPES["llama3-70b"].weights, device("h100")
-    found = sharded(SHAPES["llama3-70b"], device=h100, devices=64, records_per_step=128, max_tokens=4096,
-                    record=Records(prompt=256, completions=(256, 256)))  # fmt: skip
+    work = Workload(records_per_step=128, max_tokens=4096, record=AverageRecord(prompt=256, completions=(256, 256)))
+    found = sharded_step(SHAPES["llama3-70b"], work, device=h100, devices=64)
     layer = 2 * 8192 * 128 * (64 + 8) + 3 * 8192 * 28_672
     kept = 8 * 8192 + 2 * 8192 + 2 * 1024 + 4 * 28_672
     assert found.micro_batches == 1
@@ -137,9 +137,16 @@ def test_seventy_billion_by_hand() -> None:
 
 
 def test_more_forwards_keep_whole_gradients() -> None:
-    shared = {"device": device("h100"), "devices": 8, "record": Records(prompt=500, completions=(250, 250))}
-    one = sharded(SHAPES["llama3-8b"], records_per_step=8, max_tokens=1024, **shared)  # type: ignore[arg-type]
-    four = sharded(SHAPES["llama3-8b"], records_per_step=32, max_tokens=1024, **shared)  # type: ignore[arg-type]
+    record = AverageRecord(prompt=500, completions=(250, 250))
+    one, four = (
+        sharded_step(
+            SHAPES["llama3-8b"],
+            Workload(records_per_step=records, max_tokens=1024, record=record),
+            device=device("h100"),
+            devices=8,
+        )
+        for records in (8, 32)
+    )
     assert (one.micro_batches, four.micro_batches) == (1, 4)
     assert four.memory.gradients == 8 * one.memory.gradients == 4 * SHAPES["llama3-8b"].weights
     assert four.traffic_bytes["weights"] == 4 * one.traffic_bytes["weights"]

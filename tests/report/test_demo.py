@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from prefopt.common.estimate import Estimate
+from prefopt.compare.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow
 from prefopt.evaluate.world import Evaluation, Sample
-from prefopt.report.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow, demo_page, standing
+from prefopt.report.demo import demo_page, standing
 from prefopt.worlds.review import ReviewWorld
 from tests.report.html import EVIL, Page
 
@@ -39,7 +40,7 @@ ROWS = [
     row("C", [0.1, 1.0, 0.2, 0.9]),
 ]
 FACTS = DemoFacts(
-    world=ReviewWorld(), seed=0, steps=10, batch=128, parameters=104832, samples_per_prompt=4, look_prompts=256,
+    world=ReviewWorld(), seed=0, steps=10, batch=128, parameters=104832, samples_per_prompt=4, curve_prompts=256,
     heldout=256,
     ceiling=0.85, best_of_n=[(1, 0.0, Estimate(0.0, 0.1, 4)), (2, 0.19, Estimate(0.4, 0.1, 4))], total_seconds=100.0,
     machine="2 cores", versions="prefopt",

@@ -1,0 +1,255 @@
+"""Trains and measures the models of `prefopt demo`: methods side by side in a small world of exactly known reward."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from prefopt import __version__
+from prefopt.common.estimate import Estimate
+from prefopt.data.data_config import DataConfig
+from prefopt.data.prepare import prepare
+from prefopt.evaluate.world import Evaluation, best_of_n, evaluate, log_probs, sampled_reward, win_share
+from prefopt.losses import registry
+from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.plugin import Data
+from prefopt.train import BatchConfig, train
+from prefopt.worlds.build import BASE_STEPS, SFT_STEPS, build
+from prefopt.worlds.review import ReviewWorld
+
+BASE, SFT = "Base", "SFT"
+BATCH_RECORDS = 128
+MAX_TOKENS = 8192
+CURVE_POINTS = 4  # measured during training, after the one before it
+BEST_OF = (1, 2, 4, 8, 16, 32, 64)
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+"""Shows a task of so many steps while the context is open; the function that it gives is called after each step."""
+
+
+@dataclass(frozen=True)
+class DemoMethod:
+    """A method of the demo, with hyper-parameters and a learning rate that suit this world."""
+
+    title: str
+    loss: str
+    hyperparameters: Mapping[str, float]
+    learning_rate: float
+
+    @property
+    def setting(self) -> str:
+        """The overrides for `prefopt train`."""
+        hyperparameters = [f"loss.{name}={value:g}" for name, value in self.hyperparameters.items()]
+        return " ".join([f"loss={self.loss}", *hyperparameters, f"trainer.learning_rate={self.learning_rate:g}"])
+
+
+METHODS = (
+    DemoMethod("DPO", "dpo", {"beta": 0.6}, 1e-3),
+    DemoMethod("IPO", "ipo", {"tau": 0.5}, 1e-3),
+    DemoMethod("KTO", "kto", {"beta": 0.3}, 1e-3),
+    DemoMethod("ORPO", "orpo", {"lam": 3.0}, 1e-3),
+    DemoMethod("SimPO", "simpo", {"beta": 2.5, "gamma_beta_ratio": 0.5}, 1e-3),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much work the demo does."""
+
+    steps: int = 124  # two epochs of the world's pairs
+    prompts: int = 512
+    samples_per_prompt: int = 4
+
+    @property
+    def curve_prompts(self) -> int:
+        """Prompts of a point of the learning curves, with one sample each."""
+        return self.prompts // 2
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation during training: the true reward of samples; on held-out pairs, the accuracy by log-ratio to the
+    reference and the mean log-ratio of each side in nats."""
+
+    step: int
+    true_reward: float
+    accuracy: float
+    chosen_change: float
+    rejected_change: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DemoRow:
+    """One model of the demo. The first two rows are `Base` and `SFT`; methods have a setting, a paper and a curve."""
+
+    name: str
+    evaluation: Evaluation
+    seconds: float  # training time
+    setting: str = ""
+    paper: str = ""
+    curve: Sequence[CurvePoint] = ()
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it was tuned on preferences."""
+        return self.name not in (BASE, SFT)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether changes are measured from this model."""
+        return self.name == SFT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFacts:
+    """What the demo's page says about the run."""
+
+    world: ReviewWorld
+    seed: int
+    steps: int
+    batch: int
+    parameters: int
+    samples_per_prompt: int
+    curve_prompts: int
+    heldout: int
+    ceiling: float  # share of held-out labels that the exact reward agrees with
+    best_of_n: Sequence[tuple[int, float, Estimate]]
+    total_seconds: float
+    machine: str
+    versions: str
+
+
+class Demo:
+    """The world, its pairs in tokens and the reference, which all methods share.
+
+    Args:
+        world: the world, whose base and SFT models are built first.
+        size: how much work to do.
+        seed: seeds the order of records and the samples.
+        progress: shows what is being done.
+    """
+
+    def __init__(self, world: ReviewWorld, size: DemoSize, seed: int, progress: Progress) -> None:
+        self.world, self.size, self.seed, self.progress = world, size, seed, progress
+        self._start = time.perf_counter()
+        with progress("World, base and SFT model", BASE_STEPS + SFT_STEPS) as advance:
+            self.files = build(world, callbacks=[_Advance(advance)])
+        model = ModelConfig(path=str(self.files.model))
+        self.reference = load_model(model)
+        data = DataConfig(path=str(self.files.train), eval_path=str(self.files.validation))
+        prepared = prepare(data, load_tokenizer(model), Data.PAIRS)
+        assert prepared.eval is not None
+        self.data, self.pairs = prepared.train, prepared.eval
+
+    def rows(self) -> list[DemoRow]:
+        """Measure the base and the SFT model, then train and measure every method from the same weights on the same
+        pairs in the same order."""
+        return [self._untuned(BASE), self._untuned(SFT), *map(self._tuned, METHODS)]
+
+    def facts(self) -> DemoFacts:
+        """Measure best-of-n sampling from SFT, and collect what the page says about the run."""
+        with self.progress("Best of n samples", None):
+            yardstick = best_of_n(self.world, self.reference, BEST_OF, prompts=self.size.prompts // 4, seed=self.seed)
+        labels = [record.scores for record in self.pairs]
+        return DemoFacts(
+            world=self.world,
+            seed=self.seed,
+            steps=self.size.steps,
+            batch=BATCH_RECORDS,
+            parameters=self.reference.num_parameters(),
+            samples_per_prompt=self.size.samples_per_prompt,
+            curve_prompts=self.size.curve_prompts,
+            heldout=len(labels),
+            ceiling=sum(scores[0] > scores[1] for scores in labels if scores is not None) / len(labels),
+            best_of_n=yardstick,
+            total_seconds=time.perf_counter() - self._start,
+            machine=f"{os.cpu_count()} cores ({platform.machine()})",
+            versions=f"prefopt {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
+        )
+
+    def _untuned(self, name: str) -> DemoRow:
+        folder = self.files.base if name == BASE else self.files.model
+        with self.progress(f"{name}: evaluation", None):
+            evaluation = self._evaluate(load_model(ModelConfig(path=str(folder))))
+        return DemoRow(name=name, evaluation=evaluation, seconds=self.files.seconds[name.lower()])
+
+    def _tuned(self, method: DemoMethod) -> DemoRow:
+        policy = load_model(ModelConfig(path=str(self.files.model)))
+        loss = registry.load(method.loss, **method.hyperparameters)
+        curve = _LearningCurve(self, policy)
+        with self.progress(method.title, self.size.steps) as advance, tempfile.TemporaryDirectory() as scratch:
+            result = train(
+                policy,
+                loss,
+                self.data,
+                output_dir=scratch,
+                batch=BatchConfig(records=BATCH_RECORDS, max_tokens=MAX_TOKENS),
+                seed=self.seed,
+                callbacks=[curve, _Advance(advance)],
+                learning_rate=method.learning_rate,
+                max_steps=self.size.steps,
+                logging_strategy="no",
+            )
+            evaluation = self._evaluate(policy)
+        return DemoRow(
+            name=method.title,
+            evaluation=evaluation,
+            seconds=result.seconds - curve.seconds,
+            setting=method.setting,
+            paper=loss.paper,
+            curve=curve.points,
+        )
+
+    def _evaluate(self, policy: Any) -> Evaluation:
+        size = {"prompts": self.size.prompts, "samples_per_prompt": self.size.samples_per_prompt}
+        return evaluate(self.world, policy, self.reference, self.pairs, seed=self.seed, **size)
+
+
+@dataclass(eq=False)
+class _Advance(TrainerCallback):
+    """Calls a function after each step."""
+
+    advance: Callable[[], None]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance()
+
+
+@dataclass(eq=False)
+class _LearningCurve(TrainerCallback):
+    """Measures the policy before training and `CURVE_POINTS` times during it."""
+
+    demo: Demo
+    policy: Any
+    points: list[CurvePoint] = field(default_factory=list)
+    seconds: float = 0.0  # that measuring took
+
+    def __post_init__(self) -> None:
+        self._start = log_probs(self.demo.reference, self.demo.pairs)
+        self._prompts = self.demo.world.prompts(self.demo.size.curve_prompts, self.demo.seed, "validation")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._measure(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step, steps = state.global_step, self.demo.size.steps
+        if step * CURVE_POINTS // steps > (step - 1) * CURVE_POINTS // steps:
+            self._measure(step)
+
+    def _measure(self, step: int) -> None:
+        start = time.perf_counter()
+        ratio = log_probs(self.policy, self.demo.pairs) - self._start
+        reward = sampled_reward(self.demo.world, self.policy, self._prompts, seed=self.demo.seed)
+        chosen, rejected = ratio.mean(0).tolist()
+        self.points.append(CurvePoint(step, reward.value, win_share(ratio).value, chosen, rejected))
+        self.seconds += time.perf_counter() - start

@@ -1,0 +1,94 @@
+"""`prefopt` itself: verbs, errors in one line, and what is imported before a command line is known to be right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.cli.overrides import check_overrides
+from prefopt.cli.verbs import VERBS
+
+SLOW_TO_IMPORT = "torch transformers datasets accelerate peft hydra omegaconf numpy pandas pyarrow scipy matplotlib"
+RUN = """
+import contextlib, io, json, sys
+from prefopt.cli import main
+for argv in json.loads(sys.argv[1]):
+    error = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        try:
+            code = main(argv)
+        except SystemExit as stop:
+            code = stop.code
+    slow = {name.partition(".")[0] for name in sys.modules} & set(sys.argv[2].split())
+    print(json.dumps([code, error.getvalue(), sorted(slow)]))
+"""
+HELP = [
+    [],
+    ["--help"],
+    ["--version"],
+    ["compare"],
+    *([verb, "--help"] for verb in VERBS if verb not in ("train", "losses")),
+]
+WRONG = [
+    (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["train", "loss=simpoo"], "unknown loss 'simpoo'; did you mean 'simpo'?"),
+    (["train", "-m", "loss=dpo,simpoo"], "unknown loss 'simpoo'"),
+    (["plan", "loss=simpoo"], "unknown loss 'simpoo'"),
+    (["compare", "losses=[dpo, simpoo]"], "unknown loss 'simpoo'"),
+    (["compare", "--lst"], "there is no option --lst; did you mean '--list'?"),
+    (["train", "lr=1e-5"], "there is no option 'lr'; did you mean trainer.learning_rate=1e-5?"),
+    (["train", "trainer.lr=1e-5"], "did you mean trainer.learning_rate=1e-5?"),
+    (["train", "--beta", "0.3"], "there is no option '--beta'; did you mean loss.beta=0.3?"),
+    (["train", "--learning-rate=1e-6"], "did you mean trainer.learning_rate=1e-6?"),
+    (["train", "--fast"], "there is no option --fast; options are KEY=VALUE"),
+    (["sample", "runs/a", "--temperature", "-1", "--prompt", "x", "lr=1"], "there is no option 'lr'"),
+]  # fmt: skip
+
+
+def test_help_and_common_mistakes_import_no_slow_library() -> None:
+    argvs = [*HELP, *(argv for argv, _ in WRONG)]
+    call = [sys.executable, "-c", RUN, json.dumps(argvs), SLOW_TO_IMPORT]
+    out = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == len(argvs)
+    for argv, (code, error, slow) in zip(argvs, found, strict=True):
+        assert not slow, argv
+        assert code == (0 if argv in HELP else 2), (argv, error)
+    for (argv, message), (_, error, _) in zip(WRONG, found[len(HELP) :], strict=True):
+        assert message in error, argv
+        assert error.count("\n") == 1
+
+
+def test_losses_of_a_sweep_and_of_presets_are_left_to_hydra() -> None:
+    """A sweep's functions are not names, and a folder of presets may add losses."""
+    check_overrides("train", ["-m", "loss=glob(*po)"])
+    check_overrides("train", ["--config-dir", "presets", "loss=mine"])
+    check_overrides("data", ["loss=simpoo"])
+
+
+def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(f"\n  {verb} " in usage for verb in VERBS)
+
+
+def test_an_error_shows_no_secret_and_no_control_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cret-value-of-a-key")
+    assert main(["s3cret-value-of-a-key\x1b[2J"]) == 2
+    error = capsys.readouterr().err
+    assert "s3cret" not in error
+    assert "[hidden]" in error
+    assert "\x1b" not in error
+    assert "\\x1b[2J" in error
+
+
+def test_tracebacks_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFOPT_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown verb"):
+        main(["trian"])
