@@ -17,7 +17,7 @@ from prefopt.report.run import write_run_page
 from prefopt.report.terminal import show_end
 from prefopt.report.verdict import judge
 from prefopt.runs import run as runs
-from prefopt.runs.progress import JsonProgress, ProgressDisplay, progress_display
+from prefopt.runs.progress import JsonProgress, RunProgress, run_progress
 from prefopt.runs.run_folder import RunFolder
 from prefopt.runs.stages import run_stages
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: RunConfig) -> dict[str, Any]:
-    progress = progress_display(config.progress, config.loss_name)
+    progress = run_progress(config.progress, config.loss_name)
     what = f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"
     progress.print(redact(what))
     summary = run_stages(config, log=progress.print, run=run_and_report)
@@ -59,7 +59,7 @@ def _write_page(folder: Path, log: Callable[[str], None]) -> None:
         log(f"warning: report.html could not be made ({error}); `prefopt report {folder}` tries again")
 
 
-def _show_result(progress: ProgressDisplay, folder: Path, summary: dict[str, Any]) -> None:
+def _show_result(progress: RunProgress, folder: Path, summary: dict[str, Any]) -> None:
     """Print the verdict, the held-out table and where everything is, in the way of the run's progress."""
     if isinstance(progress, JsonProgress):
         verdict = judge(RunFolder(folder)).plain()

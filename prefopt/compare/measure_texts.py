@@ -14,7 +14,7 @@ from prefopt.compare.spec import MeasureConfig, Measurement
 from prefopt.config.run_config import RunConfig
 from prefopt.evaluate.held_out import HeldOut, score
 from prefopt.evaluate.judge import is_callable, reward_model
-from prefopt.evaluate.kl import divergence
+from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.tasks import run_tasks
 from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
 from prefopt.models.load import ModelConfig, load_model
@@ -85,7 +85,7 @@ def _texts(
     written = write_texts(policy, tokenizer, repeated, sampling)
     longest = max(len(p) + len(t) for p, t in zip(repeated, written, strict=True))
     budget = max(config.batch.budget(policy.device.type), longest)
-    kl = divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
+    kl = kl_divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
     def averaged(values: Any) -> Floats:
         means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)

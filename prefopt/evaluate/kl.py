@@ -19,7 +19,7 @@ from prefopt.plugin import Vocab
 
 
 @dataclass(frozen=True, eq=False)
-class Divergence:
+class KLEstimates:
     """Two unbiased estimates of KL(policy || reference), and the policy's entropy; nats, one value per text, (n,) each.
 
     `exact_vocabulary` sums over the text's positions the KL between the two next-token distributions, computed over
@@ -42,14 +42,14 @@ class Divergence:
     entropy: NDArray[np.float64]
 
 
-def divergence(
+def kl_divergence(
     policy: Any,
     reference: Any,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
     max_tokens: int = 4096,
-) -> Divergence:
+) -> KLEstimates:
     """KL(policy || reference) estimated on texts that the policy wrote at temperature 1.
 
     Args:
@@ -83,7 +83,7 @@ def divergence(
             exact[chunk] = other.padded(other.stats.kl).double().sum(1).cpu().numpy()
             sampled[chunk] = (own.sum - other.sum).double().cpu().numpy()
             entropy[chunk] = own.padded(own.stats.entropy).double().sum(1).cpu().numpy()
-    return Divergence(exact, sampled, entropy)
+    return KLEstimates(exact, sampled, entropy)
 
 
 def _chunks(

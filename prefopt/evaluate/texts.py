@@ -14,7 +14,7 @@ from prefopt.config.run_config import RunConfig
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.policy import Policy, opened
 from prefopt.errors import UserError
-from prefopt.evaluate.kl import divergence
+from prefopt.evaluate.kl import kl_divergence
 from prefopt.models.load import load_reference
 
 Tokens = Sequence[Sequence[int]]
@@ -116,7 +116,7 @@ def drift(
         return None
     texts = write_texts(model, tokenizer, prompts, sampling)
     theirs = write_texts(other, tokenizer, prompts, sampling)
-    exact = divergence(model, other, prompts, texts, max_tokens=max_tokens).exact_vocabulary
+    exact = kl_divergence(model, other, prompts, texts, max_tokens=max_tokens).exact_vocabulary
     lengths, lengths_before = (np.array([len(t) for t in ts], dtype=np.float64) for ts in (texts, theirs))
     ended, ended_before = (np.array([float(t[-1] in ends) for t in ts]) for ts in (texts, theirs))
     each = range(len(prompts))

@@ -1,4 +1,23 @@
-"""A policy in the review world: exact reward of its own texts, distance from the reference, held-out pairs."""
+"""Measures a policy in the review world: exact reward of its own texts, drift from the reference, held-out pairs.
+
+Figures of prompts are (P,) means over each prompt's samples of
+
+- `true_reward`: exact reward;
+- `kl`: KL(policy || reference) in nats a text, by exact next-token distributions on the samples;
+- `kl_monte_carlo`: the same quantity as the samples' log-ratio;
+- `entropy`: nats a text, by exact next-token distributions on the samples;
+- `valid`: whether it parses; `length`: tokens, end of text included;
+- `distinct_1`, `distinct_2`: distinct words, and pairs of neighbouring words, among all in a prompt's samples
+  (Li et al., 2016, https://arxiv.org/abs/1510.03055); 0 where there are none.
+
+Figures of held-out pairs are (n,)
+
+- `accuracy`: whether the log-ratio to the reference is larger on the chosen side; a tie is half;
+- `accuracy_sum`, `accuracy_mean`: the same by log-prob, and by log-prob per token, without the reference;
+- `true_accuracy`: as `accuracy`, of the side with the larger exact reward, whatever the label says;
+- `chosen_change`, `rejected_change`: log-ratios to the reference, nats; `margin`: their difference;
+- `chosen_logp`: log-prob of the chosen side, nats.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +32,7 @@ from numpy.typing import NDArray
 from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate, score
-from prefopt.evaluate.kl import divergence
+from prefopt.evaluate.kl import kl_divergence
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld, Split
 
@@ -89,57 +108,41 @@ def figures(
     samples_per_prompt: int = 4,
     seed: int = 0,
 ) -> tuple[dict[str, Floats], tuple[Sample, ...]]:
-    """Everything that is measured of a policy, prompt by prompt and pair by pair.
+    """Measure a policy, prompt by prompt and pair by pair.
 
     Prompts and random numbers depend on `split` and `seed` alone, so that policies are compared on the same draws. What
     is chosen between policies is chosen on "validation"; "test" shares no prompt with it.
 
     Args:
-        world: whose reward and prompts.
+        world: the world, with its reward and prompts.
         policy, reference: causal language models with the world's vocabulary.
         pairs: held-out pairs with their exact rewards as `scores`.
-        split: of the prompts.
-        prompts: how many, drawn from the split.
-        samples_per_prompt: at temperature 1.
-        seed: of the prompts and of the samples.
+        split: the split that prompts are drawn from.
+        prompts: the number of prompts.
+        samples_per_prompt: the number of samples behind each, at temperature 1.
+        seed: seeds the choice of prompts and the samples.
 
     Returns:
-        The first sample of each prompt, and (P,) means over each prompt's samples of
-
-        - `true_reward`: exact reward;
-        - `kl`: KL(policy || reference) in nats a text, by exact next-token distributions on the samples;
-        - `kl_monte_carlo`: the same quantity as the samples' log-ratio;
-        - `entropy`: nats a text, by exact next-token distributions on the samples;
-        - `valid`: whether it parses; `length`: tokens, end of text included;
-        - `distinct_1`, `distinct_2`: distinct words, and pairs of neighbouring words, among all in a prompt's samples
-          (Li et al., 2016, https://arxiv.org/abs/1510.03055); 0 where there are none;
-
-        and (n,) of the held-out pairs
-
-        - `accuracy`: whether the log-ratio to the reference is larger on the chosen side; a tie is half;
-        - `accuracy_sum`, `accuracy_mean`: the same by log-prob, and by log-prob per token, without the reference;
-        - `true_accuracy`: as `accuracy`, of the side with the larger exact reward, whatever the label says;
-        - `chosen_change`, `rejected_change`: log-ratios to the reference, nats; `margin`: their difference;
-        - `chosen_logp`: log-prob of the chosen side, nats.
+        The figures of the module's description, (P,) or (n,) each, and the first sample of each prompt.
     """
     repeated = [prompt for prompt in world.prompts(prompts, seed, split) for _ in range(samples_per_prompt)]
     written = _write(policy, repeated, seed)
     completions = [words(text) for text in written]
     texts = [f"{prompt} {completion}" for prompt, completion in zip(repeated, completions, strict=True)]
     reward = world.reward(texts)
-    distance = divergence(policy, reference, [prompt_ids(prompt) for prompt in repeated], written)
+    divergence = kl_divergence(policy, reference, [prompt_ids(prompt) for prompt in repeated], written)
     by_sample = {
         "true_reward": reward,
-        "kl": distance.exact_vocabulary,
-        "kl_monte_carlo": distance.monte_carlo,
-        "entropy": distance.entropy,
+        "kl": divergence.exact_vocabulary,
+        "kl_monte_carlo": divergence.monte_carlo,
+        "entropy": divergence.entropy,
         "valid": world.valid(texts).astype(np.float64),
         "length": np.array([float(len(text)) for text in written]),
     }
     every = range(0, len(repeated), samples_per_prompt)
-    together = [completions[i : i + samples_per_prompt] for i in every]
+    by_prompt = [completions[i : i + samples_per_prompt] for i in every]
     values = {name: value.reshape(prompts, samples_per_prompt).mean(1) for name, value in by_sample.items()}
-    values |= {f"distinct_{n}": np.array([distinct(group, n) for group in together]) for n in (1, 2)}
+    values |= {f"distinct_{n}": np.array([distinct(group, n) for group in by_prompt]) for n in (1, 2)}
     return (
         values | _of_pairs(policy, reference, pairs),
         tuple(Sample(repeated[i], completions[i], float(reward[i])) for i in every),

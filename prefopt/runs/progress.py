@@ -46,7 +46,7 @@ FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-class ProgressDisplay(TrainerCallback):
+class RunProgress(TrainerCallback):
     """Prints nothing but warnings, on stderr; its subclasses print more.
 
     Args:
@@ -127,7 +127,7 @@ class ProgressDisplay(TrainerCallback):
         return (time.monotonic() - self._start_time) / done * (steps - step) if done > 0 else math.nan
 
 
-class PlainProgress(ProgressDisplay):
+class PlainProgress(RunProgress):
     """Prints lines without control characters, for logs and pipes: at most a hundred of them while training."""
 
     _last_line = -1
@@ -169,7 +169,7 @@ class PlainProgress(ProgressDisplay):
             self.inform(f"{self.label} {step}/{steps}  held out: {in_words(_held_out(figures))}")
 
 
-class RichProgress(ProgressDisplay):
+class RichProgress(RunProgress):
     """Shows a live bar with the latest figures under it."""
 
     def __init__(self, label: str, stream: TextIO) -> None:
@@ -230,7 +230,7 @@ class RichProgress(ProgressDisplay):
             self.bar = None
 
 
-class JsonProgress(ProgressDisplay):
+class JsonProgress(RunProgress):
     """Prints one JSON object a line: `event` is message, warning, begin, log, evaluation or end."""
 
     _reference_records = 0
@@ -264,11 +264,11 @@ class JsonProgress(ProgressDisplay):
         self.emit("evaluation", step=step, steps=steps, **figures)
 
 
-DISPLAYS = {"rich": RichProgress, "plain": PlainProgress, "quiet": ProgressDisplay, "json": JsonProgress}
+DISPLAYS = {"rich": RichProgress, "plain": PlainProgress, "quiet": RunProgress, "json": JsonProgress}
 MODES = ("auto", *DISPLAYS)
 
 
-def progress_display(mode: str, label: str, stream: TextIO | None = None) -> ProgressDisplay:
+def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProgress:
     """The display for a run named `label`.
 
     Args:

@@ -24,7 +24,7 @@ SETTING = ("versions", "python", "platform", "device", "threads", "processes", "
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What two runs have in common: `figures` that were compared, and every difference as a line."""
 
     figures: int
@@ -53,7 +53,7 @@ def rerun(
     trust_remote_code: bool = False,
     log: Callable[[str], None] = print,
     run: Callable[..., dict[str, Any]] = run,
-) -> Comparison:
+) -> RunComparison:
     """Run it again, and compare. A repetition that was interrupted goes on from its last checkpoint.
 
     Args:
@@ -109,7 +109,7 @@ def folder_for(folder: Path) -> Path:
     return found
 
 
-def compare(folder: Path, other: Path) -> Comparison:
+def compare(folder: Path, other: Path) -> RunComparison:
     """Two finished runs: what they started from, every figure of every step, texts, weights."""
     from prefopt.train.checksums import checksums
 
@@ -126,7 +126,7 @@ def compare(folder: Path, other: Path) -> Comparison:
     weights = [sorted(p.name for p in run.final.glob("*.safetensors")) for run in (one, two)]
     if weights[0] != weights[1] or checksums(one.final, weights[0]) != checksums(two.final, weights[1]):
         found.append("the weights in final/ differ")
-    return Comparison(sum(map(len, rows[0])), tuple(found))
+    return RunComparison(sum(map(len, rows[0])), tuple(found))
 
 
 def differences_of(one: Any, other: Any, names: tuple[str, ...] | list[str]) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not TIMES.search(k)} for line in lines]
 
 
-def shown(comparison: Comparison, most: int = 10) -> list[str]:
+def shown(comparison: RunComparison, most: int = 10) -> list[str]:
     """The comparison in lines for a person."""
     if comparison.identical:
         return [f"identical: {comparison.figures:,} figures, the texts and the weights, bit for bit"]

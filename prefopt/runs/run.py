@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
 from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side
 from prefopt.models.load import load_policy, load_reference, load_tokenizer
 from prefopt.runs.manifest import manifest, write_record
-from prefopt.runs.progress import ProgressDisplay, progress_display
+from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import Result, train
@@ -62,7 +63,7 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
     load_whole_models()
     # Check the options before anything is made; the processes find each other as the options say.
     training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
-    progress = progress_display(config.progress, config.loss_name)
+    progress = run_progress(config.progress, config.loss_name)
     first = is_first_process()
 
     def log_redacted(line: str) -> None:
@@ -87,97 +88,141 @@ def _in_one_folder(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, output_dir=shared)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What a run trains and trains on; `config` has models that can be loaded (`prefopt.runs.resolve`)."""
+
+    config: RunConfig
+    tokenizer: Any
+    prepared: Prepared
+    model: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is measured of the tuned model; `held_out` is of before and after, None where nothing is held out."""
+
+    drift: Drift | None
+    held_out: tuple[HeldOut, HeldOut] | None
+    texts: list[tuple[str, str]]
+
+
 def _run(
-    config: RunConfig, log: Log, progress: ProgressDisplay, signals: Signals, callbacks: Sequence[Any]
+    config: RunConfig, log: Log, progress: RunProgress, signals: Signals, callbacks: Sequence[Any]
 ) -> dict[str, Any]:
     start = time.perf_counter()
     quiet(keep_data_bars=True)
-    out, first = config.output_dir, is_first_process()
+    out = config.output_dir
     tracking = trainer_options(config.tracking, out)
     checkpoint = checkpoint_to_resume(out, config.resume, log)
-    loadable = resolved(config)
-    tokenizer = load_tokenizer(loadable.model)
-    prepared = prepared_data(config, tokenizer)
-    model = load_policy(loadable.model, config.peft, seed=config.seed)
-    beginning = []
-    if first:
-        record = partial(write_record, config, prepared, manifest(config, prepared, model, checkpoint))
-        if checkpoint is None:
-            record()
-        else:  # a resume that is refused leaves the record of the run as it is
-            beginning = [AtBeginning(record)]
-    log(_counts_line(prepared))
-    for warning in prepared.warnings:
-        log(f"warning: {warning}")
-    texts_before = greedy_texts(config, model, tokenizer, prepared.eval)
+    loaded = _load(config, log)
+    prepared = loaded.prepared
+    recording = _record(config, loaded, checkpoint)
+    texts = greedy_texts(config, loaded.model, loaded.tokenizer, prepared.eval)
     sentinels = Sentinels(config.sentinels, log)
-
-    def measure_drift(policy: Any) -> dict[str, float]:
-        return drift_figures(drift_from_start(loadable, policy, tokenizer, prepared.eval))
-
-    with progress.reference() as advance:
-        result = train(
-            model,
-            config.loss,
-            prepared.train,
-            output_dir=out,
-            eval=prepared.eval,
-            batch=config.batch,
-            seed=config.seed,
-            reference=load_reference(loadable.model, model) if config.model.reference else None,
-            store=Path(config.reference_folder) if config.reference_folder else None,
-            tokenizer=tokenizer,
-            callbacks=[*beginning, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals],
-            sentinels=sentinels,
-            probe=measure_drift if config.sentinels.measure else None,
-            resume=checkpoint,
-            progress=advance,
-            **tracking,
-            **config.trainer,
-        )
+    callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
+    result = _train(loaded, progress, checkpoint, callbacks=callbacks, sentinels=sentinels, **tracking)
     try:
-        with signals.patience(), writing(out / "final", writes=first) as folder:
-            result.trainer.save_model(str(folder))
-            if first:
-                tokenizer.save_pretrained(folder)
-        signals.check()
-        policy = result.trainer.policy
-        drift = drift_from_start(loadable, policy, tokenizer, prepared.eval)
-        if drift is not None:
-            result.trainer.log(drift_figures(drift, "eval_"))  # the sentinels look at it, too
-        held_out = _held_out(config, result, prepared)
-        texts_after = greedy_texts(config, policy, tokenizer, prepared.eval)
+        _save_final(out, result, loaded.tokenizer, signals)
+        measured = _measure(loaded, result)
     except Stopped:
         result.trainer.keep()
         raise
     summary = {
-        **_summary(config, result, drift),
+        **_summary(config, result, measured.drift),
         "counts": prepared.counts,
         "sentinels": [finding.plain() for finding in sentinels.findings],
         "memory_gib": round(peak_memory_gib(), 3),
         "seconds": {"total": round(time.perf_counter() - start, 2), "train": round(result.seconds, 2)},
     }
-    if first:
+    if is_first_process():
         with signals.patience():
-            write_lines(out / "samples.jsonl", side_by_side(texts_before, texts_after))
-            if held_out is not None:
-                write_rows(out / "heldout.jsonl", *held_out)
+            write_lines(out / "samples.jsonl", side_by_side(texts, measured.texts))
+            if measured.held_out is not None:
+                write_rows(out / "heldout.jsonl", *measured.held_out)
             write_json(out / "summary.json", summary)
     if config.sentinels.stop and sentinels.findings:
         raise ThresholdError(f"the run has ended and is whole, but {sentinels.findings[-1].text}")
     return summary
 
 
-def _held_out(config: RunConfig, result: Result, prepared: Prepared) -> tuple[HeldOut, HeldOut] | None:
-    """The held-out records, if there are any, under the reference and under the tuned model."""
-    if prepared.eval is None:
-        return None
-    table = result.trainer.tables["eval"]
-    assert table is not None
-    policy = result.trainer.policy
-    with autocast(result.trainer.args):
-        after = score(policy, prepared.eval, max_tokens=config.batch.budget(policy.device.type))
-    return of_table(prepared.eval, table), after
+def _load(config: RunConfig, log: Log) -> _Loaded:
+    loadable = resolved(config)
+    tokenizer = load_tokenizer(loadable.model)
+    prepared = prepared_data(config, tokenizer)
+    model = load_policy(loadable.model, config.peft, seed=config.seed)
+    log(_counts_line(prepared))
+    for warning in prepared.warnings:
+        log(f"warning: {warning}")
+    return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model)
+
+
+def _record(config: RunConfig, loaded: _Loaded, checkpoint: Path | None) -> list[AtBeginning]:
+    """Write the record of the run; a resume does so when training begins, so that one that is refused changes nothing.
+
+    Returns:
+        The callback that does it.
+    """
+    if not is_first_process():
+        return []
+    facts = manifest(config, loaded.prepared, loaded.model, checkpoint)
+    write = partial(write_record, config, loaded.prepared, facts)
+    if checkpoint is not None:
+        return [AtBeginning(write)]
+    write()
+    return []
+
+
+def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **options: Any) -> Result:
+    config, prepared, tokenizer = loaded.config, loaded.prepared, loaded.tokenizer
+
+    def measure_drift(policy: Any) -> dict[str, float]:
+        return drift_figures(drift_from_start(config, policy, tokenizer, prepared.eval))
+
+    with progress.reference() as advance:
+        return train(
+            loaded.model,
+            config.loss,
+            prepared.train,
+            output_dir=config.output_dir,
+            eval=prepared.eval,
+            batch=config.batch,
+            seed=config.seed,
+            reference=load_reference(config.model, loaded.model) if config.model.reference else None,
+            store=Path(config.reference_folder) if config.reference_folder else None,
+            tokenizer=tokenizer,
+            probe=measure_drift if config.sentinels.measure else None,
+            resume=checkpoint,
+            progress=advance,
+            **options,
+            **config.trainer,
+        )
+
+
+def _save_final(out: Path, result: Result, tokenizer: Any, signals: Signals) -> None:
+    first = is_first_process()
+    with signals.patience(), writing(out / "final", writes=first) as folder:
+        result.trainer.save_model(str(folder))
+        if first:
+            tokenizer.save_pretrained(folder)
+    signals.check()
+
+
+def _measure(loaded: _Loaded, result: Result) -> _Measured:
+    config, records, trainer = loaded.config, loaded.prepared.eval, result.trainer
+    policy = trainer.policy
+    drift = drift_from_start(config, policy, loaded.tokenizer, records)
+    if drift is not None:
+        trainer.log(drift_figures(drift, "eval_"))  # the sentinels look at it, too
+    held_out = None
+    if records is not None:
+        table = trainer.tables["eval"]
+        assert table is not None
+        with autocast(trainer.args):
+            after = score(policy, records, max_tokens=config.batch.budget(policy.device.type))
+        held_out = of_table(records, table), after
+    texts = greedy_texts(config, policy, loaded.tokenizer, records)
+    return _Measured(drift=drift, held_out=held_out, texts=texts)
 
 
 def _summary(config: RunConfig, result: Result, drift: Drift | None) -> dict[str, Any]:

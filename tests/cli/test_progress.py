@@ -14,11 +14,11 @@ from prefopt.errors import UserError
 from prefopt.runs.progress import (
     JsonProgress,
     PlainProgress,
-    ProgressDisplay,
     RichProgress,
+    RunProgress,
     clock,
     in_words,
-    progress_display,
+    run_progress,
 )
 from tests.cli.conftest import Run
 
@@ -77,17 +77,17 @@ def test_an_unknown_mode_is_refused_before_anything_is_made(run: Run, capsys: py
 
 
 def test_modes_by_name() -> None:
-    assert type(progress_display("auto", "dpo", io.StringIO())) is PlainProgress
-    assert type(progress_display("auto", "dpo", Terminal())) is RichProgress
-    assert type(progress_display("json", "dpo", Terminal())) is JsonProgress
-    assert type(progress_display("quiet", "dpo", Terminal())) is ProgressDisplay
+    assert type(run_progress("auto", "dpo", io.StringIO())) is PlainProgress
+    assert type(run_progress("auto", "dpo", Terminal())) is RichProgress
+    assert type(run_progress("json", "dpo", Terminal())) is JsonProgress
+    assert type(run_progress("quiet", "dpo", Terminal())) is RunProgress
     with pytest.raises(UserError, match="not one of auto, rich"):
-        progress_display("loud", "dpo")
+        run_progress("loud", "dpo")
 
 
 def test_the_bar_shows_the_figures_and_leaves_the_terminal_as_it_was() -> None:
     terminal = Terminal()
-    told = progress_display("rich", "dpo", terminal)
+    told = run_progress("rich", "dpo", terminal)
     told.begin(0, 10)
     told.step(5, 10)
     told.log(5, 10, FIGURES)
@@ -103,7 +103,7 @@ def test_the_bar_shows_the_figures_and_leaves_the_terminal_as_it_was() -> None:
 
 def test_a_long_run_is_at_most_a_hundred_plain_lines_and_its_last_step_is_one() -> None:
     stream = io.StringIO()
-    told = progress_display("plain", "dpo", stream)
+    told = run_progress("plain", "dpo", stream)
     for step in range(1, 10_001):
         told.log(step, 10_000, FIGURES)
     lines = stream.getvalue().splitlines()
@@ -130,7 +130,7 @@ def test_figures_in_words() -> None:
 
 def test_time_left_is_at_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 3 to 5 took 10 seconds, so the 15 that are left take 75."""
-    told = ProgressDisplay("dpo", io.StringIO())
+    told = RunProgress("dpo", io.StringIO())
     told._start_time, told._start_step = 100.0, 3
     monkeypatch.setattr(time, "monotonic", lambda: 110.0)
     assert told.seconds_left(5, 20) == 75.0
@@ -140,7 +140,7 @@ def test_time_left_is_at_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("mode", ["plain", "rich", "json"])
 def test_nothing_told_can_steer_the_terminal(mode: str) -> None:
     stream = io.StringIO()
-    progress_display(mode, "dpo", stream).print("warning: \x1b]0;owned\x07 and \x1b[2J")
+    run_progress(mode, "dpo", stream).print("warning: \x1b]0;owned\x07 and \x1b[2J")
     said = stream.getvalue()
     assert "\x1b]" not in said
     assert "\x1b[2J" not in said
@@ -149,28 +149,28 @@ def test_nothing_told_can_steer_the_terminal(mode: str) -> None:
 
 def test_json_has_no_nan() -> None:
     stream = io.StringIO()
-    progress_display("json", "dpo", stream).log(1, 2, {"loss": float("nan")})
+    run_progress("json", "dpo", stream).log(1, 2, {"loss": float("nan")})
     event = json.loads(stream.getvalue(), parse_constant=lambda name: pytest.fail(name))
     assert event["loss"] == "nan"
 
 
 def test_what_is_told_about_the_reference() -> None:
     stream = io.StringIO()
-    told = progress_display("json", "dpo", stream)
+    told = run_progress("json", "dpo", stream)
     with told.reference() as advance:
         advance(3)
         advance(4)
         told.begin(0, 8)
     assert json.loads(stream.getvalue())["reference_records"] == 7
     plain = io.StringIO()
-    with progress_display("plain", "dpo", plain).reference() as advance:
+    with run_progress("plain", "dpo", plain).reference() as advance:
         advance(3)
     assert plain.getvalue() == ""  # it took less than half a minute
 
 
 def test_the_reference_bar_goes_when_training_begins() -> None:
     terminal = Terminal()
-    told = progress_display("rich", "dpo", terminal)
+    told = run_progress("rich", "dpo", terminal)
     with told.reference() as advance:
         assert terminal.getvalue() == ""
         advance(7)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import generate, score
-from prefopt.evaluate.kl import divergence
+from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.world import (
     best_of_n,
     distinct,
@@ -71,7 +71,7 @@ def test_both_kl_estimates_have_one_mean(sft: Any, nudged: Any) -> None:
     """On 4,096 fresh texts their paired difference is 0 within four standard errors, cut-off texts included."""
     prompts, texts = fresh_texts(nudged, 4096, seed=3)
     assert any(text[-1] != EOS for text in texts)
-    d = divergence(nudged, sft, prompts, texts)
+    d = kl_divergence(nudged, sft, prompts, texts)
     difference = Estimate.of(d.exact_vocabulary - d.monte_carlo)
     assert abs(difference.value) < 4 * difference.se
     assert d.exact_vocabulary.mean() > 20 * difference.se  # the test can tell: a KL well above its error
@@ -82,16 +82,16 @@ def test_one_position_after_the_end_would_bias_the_kl(sft: Any, nudged: Any) -> 
     """The distribution after the end token belongs to no text; counting it adds a KL of its own, far beyond noise."""
     prompts, texts = fresh_texts(nudged, 2048, seed=4)
     ended = [i for i, text in enumerate(texts) if text[-1] == EOS]
-    right = divergence(nudged, sft, prompts, texts).exact_vocabulary[ended]
+    right = kl_divergence(nudged, sft, prompts, texts).exact_vocabulary[ended]
     longer = [[*texts[i], EOS] for i in ended]
-    wrong = divergence(nudged, sft, [prompts[i] for i in ended], longer).exact_vocabulary
+    wrong = kl_divergence(nudged, sft, [prompts[i] for i in ended], longer).exact_vocabulary
     excess = Estimate.of(wrong - right)
     assert excess.value > 5 * excess.se
 
 
 def test_divergence_against_a_plain_forward(sft: Any, nudged: Any) -> None:
     prompts, texts = fresh_texts(nudged, 512, seed=1)
-    d = divergence(nudged, sft, prompts[:40], texts[:40], max_tokens=200)
+    d = kl_divergence(nudged, sft, prompts[:40], texts[:40], max_tokens=200)
     for i in range(40):
         ids = torch.tensor([prompts[i] + texts[i]])
         with torch.no_grad():
@@ -137,7 +137,7 @@ def test_entropy_is_the_mean_of_minus_log_probs(sft: Any) -> None:
         for i, (p, t) in enumerate(zip(prompts, texts, strict=True))
     ]
     sampled = -np.array([scored.sum[0] for scored in score(sft, records)])
-    exact = divergence(sft, sft, prompts, texts).entropy
+    exact = kl_divergence(sft, sft, prompts, texts).entropy
     difference = Estimate.of(exact - sampled)
     assert abs(difference.value) < 4 * difference.se
     assert exact.mean() > 20 * difference.se

@@ -72,9 +72,9 @@ def test_the_switch_is_a_switch() -> None:
 
 
 def test_of_several_processes_the_first_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefopt.runs.progress import PlainProgress, ProgressDisplay, progress_display
+    from prefopt.runs.progress import PlainProgress, RunProgress, run_progress
 
     monkeypatch.setenv("RANK", "1")
-    assert type(progress_display("plain", "dpo")) is ProgressDisplay
+    assert type(run_progress("plain", "dpo")) is RunProgress
     monkeypatch.setenv("RANK", "0")
-    assert type(progress_display("plain", "dpo")) is PlainProgress
+    assert type(run_progress("plain", "dpo")) is PlainProgress
