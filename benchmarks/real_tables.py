@@ -52,7 +52,7 @@ def real_model(result: Any) -> str:
 
 
 def real_methods(result: Any) -> str:
-    """One table for each set of pairs, with its command."""
+    """A table for each set of pairs, with its command."""
     columns = {
         "name": ("", "{}"),
         "point": ("held-out accuracy", "{}"),

@@ -248,9 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="wall time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="instead of --minutes")
-    parser.add_argument(
-        "--save", nargs="?", type=Path, const=RESULTS, help=f"write the report to {RESULTS.name}"
-    )
+    parser.add_argument("--save", nargs="?", type=Path, const=RESULTS, help=f"write the report to {RESULTS.name}")
     args = parser.parse_args()
     found = soak(args.seconds if args.seconds is not None else 60 * args.minutes, args.save)
     if args.save:

@@ -1,4 +1,4 @@
-"""What a contestant is told and what it answers: one job, in a process of its own, the same pairs in the same order."""
+"""The job of a benchmarked program and its answer: one run in its own process, on the same pairs in the same order."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Job:
 
     Attributes:
         model: folder of the model.
-        pairs: JSON lines of {prompt, chosen, rejected} strings, in the order in which they are trained on.
+        pairs: JSON lines of {prompt, chosen, rejected} strings, in training order.
         method: dpo, ipo, kto, orpo or simpo.
-        records: pairs of an optimizer step.
-        device_records: pairs of one forward, for programs that do not choose it themselves.
+        records: pairs per optimizer step.
+        device_records: pairs per forward pass, for programs that do not choose it themselves.
         steps: optimizer steps.
         max_length: tokens of prompt and completion together; no pair is longer.
-        max_tokens: tokens of one forward, for programs that count tokens.
-        threads: of the process.
-        cache: folder for whatever the program keeps between runs (reference log-probs).
+        max_tokens: tokens per forward pass, for programs that count tokens.
+        threads: number of threads.
+        cache: folder for what the program keeps between runs (reference log-probs).
         result: file for the answer.
     """
 
@@ -51,15 +51,15 @@ class Job:
 
 @dataclass(kw_only=True)
 class Answer:
-    """What a run took.
+    """Cost of a run.
 
     Attributes:
         step_s: seconds of each optimizer step, from the end of the one before (the first: from the start of training),
-            so that loading, optimizer and logging are in.
+            so that data loading, optimizer and logging count.
         total_s: from the loaded model to the end of training, reference and tokenization included.
         peak_gib: peak resident memory of the process.
-        loss: of the first step, for a look at whether programs compute the same.
-        versions: of the packages.
+        loss: loss of the first step, to check that the programs compute the same.
+        versions: package versions.
     """
 
     step_s: list[float]
@@ -70,7 +70,7 @@ class Answer:
 
 
 class StepClock:
-    """Times of optimizer steps, as a transformers callback (made by `callback`) or by calling `start` and `step`."""
+    """Times of optimizer steps, as a transformers callback (from `callback`) or through `start` and `step`."""
 
     def __init__(self) -> None:
         self.step_s: list[float] = []

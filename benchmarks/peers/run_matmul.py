@@ -1,8 +1,8 @@
-"""What the machine's matrix product gives at the shapes of a model: the FLOP/s that utilisation is measured against.
+"""Measures the FLOP/s of bare matrix products with a model's shapes, the reference for utilisation.
 
-Every weight of a layer and the output layer, forward, gradient of the input and gradient of the weight. The rate is all
-FLOPs over all seconds, each shape with its share in a step. Both float32 products that torch has on CPU are timed, its
-own (`torch.mm`) and oneDNN's; the faster one is what the machine can do.
+Times the forward pass and the gradients of input and weight, for every weight of a layer and the output layer. The rate
+is all FLOPs divided by all seconds, each shape with its share of a step. Times both float32 products that torch has on
+CPUs, its own (`torch.mm`) and oneDNN's; the faster one counts.
 """
 
 from __future__ import annotations

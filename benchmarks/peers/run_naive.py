@@ -1,4 +1,4 @@
-"""DPO as one writes it on a plain Transformers model: a padded batch, chosen above rejected, full logits, AdamW."""
+"""Plain DPO on a transformers model: a padded batch of chosen and rejected sequences, full logits, AdamW."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(job: Job) -> Answer:
     began = time.perf_counter()
 
     def batch(pairs: list[dict[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
-        """(2 B, T) ids, attention mask, and which tokens are of a completion."""
+        """(2 B, T) ids, attention mask, and mask of completion tokens."""
         ids, scored = [], []
         for side in ("chosen", "rejected"):
             for pair in pairs:

@@ -1,4 +1,4 @@
-"""prefopt's trainer with its defaults, on the same pairs in the same order."""
+"""Runs prefopt's trainer with its defaults, on the pairs of the job in their order."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(job: Job) -> Answer:
 
 
 def in_training_order(records: Sequence[TokenRecord]) -> list[TokenRecord]:
-    """The records placed so that the shuffle of the first epoch brings them back into the order of the job."""
+    """The records arranged so that the shuffle of the first epoch restores the order of the job."""
     from prefopt.engine.packing import EpochPlan, Lengths
 
     order = EpochPlan(Lengths.of(records), seed=SEED, epoch=0, records=1, max_tokens=2**31).order

@@ -1,7 +1,7 @@
-"""TRL's trainers, as a user would run them on CPU in float32: defaults, but for what makes the run comparable.
+"""Runs TRL's trainers as a user would on a CPU in float32: with defaults, except where comparison requires otherwise.
 
-DPO, IPO and KTO have their reference precomputed. The order of the pairs is kept (`sequential`), so that every program
-trains on the same pairs in the same steps. KTO gets every pair as two rows, mixed with a fixed seed within each step.
+DPO, IPO and KTO precompute their reference. The order of the pairs is kept (`sequential`), so that every program trains
+on the same pairs in the same steps. KTO gets every pair as two rows, shuffled with a fixed seed within each step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def trainer_of(method: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Trainer, its arguments' class, and what selects the method: the defaults of prefopt's losses."""
+    """The trainer, its arguments' class, and the arguments of the method, with the defaults of prefopt's losses."""
     if method in ("dpo", "ipo"):
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
@@ -44,7 +44,7 @@ def trainer_of(method: str) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def unpaired(pairs: list[dict[str, str]], records: int) -> list[dict[str, Any]]:
-    """Two labelled rows for each pair, the rows of a step mixed."""
+    """Two labelled rows for each pair, shuffled within each step."""
     rows = []
     for start in range(0, len(pairs), records):
         step = [

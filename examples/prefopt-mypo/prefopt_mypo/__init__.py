@@ -1,4 +1,4 @@
-"""MyPO: DPO whose margin saturates, as an example of a loss from outside."""
+"""MyPO: DPO with a saturating margin, an example of a loss in another package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from prefopt.plugin import Data, LossOutput, Needs, PairLogps, require
 
 @dataclass(frozen=True, kw_only=True)
 class MyPO:
-    r"""Bradley-Terry loss on a margin that is bent to stay within a cap.
+    r"""Bradley-Terry loss on a margin that saturates at a cap.
 
     L = -log sigmoid(cap * tanh(beta * (rho_w - rho_l) / cap)),   rho = log pi(y|x) - log pi_ref(y|x)
 
     Value at policy = reference: log 2.
 
-    Differences: no paper has it; it is an example. For cap to infinity it is `dpo`.
+    Differences: an example, from no paper. As cap goes to infinity, it becomes `dpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"

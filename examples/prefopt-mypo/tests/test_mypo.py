@@ -1,4 +1,4 @@
-"""MyPO passes prefopt's kit, and has the values that its formula gives."""
+"""MyPO passes the checks of prefopt, and its values follow its formula."""
 
 import math
 
