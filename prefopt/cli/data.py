@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
 def _check(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # some libraries print when they are imported
         from prefopt.data.doctor import examine, thresholds
-        from prefopt.data.doctor.terminal import show
+        from prefopt.data.doctor.console import show
         from prefopt.engine import score
         from prefopt.models.load import ModelConfig, load_model
-        from prefopt.report.doctor import doctor_page
+        from prefopt.report.data_check import doctor_page
         from prefopt.runs.resolve import resolve_path
 
         limits = thresholds(args.threshold)

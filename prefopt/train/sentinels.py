@@ -47,7 +47,7 @@ class SentinelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Alert:
     """One warning: `value` went over `bound` at `step`."""
 
     sentinel: str
@@ -72,7 +72,7 @@ class Sentinels:
     def __init__(self, config: SentinelConfig | None = None, say: Callable[[str], None] = logger.warning) -> None:
         self.config = config or SentinelConfig()
         self.say = say
-        self.findings: list[Finding] = []
+        self.findings: list[Alert] = []
         self._records = 1  # of a step
         self._step = 0  # of the last training log
         self._chosen: float | None = None  # nats a token, first logged
@@ -93,7 +93,7 @@ class Sentinels:
             self.say(f"warning: step {finding.step}: {finding.text}")
         return {PREFIX + finding.sentinel: finding.value for finding in found}
 
-    def _look(self, step: int, logs: Mapping[str, float]) -> list[Finding]:
+    def _look(self, step: int, logs: Mapping[str, float]) -> list[Alert]:
         told = {finding.sentinel for finding in self.findings}
         figures = {k: v for k, v in logs.items() if isinstance(v, int | float) and math.isfinite(v)}
         signs: list[Sign] = []
@@ -102,7 +102,7 @@ class Sentinels:
             self._step = step
         signs += self._measured(figures)
         return [
-            Finding(sentinel=name, step=step, value=value, bound=bound, text=SAYS[name].format(value=value, **more))
+            Alert(sentinel=name, step=step, value=value, bound=bound, text=SAYS[name].format(value=value, **more))
             for name, value, bound, more in signs
             if name not in told
         ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefopt.compare.frontier import Runs, at_matched_kl, best_of_n, interpolate, matched, tilt
 from prefopt.compare.statistics import compare
-from prefopt.worlds.enumerable import make_world
+from tests.worlds.enumerable import make_world
 
 
 def runs(

@@ -15,7 +15,7 @@ from prefopt.common.redact import printable, redact
 from prefopt.config.compose import compose
 from prefopt.data import DataConfig
 from prefopt.data.doctor import examine
-from prefopt.report.doctor import doctor_page
+from prefopt.report.data_check import doctor_page
 from prefopt.report.run import write_run_page
 from prefopt.report.verdict import judge
 from prefopt.runs.run_folder import RunFolder

@@ -14,7 +14,7 @@ from torch import Tensor
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.testing.numbers import build, call
-from prefopt.worlds.enumerable import EnumerableWorld, make_world, total_variation
+from tests.worlds.enumerable import EnumerableWorld, make_world, total_variation
 
 WORLD = make_world(seed=0)
 SMALL = make_world(seed=0, length=3)  # 64 texts, where the claim is not about the large one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefopt.worlds.enumerable import make_world
+from tests.worlds.enumerable import make_world
 
 
 def test_its_distributions() -> None:

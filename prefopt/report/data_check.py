@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefopt.data.doctor.console import figure
 from prefopt.data.doctor.findings import Histogram, Report
-from prefopt.data.doctor.terminal import figure
 from prefopt.report.page import render
 
 WIDTH, HEIGHT = 640.0, 150.0
