@@ -154,7 +154,7 @@ def test_any_text(name: str, turns: Any, chosen: str, rejected: str) -> None:
         assert shared[1:2] != [made.bos_token_id]
 
 
-def test_a_template_that_refuses_is_a_counted_rejection() -> None:
+def test_a_template_that_raises_gives_a_counted_rejection() -> None:
     system: Message = {"role": "system", "content": "Be brief."}
     record = Record(
         id="x", kind=Data.PAIRS, prompt=(system, Message(role="user", content="Hi")), completions=("a", "b")
@@ -202,7 +202,7 @@ def test_text_that_brings_its_own_bos_and_eos_gets_no_second() -> None:
     assert made.decode([*row.prompt, *row.completions[0]]) == "<s>2 + 2 = 4</s>"
 
 
-def test_no_eos_is_refused() -> None:
+def test_a_tokenizer_without_eos_is_an_error() -> None:
     with pytest.raises(UserError, match="no end token"):
         tokenize([], tokenizer(eos=None), DataConfig(path="x"))
 

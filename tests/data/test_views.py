@@ -111,6 +111,6 @@ def test_ties(ties: str, expected: list[tuple[str, str]], weights: list[float]) 
         ([PAIR, LIST], Data.PAIRS, "records of one kind only"),
     ],
 )
-def test_what_does_not_fit_is_refused(records: list[Record], data: Data, says: str) -> None:
+def test_impossible_conversions_are_errors(records: list[Record], data: Data, says: str) -> None:
     with pytest.raises(UserError, match=says):
         to_view(records, data)

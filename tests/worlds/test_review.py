@@ -144,7 +144,7 @@ def test_label_probabilities() -> None:
         {"draw": -1},
     ],
 )
-def test_impossible_worlds_are_refused(knobs: dict[str, float]) -> None:
+def test_impossible_worlds_are_errors(knobs: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(knobs))):
         ReviewWorld(**knobs)
 
