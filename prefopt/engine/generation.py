@@ -7,6 +7,7 @@ Where neither gives the numbers of a plain forward, every token is computed from
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import weakref
@@ -28,7 +29,8 @@ from prefopt.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 _COMPACT_BELOW = 0.8  # finished rows leave the batch when fewer than this share of its rows is still being written
-_STATES = ("past_key_values", "cache_params", "state")  # what models call the cache that they return
+# Names of the cache in models' arguments and outputs; `cache` since transformers 5.24.
+_STATES = ("cache", "past_key_values", "cache_params", "state")
 _PROBED = (2, 3, 5, 5, 8)  # lengths of the prompts that a cache is tried with, `_AHEAD` tokens behind each
 _AHEAD = 2
 _FLOOR = -1e4  # log-probs below are alike: of a token that a model rules out it is -inf, and -inf less -inf is NaN
@@ -117,6 +119,11 @@ def _generate_batch(
     return [tokens[row, : lengths[row]].tolist() for row in range(count)]
 
 
+def _cache_argument(model: Any) -> str:
+    """The name of the key-value cache among the arguments of a model's forward."""
+    return "cache" if "cache" in inspect.signature(unwrap(model).forward).parameters else "past_key_values"
+
+
 class _Work:
     """Rows being written. `logits` (B, V) are those of the next token of each.
 
@@ -185,9 +192,9 @@ class _KeyValues(_Work):
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=position_ids,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{_cache_argument(self.model): self.cache},
         )
         self.logits = output.logits[:, -1]
 
@@ -204,7 +211,7 @@ class _States(_Work):
         ids = torch.tensor(prompts, device=model.device)
         self._forward(ids)
         if not self.carried:  # a model that fills a cache, but does not return it
-            self.length, self.carried = 0, {"past_key_values": DynamicCache(config=model.config)}
+            self.length, self.carried = 0, {_cache_argument(model): DynamicCache(config=model.config)}
             self._forward(ids)
 
     def step(self, tokens: Tensor) -> None:
@@ -215,7 +222,8 @@ class _States(_Work):
         position_ids = torch.arange(self.length, self.length + ids.shape[1], device=ids.device).expand_as(ids)
         output = self.model(input_ids=ids, position_ids=position_ids, use_cache=True, logits_to_keep=1, **self.carried)
         self.length += ids.shape[1]
-        self.carried |= {name: output[name] for name in _STATES if output.get(name) is not None}
+        returned = next((name for name in _STATES if output.get(name) is not None), None)
+        self.carried = self.carried if returned is None else {returned: output[returned]}
         self.logits = output.logits[:, -1]
 
 

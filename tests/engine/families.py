@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 from tests.engine import tiny
 
 MLA = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -62,13 +65,15 @@ PADDED: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": True},
     "bloom": {"n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 128},
-    "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 8},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "llama4_text": {"num_hidden_layers": 4, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
     | {"intermediate_size_mlp": 48, "attention_chunk_size": 8},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},  # sinks
     "doge": {},  # masks of its own
 }
+# GPT-J takes an attention function since transformers 5.24.
+GPTJ_LAYOUT = TREE if Version(transformers.__version__) >= Version("5.24") else PADDED
+GPTJ_LAYOUT["gptj"] = {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 8}
 
 
 def model(family: str, **options: Any) -> Any:

@@ -78,7 +78,7 @@ def test_a_cache_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch, caplog:
     expected, ends = plain_greedy(model)
     own = type(model).forward
 
-    def forgetful(self: Any, past_key_values: Any = None, **call: Any) -> Any:
+    def forgetful(self: Any, cache: Any = None, past_key_values: Any = None, **call: Any) -> Any:
         return own(self, **call)
 
     monkeypatch.setattr(type(model), "forward", forgetful)
