@@ -112,7 +112,7 @@ def engine(
     """Run whole steps on texts of these lengths, (prompt, completions), in one row or in rows of `row` tokens."""
     import torch
 
-    from prefopt.engine.cpu.allocator import keep_large_buffers
+    from prefopt.engine.cpu import keep_large_buffers
     from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from prefopt.engine.cpu.allocator import keep_large_buffers
+from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import PrefoptError

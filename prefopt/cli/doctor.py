@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from prefopt.engine.cpu.matmul import available
+    from prefopt.engine.cpu import available
 
     cuda = torch.cuda.is_available()
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count() if cuda else 0)]

@@ -16,7 +16,7 @@ from prefopt.compare import measure_texts, measure_world
 from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.compare.spec import Measurement, Split
 from prefopt.config.run_config import RunConfig
-from prefopt.engine.cpu.allocator import give_back
+from prefopt.engine.cpu import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
 from prefopt.plugin import Data

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefopt.engine.cpu import products
+from prefopt.engine import cpu
 from prefopt.engine.layout import Group, Piece, TreePlan
 
 NAME = "prefopt"
@@ -162,8 +162,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scaling: float | None, cap: float | None
 ) -> Tensor:
     """Softmax attention with a bool mask (None: causal), grouped heads and an optional softcap of the scores."""
-    if cap is None and products.worth(q, dropout):
-        return products.attend(q, k, v, mask, scaling)
+    if cap is None and cpu.is_faster(q, dropout):
+        return cpu.attend(q, k, v, mask, scaling)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

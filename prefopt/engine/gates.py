@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids
-from prefopt.engine.cpu.install import install
+from prefopt.engine.cpu import install
 from prefopt.engine.forward import attention_of, check_model, evaluating, score_row, unwrap
 from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Layout, Tree, lay_out
@@ -260,12 +260,8 @@ def _plain(model: Any, tree: Tree) -> NDArray[np.float64]:
 def _laid_out(causal: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDArray[np.float64]], set[int | None]]:
     """Per-token log-probs of each branch, all trees in one row, and the windows that the tree attention was told."""
     row = lay_out(trees, layout).to(next(causal.parameters()).device)
-    kernels = install(causal)  # as a policy has them
-    try:
-        with attention_of(causal, layout):
-            stats = score_row(causal, row)
-    finally:
-        kernels.remove()
+    with install(causal), attention_of(causal, layout):  # as a policy has them
+        stats = score_row(causal, row)
     assert isinstance(stats, TokenStats)
     logp = stats.logp.double().cpu().numpy()
     windows = row.tree.windows if row.tree is not None else set()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.engine.cpu.matmul import sped_up, times_transposed
+from prefopt.engine.cpu import is_kernel, times_transposed
 from prefopt.plugin import Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.
@@ -58,7 +58,7 @@ class Head:
     def plain(self) -> bool:
         """Whether the projection is a bare matrix product: LoRA, hooks, parametrizations and patches are not."""
         m = self.module
-        patched = "forward" in vars(m) and not sped_up(m)
+        patched = "forward" in vars(m) and not is_kernel(m)
         changed = patched or m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations")
         return type(m) is nn.Linear and not changed
 

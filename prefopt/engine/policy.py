@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.engine.attention import NAME
-from prefopt.engine.cpu.install import install
+from prefopt.engine.cpu import install
 from prefopt.engine.forward import PLAIN, Options, check_model, score_row, set_attention, unwrap
 from prefopt.engine.gates import Verdict, choose_layout
 from prefopt.engine.generation import generate

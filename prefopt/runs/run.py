@@ -21,7 +21,7 @@ from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import trainer_options
 from prefopt.data.prepare import Prepared
-from prefopt.engine.cpu.allocator import give_back
+from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
 from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from prefopt.common.cache import cache_dir
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine.cpu.allocator import keep_large_buffers
+from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.limits import check_length

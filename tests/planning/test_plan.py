@@ -288,7 +288,7 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
 
     (2 K + A) / 704 = 128 / 704 = 0.18 here. Rows, rotary tables and the head are the same for both models.
     """
-    from prefopt.engine.cpu.matmul import available
+    from prefopt.engine.cpu import available
     from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
     from prefopt.planning.probe import _kept

@@ -1,9 +1,8 @@
-"""Gated MLPs and RMS norms on CPU with less kept for the backward, and fewer passes over memory.
+"""Computes gated MLPs and RMS norms on CPU with fewer passes over memory, and keeps less for the backward.
 
-What autograd keeps of a layer decides how much memory a step takes: of a gated MLP four tensors of its inner width, of
-an RMS norm two of the hidden width. Here an MLP keeps two (gate and up; their product is made again in the backward,
-one pass over memory), a norm its input alone. Weights, results and gradients are those of the model's own modules; a
-module is taken over only if its own forward gives the same on a probe.
+Autograd keeps four tensors of the inner width for a gated MLP, and two of the hidden width for an RMS norm. Here an MLP
+keeps two (gate and up; the backward makes their product again in one pass over memory), and a norm its input alone.
+Weights stay where they are. A module gets the fused forward only if its own gives the same on a probe.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from prefopt.engine.cpu.matmul import sped_up, times_transposed
+from prefopt.engine.cpu import matmul
+from prefopt.engine.cpu.matmul import times_transposed
 
-# Modules that were probed, and whether the forward from here gives the same.
+# Modules that were probed, and whether the fused forward gives the same.
 _PROBED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -77,21 +77,21 @@ class _RMSNorm(torch.autograd.Function):
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     layers = (self.gate_proj, self.up_proj, self.down_proj)
-    if not _ours(x, *(layer.weight for layer in layers)) or any(_watched(layer) for layer in layers):
+    if not _supported(x, *(layer.weight for layer in layers)) or any(_is_more(layer) for layer in layers):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    # Reshaped out here: what a Function returns may be changed in place only if it is no view (Llama 4 does).
+    # Reshaped here: the output of a Function may be changed in place, as Llama 4 does, only if it is not a view.
     out: Tensor = _GatedMLP.apply(x.reshape(-1, x.shape[-1]), *(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
-    if not _ours(x, self.weight):
+    if not _supported(x, self.weight):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     return _RMSNorm.apply(x, self.weight, _eps(self))  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _ours(x: Tensor, *weights: Tensor) -> bool:
-    """Plain float32 on CPU: sharded, quantized and lower-precision weights keep their own way."""
+def _supported(x: Tensor, *weights: Tensor) -> bool:
+    """Plain float32 on CPU; sharded, quantized and lower-precision weights are not."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -100,9 +100,10 @@ def _ours(x: Tensor, *weights: Tensor) -> bool:
     )
 
 
-def _watched(layer: nn.Module) -> bool:
-    """Whether calling a linear layer does more than its product: an adapter, a hook, another forward."""
-    replaced = "forward" in vars(layer) and not sped_up(layer)
+def _is_more(layer: nn.Module) -> bool:
+    """Whether calling a linear layer does more than multiply: it has an adapter, a hook or another forward."""
+    forward = vars(layer).get("forward")
+    replaced = forward is not None and getattr(forward, "__func__", None) not in matmul.KERNELS
     return type(layer) is not nn.Linear or bool(layer._forward_hooks or layer._forward_pre_hooks) or replaced
 
 
@@ -112,7 +113,7 @@ def _eps(module: Any) -> float:
 
 
 def _candidate(module: Any) -> Callable[..., Tensor] | None:
-    """Which of the two forwards a module's names suggest."""
+    """The fused forward that the names in a module suggest."""
     if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return None
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
@@ -125,8 +126,11 @@ def _candidate(module: Any) -> Callable[..., Tensor] | None:
     return None
 
 
-def fuse(model: nn.Module) -> list[nn.Module]:
-    """Take over the gated MLPs and RMS norms of a model that compute what this module does; returns them."""
+KERNELS = (_mlp_forward, _norm_forward)
+
+
+def install(model: nn.Module) -> list[nn.Module]:
+    """Replace the forward of a model's gated MLPs and RMS norms where the fused one gives the same; returns them."""
     taken = []
     for module in model.modules():
         forward = _candidate(module)
@@ -136,13 +140,8 @@ def fuse(model: nn.Module) -> list[nn.Module]:
     return taken
 
 
-def fused(module: nn.Module) -> bool:
-    """Whether a module's forward is one from here."""
-    return getattr(vars(module).get("forward"), "__func__", None) in (_mlp_forward, _norm_forward)
-
-
 def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether both forwards give the same; False where that cannot be told."""
+    """Whether a module's own forward and the fused one give the same; False where that cannot be told."""
     weight = module.weight if forward is _norm_forward else module.gate_proj.weight
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
@@ -152,9 +151,9 @@ def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
 
 
 def _probe(module: Any, forward: Callable[..., Tensor]) -> bool:
-    """Compare the two on a twin in training mode with weights of its own, on small and large inputs.
+    """Compare the two on a copy with random weights in training mode, on small and large inputs.
 
-    Weights may be zero at the start, a clamp shows in large values alone, and dropout in training alone.
+    The module's own weights may be zero, a clamp shows in large values alone, and dropout in training alone.
     """
     random = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -167,7 +166,7 @@ def _probe(module: Any, forward: Callable[..., Tensor]) -> bool:
             probe = torch.randn(4, width, generator=random) * size
             try:
                 expected, got = type(module).forward(twin, probe), forward(twin, probe)
-            except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes more, or other, than a tensor
+            except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes something else than a tensor
                 return False
             if not isinstance(expected, Tensor) or not torch.isfinite(expected).all():
                 return False
@@ -177,7 +176,7 @@ def _probe(module: Any, forward: Callable[..., Tensor]) -> bool:
 
 
 def _norm_twin(module: Any, random: torch.Generator) -> Any | None:
-    """A norm with random weights; None where it has more than its weight."""
+    """A norm with random weights, or None if it has other parameters than its weight."""
     if [name for name, _ in module.named_parameters()] != ["weight"]:
         return None
     twin = copy.deepcopy(module)
@@ -186,7 +185,7 @@ def _norm_twin(module: Any, random: torch.Generator) -> Any | None:
 
 
 def _mlp_twin(module: Any, random: torch.Generator) -> Any | None:
-    """A gated MLP with three small random layers in place of its own; None where it has other weights beside them."""
+    """A gated MLP with three small random layers in place of its own, or None if it has other parameters."""
     names = ("gate_proj", "up_proj", "down_proj")
     if {name for name, _ in module.named_parameters()} != {f"{name}.weight" for name in names}:
         return None

@@ -1,10 +1,8 @@
-"""Float32 matrix products on CPUs where torch's default library runs at half speed.
+"""Multiplies float32 matrices with oneDNN on processors where MKL, torch's default, runs at half speed.
 
-torch's wheels multiply float32 matrices with MKL, which on processors of other makers than Intel's takes a slower path
-than theirs allows; oneDNN, in the same wheels, does not. On an AMD EPYC with AVX-512 one core gives 98 GFLOP/s by MKL
-and 220 by oneDNN, both in IEEE float32. `benchmarks/throughput.py` measures both.
-
-Which one is used depends on the processor's maker alone, never on a timing: runs stay repeatable bit by bit.
+MKL takes a slow path on processors that are not Intel's; oneDNN, in the same wheels, does not. On an AMD EPYC with
+AVX-512 one core reaches 98 GFLOP/s with MKL and 220 with oneDNN, both in IEEE float32; `benchmarks/throughput.py`
+measures both. The choice depends on the processor's vendor alone, never on a timing: runs repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -23,23 +21,23 @@ from torch.autograd.function import once_differentiable
 
 SWITCH = "PREFOPT_MATMUL"  # "torch" turns this module off
 
-# Below this many multiplications a call costs more than the product.
+# With fewer multiplications a call costs more than the product.
 _SMALL = 2**18
 
 
 @cache
 def available() -> bool:
-    """Whether products go to oneDNN here: an x86 processor that is not Intel's, AVX-512 or AVX2, a build with both."""
+    """Whether products go to oneDNN here: an x86 processor that is not Intel's, and a build with both libraries."""
     if os.environ.get(SWITCH) == "torch" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    return _maker() not in ("GenuineIntel", "")
+    return _vendor() not in ("GenuineIntel", "")
 
 
-def _maker() -> str:
+def _vendor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("vendor_id"):
@@ -50,14 +48,14 @@ def _maker() -> str:
 
 
 def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(M, N) `a @ b.T + bias` for `a` (M, K) and `b` (N, K), without graph."""
-    if _worth(a, b):
+    """`a @ b.T + bias`, (M, N), of `a` (M, K) and `b` (N, K); not differentiable."""
+    if _is_faster(a, b):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
         return product
     return F.linear(a, b, bias)
 
 
-def _worth(a: Tensor, b: Tensor) -> bool:
+def _is_faster(a: Tensor, b: Tensor) -> bool:
     return (
         available()
         and a.device.type == "cpu"
@@ -86,28 +84,26 @@ class _Linear(torch.autograd.Function):
 
 def _forward(self: nn.Linear, x: Tensor) -> Tensor:
     if (
-        type(self.weight) is nn.Parameter  # FSDP's sharded parameters and quantized ones keep their own way
+        type(self.weight) is nn.Parameter  # neither sharded nor quantized
         and x.dtype == self.weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * self.weight.shape[0] >= _SMALL
         and not torch.is_autocast_enabled("cpu")
     ):
-        # Reshaped out here: what a Function returns may be changed in place only if it is no view.
+        # Reshaped here: the output of a Function may be changed in place only if it is not a view.
         out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], out.shape[-1])
     return F.linear(x, self.weight, self.bias)
 
 
-def speed_up(model: nn.Module) -> list[nn.Linear]:
+KERNELS = (_forward,)
+
+
+def install(model: nn.Module) -> list[nn.Linear]:
     """Send the products of a model's linear layers to oneDNN where that is faster; returns those layers."""
     if not available():
         return []
-    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in m.__dict__]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)  # type: ignore[method-assign]
     return layers
-
-
-def sped_up(module: nn.Module) -> bool:
-    """Whether a layer's forward is the one from here, which computes the same."""
-    return getattr(vars(module).get("forward"), "__func__", None) is _forward

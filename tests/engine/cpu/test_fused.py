@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from prefopt.engine.cpu import matmul
-from prefopt.engine.cpu.fused import fuse, fused
-from prefopt.engine.cpu.install import Kernels
+from prefopt.engine.cpu.fused import install as fuse
+from prefopt.engine.cpu.install import Kernels, is_kernel
 
 SIZES = {
     "vocab_size": 61,
@@ -74,7 +74,7 @@ def test_values_and_gradients_are_the_models_own(make: Any, norms: int) -> None:
     assert not fuse(model)
     equal(plain, run(model))
     kernels.remove()
-    assert not any(fused(m) for m in model.modules())
+    assert not any(is_kernel(m) for m in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(plain[1].values(), run(model)[1].values(), strict=True))
 
 
@@ -122,7 +122,7 @@ def test_what_shows_only_elsewhere_is_seen(added: dict[str, Any]) -> None:
         nn.init.zeros_(module.down_proj.weight)
     before = torch.random.get_rng_state()
     assert len(fuse(nn.Sequential(same, other))) == 1
-    assert fused(same)
+    assert is_kernel(same)
     assert torch.equal(before, torch.random.get_rng_state())
     assert not same.training
 
@@ -179,10 +179,10 @@ def test_outputs_may_be_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> Non
         return [mlp.gate_proj.weight.grad, query.weight.grad]
 
     plain = gradients()
-    matmul.speed_up(model)
+    matmul.install(model)
     fuse(model)
-    assert fused(mlp)
-    assert matmul.sped_up(query)
+    assert is_kernel(mlp)
+    assert is_kernel(query)
     for a, b in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.engine.cpu import products
+from prefopt.engine.cpu import dense_attention
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,7 +43,7 @@ def test_values_and_gradients(kind: str, b: int, heads: int, groups: int, n: int
         q.grad = k.grad = None
         values = v.detach().requires_grad_()
         if own:
-            out = products.attend(q, k, values, mask, 0.3)
+            out = dense_attention.attend(q, k, values, mask, 0.3)
         else:
             repeat = heads // groups
             ks, vs = k.repeat_interleave(repeat, 1), values.repeat_interleave(repeat, 1)
@@ -59,13 +59,13 @@ def test_values_and_gradients(kind: str, b: int, heads: int, groups: int, n: int
 
 
 def test_gradients_against_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_BLOCK", 3)
+    monkeypatch.setattr(dense_attention, "_BLOCK", 3)
     q, k, v = (draw(1, heads, 7, 4, dtype=torch.float64) for heads in (4, 2, 2))
-    assert torch.autograd.gradcheck(lambda q, k, v: products.attend(q, k, v, None, None), (q, k, v))
+    assert torch.autograd.gradcheck(lambda q, k, v: dense_attention.attend(q, k, v, None, None), (q, k, v))
 
 
 def test_what_it_is_not_for() -> None:
     q = torch.zeros(1, 2, 256, 8)
-    assert not products.worth(q, dropout=0.1)
-    assert not products.worth(q[:, :, :8], dropout=0.0)
-    assert not products.worth(q.double(), dropout=0.0)
+    assert not dense_attention.is_faster(q, dropout=0.1)
+    assert not dense_attention.is_faster(q[:, :, :8], dropout=0.0)
+    assert not dense_attention.is_faster(q.double(), dropout=0.0)

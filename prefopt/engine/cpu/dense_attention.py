@@ -1,8 +1,8 @@
-"""Softmax attention as plain matrix products, for CPUs where torch's own kernel multiplies at half speed.
+"""Computes softmax attention as plain matrix products, on CPUs where torch's own kernel multiplies at half speed.
 
 torch's CPU kernel for `scaled_dot_product_attention` multiplies its blocks with MKL (see `matmul`). Here the heads that
-share keys are stacked into one product, no key or value is repeated, and a block of queries skips the keys behind it.
-Nothing but q, k and v is kept for the backward; the weights are computed again there.
+share keys are stacked into one product, no key or value is repeated, and a block of queries skips the keys after it.
+Only q, k and v are kept for the backward, which computes the weights again.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from torch.autograd.function import once_differentiable
 
 from prefopt.engine.cpu.matmul import available, times_transposed
 
-# Queries of one block: smaller ones skip more keys and stay in cache, larger ones make fewer calls.
+# Queries of one block: small ones skip more keys and stay in cache, large ones make fewer calls.
 _BLOCK = 192
-# Fewer queries than this in a sequence: a call costs more than it saves.
+# With fewer queries in a sequence a call costs more than it saves.
 _FEW = 128
 
 
-def worth(q: Tensor, dropout: float) -> bool:
-    """Whether `attend` is for these queries (B, heads, n, d)."""
+def is_faster(q: Tensor, dropout: float) -> bool:
+    """Whether `attend` is faster for these queries (B, heads, n, d), and can be used."""
     return q.device.type == "cpu" and q.dtype == torch.float32 and dropout == 0.0 and q.shape[2] >= _FEW and available()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """(B, heads, n, e) of q (B, heads, n, d) on k (B, groups, m, d), v (B, groups, m, e); query i sees no key past
-    m - n + i.
+    """Attention (B, heads, n, e) of q (B, heads, n, d) on k (B, groups, m, d) and v (B, groups, m, e).
+
+    Query i sees no key past m - n + i.
 
     Args:
         q, k, v: `heads` is a multiple of `groups`.
-        mask: (1 or B, 1, n, m), bool or added to the scores, which hides at least those keys; None: only those.
-        scaling: of the scores; None: 1 / sqrt(d).
+        mask: (1 or B, 1, n, m), bool or added to the scores; it must hide at least those keys. None: it hides no more.
+        scaling: factor of the scores; None: 1 / sqrt(d).
     """
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     return _Attention.apply(q, k.contiguous(), v.contiguous(), mask, scale)  # type: ignore[no-any-return,no-untyped-call]
@@ -74,7 +75,7 @@ Keys = tuple[int, int, slice]
 
 
 def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[At, Keys]]:
-    """Places of stacked queries, (sequence, heads, queries), and of the keys they see, (sequence, group, keys)."""
+    """Indices of stacked queries, (sequence, heads, queries), and of the keys they see, (sequence, group, keys)."""
     stack, n = q.shape[1] // k.shape[1], q.shape[2]
     for b in range(q.shape[0]):
         for group in range(k.shape[1]):
@@ -85,7 +86,7 @@ def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[At, Keys]]:
 
 
 def _cut(mask: Tensor | None, q: Tensor, at: At, keys: Keys) -> Tensor:
-    """What hides keys from a block: (queries, keys) of the mask, or of the block's own square at the end."""
+    """The mask of a block, (queries, keys), or of the square at its end without one."""
     if mask is not None:
         return mask[at[0] if mask.shape[0] > 1 else 0, 0, at[2], keys[2]]
     return _triangle(at[2].stop - at[2].start, q.dtype)
@@ -93,7 +94,7 @@ def _cut(mask: Tensor | None, q: Tensor, at: At, keys: Keys) -> Tensor:
 
 @cache
 def _triangle(n: int, dtype: torch.dtype) -> Tensor:
-    """(n, n) 0 up to the diagonal, -inf past it."""
+    """(n, n): 0 up to the diagonal, -inf past it."""
     return torch.full((n, n), -torch.inf, dtype=dtype).triu_(1)
 
 
