@@ -1,4 +1,4 @@
-"""Texts that can be shown and kept: no secrets, no control characters."""
+"""Removes secrets and control characters from texts that are shown or kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET_NAME = re.compile(
     r"|_pwd$",
     re.IGNORECASE,
 )
-SHORTEST = 8  # characters of a value that counts as a secret: "1" and "true" are none
+SHORTEST = 8  # characters that a secret has at least: "1" and "true" are none
 # Tokens of Hugging Face, OpenAI and alike (but not task-..., risk-...), GitHub, AWS, Slack, GitLab and Google.
 KNOWN = re.compile(
     r"hf_[A-Za-z0-9]{20,}|(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
@@ -37,17 +37,17 @@ KEEP = "\n\t"
 
 
 def redact(text: str) -> str:
-    """`text` with every secret replaced: values of environment variables with a secret's name, tokens of known forms,
+    """Replace every secret in a text: values of environment variables with a secret's name, tokens of known forms,
     users and passwords in URLs, signatures and tokens in their queries, and the values of headers that carry tokens."""
-    return _hiding()(text)
+    return _redactor()(text)
 
 
 def redacted(value: Any) -> Any:
-    """JSON values with every text in them, also those that are names, as `redact` gives it.
+    """Replace every secret in the texts of a JSON value, keys included.
 
-    In the file's format a secret with quotes or other letters than English ones would be escaped, and not be found.
+    In JSON itself a secret with quotes or non-ASCII letters is escaped, and would not be found.
     """
-    hide = _hiding()
+    hide = _redactor()
 
     def walk(part: Any) -> Any:
         if isinstance(part, str):
@@ -59,7 +59,7 @@ def redacted(value: Any) -> Any:
     return walk(value)
 
 
-def _hiding() -> Callable[[str], str]:
+def _redactor() -> Callable[[str], str]:
     """`redact` with the secrets of the environment as it is now."""
     secrets = {
         value
@@ -67,10 +67,10 @@ def _hiding() -> Callable[[str], str]:
         if len(value) >= SHORTEST
         and SECRET_NAME.search(name)
         and not os.path.exists(value)
-        # DB_AUTH=required is a mode, and hides no word
+        # DB_AUTH=required is a mode, and its value an ordinary word
         and not (name.lower().endswith("auth") and value.isalpha())
     }
-    longest_first = sorted(secrets, key=len, reverse=True)  # one can be a part of another
+    longest_first = sorted(secrets, key=len, reverse=True)  # one may contain another
 
     def hide(text: str) -> str:
         for secret in longest_first:
@@ -82,9 +82,9 @@ def _hiding() -> Callable[[str], str]:
 
 
 def printable(text: str) -> str:
-    """`text` as a terminal may show it: control and format characters other than newline and tab are visible escapes.
+    """Replace control and format characters, except newline and tab, by visible escapes.
 
-    An escape sequence in a model's text or in a file's name could otherwise recolour, move or overwrite what is shown.
+    An escape sequence in a model's text or in a file's name could otherwise recolour or overwrite a terminal.
     """
     return "".join(
         c if c in KEEP or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()

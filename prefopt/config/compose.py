@@ -1,4 +1,4 @@
-"""Configuration by Hydra: every default lives in a dataclass, every loss is its own schema, typos are refused."""
+"""Composes the configuration of a run with Hydra, from defaults in dataclasses, presets and overrides."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OutsidePresets(SearchPathPlugin):
 
 
 def register() -> None:
-    """Put every schema into Hydra's store: the losses of the menu and of installed packages, and the groups."""
+    """Put the schemas of all losses and groups into Hydra's store."""
     store = ConfigStore.instance()
     for name in registry.names():
         store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
@@ -65,7 +65,7 @@ def register() -> None:
 
 
 def schemas(loss: str | None = None) -> dict[str, DictConfig]:
-    """The schema of each group of one kind, and of the loss with that name."""
+    """The schema of each group, and of the loss with that name."""
     groups: dict[str, type[Any]] = {
         "model": ModelConfig,
         "peft": PeftConfig,
@@ -104,10 +104,10 @@ def _sections(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], program: str) -> None:
     """Compose `conf/train.yaml` with the overrides in `argv` and call `task`, once for each job of a multirun.
 
-    Of the summary that `task` returns a sweeper is given the figure `optimized_metric`.
+    A sweeper is given the figure `optimized_metric` of the summary that `task` returns.
 
     Raises:
-        UserError: what Hydra refuses, in one line, with the nearest valid name.
+        UserError: an override is wrong; one line, with the nearest valid name.
     """
     register()
     argv, own = of_stages(implied(argv))
@@ -126,7 +126,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
             return optimized(task(run_config(config, own)), config.optimized_metric)
         except (PrefoptError, OmegaConfBaseException) as raised:
             error = raised if isinstance(raised, PrefoptError) else explain(raised, argv)
-            failed.append(error)  # raised below: the other jobs of a multirun go on, and Hydra stays silent
+            failed.append(error)  # raised below, so that the other jobs of a multirun go on and Hydra prints nothing
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
 
@@ -138,7 +138,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
     except Exception as error:
         if not composed and not isinstance(error, OSError):  # Hydra's, for words such as ~loss=1 or experiment=[null]
             raise _not_composed(error, argv) from error
-        if not failed:  # else a sweeper that was left without a result has less to say than its jobs
+        if not failed:  # else the errors of the jobs say more than that of the sweeper
             raise
     finally:
         sys.argv = saved
@@ -147,7 +147,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
 
 
 def _redact_multirun() -> None:
-    """Hydra writes the options of a multirun down as they were given, before its first job."""
+    """Remove secrets from the options of a multirun, which Hydra writes down before the first job."""
     job = HydraConfig.get()
     file = Path(job.sweep.dir or "") / "multirun.yaml"
     if job.mode is RunMode.MULTIRUN and file.is_file():
@@ -157,10 +157,10 @@ def _redact_multirun() -> None:
 
 
 def optimized(summary: dict[str, Any], name: str) -> float | None:
-    """The figure of a finished run by which a sweeper goes on; None where it is not there and nobody asks.
+    """The figure of a finished run that a sweeper optimizes; None where it is absent and there is no sweeper.
 
     Raises:
-        UserError: a sweeper asks for a figure that the run has not.
+        UserError: a sweeper asks for a figure that the run does not have.
     """
     figures: dict[str, float] = summary["after"]
     if name in figures or HydraConfig.get().runtime.choices["hydra/sweeper"] == "basic":
@@ -173,10 +173,9 @@ def optimized(summary: dict[str, Any], name: str) -> float | None:
 
 
 def implied(overrides: list[str]) -> list[str]:
-    """The overrides, and the group that a path of one's own implies.
+    """The overrides, with the groups that the user's own paths imply and experiments from files.
 
-    The world's model brings a learning rate, steps and a batch that would ruin another model. A file after
-    `experiment=` becomes an experiment of its name.
+    The world's model brings a learning rate, steps and a batch that would ruin another model.
     """
     overrides = from_file(overrides)
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
@@ -189,26 +188,26 @@ def implied(overrides: list[str]) -> list[str]:
 
 
 def _initialized() -> AbstractContextManager[Any]:
-    """Hydra ready to compose: made so, unless a job or a stage is being composed."""
+    """A context in which Hydra can compose; nothing to do where a job or a stage is being composed."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return hydra.initialize_config_module("prefopt.conf", version_base="1.3")
 
 
 def _of_the_world(group: str, experiment: str | None) -> bool:
-    """Whether a group would be the embedded world's, under a named set of overrides."""
+    """Whether an experiment chooses the embedded world for a group."""
     if experiment is None:
         return True
     with _initialized():
         try:
             composed = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
-            return False  # refused, with a reason, when the whole is composed
+            return False  # the error is reported when the whole is composed
     return str(composed.hydra.runtime.choices[group]).startswith("world")
 
 
 def compose(overrides: list[str]) -> RunConfig:
-    """The configuration that `prefopt train` would run with these overrides.
+    """Compose the configuration that `prefopt train` would run with these overrides.
 
     Raises:
         UserError: as `run_hydra`.
@@ -230,11 +229,11 @@ def compose(overrides: list[str]) -> RunConfig:
 
 
 def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = None) -> RunConfig:
-    """Our types from Hydra's; every value is checked against its field here.
+    """Convert what Hydra composed, and check every value against its field.
 
     Args:
-        config: composed, with Hydra initialised.
-        own: overrides of the stages, by their names; None for a stage itself.
+        config: the composed configuration, while Hydra is initialized.
+        own: overrides of the stages by their names; None for a stage itself.
     """
     for key in config:
         if key not in KEYS and key != "hydra":
@@ -288,7 +287,7 @@ def _check_added(node: DictConfig, name: str) -> None:
 
 
 def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
-    """The runs before the run, each composed as the run was, with the overrides of its own."""
+    """Compose the stages before the run, each with the run's overrides and its own."""
     planned: Any = OmegaConf.to_container(config.stages, resolve=True)
     for name in own:
         if name not in planned:
@@ -312,7 +311,7 @@ def _given(trainer: DictConfig) -> dict[str, Any]:
 
 
 def explain(error: Exception, overrides: list[str]) -> UserError:
-    """Hydra's refusal as one line with the remedy."""
+    """Turn Hydra's error into one line with the remedy."""
     text = str(error)
     cause = error.__cause__
     whole = f"{text}\n{cause}" if cause is not None else text
@@ -339,7 +338,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
 
 
 def _not_composed(error: Exception, overrides: list[str]) -> UserError:
-    """For what Hydra did not foresee, and so does not refuse."""
+    """The error for overrides that make Hydra itself fail."""
     return UserError(f"these options make no configuration: {' '.join(overrides)[:300]} ({first_line(error)})")
 
 
@@ -351,7 +350,7 @@ def group_choices(group: str) -> list[str]:
 
 
 def option_names(overrides: list[str]) -> list[str]:
-    """Every option's full name, under the groups that were chosen."""
+    """The full names of all options, under the groups that overrides choose."""
     chosen = [
         o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
     ]

@@ -1,4 +1,4 @@
-"""`experiment=FILE.yaml`: a named set of overrides from a file of one's own, wherever it lies."""
+"""Reads experiments, named sets of overrides, from the user's own files: `experiment=FILE.yaml`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def from_file(overrides: list[str]) -> list[str]:
-    """The overrides, with a file after `experiment=` put among Hydra's experiments and named there.
+    """Store files after `experiment=` as experiments of Hydra, and return the overrides with their names instead.
 
     Raises:
-        UserError: a file that is not there, or is none of the kind.
+        UserError: a file cannot be read, or is not a table of settings.
     """
     return [
         PREFIX + _store(Path(override.removeprefix(PREFIX)))

@@ -1,4 +1,4 @@
-"""The configuration of one run: everything that it depends on."""
+"""Defines the configuration of a run: everything that it depends on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from prefopt.train.sources.offline import BatchConfig
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """What is written by the model after (and before) training, on held-out prompts. Defaults of `evaluation`."""
+    """What the model writes on held-out prompts before and after training. The defaults of the group `evaluation`."""
 
-    texts: int = 3  # prompts continued greedily before and after, to be read
+    texts: int = 3  # prompts continued greedily before and after, for reading
     kl_prompts: int = 32  # prompts continued at temperature 1, to measure KL(policy || reference)
     max_new_tokens: int = 128
 
@@ -43,13 +43,13 @@ class RunConfig:
     sentinels: SentinelConfig = field(default_factory=SentinelConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
-    progress: str = "auto"  # auto | rich | plain | quiet | json: how a run tells what it does (`prefopt.runs.progress`)
+    progress: str = "auto"  # auto | rich | plain | quiet | json (`prefopt.runs.progress`)
     seed: int = 0
     stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.runs.stages`)
     stages_folder: Path = Path("runs/stages")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The configuration as JSON values."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         groups = ("model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
         nested = {k: dataclasses.asdict(known[k]) for k in groups}

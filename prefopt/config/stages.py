@@ -1,4 +1,4 @@
-"""Stages: overrides of several runs in a row, each from the model that the one before left."""
+"""Divides overrides among stages: runs in a row, each of which starts from the model of the one before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from prefopt.errors import UserError
 
 PREFIX = "stages."
-# What is tuned for one stage; an override of it is for the last stage, unless it says `stages.NAME.` in front.
+# Options that are tuned for one stage: an override is for the last stage, unless it starts with `stages.NAME.`.
 OF_ONE_STAGE = (
     "loss", "batch.records", "model.reference", "output_dir", "resume", "stages", "tracking.run_name",
     "trainer.learning_rate", "trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps",
@@ -16,9 +16,9 @@ OF_ONE_STAGE = (
     "trainer.optim_target_modules", "trainer.weight_decay", "trainer.adam_beta1", "trainer.adam_beta2",
     "trainer.adam_epsilon", "trainer.max_grad_norm", "hydra",
 )  # fmt: skip
-SETTINGS = ("trainer", "batch", "evaluation", "tracking")  # groups whose choice leaves other settings of theirs alone
-NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a stage: part of a folder's name
-LONGEST = 100  # characters of it
+SETTINGS = ("trainer", "batch", "evaluation", "tracking")  # groups whose choice leaves their other settings alone
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # a stage's name is a part of its folder's
+LONGEST = 100  # characters
 
 
 def key_of(override: str) -> str:
@@ -27,10 +27,10 @@ def key_of(override: str) -> str:
 
 
 def of_stages(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides without, and by stage those with, a stage's name in front: `stages.sft.trainer.max_steps=100`.
+    """Separate the overrides of the run from those of stages, such as `stages.sft.trainer.max_steps=100`.
 
     Raises:
-        UserError: one that names a stage and nothing of it.
+        UserError: an override names a stage and no option of it.
     """
     plain: list[str] = []
     own: dict[str, list[str]] = {}
@@ -40,7 +40,7 @@ def of_stages(overrides: Iterable[str]) -> tuple[list[str], dict[str, list[str]]
             continue
         name, _, rest = override.removeprefix(PREFIX).partition(".")
         if not rest or "=" in name:
-            raise UserError(f"{override}: say what of the stage, as in stages.NAME.trainer.learning_rate=1e-5")
+            raise UserError(f"{override}: name an option of the stage, as in stages.NAME.trainer.learning_rate=1e-5")
         own.setdefault(name, []).append(rest)
     return plain, own
 
@@ -49,21 +49,22 @@ def for_stage(given: Sequence[str], own: Sequence[str]) -> list[str]:
     """The overrides of an earlier stage.
 
     Args:
-        given: those of the whole run; what is tuned for one stage is left out.
-        own: the stage's, which also silence what was given of the same: `loss=sft` silences `loss.beta=0.1`.
+        given: the overrides of the whole run; what is tuned for one stage is left out.
+        own: the stage's own overrides, which also replace given ones of the same group: `loss=sft` drops
+            `loss.beta=0.1`.
     """
-    silenced = [*OF_ONE_STAGE, *map(key_of, own)]
+    replaced = [*OF_ONE_STAGE, *map(key_of, own)]
 
-    def silent(key: str) -> bool:
-        return any(key == s or (key.startswith(f"{s}.") and s not in SETTINGS) for s in silenced)
+    def is_replaced(key: str) -> bool:
+        return any(key == r or (key.startswith(f"{r}.") and r not in SETTINGS) for r in replaced)
 
-    kept = [o for o in given if not silent(key_of(o))]
+    kept = [o for o in given if not is_replaced(key_of(o))]
     last: dict[str, str] = {key_of(o): o for o in own}  # of two that set the same, the later
     return [*kept, *last.values()]
 
 
-def refuse_names(names: Iterable[str]) -> None:
-    """Raise UserError for a stage's name that would lead out of the folder of stages, or fits into no file system."""
+def check_names(names: Iterable[str]) -> None:
+    """Raise UserError for the name of a stage that cannot be a part of its folder's name."""
     for name in names:
         if not NAME.fullmatch(str(name)) or len(str(name)) > LONGEST:
             raise UserError(f"stages.{name}: a stage's folder is named after it, so its name has letters, digits, _ "

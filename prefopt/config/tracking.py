@@ -1,4 +1,4 @@
-"""Where figures go besides `metrics.jsonl`."""
+"""Chooses the experiment tracker that a run logs to, besides `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrackingConfig:
 
 
 def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
-    """The trainer's options for it; sets the variables that transformers' integrations read, unless the user has.
+    """The trainer's options for a tracker; also sets the environment variables that transformers' integrations read.
 
     Raises:
         UserError: there is no such tracker, or it is not installed.
@@ -34,7 +34,7 @@ def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
     name = tracking.report_to
     if name == "none":
         return {}
-    _refuse_absent(name)
+    _check_installed(name)
     options: dict[str, Any] = {"report_to": [name], "run_name": tracking.run_name or out.name}
     if name == "wandb":
         os.environ["WANDB_PROJECT"] = tracking.project
@@ -50,7 +50,7 @@ def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
     return options
 
 
-def _refuse_absent(name: str) -> None:
+def _check_installed(name: str) -> None:
     if name not in INTEGRATION_TO_CALLBACK:
         known = sorted(INTEGRATION_TO_CALLBACK)
         raise UserError(f"tracking.report_to={name} is not one of none, {', '.join(known)}{nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""Talking with a model: the chat template's turns, or plain text that is gone on with where there is none."""
+"""Chats with a model: in turns of its chat template, or by continuing plain text where there is none."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from prefopt.evaluate.texts import Sampling, end_tokens
 
 
 class Conversation:
-    """The turns so far with one model.
+    """A conversation with one model.
 
-    A model whose tokenizer has a chat template is asked in turns and remembers them; one without goes on with each
-    text that it is given.
+    A model with a chat template is asked in turns and remembers them; one without continues each text it is given.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
         sampling: length, temperature and seed of answers.
-        system: what the system turn says, if anything.
+        system: the text of the system turn, if there is one.
         template: as `data.template`.
 
     Raises:
-        UserError: an unknown template, or a model that cannot end a text.
+        UserError: the template is unknown, or the model has no token that ends a text.
     """
 
     def __init__(
@@ -42,17 +41,17 @@ class Conversation:
         if not self.ends:
             raise UserError("neither the model nor its tokenizer has an end token (eos_token): it would never stop")
         if system is not None and not self.in_turns:
-            raise UserError("this model has no chat template, so nothing can be said to it as a system")
+            raise UserError("this model has no chat template, so it has no system turn: leave the system text out")
         self.system = system
         self.turns: list[Message] = []
-        self.forgotten = 0  # turns left out because the model's context is full
+        self.forgotten = 0  # turns left out of the prompt because the model's context is full
 
     def reset(self) -> None:
-        """Forget all turns; the system's stays."""
+        """Forget all turns but the system turn."""
         self.turns, self.forgotten = [], 0
 
-    def ask(self, text: str, heard: Callable[[str], None] = lambda piece: None) -> str:
-        """The answer to `text`, which joins the turns; `heard` is given its pieces as they are written.
+    def ask(self, text: str, on_piece: Callable[[str], None] = lambda piece: None) -> str:
+        """Answer `text` and add both to the turns; `on_piece` is called with each piece as it is written.
 
         An answer that is interrupted (KeyboardInterrupt) is forgotten with its question.
 
@@ -60,10 +59,10 @@ class Conversation:
             UserError: the text alone is longer than the model's context.
         """
 
-        class Heard(TextStreamer):
+        class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
-                    heard(text)
+                    on_piece(text)
 
         asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
         prompt, most = self._within_context(asked)
@@ -74,7 +73,7 @@ class Conversation:
             pad_token_id=self.ends[0], **({"temperature": self.sampling.temperature, "top_k": 0} if draws else {}),
         )  # fmt: skip
         set_seed(self.sampling.seed + len(self.turns))
-        streamer = Heard(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with torch.inference_mode():
             out = self.model.eval().generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
@@ -85,8 +84,11 @@ class Conversation:
         return answer
 
     def _within_context(self, asked: list[Message]) -> tuple[list[int], int]:
-        """Tokens of the prompt, and how many its answer may have. The oldest turns are left out where they do not fit
-        beside an answer of the wanted length, or of half the context."""
+        """The tokens of the prompt, and the number that its answer may have.
+
+        The oldest turns are left out where they do not fit beside an answer of the wanted length, or of half the
+        context.
+        """
         wanted = self.sampling.max_new_tokens
         limit = getattr(self.model.config, "max_position_embeddings", None)
         self.forgotten = 0
@@ -98,7 +100,7 @@ class Conversation:
             if len(prompt) <= limit - (1 if last else min(wanted, limit // 2)):
                 return prompt, min(wanted, limit - len(prompt))
             if last:
-                raise UserError(f"that is {len(prompt)} tokens, and the model reads {limit}: say it shorter")
+                raise UserError(f"{len(prompt)} tokens are more than the model's context of {limit}: shorten the text")
             self.forgotten += 2
 
     def _prompt(self, asked: list[Message]) -> Text:

@@ -1,8 +1,8 @@
-"""Held-out records under one model and under another: means with standard errors, and paired differences.
+"""Scores held-out records under models, and compares them: means with standard errors, and paired differences.
 
 Names mean what they mean in training (`prefopt.train.metrics`): `logps/*` sums in nats, `logps_mean/*` per token,
 `lengths/*` tokens, `margins/*` chosen less rejected, `accuracies/*` the share of pairs whose chosen side is the
-likelier. A tie is no win; `ties/*` counts them.
+likelier. A tie is no win; `ties/*` is the share of ties.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeldOut:
-    """Log-probs of R records under one model.
+    """The log-probs of R records under one model.
 
     Attributes:
-        ids, prompts: of each record; `prompts` are equal for equal prompts.
+        ids: the ids of the records.
+        prompts: equal for records with equal prompts.
         sums: by side, (R,) log-probs in nats; nan where a record has no such side.
         tokens: by side, (R,) lengths, the closing end-of-turn included; nan likewise.
     """
@@ -50,7 +51,7 @@ class HeldOut:
         return bool(np.isfinite(self.sums["chosen"] + self.sums["rejected"]).any())
 
     def columns(self) -> dict[str, Floats]:
-        """Every figure of each record, (R,) each; margins and the like only where records have two sides."""
+        """All figures of each record, (R,) each; margins and accuracies only where records have two sides."""
         found = {f"logps/{side}": self.sums[side] for side in SIDES}
         found |= {f"logps_mean/{side}": self.sums[side] / self.tokens[side] for side in SIDES}
         if self.paired:
@@ -69,16 +70,16 @@ def _wins(margin: Floats, name: str) -> dict[str, Floats]:
 
 
 def score(model: Any, records: Sequence[TokenRecord], *, max_tokens: int = 4096, progress: Any = None) -> HeldOut:
-    """Log-probs of both sides of `records` under a causal language model, without gradient.
+    """Score both sides of `records` under a causal language model, without gradient.
 
     Args:
         model: a transformers causal language model.
         records: in tokens, at least one.
-        max_tokens: of one forward; a longer record gets one of its own.
+        max_tokens: tokens of one forward; a longer record gets one of its own.
         progress: called with the number of records done since the last call.
 
     Raises:
-        UserError: no record.
+        UserError: there is no record.
     """
     if not len(records):
         raise UserError("there is no record to score")
@@ -88,15 +89,15 @@ def score(model: Any, records: Sequence[TokenRecord], *, max_tokens: int = 4096,
 
 
 def of_table(records: Sequence[TokenRecord], table: ReferenceTable) -> HeldOut:
-    """Both sides of `records` under the reference, from the log-probs that are there already."""
+    """Both sides of `records` under the reference, from its table of log-probs."""
     return sides(records, [table.sum[a:b] for a, b in pairwise(table.offsets)])
 
 
 def sides(records: Sequence[TokenRecord], sums: Sequence[Any]) -> HeldOut:
     """Both sides of each record, from the log-probs of its completions.
 
-    Of a ranked list the sides are its best and its worst completion; a single completion is a chosen one where it is
-    desirable or a demonstration, else a rejected one.
+    The sides of a ranked list are its best and its worst completion. A single completion is the chosen side if it is
+    desirable or a demonstration, else the rejected one.
 
     Args:
         records: in tokens.
@@ -117,7 +118,7 @@ def sides(records: Sequence[TokenRecord], sums: Sequence[Any]) -> HeldOut:
 
 
 def _places(record: TokenRecord) -> tuple[int | None, int | None]:
-    """Which completions are the better and the worse side."""
+    """The positions of the better and of the worse completion."""
     if record.kind is Data.PAIRS:
         return 0, 1
     if record.kind is Data.LISTS:
@@ -128,16 +129,17 @@ def _places(record: TokenRecord) -> tuple[int | None, int | None]:
 
 
 def figures(model: HeldOut) -> dict[str, Estimate]:
-    """The means of a model's figures, by name; names without a value are left out."""
+    """The means of a model's figures by name; figures without a value are left out."""
     return _estimates(model.columns(), model.prompts)
 
 
 def differences(model: HeldOut, other: HeldOut) -> dict[str, Estimate]:
-    """Mean difference of each figure, `model` less `other`, record by record; and `accuracies/ratios`, the share of
-    pairs whose margin is larger under `model`, with `ties/ratios`.
+    """The mean differences of all figures, `model` less `other`, record by record.
+
+    `accuracies/ratios` is the share of pairs whose margin is larger under `model`, `ties/ratios` that of ties.
 
     Raises:
-        UserError: the records are not the same.
+        UserError: the records differ.
     """
     if model.ids != other.ids:
         raise UserError("the two models were scored on different records")
@@ -154,7 +156,7 @@ def _estimates(columns: dict[str, Floats], groups: Sequence[str]) -> dict[str, E
 
 
 def write_rows(path: Path, before: HeldOut, after: HeldOut) -> None:
-    """One JSON line a record: its id, its prompt's number, and of each side `tokens`, `before` and `after` in nats."""
+    """Write one JSON line a record: its id, its prompt's number, and for each side `tokens`, `before` and `after`."""
 
     def row(i: int) -> dict[str, Any]:
         found: dict[str, Any] = {"id": before.ids[i], "prompt": before.prompts[i]}
@@ -168,7 +170,7 @@ def write_rows(path: Path, before: HeldOut, after: HeldOut) -> None:
 
 
 def read_rows(rows: Iterable[dict[str, Any]]) -> tuple[HeldOut, HeldOut]:
-    """(before, after) of rows that `write_rows` wrote."""
+    """Read (before, after) back from rows that `write_rows` wrote."""
     listed = list(rows)
 
     def column(side: str, key: str) -> Floats:

@@ -1,15 +1,15 @@
-"""Judges of texts that the user brings: a reward model that scores one text, or a function that compares two.
+"""Judges texts with the user's own judge: a reward model that scores one text, or a function that compares two.
 
-A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. It is given prompt and
-text as one string, as the policy read and wrote them. Its scores are averaged, and turned into wins prompt by prompt.
+A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. It reads prompt and text
+as one string, as the policy read and wrote them. Its scores are averaged, and turned into wins prompt by prompt.
 
 A function is named `module:function` and is called as
 
     judge(prompts, first, second) -> one number for each prompt
 
-with the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. It is asked twice,
-with the texts in both orders, because judges favour a place (Zheng et al., 2023, https://arxiv.org/abs/2306.05685).
-What it said is kept until the file of the function changes.
+which is the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. It is called
+twice, with the texts in both orders, because judges favour a position (Zheng et al., 2023, https://arxiv.org/abs/2306.05685).
+Its answers are kept until the file of the function changes.
 """
 
 from __future__ import annotations
@@ -38,21 +38,17 @@ BATCH = 16
 
 
 def is_callable(judge: str) -> bool:
-    """Whether it names a function; else it is a folder or a hub id."""
+    """Whether a judge is a function; else it is a folder or a hub id."""
     module, _, name = judge.partition(":")
     return name.isidentifier() and all(part.isidentifier() for part in module.split(".")) and not Path(judge).exists()
 
 
 def function(judge: str) -> Compare:
-    """The function of `module:function`, of a module that is installed or in the current folder.
+    """Import `module:function` from a module that is installed or in the current folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such function.
     """
-    return _imported(judge)
-
-
-def _imported(judge: str) -> Compare:
     module, _, name = judge.partition(":")
     try:
         with _current_folder():
@@ -69,7 +65,7 @@ def _imported(judge: str) -> Compare:
 
 @contextlib.contextmanager
 def _current_folder() -> Iterator[None]:
-    """Let modules of the current folder be found, after all others: a script's path does not have it."""
+    """Find modules of the current folder too, after all others."""
     here = str(Path.cwd())
     importlib.invalidate_caches()
     sys.path.append(here)
@@ -80,13 +76,13 @@ def _current_folder() -> Iterator[None]:
 
 
 def check(judge: str) -> None:
-    """Refuse what could not judge; nothing large is loaded for it.
+    """Check a judge without loading its weights.
 
     Raises:
-        UserError: no such function; no reward model, or a classifier with several outputs.
+        UserError: there is no such function or reward model, or the model is a classifier with several outputs.
     """
     if is_callable(judge):
-        _imported(judge)
+        function(judge)
         return
     with _explaining(judge):
         _one_output(judge, AutoConfig.from_pretrained(judge, trust_remote_code=False))
@@ -111,10 +107,10 @@ def _one_output(path: str, config: Any) -> None:
 
 
 def reward_model(path: str) -> Score:
-    """(n,) scores of texts behind their prompts by the reward model in `path`; kept until its files change.
+    """Load the reward model in `path`, and keep it until its files change; it gives (n,) scores of prompts and texts.
 
     Raises:
-        UserError: nothing loadable there, or a classifier with several outputs.
+        UserError: there is no reward model, or a classifier with several outputs.
     """
     return _reward_model(path, tuple(model_files(path)))
 
@@ -143,32 +139,32 @@ def _reward_model(path: str, files: tuple[FileState, ...]) -> Score:
 
 
 def wins(judge: Compare, prompts: Sequence[str], texts: Sequence[str], others: Sequence[str]) -> Floats:
-    """(n,) how `texts` fare against `others`, from 0 to 1, each pair judged in both orders; equal texts tie.
+    """(n,) probabilities that `texts` beat `others`, each pair judged in both orders; equal texts tie.
 
     Raises:
-        UserError: the function raises, or returns something else than n numbers from 0 to 1.
+        UserError: the function raises, or does not return n numbers from 0 to 1.
     """
     differ = [i for i, (a, b) in enumerate(zip(texts, others, strict=True)) if a != b]
     result = np.full(len(texts), 0.5)
     if differ:
         asked, first, second = ([column[i] for i in differ] for column in (prompts, texts, others))
-        result[differ] = (_asked(judge, asked, first, second) + 1 - _asked(judge, asked, second, first)) / 2
+        result[differ] = (_ask(judge, asked, first, second) + 1 - _ask(judge, asked, second, first)) / 2
     return result
 
 
-def _asked(judge: Compare, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
+def _ask(judge: Compare, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
     try:
         found = np.asarray(judge(prompts, first, second), dtype=np.float64)
     except Exception as error:  # the user's function may raise anything
         name = f"{getattr(judge, '__module__', '?')}:{getattr(judge, '__qualname__', judge)}"
         raise UserError(f"the judge {name} failed: {type(error).__name__}: {first_line(error)}; it is called as "
-                        "judge(prompts, first, second), and the same command asks it again") from error  # fmt: skip
+                        "judge(prompts, first, second); the same command calls it again") from error  # fmt: skip
     if found.shape != (len(prompts),) or not ((found >= 0) & (found <= 1)).all():
         raise UserError(f"the judge must return {len(prompts)} numbers from 0 to 1, one for each prompt")
     return found
 
 
 def rule(judge: str) -> str:
-    """A digest of the files in which a function is named and written: what it said before an edit is void."""
+    """The digest of the files in which a function is named and written: an edit voids its earlier answers."""
     module = judge.partition(":")[0]
-    return of_files(source_files((module, getattr(_imported(judge), "__module__", module))))
+    return of_files(source_files((module, getattr(function(judge), "__module__", module))))

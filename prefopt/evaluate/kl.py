@@ -1,4 +1,4 @@
-"""How far a policy has gone from its reference, on the policy's own texts."""
+"""Estimates the KL divergence of a policy from its reference on the policy's own texts."""
 
 from __future__ import annotations
 

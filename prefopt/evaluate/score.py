@@ -1,4 +1,4 @@
-"""The few functions that a script or a notebook needs; `import prefopt` offers them as `prefopt.score` and so on."""
+"""Scores completions of texts: `prefopt.score`, for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def score(
     max_length: int = 4096,
     max_tokens: int = 4096,
 ) -> list[Score]:
-    """Log-probs of completions behind their prompts, under a transformers causal language model.
+    """Score completions behind their prompts under a transformers causal language model.
 
     Args:
         model: the model.
@@ -47,7 +47,7 @@ def score(
         max_tokens: tokens of one forward.
 
     Raises:
-        UserError: a text that cannot be scored, by its place: empty, or longer than `max_length`.
+        UserError: a text is empty, or longer than `max_length`; the message names its position.
     """
     records = [
         Record(id=str(i), kind=Data.DEMONSTRATIONS, prompt=prompt, completions=(completion,), source=f"texts[{i}]")

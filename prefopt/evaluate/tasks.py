@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness (`pip install 'prefopt-zoo[lm-eval]'`): what tuning costs in other abilities."""
+"""Runs tasks of lm-evaluation-harness (`pip install 'prefopt-zoo[lm-eval]'`): what tuning costs in other abilities."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ DATA = ("dataset_path", "dataset_kwargs")  # keys of a task under which its data
 
 
 def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None = None) -> dict[str, float]:
-    """`task/NAME/METRIC` for every numeric metric of every task.
+    """Run tasks and return `task/NAME/METRIC` for every numeric metric.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         tasks: names that the harness knows, or YAML files of tasks.
-        limit: examples of each task; None: all.
+        limit: the number of examples of each task; None: all.
 
     Raises:
-        UserError: the harness is not installed, or refuses a task.
+        UserError: the harness is not installed, or a task fails.
     """
     try:
         from lm_eval import simple_evaluate
@@ -51,10 +51,10 @@ def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | 
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuse what the harness does not know, before anything is trained.
+    """Check tasks before anything is trained.
 
     Raises:
-        UserError: the harness is not installed, has no such task, or a file is none.
+        UserError: the harness is not installed, there is no such task, or a file is not a task.
     """
     manager, names = _found(tasks)
     for task, name in zip(tasks, names, strict=True):
@@ -64,13 +64,13 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def digest_of_tasks(tasks: Sequence[str]) -> str:
-    """The harness's version, and a hash of the tasks' YAML files, what they include, their functions and data files."""
+    """The harness's version, and the digest of the tasks' YAML files, their includes, functions and data files."""
     files = [file for task in tasks if _is_file(task) for file in _files_of(Path(task))]
     return f"{version('lm_eval')} {of_files(map(FileState.of, dict.fromkeys(files)))}"
 
 
 def _found(tasks: Sequence[str]) -> tuple[Any, list[str]]:
-    """The harness's index, and the names of the tasks in it."""
+    """The harness's task manager, and the names of the tasks in it."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -88,7 +88,7 @@ class _Function(str):
     """`!function module.name` of a task."""
 
 
-_Loader: Any = type("_Loader", (yaml.SafeLoader,), {})  # reads a task without importing its functions
+_Loader: Any = type("_Loader", (yaml.SafeLoader,), {})  # reads a task, and imports none of its functions
 _Loader.add_constructor("!function", lambda loader, node: _Function(loader.construct_scalar(node)))
 
 
@@ -110,7 +110,7 @@ def _name_of(file: Path) -> str:
 
 
 def _files_of(file: Path) -> Iterator[Path]:
-    """A task's file, and the local ones that its results depend on."""
+    """The file of a task, and the local files that its results depend on."""
     yield file
     for key, text in _texts(_read(file)):
         if isinstance(text, _Function):
@@ -123,7 +123,7 @@ def _files_of(file: Path) -> Iterator[Path]:
 
 
 def _texts(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a task with the outermost key that it stands under."""
+    """Every string in a task, with the outermost key above it."""
     if isinstance(content, str):
         yield key, content
     elif isinstance(content, dict):

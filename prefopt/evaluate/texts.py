@@ -12,6 +12,7 @@ import numpy as np
 from prefopt.common.estimate import Estimate
 from prefopt.config.run_config import RunConfig
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.forward import unwrap
 from prefopt.engine.policy import Policy, opened
 from prefopt.errors import UserError
 from prefopt.evaluate.kl import kl_divergence
@@ -22,7 +23,7 @@ Tokens = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How texts are drawn: at most `max_new_tokens` tokens each, at `temperature` (0 takes the likeliest token)."""
+    """How texts are sampled: at most `max_new_tokens` tokens each, at `temperature` (0 takes the likeliest token)."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -36,8 +37,8 @@ class Drift:
     Attributes:
         kl: KL(policy || other) in nats a text, exact over the vocabulary at each position of the policy's texts.
         length, length_before: tokens of a text of the policy and of the other model, the end token included.
-        longer: the difference, prompt by prompt.
-        ended, ended_before: share of texts that came to an end before `max_new_tokens`.
+        longer: the difference of the two, prompt by prompt.
+        ended, ended_before: the share of texts that ended before `max_new_tokens`.
     """
 
     kl: Estimate
@@ -48,7 +49,7 @@ class Drift:
     ended_before: Estimate
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The estimates as JSON values."""
         return {name: estimate.plain() for name, estimate in vars(self).items()}
 
 
@@ -64,9 +65,7 @@ def held_out_prompts(records: Sequence[TokenRecord] | None, count: int) -> list[
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a text: the model's own and the tokenizer's."""
-    from prefopt.engine.forward import unwrap
-
+    """The tokens that end a text: the model's own and the tokenizer's."""
     declared = getattr(unwrap(model).generation_config, "eos_token_id", None)
     ends = {declared} if isinstance(declared, int) else set(declared or ())
     if tokenizer.eos_token_id is not None:
@@ -75,10 +74,10 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling) -> list[list[int]]:
-    """One continuation of each prompt in tokens, the closing end token included where there is one.
+    """Continue each prompt once; returns tokens, with the closing end token where there is one.
 
     Raises:
-        UserError: neither model nor tokenizer says which token ends a text.
+        UserError: neither model nor tokenizer names a token that ends a text.
     """
     ends = end_tokens(model, tokenizer)
     if not ends:

@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A text that the policy wrote, and its exact reward."""
+    """A text of the policy, and its exact reward."""
 
     prompt: str
     completion: str
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """One policy in the review world. Standard errors are over prompts; samples of one prompt count as one.
+    """The figures of one policy in the review world, with standard errors over prompts.
 
     Attributes:
         true_reward, kl, kl_monte_carlo, valid, length, accuracy, chosen_change, rejected_change: means of what
@@ -71,7 +71,7 @@ class Evaluation:
     samples: tuple[Sample, ...]
 
     def estimates(self) -> dict[str, Estimate]:
-        """The figures by name."""
+        """All estimates by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
 
 
@@ -189,7 +189,7 @@ def log_probs(model: Any, pairs: Sequence[TokenRecord]) -> Floats:
 
 
 def win_share(ratio: Floats) -> Estimate:
-    """Share of pairs whose log-ratio (n, 2) is larger on the chosen side; a tie is half."""
+    """The share of pairs whose log-ratio (n, 2) is larger on the chosen side; a tie is half."""
     return Estimate.of(_wins(ratio))
 
 
@@ -234,7 +234,7 @@ def rewards(world: ReviewWorld, model: Any, *, prompts: int, samples_per_prompt:
 def best_of_n(
     world: ReviewWorld, model: Any, sizes: Sequence[int], *, prompts: int = 128, seed: int = 0
 ) -> list[tuple[int, float, Estimate]]:
-    """A yardstick without training: draw n samples of `model`, keep the best by exact reward.
+    """The reward of best-of-n sampling, a baseline without training: the best of n samples by exact reward.
 
     Returns:
         (n, KL bound, reward) for each of `sizes`. The bound on the KL to `model` is log n - (n - 1) / n nats, reached

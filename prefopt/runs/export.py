@@ -82,7 +82,7 @@ def export(
 
 
 def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
-    """Give the tokenizer the template that the run's prompts were made with; plain text leaves it as it is."""
+    """Give the tokenizer the chat template that the run's prompts were made with, if they had one."""
     name = str(run.config.get("data", {}).get("template", "auto"))
     source = template_source(name, tokenizer)
     if source is not None:
@@ -90,7 +90,7 @@ def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
 
 
 def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
-    """Name every token that ends an answer: the model's own, the tokenizer's, and the template's."""
+    """Set every token that ends an answer: the model's own, the tokenizer's, and the template's."""
     ends = set(end_tokens(model, tokenizer))
     data = run.config.get("data", {})
     shape = renderer(tokenizer, str(data.get("template", "auto")), str(data.get("system", DataConfig.system)))

@@ -1,4 +1,4 @@
-"""A run again, from what its folder says, and whether the numbers are the same."""
+"""Repeats a run from its folder, and compares the numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from prefopt.errors import UserError
 from prefopt.runs.manifest import setting
 from prefopt.runs.run import run
 from prefopt.runs.run_folder import RunFolder, is_run, value_of
+from prefopt.train.checksums import checksums
 
-# Figures of the machine's day, not of the run.
+# Figures that depend on the machine, not on the run.
 TIMES = re.compile(r"runtime|per_second|seconds|memory")
 SETTING = ("versions", "python", "platform", "device", "threads", "processes", "git")
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What two runs have in common: `figures` that were compared, and every difference as a line."""
+    """How many figures of two runs were compared, and every difference as a line."""
 
     figures: int
     differences: tuple[str, ...]
 
     @property
     def identical(self) -> bool:
-        """Whether every figure, text and weight is the same, bit for bit."""
+        """Whether all figures, texts and weights are the same, bit for bit."""
         return self.figures > 0 and not self.differences
 
 
@@ -54,11 +55,11 @@ def rerun(
     log: Callable[[str], None] = print,
     run: Callable[..., dict[str, Any]] = run,
 ) -> RunComparison:
-    """Run it again, and compare. A repetition that was interrupted goes on from its last checkpoint.
+    """Repeat a run and compare the numbers. A repetition that was interrupted resumes from its last checkpoint.
 
     Args:
-        folder: of a finished run.
-        output_dir: of its repetition.
+        folder: the folder of a finished run.
+        output_dir: the folder of its repetition.
         trust_remote_code: run the model's own code if the run did; its folder may be somebody else's.
         log: called with lines for a reader.
         run: runs it.
@@ -73,18 +74,18 @@ def rerun(
     if config.model.trust_remote_code and not trust_remote_code:
         raise UserError(f"{folder} has model.trust_remote_code=true, which runs code of its model's author: give "
                         "--trust-remote-code if you trust them")  # fmt: skip
-    if is_run(output_dir):  # else checkpoints there are of nobody knows what, and refused
+    if is_run(output_dir):  # else checkpoints in it are of an unknown run, and an error
         if not is_repetition(output_dir, config):
             raise UserError(f"--output-dir={output_dir} has another run: choose another folder, or delete it")
         config = dataclasses.replace(config, resume="auto")
     for line in differences_of(before.manifest, setting(), SETTING):
-        log(f"warning: other than then: {line}")
+        log(f"warning: the setting differs: {line}")
     run(config, log=log)
     return compare(folder, output_dir)
 
 
 def is_repetition(folder: Path, config: RunConfig) -> bool:
-    """Whether the run in `folder`, finished or not, has this configuration."""
+    """Whether the run in `folder`, finished or not, has this configuration, its output aside."""
     try:
         kept = RunFolder.open(folder).config
     except UserError:
@@ -94,8 +95,7 @@ def is_repetition(folder: Path, config: RunConfig) -> bool:
 
 
 def folder_for(folder: Path) -> Path:
-    """Where a repetition of a run goes: `FOLDER-rerun`, or with the first number behind it that is free or has a
-    repetition of this run that was interrupted.
+    """The folder for a repetition: `FOLDER-rerun`, or with the first number that is free or has one to resume.
 
     Raises:
         UserError: as `config_of`.
@@ -110,11 +110,9 @@ def folder_for(folder: Path) -> Path:
 
 
 def compare(folder: Path, other: Path) -> RunComparison:
-    """Two finished runs: what they started from, every figure of every step, texts, weights."""
-    from prefopt.train.checksums import checksums
-
+    """Compare two finished runs: their data and initial weights, every figure of every step, texts, final weights."""
     one, two = RunFolder.open(folder), RunFolder.open(other)
-    found = list(differences_of(one.manifest, two.manifest, ("data", "weights")))
+    found = list(differences_of(*_starts(one, two), ("data", "weights")))
     rows = [_timeless(run.metrics) for run in (one, two)]
     if len(rows[0]) != len(rows[1]):
         found.append(f"metrics.jsonl has {len(rows[0])} lines, and {len(rows[1])}")
@@ -129,8 +127,16 @@ def compare(folder: Path, other: Path) -> RunComparison:
     return RunComparison(sum(map(len, rows[0])), tuple(found))
 
 
+def _starts(*runs: RunFolder) -> list[dict[str, Any]]:
+    """The data and the weights that runs started from; without digests of records where some are of an older kind."""
+    data = [dict(run.manifest.get("data", {})) for run in runs]
+    if len({len(digest) for facts in data for digest in facts.get("records", {}).values()}) > 1:
+        data = [facts | {"records": None} for facts in data]
+    return [{"data": d, "weights": run.manifest.get("weights")} for d, run in zip(data, runs, strict=True)]
+
+
 def differences_of(one: Any, other: Any, names: tuple[str, ...] | list[str]) -> Iterator[str]:
-    """`name: value, and value` for each that is not the same in both; dicts entry by entry."""
+    """A line `name: value, and value` for each name whose values differ; dicts entry by entry."""
     for name in names:
         a, b = one.get(name), other.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -144,7 +150,7 @@ def _timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shown(comparison: RunComparison, most: int = 10) -> list[str]:
-    """The comparison in lines for a person."""
+    """The comparison in lines for a reader."""
     if comparison.identical:
         return [f"identical: {comparison.figures:,} figures, the texts and the weights, bit for bit"]
     lines = [f"not identical: {len(comparison.differences)} differences"]

@@ -13,16 +13,15 @@ from prefopt.train.checksums import about, wrong_with
 
 
 def checkpoint_to_resume(out: Path, resume: str, log: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from; of several processes all get the first one's answer.
+    """Find the checkpoint to resume from; in a distributed run all processes get the first one's answer.
 
     Args:
-        out: the run's folder.
+        out: the folder of the run.
         resume: `auto`, `never`, or a checkpoint folder.
         log: called with what was found.
 
     Raises:
-        UserError: the folder has a finished or another run or later checkpoints, or no such checkpoint is there, or
-            it was altered.
+        UserError: the folder has a finished run or later checkpoints, or the checkpoint is missing or was altered.
         TrainingError: a checkpoint cannot be read now.
     """
     return from_first_process(lambda: _checkpoint(out, resume, log))
@@ -56,7 +55,7 @@ def _checkpoint(out: Path, resume: str, log: Callable[[str], None]) -> Path | No
 
 
 def _step_of(checkpoint: Path, resume: str) -> int:
-    """After which step a checkpoint was written, whatever its folder is called."""
+    """The step after which a checkpoint was written, whatever its folder is called."""
     try:
         return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -37,16 +37,16 @@ _OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run; what is not there is empty."""
+    """The files of one run; those that are not there are empty."""
 
     path: Path
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run in `path`.
+        """Open the folder of a run.
 
         Raises:
-            UserError: there is none.
+            UserError: it is not the folder of a run.
         """
         folder = Path(path)
         if not is_run(folder):
@@ -60,7 +60,7 @@ class RunFolder:
         """The resolved configuration, as plain values.
 
         Raises:
-            UserError: it is not one that a run wrote: an unknown key, an interpolation, a group that is none.
+            UserError: no run wrote it: it has an unknown key, an interpolation, or a value in the place of a group.
         """
         file = self.path / CONFIG
         try:
@@ -73,7 +73,7 @@ class RunFolder:
 
     @cached_property
     def located(self) -> dict[str, Any]:
-        """`config` with the relative paths of files that are where the run was started as absolute ones."""
+        """`config` with absolute paths for the files that are found from where the run was started."""
         config, there = json.loads(json.dumps(self.config)), self._started_in()
         if there is None:
             return dict(config)
@@ -88,7 +88,7 @@ class RunFolder:
         return dict(config)
 
     def _started_in(self) -> str | None:
-        """The folder in which the configuration was written: that of the last resume, or of the start."""
+        """The folder in which the command of the last resume, or of the start, was given."""
         resumed = self.manifest.get("resumed")
         last = resumed[-1] if isinstance(resumed, list) and resumed else self.manifest
         folder = last.get("folder") if isinstance(last, dict) else None
@@ -233,14 +233,14 @@ def _odd(place: str, value: Any) -> str | None:
 
 
 def _has_a_meaning(key: str, name: str) -> bool:
-    """Whether a value names something else than a file, whatever files there are."""
+    """Whether a value has a meaning of its own, whatever files there are."""
     if key == "template":
         return not name.endswith(".jinja")
     return name in ("world", "world/base") or name.startswith("package:")
 
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
-    """The dataclass of each group of a run's configuration, and the defaults of its plain values."""
+    """The dataclasses of the groups of a configuration, and the defaults of its single options."""
     hints = typing.get_type_hints(RunConfig)
     classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     return classes | {"loss": registry.loss_class(loss), "trainer": schema()}, _defaults(RunConfig)
@@ -257,7 +257,7 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 def value_of(value: Any, *, inside: bool = False) -> str:
-    """A plain value in Hydra's grammar, which reads quoted strings and JSON-like lists and dicts."""
+    """A value in Hydra's grammar, which has quoted strings and JSON-like lists and dicts."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -286,10 +286,11 @@ def model_path(name: str) -> str:
 
 
 def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """(model, tokenizer) of a run folder, a model folder, a PEFT adapter folder, a hub id, `package:NAME` or `world`.
+    """Load (model, tokenizer) of a run folder, a model folder, a PEFT adapter folder, a hub id, `package:NAME` or
+    `world`.
 
     Raises:
-        UserError: nothing loadable there.
+        UserError: no model can be loaded from there.
     """
     path = model_path(name)
     config = ModelConfig(path=path, dtype=dtype)

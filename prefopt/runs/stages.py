@@ -1,8 +1,8 @@
-"""Several runs in a row, each from the model that the one before left: SFT, then preference tuning.
+"""Runs stages in a row, each from the model of the one before: SFT, then preference tuning.
 
-A stage is a run like any other, with a folder of its own that is named after everything its model depends on. So a
-finished stage is found again by every later call that asks for the same, an interrupted one goes on from its last
-checkpoint, and another preference method behind the same SFT pays for the SFT once.
+A stage is a run like any other, in a folder that is named after everything its model depends on. So a later call finds
+a finished stage again, an interrupted one resumes from its last checkpoint, and several preference methods share one
+SFT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefopt.common.locks import locked
 from prefopt.common.processes import is_first_process, process_count
 from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
-from prefopt.config.stages import refuse_names
+from prefopt.config.stages import check_names
 from prefopt.runs.resolve import resolve_path
 from prefopt.runs.run import run
 
@@ -32,8 +32,7 @@ def run_stages(
 ) -> dict[str, Any]:
     """Run the stages of a configuration that are not there yet, then the run itself from the last of them.
 
-    Besides what `run` leaves, `output_dir` gets `stages.json`: each stage's name, folder and method, and whether it
-    was found finished.
+    `output_dir` also gets `stages.json`: each stage's name, folder and method, and whether it was found finished.
 
     Args:
         config: the last run; `config.stages` are run before it.
@@ -44,16 +43,16 @@ def run_stages(
         The summary of the last run.
 
     Raises:
-        UserError, TrainingError: as `prefopt.runs.run.run`; a name that cannot be that of a stage.
+        UserError, TrainingError: as `prefopt.runs.run.run`; a stage's name cannot be used.
     """
-    refuse_names(config.stages)
+    check_names(config.stages)
     before: dict[str, Any] | None = None
     done: list[dict[str, Any]] = []
     for name, stage in config.stages.items():
         stage = _from(stage, before)
         digest = fingerprint(stage, before["digest"] if before else None)
         folder = Path(config.stages_folder) / f"{name}-{digest}"
-        with _alone(folder):
+        with _locked(folder):
             found = (folder / "summary.json").exists()
             log(f"stage {name}: {stage.loss_name}, {'found in' if found else 'in'} {folder}")
             if not found:
@@ -69,18 +68,18 @@ def run_stages(
 
 
 def _from(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:
-    """A stage's configuration with the model that the stage before it left."""
+    """The configuration of a stage, with the model of the stage before it."""
     if before is None:
         return config
-    final = str(Path(before["folder"], "final").resolve())  # found from any folder, later
+    final = str(Path(before["folder"], "final").resolve())  # so that it can be found from any folder
     return dataclasses.replace(config, model=dataclasses.replace(config.model, path=final, revision=None))
 
 
 def fingerprint(config: RunConfig, before: str | None = None) -> str:
-    """A hash of all that the model which a run leaves depends on: settings, data, the model that it starts from.
+    """The digest of everything that the model of a run depends on: settings, data, the model that it starts from.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         before: the fingerprint of the stage whose model it starts from, if there is one.
     """
     facts = options_with(config.plain(), Effect.WEIGHTS)
@@ -93,7 +92,7 @@ def fingerprint(config: RunConfig, before: str | None = None) -> str:
 
 
 def _model(path: str) -> Any:
-    """A model by its files; a hub id by its name."""
+    """The state of a model's files; of a hub id its name."""
     folder = Path(resolve_path(path))
     if not folder.is_dir():
         return path
@@ -101,7 +100,7 @@ def _model(path: str) -> Any:
 
 
 def _content(path: Path) -> Any:
-    """Data by what is in its files, wherever they lie; a hub set by its name."""
+    """The digests of data files, wherever they lie; of a hub data set its name."""
     if path.is_dir():
         return [_content(file) for file in sorted(path.rglob("*")) if file.is_file()]
     if not path.is_file():
@@ -109,10 +108,10 @@ def _content(path: Path) -> Any:
     return of_file(path)
 
 
-def _alone(folder: Path) -> AbstractContextManager[Any]:
-    """Of several runs that need a stage at once one makes it, and the others wait for it.
+def _locked(folder: Path) -> AbstractContextManager[Any]:
+    """Let one of several runs that need a stage make it while the others wait.
 
-    Processes of one run (torchrun) make it together.
+    The processes of a distributed run make it together.
     """
     if process_count() > 1:
         return nullcontext()

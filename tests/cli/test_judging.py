@@ -193,7 +193,7 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full(talk: Conversat
     assert talk.forgotten > 0
     assert talk.forgotten % 2 == 0
     talk.model.config.max_position_embeddings = 20
-    with pytest.raises(UserError, match="say it shorter"):
+    with pytest.raises(UserError, match="shorten the text"):
         talk.ask("And now something that does not fit into twenty tokens at all.")
 
 

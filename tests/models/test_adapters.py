@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig, attach, base_twin, own_weights, refuse_unknown_targets, twin
+from prefopt.models.adapters import PeftConfig, attach, base_twin, check_targets, own_weights, twin
 from prefopt.models.load import ModelConfig, load_model, load_policy, load_reference
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
@@ -206,8 +206,8 @@ def test_a_head_that_is_also_the_embedding_is_refused() -> None:
     tied = tiny.model(tie_word_embeddings=True)
     for target in ("lm_head", "embed_tokens"):
         with pytest.raises(UserError, match="shares its weights"):
-            refuse_unknown_targets(tied, [target])
-    refuse_unknown_targets(tiny.model(), ["lm_head"])
+            check_targets(tied, [target])
+    check_targets(tiny.model(), ["lm_head"])
     assert not any("lm_head" in n for n, p in attach(tied, PeftConfig(method="lora"), seed=0).named_parameters()
                    if p.requires_grad)  # fmt: skip
 

@@ -35,7 +35,7 @@ def test_a_stage_gets_what_is_not_tuned_for_one_stage_alone() -> None:
     assert for_stage(given, ["loss=sft", "trainer=sft"]) == [*kept, "loss=sft", "trainer=sft"]
 
 
-def test_what_a_stage_says_silences_what_was_given() -> None:
+def test_overrides_of_a_stage_replace_those_of_the_run() -> None:
     given = ["data=instruction_pairs", "data.path=p", "trainer.bf16=true", "experiment=x"]
     own = ["data=instruction_sft", "data.path=s", "trainer.bf16=false", "experiment=y"]
     assert for_stage(given, own) == own
@@ -46,7 +46,7 @@ def test_overrides_of_stages_are_told_from_the_rest() -> None:
     plain, own = of_stages(["loss=dpo", "stages.sft.loss=csft", "stages.sft.trainer.max_steps=5", "stages.b.seed=1"])
     assert plain == ["loss=dpo"]
     assert own == {"sft": ["loss=csft", "trainer.max_steps=5"], "b": ["seed=1"]}
-    with pytest.raises(UserError, match="say what of the stage"):
+    with pytest.raises(UserError, match="name an option of the stage"):
         of_stages(["stages.sft=5"])
 
 
