@@ -112,7 +112,8 @@ def folder_for(folder: Path) -> Path:
 def compare(folder: Path, other: Path) -> RunComparison:
     """Compare two finished runs: their data and initial weights, every figure of every step, texts, final weights."""
     one, two = RunFolder.open(folder), RunFolder.open(other)
-    found = list(differences_of(*_starts(one, two), ("data", "weights")))
+    start, other_start = _starts(one, two)
+    found = list(differences_of(start, other_start, ("data", "weights")))
     rows = [_timeless(run.metrics) for run in (one, two)]
     if len(rows[0]) != len(rows[1]):
         found.append(f"metrics.jsonl has {len(rows[0])} lines, and {len(rows[1])}")
