@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.digest import of_bytes
 from prefopt.common.files import write_json
 from prefopt.compare.jobs import JobResult
 from prefopt.evaluate.judge import function, is_callable, rule, wins
@@ -42,7 +42,7 @@ def with_win_rate(result: JobResult, against: JobResult, judge: str, folder: Pat
 
 def _kept_wins(result: JobResult, against: JobResult, judge: str, folder: Path) -> Floats:
     about = f"{judge}\0{rule(judge)}\0{result.key}\0{against.key}"
-    name = hashlib.blake2b(about.encode(), digest_size=12).hexdigest()
+    name = of_bytes(about.encode())
     file = folder / f"{name}.json"
     if file.exists():
         kept: list[float] = json.loads(file.read_text(encoding="utf-8"))["wins"]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from prefopt.common.locks import LOCK, locked_folder
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
@@ -146,31 +145,3 @@ def test_checksums_name_files_in_the_folder_only(copy: Path) -> None:
     path = copy / "checkpoint-3" / "checksums.json"
     path.write_text(json.dumps({"files": {"../secret": {"sha256": "0", "bytes": 1}}}))
     assert wrong_with(copy / "checkpoint-3") == "../secret is missing"
-
-
-def test_two_runs_in_one_folder_are_refused_by_name(tmp_path: Path) -> None:
-    """By another process: the lock is a process's own, and gone with it."""
-    folder = tmp_path / "run"
-    code = (
-        "import sys, time; from pathlib import Path; from prefopt.common.locks import locked_folder\n"
-        "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"is in use by process {other.pid} on "), locked_folder(folder):
-            pass
-    finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()  # type: ignore[union-attr]
-    with locked_folder(folder):
-        (folder / "file").write_text("x")
-    assert [p.name for p in folder.iterdir()] == ["file"], "the lock of the killed process was in nobody's way"
-
-
-def test_a_folder_that_nothing_was_written_into_is_gone(tmp_path: Path) -> None:
-    with locked_folder(tmp_path / "run"):
-        assert (tmp_path / "run" / LOCK).exists()
-    assert not (tmp_path / "run").exists()

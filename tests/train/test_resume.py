@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from prefopt.common.locks import locked_folder
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
@@ -165,14 +164,3 @@ def test_figures_of_an_attempt_without_a_checkpoint_are_gone(left: str, tmp_path
     file.on_log(None, state, None, {"loss": 2.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 0, "eval_loss": 1.0}, {"step": 0, "loss": 2.0}]
-
-
-def test_a_second_run_of_the_same_process_is_refused(tmp_path: Path) -> None:
-    """The system's lock is a process's, and a second hold would end the first one's."""
-    with locked_folder(tmp_path / "run"):
-        with pytest.raises(UserError, match="another run of this process"), locked_folder(tmp_path / "." / "run"):
-            pass
-        with locked_folder(tmp_path / "other"):
-            pass
-    with locked_folder(tmp_path / "run"):
-        pass

@@ -1,0 +1,42 @@
+"""What the names of the embedded world stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefopt import worlds
+from prefopt.config.compose import compose
+from prefopt.data.data_config import DataConfig
+from prefopt.runs.resolve import resolve_path, resolved, resolved_data
+from prefopt.worlds.build import WorldFiles
+
+NAMES = ("base", "model", "train", "validation", "test")
+FILES = WorldFiles(**{name: Path("/world", name) for name in NAMES}, seconds={})  # type: ignore[arg-type]
+    **{name: Path("/world", name) for name in ("base", "model", "train", "validation", "test")}, seconds={}
+)
+
+
+@pytest.fixture(autouse=True)
+def _world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "resolve", lambda *_: FILES)
+
+
+def test_models_of_the_world_are_folders_and_others_stay() -> None:
+    assert resolve_path("world") == "/world/model"
+    assert resolve_path("world/base") == "/world/base"
+    assert resolve_path("org/name") == "org/name"
+    config = compose(["model=world_base", "model.reference=world"])
+    found = resolved(config)
+    assert (found.model.path, found.model.reference) == ("/world/base", "/world/model")
+    assert config.plain()["model"]["path"] == "world/base", "what is written down keeps the name"
+
+
+def test_the_worlds_validation_pairs_are_held_out_where_nothing_else_is() -> None:
+    found = resolved_data(DataConfig(path="world", world={"label_flips": 0.2}))
+    assert (found.path, found.eval_path, found.world) == ("/world/train", "/world/validation", {})
+    assert resolved_data(DataConfig(path="world", eval_records=8)).eval_path is None
+    assert resolved_data(DataConfig(path="world", eval_path="mine.jsonl")).eval_path == "mine.jsonl"
+    other = DataConfig(path="pairs.jsonl")
+    assert resolved_data(other) is other
