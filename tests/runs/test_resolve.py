@@ -14,8 +14,6 @@ from prefopt.worlds.build import WorldFiles
 
 NAMES = ("base", "model", "train", "validation", "test")
 FILES = WorldFiles(**{name: Path("/world", name) for name in NAMES}, seconds={})  # type: ignore[arg-type]
-    **{name: Path("/world", name) for name in ("base", "model", "train", "validation", "test")}, seconds={}
-)
 
 
 @pytest.fixture(autouse=True)
