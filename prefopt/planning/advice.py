@@ -1,4 +1,4 @@
-"""Warnings before a run: what experience and the papers say against its data, model and settings."""
+"""Warns before a run about its data, model and settings, from experience and the papers."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import numpy as np
 
 from prefopt.data.doctor.findings import MEANINGS
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine import score
 from prefopt.plugin import Data, comments, traits
 
-FEW = 1_000  # records
-SCORED = 8  # answers that tell whether the model ends its turns
-FAR = 10  # times above or below the literature's learning rates
-LORA = 10  # times the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
-SMALL = 1e9  # weights; below, larger learning rates are common
+FEW_RECORDS = 1_000
+SCORED = 8  # answers, to see whether the model ends its turns
+TOLERANCE = 10  # factor above or below the published learning rates
+LORA = 10  # factor on the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
+SMALL = 1e9  # weights; smaller models are trained with larger learning rates
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 
 
 def few_records(count: int, kind: Data) -> Iterator[str]:
-    """Too little data to tell an improvement from chance."""
-    if count < FEW:
+    """Warn of too little data to tell an improvement from chance."""
+    if count < FEW_RECORDS:
         noun = {Data.PAIRS: "pairs", Data.LISTS: "lists"}.get(kind, "records")
         yield (
-            f"{count:,} {noun} to train on, fewer than {FEW:,}: the gain is small and hard to tell from chance; get "
-            "more, use LoRA, and judge by several seeds"
+            f"{count:,} {noun} to train on, fewer than {FEW_RECORDS:,}: a gain is small and hard to tell from chance; "
+            "collect more, use LoRA, and compare several seeds"
         )
 
 
 def outside_range(loss: Any) -> Iterator[str]:
-    """Hyper-parameters outside the range that the plugin's own field comments call useful."""
+    """Warn of hyper-parameters outside the useful range in the comments of the plugin's fields."""
     said = comments(type(loss))
     for field in dataclasses.fields(loss):
         value, about = getattr(loss, field.name), said.get(field.name, "")
@@ -44,7 +45,7 @@ def outside_range(loss: Any) -> Iterator[str]:
 
 
 def useful_range(comment: str) -> tuple[float, float] | None:
-    """(low, high) of a field's comment that says `useful range LOW to HIGH`, or None."""
+    """(low, high) of a comment that contains `useful range LOW to HIGH`, or None."""
     bare = re.sub(r"\([^)]*\)", "", comment)
     match = re.search(rf"useful range (?:above |by task, )?({_NUMBER})\s+to\s+({_NUMBER})", bare)
     if match is None:
@@ -54,35 +55,35 @@ def useful_range(comment: str) -> tuple[float, float] | None:
 
 
 def learning_rate(loss: Any, name: str, rate: float, *, adapters: bool, weights: int) -> Iterator[str]:
-    """Far from what was published for the method: a factor of ten beyond it, more for adapters and small models."""
+    """Warn of a rate ten times beyond those published for the method; more is allowed for adapters and small models."""
     known = traits(loss).learning_rates
     if known is None:
         return
     more = (LORA if adapters else 1) * max(1.0, SMALL / weights)
-    if not known.low * (LORA if adapters else 1) / FAR <= rate <= known.high * more * FAR:
+    if not known.low * (LORA if adapters else 1) / TOLERANCE <= rate <= known.high * more * TOLERANCE:
         how = " (ten times that with adapters)" if adapters else ""
         yield (
-            f"trainer.learning_rate={rate:g} is far from the literature's for {name}: {known.low:g} to {known.high:g} "
+            f"trainer.learning_rate={rate:g} is far from published rates for {name}: {known.low:g} to {known.high:g} "
             f"for models of billions of weights{how}; {known.source}"
         )
 
 
 def adapters(model: Any) -> Iterator[str]:
-    """Adapters that train nothing."""
+    """Warn of adapters that train nothing."""
     if not any(p.requires_grad for p in model.parameters()):
-        yield "no weight is trainable: the adapter's target modules name none of the model's layers"
+        yield "no weight is trainable: none of the model's layers matches the adapter's target modules"
     for name, peft in getattr(model, "peft_config", {}).items():
         if hasattr(peft, "target_modules") and not peft.target_modules:
-            yield f"adapter {name!r}: its target modules are empty; name layers, or `all-linear`"
+            yield f"adapter {name!r} has no target modules: name layers, or `all-linear`"
 
 
 def not_tuned(model: Any, tokenizer: Any, records: Sequence[TokenRecord], data: Data) -> Iterator[str]:
-    """A model that was never taught to answer: preference tuning starts from SFT."""
+    """Warn of a base model: preference tuning starts from SFT."""
     if data is Data.DEMONSTRATIONS:
         return  # this is SFT
-    remedy = "do SFT on the chosen answers first, or use a method with its own SFT term (orpo, cpo, irpo)"
+    remedy = "run SFT on the chosen answers first, or use a method with its own SFT term (orpo, cpo, irpo)"
     if not getattr(tokenizer, "chat_template", None):
-        yield f"the tokenizer has no chat template, so this looks like a base model without SFT: {remedy}"
+        yield f"the tokenizer has no chat template, so this is probably a base model without SFT: {remedy}"
         return
     ends = end_of_turn(model, records)
     meaning = MEANINGS["end_of_turn"]
@@ -94,9 +95,7 @@ def not_tuned(model: Any, tokenizer: Any, records: Sequence[TokenRecord], data: 
 
 
 def end_of_turn(model: Any, records: Sequence[TokenRecord]) -> float | None:
-    """Median probability of the closing token of a few short answers."""
-    from prefopt.engine import score
-
+    """The median probability of the closing token of a few short answers."""
     if not len(records):
         return None
     few = [records[int(i)] for i in np.linspace(0, len(records) - 1, min(8 * SCORED, len(records)))]
@@ -107,11 +106,11 @@ def end_of_turn(model: Any, records: Sequence[TokenRecord]) -> float | None:
 
 
 def memory(total: float, limit: float, what: str) -> Iterator[str]:
-    """It will not fit, or hardly.
+    """Warn of a run that needs more memory than there is, or nearly all of it.
 
     Args:
-        total, limit: in GiB.
-        what: whose limit it is.
+        total, limit: the memory that is needed and that is free, in GiB.
+        what: the device.
     """
     if total > limit:
         yield (
@@ -119,4 +118,4 @@ def memory(total: float, limit: float, what: str) -> Iterator[str]:
             "trainer.activation_checkpointing, or train with LoRA"
         )
     elif total > 0.9 * limit:
-        yield f"needs about {total:.1f} of the {limit:.1f} GiB of {what}: too close, the estimate is good to 15 %"
+        yield f"needs about {total:.1f} of the {limit:.1f} GiB of {what}: too close, the estimate may be off by 15 %"

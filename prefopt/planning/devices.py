@@ -1,7 +1,7 @@
-"""Accelerators by name: memory, peak speed and the link between them, from their makers' data sheets.
+"""Lists accelerators with memory, peak speed and the link between them, from the manufacturers' data sheets.
 
-Makers count a gigabyte as 10^9 bytes in some sheets and 2^30 in others; here it is always 10^9, the careful reading.
-Peak speed is that of dense 16-bit matrix products with 32-bit sums; sheets that quote it "with sparsity" are halved.
+A gigabyte is 10^9 bytes in some sheets and 2^30 in others; here it is always 10^9, the safe reading. Peak speed is that
+of dense 16-bit matrix products with 32-bit sums; figures "with sparsity" are halved.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class Device:
     """One accelerator.
 
     Attributes:
-        name: in the sheet's words.
-        memory_gb: in 10^9 bytes.
+        name: as in the data sheet.
+        memory_gb: memory in 10^9 bytes.
         peak_tflops: dense bfloat16 (float16 where there is none), 10^12 FLOP/s.
-        link_gbps: to the other accelerators of its node, in both directions together, 10^9 bytes/s.
-        source: where the figures stand.
+        link_gbps: bandwidth to the other accelerators of its node, both directions together, 10^9 bytes/s.
+        source: where the figures are from.
     """
 
     name: str
@@ -49,16 +49,16 @@ DEVICES: dict[str, Device] = {
     "b200": Device("NVIDIA B200 (HGX)", 180, 2250, 1800, f"{_NVIDIA}/hgx"),
     "mi300x": Device("AMD MI300X", 192, 1307, 896, "https://www.amd.com/en/products/accelerators/instinct/mi300"),
 }
-# Share of the peak that training reaches: Llama 3 reports 38 to 43 % on H100 (arXiv:2407.21783, Table 4).
+# The share of peak speed that training reaches: Llama 3 reports 38 to 43 % on H100 (arXiv:2407.21783, Table 4).
 UTILISATION = 0.4
 
 
 def device(name: str) -> Device:
-    """A device of the table.
+    """Look up a device.
 
     Raises:
-        UserError: a name that is not there.
+        UserError: an unknown name.
     """
     if name not in DEVICES:
-        raise UserError(f"unknown device {name!r}{nearest(name, DEVICES)}; known are: {', '.join(DEVICES)}")
+        raise UserError(f"unknown device {name!r}{nearest(name, DEVICES)}; choose from: {', '.join(DEVICES)}")
     return DEVICES[name]

@@ -1,12 +1,12 @@
-"""Peak memory by part, in bytes: what is held while the heaviest row goes forward and back.
+"""Estimates peak memory by part, in bytes: what is held while the heaviest row goes forward and back.
 
 weights      w bytes each (4 in float32)
 gradients    one for each trainable weight
 optimizer    two for each trainable weight under Adam
 activations  what the heaviest row keeps for its backward
 head         kept logits (at most 64 MiB), blocks of logits, and the gradient of the output matrix before it is added
-reference    a live reference, if the loss needs one; on a CPU also the copy that measures the KL after training,
-             because the memory of training is not handed back before it is made
+reference    a live reference, if the loss needs one; on a CPU also the copy that measures the KL after training, which
+             is loaded before the memory of training is returned
 libraries    of the process before a model is there (on an accelerator: its context)
 """
 
@@ -16,13 +16,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import prefopt.report.run
+import prefopt.train  # noqa: F401 - as the line above: a run loads it, and `library_bytes` counts it
+from prefopt.engine import generate
 from prefopt.engine.forward import unwrap
 from prefopt.engine.head import BLOCK, KEPT
+from prefopt.engine.policy import Policy
+from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.planning.schedule import Schedule
 
-TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: every length has kernels of its own
-HOLES = 0.25
+TOY_ROWS = (40, 64, 96, 128, 200, 256, 320, 400, 512, 640)  # tokens: each length has its own kernels
+FRAGMENTATION = 0.25
 CONTEXT = int(0.6e9)  # of CUDA with its libraries loaded
 # States of each optimizer in bytes for each trainable weight of w bytes.
 STATES = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "adafactor": 0}
@@ -45,26 +53,15 @@ class Memory:
         return sum(asdict(self).values())
 
     def gib(self) -> dict[str, float]:
-        """By part, and `total`."""
+        """GiB by part, and `total`."""
         return {name: round(value / 2**30, 4) for name, value in (asdict(self) | {"total": self.total}).items()}
 
 
-def libraries() -> int:
-    """Bytes of this process once everything that a run uses has been loaded and used: a toy model takes a step.
+def library_bytes() -> int:
+    """Measure this process once all libraries of a run are loaded and used: a toy model takes a few steps.
 
-    Kernels for matrix products are made at their first use, and imports go on until then.
+    Kernels for matrix products are made at their first use, and libraries load parts of themselves then.
     """
-    import datasets  # noqa: F401
-    import psutil
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    import prefopt.report.run
-    import prefopt.train  # noqa: F401
-    from prefopt.engine import generate
-    from prefopt.engine.policy import Policy
-    from prefopt.engine.scoring import Branch, MicroBatch
-
     settings = LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
     )
@@ -80,7 +77,7 @@ def libraries() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def parameters(model: Any) -> tuple[int, int, int]:
+def count_weights(model: Any) -> tuple[int, int, int]:
     """(bytes of all weights and buffers, bytes of the trainable ones, number of all weights); tied ones count once."""
     weights = list(model.parameters())
     held = sum(t.numel() * t.element_size() for t in [*weights, *model.buffers()])
@@ -88,15 +85,22 @@ def parameters(model: Any) -> tuple[int, int, int]:
     return held, trainable, sum(p.numel() for p in weights)
 
 
+def linear_weights(model: Any) -> int:
+    """The number of weights in the layers' matrix products: all but embeddings, norms and biases."""
+    causal = unwrap(model)
+    apart = {id(p) for m in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in m.parameters()}
+    return sum(p.numel() for p in causal.parameters() if p.dim() > 1 and id(p) not in apart)
+
+
 def optimizer_bytes(optim: str, trainable: int) -> int:
-    """Of the states; 8-bit optimizers keep one byte for each of float32's four."""
+    """The bytes of the optimizer's states; 8-bit optimizers keep one byte for each of float32's four."""
     name = str(getattr(optim, "value", optim))
     factor: int = next((factor for key, factor in STATES.items() if name.startswith(key)), 2)
     return int(factor * trainable // (4 if "8bit" in name else 1))
 
 
 def head_bytes(model: Any, scored: int, device: str) -> int:
-    """Of projecting `scored` tokens onto the vocabulary and back."""
+    """The bytes of projecting `scored` tokens onto the vocabulary and back."""
     causal = unwrap(model)
     head = causal.get_output_embeddings()
     vocab, hidden = head.weight.shape
@@ -108,29 +112,30 @@ def head_bytes(model: Any, scored: int, device: str) -> int:
     return int(kept + blocks + gradients + 2 * scored * hidden * 4)
 
 
-def on_this_machine(
-    model: Any, planned: Schedule, arguments: Any, *, kept: float, live: bool, copy: bool, libraries: int
-) -> Memory:
-    """The peak here.
+def peak_memory(
+    model: Any, planned: Schedule, arguments: Any, *, kept: float, live_reference: bool, start_copy: bool,
+    libraries: int,
+) -> Memory:  # fmt: skip
+    """Estimate the peak on this machine.
 
     Args:
         model: the policy.
-        planned: the run's schedule.
+        planned: the schedule of the run.
         arguments: `TrainingArguments`.
         kept: bytes that the heaviest row keeps for its backward.
-        live: whether the loss keeps a reference model beside the policy.
-        copy: whether a copy of the policy's start is loaded after training, to measure the KL to it.
-        libraries: bytes of this process before the model was there.
+        live_reference: whether the loss needs a reference model beside the policy.
+        start_copy: whether a copy of the policy's start is loaded after training, to measure the KL to it.
+        libraries: bytes of this process before the model was loaded.
     """
     device = arguments.device.type
-    held, trainable, _ = parameters(model)
-    holes = 1 + HOLES * trainable / held if device == "cpu" and planned.several else 1.0
+    held, trainable, _ = count_weights(model)
+    fragmentation = 1 + FRAGMENTATION * trainable / held if device == "cpu" and planned.several else 1.0
     return Memory(
         weights=held,
         gradients=trainable,
         optimizer=optimizer_bytes(arguments.optim, trainable),
-        activations=int(kept * holes),
+        activations=int(kept * fragmentation),
         head=head_bytes(model, planned.heaviest_scored, device),
-        reference=held * (live + (copy and device == "cpu")),
+        reference=held * (live_reference + (start_copy and device == "cpu")),
         libraries=libraries if device == "cpu" else CONTEXT,
     )

@@ -1,4 +1,4 @@
-"""A short measurement on this machine: how long a row takes, and how much it keeps for its backward."""
+"""Measures on this machine how long a row takes, and how much it keeps for its backward."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Line:
 
     @classmethod
     def through(cls, x: Sequence[float], y: Sequence[float]) -> Line:
-        """A line that is nowhere negative; through the origin where both points are one."""
+        """A line that is nowhere negative, through the origin if there is only one point."""
         slope = (y[-1] - y[0]) / (x[-1] - x[0]) if x[-1] > x[0] else 0.0
         if slope <= 0 or y[0] < slope * x[0]:
             return cls(fixed=0.0, slope=max(b / a for a, b in zip(x, y, strict=True)))
@@ -44,14 +44,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What was measured.
+    """The measurements.
 
     Attributes:
-        train_seconds: of a row's forward and backward, by its work.
-        forward_seconds: of a row's forward without graph, by its work.
-        kept_bytes: that a row keeps for its backward, by its tokens; weights not counted.
-        optimizer_seconds: of one step.
-        tokens: of the rows that were run.
+        train_seconds: the time of a row's forward and backward, by its work.
+        forward_seconds: the time of a row's forward without a graph, by its work.
+        kept_bytes: what a row keeps for its backward, by its tokens; weights are not counted.
+        optimizer_seconds: the time of one optimizer step.
+        tokens: the lengths of the rows that were run.
     """
 
     train_seconds: Line
@@ -65,10 +65,10 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
     """Run two rows of the run's own records, of about 256 and 1,024 tokens.
 
     Args:
-        model: the policy, on the device that is meant; its gradients are dropped.
-        sampler, steps: of the training records.
+        model: the policy, on its device; its gradients are dropped.
+        sampler, steps: the batches of the training records.
         heaviest: records of the run's heaviest micro-batch; the rows are parts of it.
-        needs: of the loss.
+        needs: the needs of the loss.
         arguments: `TrainingArguments`, for precision and activation checkpointing.
     """
     plan = sampler.plan
@@ -77,7 +77,7 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
         model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
     options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
     order = np.argsort(plan._tokens[heaviest], kind="stable")
-    sizes = sorted({_upto(plan._tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
+    sizes = sorted({_count_up_to(plan._tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
     parts = [heaviest[order[:size]] for size in sizes]
     tokens = [plan.tokens(part) for part in parts]
     works = [steps._work(part, True) for part in parts]
@@ -87,39 +87,39 @@ def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, nee
         with autocast(arguments):
             return work.batch.forward(policy, options).sum.sum()
 
-    def both(work: Work) -> None:
+    def train(work: Work) -> None:
         forward(work).backward()  # type: ignore[no-untyped-call]
 
-    def alone(work: Work) -> None:
+    def score(work: Work) -> None:
         with torch.no_grad():
             forward(work)
 
     try:
-        both(works[0])  # warms up
-        kept = [_kept(model, forward, work) for work in works]
-        train = [_seconds(partial(both, work)) for work in works]
-        scoring = [_seconds(partial(alone, work)) for work in works]
+        train(works[0])  # warms up
+        kept = [kept_bytes(model, forward, work) for work in works]
+        train_seconds = [_seconds(partial(train, work)) for work in works]
+        score_seconds = [_seconds(partial(score, work)) for work in works]
     finally:
         policy.close()
         model.zero_grad(set_to_none=True)
         if arguments.activation_checkpointing:
             model.gradient_checkpointing_disable()
     return Probe(
-        train_seconds=Line.through(loads, train),
-        forward_seconds=Line.through(loads, scoring),
+        train_seconds=Line.through(loads, train_seconds),
+        forward_seconds=Line.through(loads, score_seconds),
         kept_bytes=Line.through(tokens, kept),
         optimizer_seconds=_optimizer_seconds(model),
         tokens=tuple(tokens),
     )
 
 
-def _upto(tokens: np.ndarray, limit: int) -> int:
-    """How many records, at least one, come to about `limit` tokens."""
+def _count_up_to(tokens: np.ndarray, limit: int) -> int:
+    """How many records, at least one, have about `limit` tokens."""
     return max(1, int(np.searchsorted(np.cumsum(tokens), limit, side="right")))
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """The better of two."""
+    """The shorter time of two calls."""
     taken = []
     for _ in range(2):
         start = time.perf_counter()
@@ -130,8 +130,8 @@ def _seconds(call: Callable[[], Any]) -> float:
     return min(taken)
 
 
-def _kept(model: Any, forward: Callable[[Work], Tensor], work: Work) -> int:
-    """Bytes of the storages that autograd keeps for a row's backward, each counted once, weights left out."""
+def kept_bytes(model: Any, forward: Callable[[Work], Tensor], work: Work) -> int:
+    """The bytes that autograd keeps for a row's backward; each storage counts once, weights do not."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     found: dict[int, int] = {}
 
@@ -148,7 +148,7 @@ def _kept(model: Any, forward: Callable[[Work], Tensor], work: Work) -> int:
 
 
 def _optimizer_seconds(model: Any) -> float:
-    """Of AdamW on all trainable weights, from a step on a sample of as many bytes each."""
+    """Estimate a step of AdamW on all trainable weights from a step on a sample of them."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     count: int = sum(p.numel() for p in trainable)
     if not count:

@@ -1,4 +1,4 @@
-"""What a run will do: steps, tokens, the work of each part and its heaviest forward, from lengths alone."""
+"""Plans what a run will do, from lengths alone: steps, tokens, work, and the heaviest micro-batch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from prefopt.engine.packing import EpochPlan, Indices
 from prefopt.train.sources.offline import StepSampler
 
-PLANNED = 200  # steps that are planned one by one; the rest of an epoch is taken to be like them
+PLANNED = 200  # at most so many steps of an epoch are planned; the others are assumed to be like them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Of one run on one device.
+    """The schedule of one run on one device.
 
     Attributes:
-        records: to train on.
-        records_per_step: of a full step.
+        records: records to train on.
+        records_per_step: records of a full step.
         steps: optimizer steps of the whole run.
-        steps_per_epoch: of one pass over the records.
-        micro_batches: forwards of a step, the mean.
-        tokens_per_step: tokens fed in a step, the mean.
-        work_per_step: in the unit of `prefopt.engine.packing.Cost`, the mean.
+        steps_per_epoch: steps of one pass over the records.
+        micro_batches: the mean number of micro-batches per step.
+        tokens_per_step: the mean number of tokens fed per step.
+        work_per_step: the mean, in the unit of `prefopt.engine.packing.Cost`.
         heaviest: the records of the micro-batch with the most tokens.
         heaviest_tokens, heaviest_scored: its tokens fed, and its completion tokens.
         several: whether any step has more than one micro-batch.
@@ -45,7 +45,7 @@ class Schedule:
 
 
 def schedule(sampler: StepSampler, arguments: Any) -> Schedule:
-    """The schedule that the trainer would follow with this sampler and these `TrainingArguments`."""
+    """Plan what the trainer does with this sampler and these `TrainingArguments`."""
     plan = sampler.plan
     count = len(plan)
     planned = range(count) if count <= PLANNED else np.linspace(0, count - 1, PLANNED).round().astype(int).tolist()
@@ -70,11 +70,11 @@ def schedule(sampler: StepSampler, arguments: Any) -> Schedule:
 
 
 def scored(plan: EpochPlan, records: Indices) -> int:
-    """Completion tokens of some records."""
+    """The completion tokens of some records."""
     lengths = plan.lengths
     return int(sum(lengths.completions[lengths.offsets[i] : lengths.offsets[i + 1]].sum() for i in records))
 
 
-def whole_work(sampler: StepSampler) -> float:
-    """The work of one pass over all records, trees shared by nobody."""
+def total_work(sampler: StepSampler) -> float:
+    """The work of one pass over all records, none of which share a prompt."""
     return float(sampler.lengths.work(sampler.cost, sampler.layout).sum())

@@ -1,4 +1,4 @@
-"""The sizes of a decoder that decide what it costs, from its `config.json`: no weights are needed."""
+"""Computes the weights, FLOPs and activations of a decoder from the sizes in its `config.json`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """From a transformers config.
+        """Read the sizes from a transformers config.
 
         Raises:
-            UserError: a model with experts, or a config without the usual sizes.
+            UserError: a model with experts, or a config that lacks a size.
         """
         get = getattr
         if any(get(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise UserError(
-                "the arithmetic is that of dense decoders; this model has experts: plan it with its weights"
+                "this model has experts, and only dense decoders can be planned without weights: give model.path"
             )
         inner = get(config, "intermediate_size", None) or get(config, "n_inner", None) or 4 * config.hidden_size
         try:
@@ -61,29 +61,29 @@ class Shape:
                 tied=bool(config.tie_word_embeddings),
             )
         except AttributeError as error:
-            raise UserError(f"this model's config does not say its sizes: {error}") from error
+            raise UserError(f"the model's config lacks a size: {error}") from error
 
     @property
     def layer_weights(self) -> int:
-        """Of the matrix products of one layer: H A twice (query, output), H K twice, and H I two or three times."""
+        """The weights of one layer: H A twice (query, output), H K twice, and H I two or three times."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return attention + (3 if self.gated else 2) * self.hidden * self.inner
 
     @property
     def linear_weights(self) -> int:
-        """Of all layers."""
+        """The weights of all layers."""
         return self.layers * self.layer_weights
 
     @property
     def weights(self) -> int:
-        """All: layers, norms, embeddings."""
+        """All weights: layers, norms, embeddings."""
         embeddings = (1 if self.tied else 2) * self.vocab * self.hidden
         return self.linear_weights + (2 * self.layers + 1) * self.hidden + embeddings
 
     def forward_flops(self, tokens: float, pairs: float, scored: float) -> float:
-        """FLOPs of a forward: `tokens` fed, `pairs` of query and key that see each other, `scored` tokens projected.
+        """FLOPs of a forward: `tokens` fed, `pairs` of a query and a key that it attends to, `scored` tokens projected.
 
-        Two for each weight and token; 4 A for each pair and layer (score, sum of values); 2 H V for each scored one.
+        Two for each weight and token; 4 A for each pair and layer (score, sum of values); 2 H V for each scored token.
         """
         return (
             2.0 * self.linear_weights * tokens
@@ -94,9 +94,9 @@ class Shape:
     def kept_elements(self, *, fused: bool) -> int:
         """Elements that one layer keeps of one token for its backward.
 
-        Input and output of both norms 4 H, query and what attention returns 2 A, key and value 2 K, and of the MLP its
-        two inner tensors (2 I where prefopt's fused forward runs, on CPU; else 4 I with a gate, 2 I without). Plain
-        norms keep their input once more in float32 (counted as 4 H).
+        Input and output of both norms 4 H, query and attention output 2 A, key and value 2 K, and the two inner tensors
+        of the MLP (2 I where prefopt's fused forward runs, on CPU; else 4 I with a gate, 2 I without). Plain norms keep
+        their input once more in float32 (counted as 4 H).
         """
         a, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
         inner = 2 if fused or not self.gated else 4
@@ -104,7 +104,7 @@ class Shape:
 
 
 _LLAMA3 = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, inner=14_336, vocab=128_256)
-# Sizes as in the models' own config.json.
+# Sizes from the models' config.json.
 SHAPES: dict[str, Shape] = {
     "smollm2-135m": Shape(
         hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, inner=1536, vocab=49_152, tied=True
@@ -122,10 +122,10 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape(name: str) -> Shape:
-    """A shape by its name, or from a `config.json` (the file, or its folder).
+    """Look up a shape by its name, or read it from a `config.json` (the file, or its folder).
 
     Raises:
-        UserError: neither.
+        UserError: an unknown name, or a file that is not a model's config.
     """
     if name in SHAPES:
         return SHAPES[name]

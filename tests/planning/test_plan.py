@@ -17,7 +17,7 @@ from prefopt.losses import MENU
 from prefopt.losses.registry import load
 from prefopt.planning import advice
 from prefopt.planning.devices import DEVICES, UTILISATION, device
-from prefopt.planning.memory import optimizer_bytes, parameters
+from prefopt.planning.memory import count_weights, optimizer_bytes
 from prefopt.planning.probe import Line
 from prefopt.planning.shape import SHAPES, Shape, shape
 from prefopt.planning.sharded import NETWORK_GBPS, AverageRecord, Workload, sharded_step
@@ -257,7 +257,7 @@ def test_tied_weights_count_once() -> None:
     config = LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                          num_attention_heads=4, tie_word_embeddings=True)  # fmt: skip
     model = LlamaForCausalLM(config)
-    held, trainable, count = parameters(model)
+    held, trainable, count = count_weights(model)
     assert count == Shape.of(config).weights
     assert trainable == 4 * count
     assert held >= trainable  # and the buffers
@@ -271,7 +271,7 @@ def test_with_an_adapter_only_its_weights_are_trained() -> None:
     config = LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
                          num_attention_heads=4)  # fmt: skip
     model = attach(LlamaForCausalLM(config), PeftConfig(method="lora", r=2), seed=0)
-    held, trainable, _ = parameters(model)
+    held, trainable, _ = count_weights(model)
     # r (in + out) of seven matrices: query, key, value, output 32 + 32; gate, up, down 32 + 48
     assert trainable == 4 * 2 * (4 * 64 + 3 * 80)
     assert held > 4 * Shape.of(config).weights
@@ -291,7 +291,7 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
     from prefopt.engine.cpu import available
     from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
-    from prefopt.planning.probe import _kept
+    from prefopt.planning.probe import kept_bytes
 
     ids = torch.arange(400, dtype=torch.int32).numpy() % 64
     batch = MicroBatch.of([Branch(ids[:-8], ids[-8:])], "tree")
@@ -300,7 +300,7 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
         config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
                              num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
         model = Policy(LlamaForCausalLM(config), "tree")
-        kept.append(_kept(model, lambda b, m=model: b.forward(m).sum.sum(), batch))  # type: ignore[misc]
+        kept.append(kept_bytes(model, lambda b, m=model: b.forward(m).sum.sum(), batch))  # type: ignore[misc]
         shapes.append(Shape.of(config))
     layer = (kept[1] - kept[0]) / 2 / batch.row.tokens_fed / 4  # elements of a token
     assert layer == pytest.approx(shapes[0].kept_elements(fused=available()), rel=0.25)
