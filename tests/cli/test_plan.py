@@ -1,0 +1,36 @@
+"""`prefopt plan` refuses wrong options in one line, and plans a shape without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from prefopt.cli import main
+from prefopt.planning.shape import Shape, shape
+
+
+def test_wrong_options_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "loss=dppo"]) == 2
+    assert main(["plan", "--device", "h10"]) == 2
+    assert main(["plan", "--devices", "8"]) == 2
+    assert main(["plan", "--model-shape", "llama3-70"]) == 2
+    assert main(["plan", "--model-shape", "llama3-8b", "--lengths", "x"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 5
+    assert "did you mean 'h100'" in errors[1]
+
+
+def test_a_shape_is_planned_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    assert shape(str(tmp_path)) == Shape.of(config)
+    argv = ["plan", "--model-shape", str(tmp_path), "--device", "l4", "--records", "1000", "batch.records=10", "--json"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 100
+    assert found["measured"] is False
+    assert {"memory_gib", "traffic_gib", "seconds_per_step", "warnings"} <= found.keys()
