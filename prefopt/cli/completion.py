@@ -31,7 +31,7 @@ SETUP = """add it to the start file of your shell:
 """
 # Verbs, and the command `build` of `reference`, that take overrides.
 OVERRIDES = ("train", "plan", "compare", "build", "eval")
-FILES = ("path", "output_dir", "folder", "resume", "deepspeed", "template")  # last parts of options that name files
+FILES = ("path", "output_dir", "folder", "resume", "template")  # last parts of options that name files
 
 
 def main(argv: list[str]) -> int:

@@ -27,7 +27,6 @@ OPTIONAL = {
     "bitsandbytes": ("quantized base models (QLoRA), on CUDA", "bitsandbytes"),
     "wandb": ("tracking=wandb", "prefopt-zoo[wandb]"),
     "tensorboard": ("tracking=tensorboard", "prefopt-zoo[tensorboard]"),
-    "deepspeed": ("trainer.deepspeed", "deepspeed"),
     "gguf": ("models from GGUF files", "gguf"),
     "trl": ("parity tests and benchmarks", "prefopt-zoo[peers]"),
 }

@@ -35,8 +35,8 @@ from prefopt.losses import registry
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
 from prefopt.train.arguments import schema as trainer_schema
+from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
-from prefopt.train.sources.offline import BatchConfig
 
 CONF = "pkg://prefopt.conf"
 OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")

@@ -13,8 +13,8 @@ from prefopt.data.data_config import DataConfig
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
 from prefopt.plugin import Loss
+from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
-from prefopt.train.sources.offline import BatchConfig
 
 
 @dataclass(kw_only=True)

@@ -1,9 +1,9 @@
-"""The planner: which records go into which micro-batch of which process, as a function of (seed, epoch, lengths) alone.
+"""Packs the records of a global batch into micro-batches of the processes, by their lengths alone.
 
-A step takes the next `records` records of the epoch's order (the global batch). Their trees are dealt to the processes
-so that the work is equal, then, in each process, to micro-batches of at most `max_tokens` tokens; every process gets
-the same number of micro-batches, because FSDP hangs otherwise. Steps are planned one at a time, when asked for: an
-epoch of any length needs memory for its order and one number or two per record, and nothing per step.
+The trees of a global batch are dealt to the processes so that each has the same work, then, in each process, to
+micro-batches of at most `max_tokens` tokens; every process gets the same number of micro-batches, because FSDP hangs
+otherwise. Steps are packed one at a time, when asked for: an epoch of any length needs memory for its order and one
+number or two per record, and nothing per step.
 """
 
 from __future__ import annotations
@@ -151,20 +151,15 @@ def same_prompt(prompts: Sequence[Ids]) -> list[list[int]]:
     return list(groups.values())
 
 
-class EpochPlan:
-    """The steps of one epoch. `len(plan)` steps; `plan.step(i)` gives the micro-batches of every process.
+class Packer:
+    """Packs global batches of some records into micro-batches: a tree, or a padded record, lies in one of them whole.
 
-    No record is lost or repeated; the last global batch may be smaller than the rest. Inside a micro-batch the heavier
-    trees come first and records that share a tree stand together. For evaluation `shuffle=False` keeps the order of
-    the records from one global batch to the next.
+    Inside a micro-batch the heavier trees come first and records that share a tree stand together.
 
     Args:
-        lengths: of the records.
-        seed, epoch: key of the order, both >= 0. The order is the same on every machine and numpy release.
-        records: records of a global batch, on all processes together.
+        lengths: the records' lengths.
         max_tokens: most positions of a micro-batch, the filling of padded rows included.
         processes: among which each global batch is divided.
-        shuffle: draw the order, or keep that of the records.
         cost: what is balanced.
         layout: `tree` feeds a prompt once for each tree, `padded` once for each completion (and shares no prompts).
 
@@ -176,44 +171,30 @@ class EpochPlan:
         self,
         lengths: Lengths,
         *,
-        seed: int,
-        epoch: int,
-        records: int,
         max_tokens: int,
         processes: int = 1,
-        shuffle: bool = True,
         cost: Cost = Cost(),
         layout: Layout = "tree",
     ) -> None:
-        for name, value in (("batch.records", records), ("batch.max_tokens", max_tokens), ("processes", processes)):
+        for name, value in (("batch.max_tokens", max_tokens), ("processes", processes)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if len(lengths) == 0:
             raise UserError("there are no records to plan: see which rows were rejected, and why")
-        self.lengths, self.records, self.max_tokens, self.processes = lengths, records, max_tokens, processes
+        self.lengths, self.max_tokens, self.processes = lengths, max_tokens, processes
         self.cost, self.layout = cost, layout
-        self._tokens = lengths.tokens(layout)
+        self.record_tokens = lengths.tokens(layout)
         self._work = lengths.work(cost, layout)
         if layout == "padded":
             self._rows, self._widths = lengths.rows(), lengths.widths()
         self._share = lengths.prompt_key is not None and layout == "tree"
-        self._refuse_longer()
-        self.order = _shuffled(len(lengths), seed, epoch) if shuffle else np.arange(len(lengths), dtype=np.int64)
+        self._check_longest()
 
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.records)
-
-    def global_batch(self, index: int) -> Indices:
-        """The records of step `index`, in the order of the epoch."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"step {index} of an epoch of {len(self)}")
-        return self.order[index * self.records : (index + 1) * self.records]
-
-    def step(self, index: int) -> Step:
-        """The micro-batches of step `index`: as many for each process, a micro-batch without records where it must."""
-        trees, tokens, work = self._trees(self.global_batch(index))
+    def pack(self, batch: Indices) -> Step:
+        """The micro-batches of a global batch: as many for each process, one without records where it must be."""
+        trees, tokens, work = self._trees(batch)
         if self.layout == "padded":
-            return self._padded_step(trees, work.tolist())
+            return self._pack_padded(trees, work.tolist())
         heaviest_first = np.argsort(-work, kind="stable")
         trees = [trees[i] for i in heaviest_first]
         tokens, work = tokens[heaviest_first].tolist(), work[heaviest_first].tolist()
@@ -230,7 +211,7 @@ class EpochPlan:
                 return [[_join([trees[i] for i in one]) for one in bins] for bins in packed]
             count += 1
 
-    def _padded_step(self, records: list[Indices], work: list[float]) -> Step:
+    def _pack_padded(self, records: list[Indices], work: list[float]) -> Step:
         """Rows of similar width together, so that little is filled; each process's widest first.
 
         Every row of a micro-batch is as wide as its first record's, and counts as such against `max_tokens`.
@@ -263,15 +244,15 @@ class EpochPlan:
             return int(self._rows[micro_batch].sum() * self._widths[micro_batch].max(initial=0))
         return int(self._trees(micro_batch, whole=True)[1].sum())
 
-    def _refuse_longer(self) -> None:
-        over = np.flatnonzero(self._tokens > self.max_tokens)
+    def _check_longest(self) -> None:
+        over = np.flatnonzero(self.record_tokens > self.max_tokens)
         if len(over):
-            worst = int(over[np.argmax(self._tokens[over])])
+            worst = int(over[np.argmax(self.record_tokens[over])])
             name = f"record {worst}" if self.lengths.ids is None else f"record {self.lengths.ids[worst]!r}"
             more = f" ({len(over)} records are over the limit)" if len(over) > 1 else ""
             raise UserError(
-                f"{name} has {self._tokens[worst]} tokens, more than batch.max_tokens={self.max_tokens}{more}: "
-                f"raise batch.max_tokens to {self._tokens[worst]}, or lower data.max_length"
+                f"{name} has {self.record_tokens[worst]} tokens, more than batch.max_tokens={self.max_tokens}{more}: "
+                f"raise batch.max_tokens to {self.record_tokens[worst]}, or lower data.max_length"
             )
 
     def _trees(self, batch: Indices, *, whole: bool = False) -> tuple[list[Indices], Indices, NDArray[np.float64]]:
@@ -280,7 +261,7 @@ class EpochPlan:
         A tree of several records is cut where it would pass `max_tokens`, or what each process would bear if nothing
         were shared (`whole`: never).
         """
-        tokens, work = self._tokens[batch], self._work[batch]
+        tokens, work = self.record_tokens[batch], self._work[batch]
         if not self._share:
             return [batch[i : i + 1] for i in range(len(batch))], tokens, work
         assert self.lengths.prompt_key is not None
@@ -308,7 +289,46 @@ class EpochPlan:
         return [np.array(m, dtype=np.int64) for m in members], np.array(tree_tokens), np.array(tree_work)
 
 
-def _shuffled(n: int, seed: int, epoch: int) -> Indices:
+class EpochPlan(Packer):
+    """The steps of one epoch. `len(plan)` steps; `plan.step(i)` gives the micro-batches of every process.
+
+    No record is lost or repeated; the last global batch may be smaller than the rest.
+
+    Args:
+        lengths: of the records.
+        seed, epoch: key of the order, both >= 0. The order is the same on every machine and numpy release.
+        records: records of a global batch, on all processes together.
+        shuffle: draw the order, or keep that of the records.
+        packing: the options of `Packer`.
+
+    Raises:
+        UserError: as `Packer` does, or a size below 1.
+    """
+
+    def __init__(
+        self, lengths: Lengths, *, seed: int, epoch: int, records: int, shuffle: bool = True, **packing: Any
+    ) -> None:
+        super().__init__(lengths, **packing)
+        if records < 1:
+            raise UserError(f"batch.records must be at least 1, got {records}")
+        self.records = records
+        self.order = epoch_order(len(lengths), seed, epoch) if shuffle else np.arange(len(lengths), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.records)
+
+    def global_batch(self, index: int) -> Indices:
+        """The records of step `index`, in the order of the epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"step {index} of an epoch of {len(self)}")
+        return self.order[index * self.records : (index + 1) * self.records]
+
+    def step(self, index: int) -> Step:
+        """The micro-batches of step `index`."""
+        return self.pack(self.global_batch(index))
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Indices:
     """A permutation keyed by (seed, epoch): the ranks of raw Philox draws, whose stream numpy promises to keep."""
     if seed < 0 or epoch < 0:
         raise UserError(f"seed and epoch must not be negative, got {seed} and {epoch}")

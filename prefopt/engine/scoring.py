@@ -84,9 +84,12 @@ class Completions:
         return pad_tokens(flat, self.num_tokens)
 
 
-def pad_tokens(flat: Tensor, num_tokens: Tensor) -> Tensor:
-    """(C, T) from per-token values laid end to end, 0 past the end of each completion."""
-    mask = torch.arange(int(num_tokens.max()), device=flat.device) < num_tokens[:, None]
+def pad_tokens(flat: Tensor, num_tokens: Tensor, width: int | None = None) -> Tensor:
+    """(C, T) from per-token values laid end to end, 0 past the end of each completion.
+
+    A `width` T that is given need not be read from the device.
+    """
+    mask = torch.arange(int(num_tokens.max()) if width is None else width, device=flat.device) < num_tokens[:, None]
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
 

@@ -15,7 +15,7 @@ from prefopt.config.run_config import RunConfig
 from prefopt.engine import generate
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.layout import Layout
-from prefopt.engine.packing import Cost
+from prefopt.engine.packing import Cost, EpochPlan
 from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
@@ -35,7 +35,6 @@ from prefopt.plugin import Needs, Vocab
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.train.arguments import training_arguments
 from prefopt.train.sources.feed import Feed
-from prefopt.train.sources.offline import Steps, StepSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +100,9 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
         UserError: anything that the run itself would reject.
     """
     run = _Run(resolved(config), on_cuda=device is not None)
-    training = run.sampler("train", shuffle=True)
+    training = run.epoch("train", shuffle=True)
     planned = schedule(training, run.arguments)
-    steps = Steps(run.feeds["train"], run.needs, run.layout, None)
-    measured = probe(run.model, training, steps, planned.heaviest, run.needs, run.arguments)
+    measured = probe(run.model, training, run.feeds["train"], planned.heaviest, run.needs, run.arguments)
     memory = peak_memory(
         run.model, planned, run.arguments, kept=measured.kept_bytes(planned.heaviest_tokens),
         live_reference=run.live_reference, start_copy=run.measures_kl, libraries=run.libraries,
@@ -146,18 +144,17 @@ class _Run:
         self.live_reference = self.needs.moving_reference or Vocab.KL in self.needs.vocab
         self.measures_kl = self.data.eval is not None and config.evaluation.kl_prompts > 1
 
-    def sampler(self, split: str, *, shuffle: bool) -> StepSampler:
+    def epoch(self, split: str, *, shuffle: bool) -> EpochPlan:
         """The batches of a split, as the trainer makes them."""
-        seed = self.config.seed if self.arguments.data_seed is None else self.arguments.data_seed
-        return StepSampler(
-            self.feeds[split],
-            self.needs,
-            self.batch,
-            self.layout,
-            self.cost,
-            seed=seed,
-            process=(0, 1),
+        return EpochPlan(
+            self.feeds[split].lengths(),
+            seed=self.config.seed if self.arguments.data_seed is None else self.arguments.data_seed,
+            epoch=0,
+            records=self.batch.records,
             shuffle=shuffle,
+            max_tokens=self.batch.max_tokens,
+            cost=self.cost,
+            layout=self.layout,
         )
 
 
@@ -178,7 +175,7 @@ class _Work:
 
     @classmethod
     def of(cls, run: _Run, planned: Schedule) -> _Work:
-        whole = {split: total_work(run.sampler(split, shuffle=False)) for split in run.feeds}
+        whole = {split: total_work(run.epoch(split, shuffle=False)) for split in run.feeds}
         twice = (run.needs.coupled or run.needs.state) and planned.several
         scores_reference = run.needs.reference and not run.needs.moving_reference
         return cls(

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from prefopt.engine.forward import Options
-from prefopt.engine.packing import Indices
+from prefopt.engine.packing import EpochPlan, Indices
 from prefopt.engine.policy import Policy
 from prefopt.plugin import Needs, Vocab
 from prefopt.train.arguments import autocast
-from prefopt.train.sources.offline import Steps, StepSampler, Work
+from prefopt.train.batches import Batcher, Work
+from prefopt.train.sources.feed import Feed
+from prefopt.train.sources.source import GlobalBatch
 
 SMALL, LARGE = 256, 1024  # tokens of the two rows that are run
 SAMPLE = 2**22  # weights of the optimizer step that is timed
@@ -61,26 +63,26 @@ class Probe:
     tokens: tuple[int, ...]
 
 
-def probe(model: Any, sampler: StepSampler, steps: Steps, heaviest: Indices, needs: Needs, arguments: Any) -> Probe:
+def probe(model: Any, plan: EpochPlan, feed: Feed, heaviest: Indices, needs: Needs, arguments: Any) -> Probe:
     """Run two rows of the run's own records, of about 256 and 1,024 tokens.
 
     Args:
         model: the policy, on its device; its gradients are dropped.
-        sampler, steps: the batches of the training records.
+        plan, feed: the batches and the records of training.
         heaviest: records of the run's heaviest micro-batch; the rows are parts of it.
         needs: the needs of the loss.
         arguments: `TrainingArguments`, for precision and activation checkpointing.
     """
-    plan = sampler.plan
-    policy = Policy(model, sampler.layout).train()
+    policy = Policy(model, plan.layout).train()
     if arguments.activation_checkpointing:
         model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
     options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
-    order = np.argsort(plan._tokens[heaviest], kind="stable")
-    sizes = sorted({_count_up_to(plan._tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
+    order = np.argsort(plan.record_tokens[heaviest], kind="stable")
+    sizes = sorted({_count_up_to(plan.record_tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
     parts = [heaviest[order[:size]] for size in sizes]
     tokens = [plan.tokens(part) for part in parts]
-    works = [steps._work(part, True) for part in parts]
+    batcher = Batcher(needs, plan.layout, plan.max_tokens)
+    works = [batcher.work(GlobalBatch(feed, part, None), part) for part in parts]
     loads = [plan.work(part) for part in parts]
 
     def forward(work: Work) -> Tensor:

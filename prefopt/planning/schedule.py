@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from prefopt.engine.packing import EpochPlan, Indices
-from prefopt.train.sources.offline import StepSampler
 
 PLANNED = 200  # at most so many steps of an epoch are planned; the others are assumed to be like them
 
@@ -44,9 +43,8 @@ class Schedule:
     several: bool
 
 
-def schedule(sampler: StepSampler, arguments: Any) -> Schedule:
-    """Plan what the trainer does with this sampler and these `TrainingArguments`."""
-    plan = sampler.plan
+def schedule(plan: EpochPlan, arguments: Any) -> Schedule:
+    """Plan what the trainer does with these batches and these `TrainingArguments`."""
     count = len(plan)
     planned = range(count) if count <= PLANNED else np.linspace(0, count - 1, PLANNED).round().astype(int).tolist()
     micro = [[m for m in plan.step(step)[0] if len(m)] for step in planned]
@@ -75,6 +73,6 @@ def scored(plan: EpochPlan, records: Indices) -> int:
     return int(sum(lengths.completions[lengths.offsets[i] : lengths.offsets[i + 1]].sum() for i in records))
 
 
-def total_work(sampler: StepSampler) -> float:
+def total_work(plan: EpochPlan) -> float:
     """The work of one pass over all records, none of which share a prompt."""
-    return float(sampler.lengths.work(sampler.cost, sampler.layout).sum())
+    return float(plan.lengths.work(plan.cost, plan.layout).sum())

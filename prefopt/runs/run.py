@@ -34,10 +34,10 @@ from prefopt.train import Result, train
 from prefopt.train.arguments import autocast, training_arguments
 from prefopt.train.callbacks import AtBeginning, MetricsFile
 from prefopt.train.checkpoints import writing
+from prefopt.train.failures import lost_processes
 from prefopt.train.fsdp import load_whole_models
 from prefopt.train.sentinels import Sentinels
 from prefopt.train.signals import Signals
-from prefopt.train.together import Together
 
 Log = Callable[[str], None]
 
@@ -71,10 +71,10 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
             (log or progress.print)(printable(redact(line)))
 
     try:
-        with Together(progress.warn) as together, Signals(log_redacted) as signals:
+        with lost_processes(), Signals(log_redacted) as signals:
             config = _in_one_folder(config)
             with locked_folder(config.output_dir) if first else nullcontext():
-                return _run(config, log_redacted, progress, signals, [*callbacks, together])
+                return _run(config, log_redacted, progress, signals, callbacks)
     finally:
         give_back()  # a sweep goes on in this process, and must not keep what this run took
 
@@ -126,7 +126,7 @@ def _run(
         _save_final(out, result, loaded.tokenizer, signals)
         measured = _measure(loaded, result)
     except Stopped:
-        result.trainer.keep()
+        result.trainer.save_last_step()
         raise
     summary = {
         **_summary(config, result, measured.drift),
@@ -217,7 +217,6 @@ def _measure(loaded: _Loaded, result: Result) -> _Measured:
     held_out = None
     if records is not None:
         table = trainer.tables["eval"]
-        assert table is not None
         with autocast(trainer.args):
             after = score(policy, records, max_tokens=config.batch.budget(policy.device.type))
         held_out = of_table(records, table), after

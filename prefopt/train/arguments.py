@@ -12,14 +12,15 @@ import difflib
 import os
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import distributed
-from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from prefopt.errors import UserError, first_line
 
@@ -44,8 +45,18 @@ EXPOSED = (
     "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_cpu", "full_determinism", "data_seed",
     "dataloader_num_workers", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "fsdp",
-    "fsdp_config", "deepspeed", "disable_tqdm", "log_level",
+    "fsdp_config", "torch_compile", "torch_compile_backend", "torch_compile_mode", "disable_tqdm", "log_level",
 )  # fmt: skip
+# Options beside those of `TrainingArguments`: kind and default.
+OWN: dict[str, tuple[Any, Any]] = {
+    "early_stopping_patience": (typing.Optional[int], None),  # noqa: UP045 - a value; evaluations without improvement
+    "early_stopping_threshold": (float, 0.0),  # an improvement is larger than this
+}
+OPTIONS = (*EXPOSED, *OWN)
+TRACKING = ("report_to", "run_name", "project")  # given by `prefopt.config.tracking`
+NOT_SUPPORTED = {
+    "deepspeed": "DeepSpeed is not supported: shard the model with trainer.fsdp=true",
+}
 
 
 def schema() -> type[Any]:
@@ -57,6 +68,7 @@ def schema() -> type[Any]:
         default = DEFAULTS.get(name, _default(fields[name]))
         kind = KINDS.get(name) or _plain(hints[name], default)
         made.append((name, kind, dataclasses.field(default=default)))
+    made += [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in OWN.items()]
     return dataclasses.make_dataclass("TrainerConfig", made, kw_only=True)
 
 
@@ -73,31 +85,84 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
         UserError: a field that is not exposed, or a value that transformers refuses.
     """
     for name in given:
-        if name not in EXPOSED and name not in ("report_to", "run_name", "project"):
-            close = difflib.get_close_matches(name, EXPOSED, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(EXPOSED)}"
-            raise UserError(f"trainer.{name} is not an option here; {hint}")
-    merged = {**DEFAULTS, "report_to": "none", **given}
+        check_option(name)
+    merged = {**DEFAULTS, "report_to": "none", **{name: value for name, value in given.items() if name not in OWN}}
+    if given.get("early_stopping_patience") is not None:
+        check_early_stopping(given["early_stopping_patience"], merged)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UserError(NOT_SUPPORTED["deepspeed"])
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not torch.accelerator.is_available():
         merged["use_cpu"] = True  # accelerate would leave processes without accelerators each to itself
     try:
-        arguments = TrainingArguments(
-            output_dir=str(output_dir),
-            seed=seed,
-            per_device_train_batch_size=records,
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-            **merged,
-        )
+        if processes > 1:
+            _start_processes(merged)
+        with environment_kept("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+            arguments = TrainingArguments(
+                output_dir=str(output_dir),
+                seed=seed,
+                per_device_train_batch_size=records,
+                remove_unused_columns=False,
+                logging_nan_inf_filter=False,
+                **merged,
+            )
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"trainer: {first_line(error)}") from error
     if arguments.world_size < processes:
         raise UserError(f"{processes} processes were started, and do not find each other: start them with torchrun or "
                         "accelerate launch, and see `prefopt doctor`")  # fmt: skip
-    if distributed.is_initialized() and arguments.device.type == "cpu":
-        _set_pg_timeout(timedelta(seconds=arguments.ddp_timeout))  # transformers gives it to accelerators alone
     return arguments
+
+
+def check_option(name: str) -> None:
+    """Raise UserError, with the reason or the nearest name, for an option that has no effect here."""
+    if name in OPTIONS or name in TRACKING:
+        return
+    if name in NOT_SUPPORTED:
+        raise UserError(f"trainer.{name}: {NOT_SUPPORTED[name]}")
+    close = difflib.get_close_matches(name, OPTIONS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(OPTIONS)}"
+    raise UserError(f"trainer.{name} is not an option here; {hint}")
+
+
+def check_early_stopping(patience: Any, options: dict[str, Any]) -> None:
+    """Raise UserError where early stopping could never stop a run; `options` get the metric that it looks at."""
+    if not isinstance(patience, int) or patience < 1:
+        raise UserError(f"trainer.early_stopping_patience={patience} must be at least 1, a number of evaluations")
+    if options["eval_strategy"] == "no":
+        raise UserError("trainer.early_stopping_patience counts evaluations, and there are none: set "
+                        "trainer.eval_strategy=steps and trainer.eval_steps")  # fmt: skip
+    if options.get("metric_for_best_model") is None:
+        options["metric_for_best_model"] = "loss"
+
+
+def early_stopping(given: Mapping[str, Any]) -> list[EarlyStoppingCallback]:
+    """The callback that the options ask for, if they do."""
+    patience = given.get("early_stopping_patience")
+    threshold = given.get("early_stopping_threshold", 0.0)
+    return [] if patience is None else [EarlyStoppingCallback(patience, threshold)]
+
+
+def _start_processes(options: Mapping[str, Any]) -> None:
+    """Let the processes of a run find each other. transformers would do it, but without a timeout on CPUs."""
+    cpu = bool(options.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    timeout = options.get("ddp_timeout", TrainingArguments.ddp_timeout)
+    if not distributed.is_initialized():
+        PartialState(cpu=cpu, backend=options.get("ddp_backend"), timeout=timedelta(seconds=timeout))
+
+
+@contextlib.contextmanager
+def environment_kept(*names: str) -> Iterator[None]:
+    """Leave these variables of the environment as they were: libraries set them for the whole program."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager[Any]:

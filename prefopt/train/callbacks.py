@@ -1,4 +1,4 @@
-"""What goes along with training: the figures as JSON lines, and a reference that follows the policy."""
+"""Callbacks of a run: its figures as JSON lines, and what waits for training to begin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from prefopt.common.files import write_text
@@ -69,25 +68,3 @@ class AtBeginning(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.action()
-
-
-class LogLastStep(TrainerCallback):
-    """Logs after the last step too, whatever `logging_steps`, so that the figures cover every step."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= state.max_steps and args.logging_strategy != "no":
-            control.should_log = True
-
-
-class MovingReference(TrainerCallback):
-    """Every `every` steps the reference's weights become `alpha` policy plus `1 - alpha` reference."""
-
-    def __init__(self, reference: Any, alpha: float, every: int) -> None:
-        self.reference, self.alpha, self.every = reference, alpha, every
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step % self.every == 0:
-            with torch.no_grad():
-                policy = dict(model.named_parameters())
-                for name, weight in self.reference.named_parameters():
-                    weight.lerp_(policy[name].to(weight.dtype), self.alpha)

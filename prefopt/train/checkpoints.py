@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.common.files import new_folder
-from prefopt.engine.packing import Lengths
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.train.checksums import about, wrong_with
 
@@ -136,16 +134,6 @@ def rotate(folder: Path, keep: int | None, *spared: str | Path | None) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def fingerprint_of_records(lengths: Lengths) -> str:
-    """A hash of the records' ids and lengths, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in lengths.ids or ():
-        digest.update(name.encode() + b"\0")
-    for column in (lengths.prompt, lengths.completions, lengths.offsets):
-        digest.update(column.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
 def facts_of_options(args: TrainingArguments, model: Any) -> dict[str, Any]:
     """The options that the steps after a resume depend on, by their names, as JSON values.
 
@@ -169,11 +157,11 @@ def facts_of_options(args: TrainingArguments, model: Any) -> dict[str, Any]:
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Put into a checkpoint what a resumed run must share with the run that it goes on from."""
+    """Put into a checkpoint what a resumed run must share with the run that it continues."""
     (folder / IDENTITY).write_text(json.dumps(identity, indent=1))
 
 
-def refuse_other_identity(folder: Path, identity: dict[str, Any]) -> None:
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Raise UserError where a checkpoint was made by another run than this one."""
     if not (folder / IDENTITY).exists():
         return

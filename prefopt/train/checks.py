@@ -23,7 +23,7 @@ class NotFinite(TrainingError):
     """A loss or a gradient that is not finite."""
 
 
-def refuse_malformed(output: Any, examples: int, name: str) -> None:
+def check_output(output: Any, examples: int, name: str) -> None:
     """Stop where a loss gives something else than one value per example: shapes that broadcast would train in silence.
 
     Args:
@@ -62,7 +62,7 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def refuse_not_finite(outcome: Outcome, step: int) -> None:
+def check_finite(outcome: Outcome, step: int) -> None:
     """Stop before such a loss reaches the weights.
 
     Raises:
@@ -83,11 +83,11 @@ def refuse_not_finite(outcome: Outcome, step: int) -> None:
 
 def _sides_not_finite(outcome: Outcome) -> list[str]:
     names = [f"{f.id} {side(f, k)}" for f in outcome.facts for k in range(f.completions)]
-    bad = (~torch.isfinite(outcome.flat.sum.detach())).nonzero().flatten().tolist()
+    bad = (~torch.isfinite(outcome.logps.sum.detach())).nonzero().flatten().tolist()
     return [names[c] for c in bad]
 
 
-def refuse_gradient_not_finite(norm: float, model: nn.Module, step: int) -> None:
+def check_gradient(norm: float, model: nn.Module, step: int) -> None:
     """Stop before such a gradient reaches the weights.
 
     Raises:
@@ -112,19 +112,19 @@ def check_first_batch(outcome: Outcome, loss: Loss, precision: torch.dtype) -> N
     Raises:
         TrainingError: they are not, with the record that is furthest off, or the two values of the loss.
     """
-    flat = outcome.flat
-    if flat.ref_sum is not None:
-        off = (flat.sum.detach() - flat.ref_sum).abs()
+    logps = outcome.logps
+    if logps.ref_sum is not None:
+        off = (logps.sum.detach() - logps.ref_sum).abs()
         # Stored log-probs are float32; rounding errors of tokens add up like a random walk.
         tolerance = max(TOLERANCE.get(precision, 0.25), TOLERANCE[torch.float32])
-        excess = off / (tolerance * flat.num_tokens.sqrt())
+        excess = off / (tolerance * logps.num_tokens.sqrt())
         worst = int(excess.argmax())
         if not excess[worst] <= 1:
             ids = [f.id for f in outcome.facts for _ in range(f.completions)]
             raise TrainingError(
                 f"the reference is not the model that training starts from: on record {ids[worst]} the policy's "
-                f"log-prob is {flat.sum[worst].item():.6g} and the reference's {flat.ref_sum[worst].item():.6g} nats. "
-                f"{_REMEDY}"
+                f"log-prob is {logps.sum[worst].item():.6g} and the reference's {logps.ref_sum[worst].item():.6g} "
+                f"nats. {_REMEDY}"
             )
     expected = loss.at_reference(outcome.examples.logps)
     if expected is None:

@@ -1,7 +1,6 @@
 """From scored completions to what a loss is called on: the one place that knows how records become examples.
 
-Legend: C completions of some records in order (each record's own, then its mismatched ones), N their tokens laid end
-to end, B examples.
+Legend: C completions of some records in order (each record's own, then its mismatched ones), B examples.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from prefopt.engine.scoring import pad_tokens
+from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.plugin import AnyLogps, Data, DemoLogps, ListLogps, Logps, LossOutput, Needs, PairLogps, UnpairedLogps
 
@@ -32,55 +32,51 @@ class Facts:
     scores: tuple[float, ...] | None
     weight: float
 
+    @classmethod
+    def of(cls, record: TokenRecord, own: int) -> Facts:
+        """The facts of a record as it is fed, of whose completions the first `own` are its own."""
+        return cls(
+            id=record.id,
+            key=record.stable_int,
+            kind=record.kind,
+            own=own,
+            mismatched=len(record.completions) - own,
+            desirable=record.desirable,
+            scores=record.scores,
+            weight=record.weight,
+        )
+
     @property
     def completions(self) -> int:
         return self.own + self.mismatched
 
 
-@dataclass(frozen=True, eq=False)
-class Flat:
-    """Per completion, (C,): policy and reference sums and lengths; per token, (N,): what was asked for."""
-
-    sum: Tensor
-    num_tokens: Tensor
-    ref_sum: Tensor | None = None
-    token: Tensor | None = None
-    ref_token: Tensor | None = None
-    log_sum_sq: Tensor | None = None
-    ref_entropy: Tensor | None = None
-    kl: Tensor | None = None
-
-    def given(self) -> dict[str, Tensor]:
-        """The fields that are there."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def map(self, of: Callable[[Tensor], Tensor]) -> Flat:
-        """`of` applied to every field."""
-        return Flat(**{name: of(value) for name, value in self.given().items()})
-
-    def split(self, completions: Sequence[int]) -> list[Flat]:
-        """Cut into parts of so many completions each."""
-        tokens = [int(n.sum()) for n in torch.split(self.num_tokens, list(completions))]
-        parts = {
-            name: torch.split(value, list(completions) if name in PER_COMPLETION else tokens)
-            for name, value in self.given().items()
-        }
-        return [Flat(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
-
-    @staticmethod
-    def cat(parts: Sequence[Flat]) -> Flat:
-        """Parts end to end."""
-        return Flat(**{name: torch.cat([part.given()[name] for part in parts]) for name in parts[0].given()})
-
-    def logps(self) -> Logps:
-        """As `Logps` over all C completions, per-token fields padded."""
-        return Logps(**{
-            name: value if name in PER_COMPLETION else pad_tokens(value, self.num_tokens)
-            for name, value in self.given().items()
-        })  # fmt: skip
+def given(logps: Logps) -> dict[str, Tensor]:
+    """The fields that are there."""
+    return {name: value for name, value in vars(logps).items() if value is not None}
 
 
-PER_COMPLETION = ("sum", "num_tokens", "ref_sum")
+def change(logps: Logps, of: Callable[[Tensor], Tensor]) -> Logps:
+    """`of` applied to every field."""
+    return Logps(**{name: of(value) for name, value in given(logps).items()})
+
+
+def split(logps: Logps, completions: Sequence[int]) -> list[Logps]:
+    """Cut log-probs of C completions into parts of so many completions each."""
+    parts = {name: torch.split(value, list(completions)) for name, value in given(logps).items()}
+    return [Logps(**dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
+
+
+def join(parts: Sequence[Logps]) -> Logps:
+    """Parts end to end; fields per token are as wide as the widest part."""
+
+    def joined(values: list[Tensor]) -> Tensor:
+        if values[0].ndim == 1:
+            return torch.cat(values)
+        width = max(value.shape[1] for value in values)
+        return torch.cat([F.pad(value, (0, width - value.shape[1])) for value in values])
+
+    return Logps(**{name: joined([given(part)[name] for part in parts]) for name in given(parts[0])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +92,7 @@ class Outcome:
     """Some records, scored, and the loss on them."""
 
     facts: Sequence[Facts]
-    flat: Flat
+    logps: Logps
     examples: Examples
     output: LossOutput
 
@@ -108,25 +104,29 @@ class Outcome:
         return loss * weights[self.examples.record]
 
 
-def examples_of(facts: Sequence[Facts], flat: Flat, needs: Needs) -> Examples:
+def examples_of(facts: Sequence[Facts], logps: Logps, needs: Needs) -> Examples:
     """The examples that a loss with these needs sees in these records.
+
+    Args:
+        facts: of the records.
+        logps: of their C completions.
+        needs: of the loss.
 
     Raises:
         UserError: scores that the loss needs are missing.
     """
-    every = flat.logps()
     starts = list(accumulate((f.completions for f in facts[:-1]), initial=0))
 
     def column(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=flat.sum.device)
+        return torch.tensor(values, dtype=dtype, device=logps.sum.device)
 
     def pick(indices: Sequence[Any]) -> Logps:
         index = column(indices)
-        return Logps(**{name: value[index] for name, value in vars(every).items() if value is not None})
+        return change(logps, lambda value: value[index])
 
     keys = [f.key for f in facts]
     places = list(range(len(facts)))
-    floats = flat.sum.dtype
+    floats = logps.sum.dtype
     if needs.data is Data.PAIRS:
         scores = [f.scores for f in facts if f.scores is not None]
         if needs.scores and len(scores) < len(facts):
@@ -172,7 +172,7 @@ def _blank(logps: Logps, mask: Tensor) -> Logps:
         there = mask if value.ndim == mask.ndim else mask.unsqueeze(-1)
         return torch.where(there, value, torch.zeros_like(value))
 
-    return Logps(**{name: blank(value) for name, value in vars(logps).items() if value is not None})
+    return change(logps, blank)
 
 
 def _desirable(facts: Facts, item: int) -> bool:

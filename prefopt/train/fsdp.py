@@ -1,30 +1,27 @@
-"""FSDP2: a model whose weights, gradients and optimizer states are spread over the processes.
+"""FSDP2: a model whose weights, gradients and optimizer states are spread over the processes, on GPUs and on CPUs.
 
-transformers and accelerate shard the model; here is what they leave open. A checkpoint does not say how many processes
-wrote it, or whether they sharded: weights as transformers saves them, states of the optimizer in the order of the
-weights, as one process writes both. So any number of processes goes on from it, with shards or without.
+torch shards the model (`fully_shard`), by accelerate's settings. accelerate itself is not asked to: it lets FSDP act on
+accelerators alone and, asked for it on a CPU, continues with plain data parallelism without a word.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from prefopt.errors import UserError
 
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # transformers' names
 SWITCH = "ACCELERATE_USE_FSDP"  # set by `accelerate launch --use_fsdp`
 LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by it, too, unless told otherwise
 
@@ -34,7 +31,7 @@ def asked_for(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or os.environ.get(SWITCH, "").lower() == "true"
 
 
-def refuse(args: TrainingArguments, *, moving_reference: bool) -> None:
+def check(args: TrainingArguments, *, moving_reference: bool) -> None:
     """Raise UserError where shards are asked for and cannot be had."""
     if not asked_for(args):
         return
@@ -52,44 +49,20 @@ def refuse(args: TrainingArguments, *, moving_reference: bool) -> None:
                         "`best` points at")  # fmt: skip
 
 
-def plugin_of(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
-    """accelerate's settings of the shards, if any are asked for; checkpoints are gathered.
+def settings(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
+    """accelerate's settings of the shards, if any are asked for.
 
     Raises:
-        UserError: FSDP1.
+        UserError: FSDP1, or modules that are to be left out.
     """
     if not asked_for(args):
         return None
-    plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
-    if plugin.fsdp_version != 2:
+    found = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
+    if found.fsdp_version != 2:
         raise UserError("FSDP1 is not supported: set fsdp_version: 2 (accelerate launch --fsdp_version 2)")
-    plugin.set_state_dict_type("FULL_STATE_DICT")
-    return plugin
-
-
-@contextmanager
-def switch_kept() -> Iterator[None]:
-    """accelerate switches FSDP on for the whole program where one model asks for it: leave that as it was."""
-    before = os.environ.get(SWITCH)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(SWITCH, None)
-
-
-def shard_on_cpu(state: Any, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Make FSDP2 the way of processes on CPUs: accelerate lets it act on accelerators alone and, asked for it on a
-    CPU, goes on with plain data parallelism without a word.
-
-    Args:
-        state: accelerate's, of a new `Accelerator`.
-        plugin: the settings.
-    """
-    if state.distributed_type == DistributedType.MULTI_CPU:
-        # Both, because accelerate copies the second over the first.
-        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        state.fsdp_plugin = plugin
+    if found.ignored_modules is not None:
+        raise UserError("fsdp_ignored_modules is not supported: every module is sharded")
+    return found
 
 
 def load_whole_models() -> None:
@@ -101,45 +74,94 @@ def load_whole_models() -> None:
         os.environ[LOADING] = "false"
 
 
-def save_optimizer(optimizer: Any, folder: Path, *, writes: bool) -> None:
-    """Gather the states of a sharded optimizer on the first process, and write them as one process would.
+def shard(policy: nn.Module, plugin: FullyShardedDataParallelPlugin, args: TrainingArguments) -> None:
+    """Shard a policy in place: each of its blocks is gathered on its own, what is left for the whole forward.
 
     Args:
-        optimizer: of a sharded model.
-        folder: of the checkpoint.
-        writes: whether this process does; all of them gather.
+        policy: what is called.
+        plugin: the settings.
+        args: device and precision.
     """
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if half is not None:  # weights that are trained are kept in float32, as accelerate does
+        for weight in policy.parameters():
+            if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+                weight.data = weight.data.float()
+    gathered = half if args.device.type != "cpu" else None  # half the traffic; autocast would round them anyway
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(args.device.type, (args.world_size,)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32 if gathered else None),
+        "offload_policy": plugin.cpu_offload,
+    }
+    for block in blocks(policy, plugin):
+        fully_shard(block, reshard_after_forward=bool(plugin.reshard_after_forward), **options)
+    fully_shard(policy, **options)
+    register_fsdp_forward_method(policy, "generate")
 
-    def gathered(value: Any) -> Any:
+
+def blocks(root: nn.Module, plugin: FullyShardedDataParallelPlugin) -> list[nn.Module]:
+    """The modules that are gathered one by one, inner ones first.
+
+    Those of the classes or of the size that the settings name; by default the layers of the model, which are the
+    members of its outermost lists of modules.
+    """
+    if plugin.auto_wrap_policy is None:
+        return []
+    if plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        return _inner_first(root, lambda m: sum(p.numel() for p in m.parameters()) > (plugin.min_num_params or 0))
+    names = plugin.transformer_cls_names_to_wrap
+    if not names:
+        return list(_layers(root))
+    unknown = set(names) - {type(module).__name__ for module in root.modules()}
+    if unknown:
+        raise UserError(f"the model has no layer of the class {min(unknown)} (fsdp_transformer_layer_cls_to_wrap)")
+    return _inner_first(root, lambda m: type(m).__name__ in names)
+
+
+def _inner_first(root: nn.Module, chosen: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    """The chosen modules below a root; a list of modules is no module that is called."""
+    found = [m for m in root.modules() if m is not root and not isinstance(m, nn.ModuleList) and chosen(m)]
+    return found[::-1]
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+# ---- the optimizer's states, as a process without shards has them
+
+
+def optimizer_state(optimizer: Any, *, keeps: bool) -> dict[str, Any]:
+    """The states of an optimizer; those of a sharded one are gathered by every process, and kept where `keeps`."""
+
+    def whole(value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
-        whole = value.full_tensor()
-        return whole.cpu() if writes else None
+        gathered = value.full_tensor()
+        return gathered.cpu() if keeps else None
 
-    state = optimizer.state_dict()
-    state["state"] = {i: {n: gathered(v) for n, v in values.items()} for i, values in state["state"].items()}
-    if writes:
-        torch.save(state, folder / OPTIMIZER)
+    state: dict[str, Any] = optimizer.state_dict()
+    state["state"] = {i: {n: whole(v) for n, v in values.items()} for i, values in state["state"].items()}
+    return state
 
 
-def load_optimizer(optimizer: Any, folder: Path) -> None:
-    """Give every process its shard of the states that `save_optimizer`, or a process without shards, wrote.
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load states that any number of processes wrote, with shards or without; each takes its shards of them.
 
     Raises:
-        OSError, RuntimeError, KeyError, ValueError: the file is not there, or is of another model.
+        KeyError, ValueError: they are of another model.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
-    def shard(value: Any, weight: Tensor) -> Any:
+    def shard_of(value: Any, weight: Tensor) -> Any:
         if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
             return value
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
-    state["state"] = {i: {n: shard(v, weights[i]) for n, v in values.items()} for i, values in state["state"].items()}
+    whole = state["state"]
+    state["state"] = {i: {n: shard_of(v, weights[i]) for n, v in values.items()} for i, values in whole.items()}
     optimizer.load_state_dict(state)
-
-
-def sharded(model: Any) -> bool:
-    """Whether a model is spread over the processes."""
-    return isinstance(model, FSDPModule)

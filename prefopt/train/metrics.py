@@ -10,13 +10,14 @@ them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data
-from prefopt.train.examples import Facts, Flat, Outcome
+from prefopt.plugin import Data, Logps
+from prefopt.train.examples import Facts, Outcome
 
 Sums = dict[str, tuple[float, int]]
 
@@ -48,8 +49,41 @@ class Tally:
             self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def sums(self) -> Sums:
-        """(sum, count) by name."""
-        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        """(sum, count) by name; the device is waited for once."""
+        totals = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        return {name: (total, self._counts[name]) for name, total in zip(self._sums, totals, strict=True)}
+
+
+class Unlogged:
+    """What this process has summed up since the last log of training.
+
+    Args:
+        device: of the loss.
+        after: the step of that log.
+        earlier: the sum of the losses of all steps up to it.
+    """
+
+    def __init__(self, device: torch.device, *, after: int = 0, earlier: float = 0.0) -> None:
+        self.after, self.earlier = after, earlier
+        self.tokens = 0
+        self.since = time.perf_counter()
+        self._loss = torch.zeros((), dtype=torch.float32, device=device)
+        self._uncounted = 0
+
+    def add(self, loss: Tensor, tokens: int) -> None:
+        """Take in a step."""
+        self._loss += loss
+        self.tokens += tokens
+        self._uncounted += tokens
+
+    def loss_value(self) -> float:
+        """The sum of the losses."""
+        return self._loss.item()
+
+    def take_tokens(self) -> int:
+        """The tokens since this was last asked."""
+        taken, self._uncounted = self._uncounted, 0
+        return taken
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -79,7 +113,7 @@ def tally_batch(tally: Tally, outcome: Outcome) -> None:
     for name, value in outcome.output.metrics.items():
         tally.add(name, value if value.ndim else value.expand(len(outcome.output.loss)))
     _tally_rewards(tally, outcome)
-    _tally_logps(tally, outcome.facts, outcome.flat)
+    _tally_logps(tally, outcome.facts, outcome.logps)
 
 
 def _tally_rewards(tally: Tally, outcome: Outcome) -> None:
@@ -106,16 +140,16 @@ def _tally_rewards(tally: Tally, outcome: Outcome) -> None:
         tally.add("rewards/ties", chosen == rejected)
 
 
-def _tally_logps(tally: Tally, facts: Sequence[Facts], flat: Flat) -> None:
+def _tally_logps(tally: Tally, facts: Sequence[Facts], logps: Logps) -> None:
     """Figures of the completions themselves: by side where there are sides."""
     chosen, rejected = _sides(facts)
-    columns = {"logps": flat.sum.detach(), "logps_mean": (flat.sum / flat.num_tokens).detach()}
-    if flat.ref_sum is not None:
-        columns["ratios"] = (flat.sum - flat.ref_sum).detach()
+    columns = {"logps": logps.sum.detach(), "logps_mean": (logps.sum / logps.num_tokens).detach()}
+    if logps.ref_sum is not None:
+        columns["ratios"] = (logps.sum - logps.ref_sum).detach()
     sides = {"chosen": chosen, "rejected": rejected}
-    index = {side: torch.tensor(at, dtype=torch.long, device=flat.sum.device) for side, at in sides.items() if at}
+    index = {side: torch.tensor(at, dtype=torch.long, device=logps.sum.device) for side, at in sides.items() if at}
     for side, at in index.items():
-        tally.add(f"lengths/{side}", flat.num_tokens[at])
+        tally.add(f"lengths/{side}", logps.num_tokens[at])
         for name, values in columns.items():
             tally.add(f"{name}/{side}", values[at])
     if len(chosen) == len(rejected) == len(facts):

@@ -15,17 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefopt.data.tokens import TokenRecord
 from prefopt.engine.forward import Options, unwrap
 from prefopt.engine.gates import Verdict
 from prefopt.engine.layout import Layout
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError
-from prefopt.plugin import Data, Loss, Needs, State, Vocab
-from prefopt.train.examples import Facts, Flat, examples_of
+from prefopt.plugin import Data, Logps, Loss, Needs, State, Vocab
+from prefopt.train.batches import Work, per_token
+from prefopt.train.examples import Facts, examples_of, join
 from prefopt.train.sources.feed import ALSO_TAKES
-from prefopt.train.sources.offline import Work, per_token
 
 FACTS, TENSORS, MODEL = "batch.json", "batch.safetensors", "model"
 STATE = "state."  # before the names of a loss's state
@@ -59,24 +58,17 @@ class Kept:
         return Policy(model, Verdict(self.layout, "that of the batch"))
 
 
-def save(
-    folder: Path, works: Sequence[Work], records: Sequence[Sequence[TokenRecord]], *,
-    step: int, why: str, layout: Layout, state: State | None,
-) -> None:  # fmt: skip
-    """Fill a folder.
-
-    Args:
-        folder: an empty one.
-        works: the micro-batches of a step.
-        records: of each of them, as they were fed.
-        step, why: kept for people.
-        layout: of the rows.
-        state: of the loss.
-    """
+def save(folder: Path, batch: Kept) -> None:
+    """Fill an empty folder with a batch; its model is not copied."""
     tensors: dict[str, Tensor] = {}
     facts = []
-    for n, (work, group) in enumerate(zip(works, records, strict=True)):
-        texts = [ids for record in group for ids in (record.prompt, *record.completions)]
+    for n, work in enumerate(batch.works):
+        texts = []
+        at = 0
+        for f in work.facts:  # of each record its prompt, then its completions
+            mine = work.branches[at : at + f.completions]
+            texts += [mine[0].prompt, *(branch.completion for branch in mine)]
+            at += f.completions
         tensors[f"{n}.tokens"] = torch.from_numpy(np.concatenate(texts).astype(np.int32))
         tensors[f"{n}.lengths"] = torch.tensor([len(ids) for ids in texts], dtype=torch.int32)
         for name in ("ref_sum", "ref_token", "ref_entropy"):
@@ -87,9 +79,9 @@ def save(
              "desirable": f.desirable, "scores": f.scores, "weight": f.weight}
             for f in work.facts
         ])  # fmt: skip
-    tensors |= {STATE + name: value.contiguous() for name, value in (state or {}).items()}
+    tensors |= {STATE + name: value.contiguous() for name, value in (batch.state or {}).items()}
     save_file(tensors, folder / TENSORS)
-    content = {"step": step, "why": why, "layout": layout, "works": facts}
+    content = {"step": batch.step, "why": batch.why, "layout": batch.layout, "works": facts}
     (folder / FACTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -160,6 +152,7 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
         raise ValueError("its reference log-probs do not fit its records")
     return Work(
         batch=MicroBatch.of(branches, layout),
+        branches=tuple(branches),
         facts=tuple(facts),
         index=tuple(range(len(facts))),
         real=True,
@@ -231,7 +224,7 @@ def rows(policy: Policy, loss: Loss, kept: Kept, precision: torch.dtype | None =
     policy.eval()
     for works in _parts(loss, kept):
         with torch.no_grad():
-            flat, record, values = _scored(policy, loss, works, kept.state, precision)
+            logps, record, values = _scored(policy, loss, works, kept.state, precision)
         own: dict[int, list[float]] = {}
         for place, value in zip(record.tolist(), values.tolist(), strict=True):
             own.setdefault(place, []).append(value)
@@ -242,9 +235,9 @@ def rows(policy: Policy, loss: Loss, kept: Kept, precision: torch.dtype | None =
                 yield {
                     "record": f.id,
                     "completion": side(f, k),
-                    "tokens": int(flat.num_tokens[at]),
-                    "policy": float(flat.sum[at]),
-                    "reference": float(flat.ref_sum[at]) if flat.ref_sum is not None else None,
+                    "tokens": int(logps.num_tokens[at]),
+                    "policy": float(logps.sum[at]),
+                    "reference": float(logps.ref_sum[at]) if logps.ref_sum is not None else None,
                     "loss": losses[0] if len(losses) == 1 else losses[k] if k < len(losses) else None,
                 }
                 at += 1
@@ -257,22 +250,22 @@ def _parts(loss: Loss, kept: Kept) -> list[list[Work]]:
 
 def _scored(
     policy: Policy, loss: Loss, works: Sequence[Work], state: State | None, precision: torch.dtype | None
-) -> tuple[Flat, Tensor, Tensor]:
+) -> tuple[Logps, Tensor, Tensor]:
     """Log-probs, and of each example the place of its record and its loss: none for a loss with a live reference."""
     needs = loss.needs
     device = next(policy.parameters()).device
     with _autocast(device, precision):
         options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
-        flat = Flat.cat([work.flat(work.batch.forward(policy, options), needs) for work in works])
+        logps = join([work.logps(work.batch.forward(policy, options), needs) for work in works])
     if _live(needs):
-        return flat, torch.zeros(0, dtype=torch.long), torch.zeros(0)
-    examples = examples_of([f for work in works for f in work.facts], flat, needs)
+        return logps, torch.zeros(0, dtype=torch.long), torch.zeros(0)
+    examples = examples_of([f for work in works for f in work.facts], logps, needs)
     given = [{name: value.to(device) for name, value in (state or {}).items()}] if needs.state else []
     try:
         output = loss(examples.logps, *given)
     except Exception as error:  # a plugin may be anybody's
         raise UserError(f"{type(loss).__name__} failed on the batch: {type(error).__name__}: {error}") from error
-    return flat, examples.record, output.loss
+    return logps, examples.record, output.loss
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 
 from prefopt.errors import Stopped
 
@@ -21,8 +21,8 @@ class EvaluationCut(Stopped):
     """A signal came in the middle of an evaluation in training; a resume makes it again."""
 
 
-class Signals(TrainerCallback):
-    """Ends a run at the next safe place after a signal, while entered as a context.
+class Signals:
+    """Ends a run at the next safe place after a signal, while entered as a context and given to `train` as a callback.
 
     In training a safe place is the end of a step, or the next batch of an evaluation: a checkpoint is written there.
     Anywhere else it is at once. Both ends are a `Stopped` error. Processes that train together stop at the same step,
@@ -31,7 +31,7 @@ class Signals(TrainerCallback):
     Only a main thread can be sent signals; elsewhere this does nothing.
 
     Args:
-        say: called with a line for a person, when the signal comes.
+        say: called with a line for the user when the signal comes.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
@@ -77,43 +77,29 @@ class Signals(TrainerCallback):
         finally:
             self._patient -= 1
 
-    # ---- in training
+    @property
+    def patient(self) -> bool:
+        """Whether a signal waits for a safe place now."""
+        return self._patient > 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.check()
-        self._patient += 1
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._anywhere(args):
-            control.should_save = control.should_training_stop = True
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._patient and self._anywhere(args):
-            raise EvaluationCut(f"stopped by {self.received} in an evaluation; the same command makes it again")
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """transformers calls this also when it leaves an epoch in its middle."""
-        if self.received and state.epoch % 1:
-            control.should_log = control.should_evaluate = control.should_save = False
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._patient -= 1
-        self.check(f"checkpoint-{state.global_step} is saved")
-
-    def _anywhere(self, args: Any) -> bool:
-        """Whether any process got a signal; all of them learn of it at the same place."""
-        if args.world_size == 1:
+    def anywhere(self, accelerator: Accelerator) -> bool:
+        """Whether any process got a signal; all of them ask at the same place, and learn of it there."""
+        if accelerator.num_processes == 1:
             return self.received is not None
-        names = [name for name in gather_object([self.received]) if name]
-        if names:
-            self.received = names[0]
-        return bool(names)
+        if self.received:
+            accelerator.set_trigger()
+        if not accelerator.check_trigger():
+            return False
+        self.received = next(name for name in gather_object([self.received]) if name)
+        return True
 
 
 @contextlib.contextmanager
 def starting_workers() -> Iterator[None]:
-    """Holds SIGTERM back while loader workers are started, in them until `shield_worker` takes over: one that comes in
-    between would end the worker, and with it the run."""
+    """Hold SIGTERM back while loader workers are started, in them until `shield_worker` takes over.
+
+    One that comes in between would end the worker, and with it the run.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

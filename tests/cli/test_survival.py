@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefopt.cli import main
 from prefopt.common.redact import printable, redact
+from prefopt.train import batches
 from prefopt.train.signals import shield_worker
-from prefopt.train.sources import offline
 from tests.cli.conftest import Run
 
 SAVED = ("trainer.save_strategy=steps", "trainer.save_steps=2")
@@ -50,7 +51,7 @@ def test_sigterm_to_a_worker_that_is_still_starting_ends_nothing(run: Run, monke
         os.kill(os.getpid(), signal.SIGTERM)
         shield_worker(number)
 
-    monkeypatch.setattr(offline, "shield_worker", late)
+    monkeypatch.setattr(batches, "shield_worker", late)
     assert run("trainer.dataloader_num_workers=1") == 0
 
 
@@ -76,19 +77,19 @@ def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFi
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """No file may grow beyond 6 kB once the first checkpoint is there: the second cannot be written."""
-    from prefopt.train import PreferenceTrainer
+    from prefopt.train import saving
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = PreferenceTrainer._save_optimizer_and_scheduler
+    save = saving.save_optimizer
 
-    def full(trainer: PreferenceTrainer, folder: str) -> None:
-        if trainer.state.global_step == 4:
+    def full(*given: Any, **kw: Any) -> None:
+        if given[3].name == "tmp-checkpoint-4":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        save(trainer, folder)
+        save(*given, **kw)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PreferenceTrainer, "_save_optimizer_and_scheduler", full)
+            patch.setattr(saving, "save_optimizer", full)
             assert run(*SAVED) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

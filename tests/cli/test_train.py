@@ -72,16 +72,16 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
             built: list[list[str]] = []
             result = None
 
-            from prefopt.train.trainer import PreferenceTrainer
+            from prefopt.train.step import Step
 
-            step = PreferenceTrainer.training_step
+            step = Step.__call__
 
-            def recorded(self: Any, module: Any, inputs: Any, *rest: Any) -> Any:
-                built.append([f.id for w in inputs.work for f in w.facts])
-                return step(self, module, inputs, *rest)
+            def recorded(self: Any, share: Any, number: int) -> Any:
+                built.append([f.id for w in share.work for f in w.facts])
+                return step(self, share, number)
 
             with monkeypatch.context() as patch:
-                patch.setattr(PreferenceTrainer, "training_step", recorded)
+                patch.setattr(Step, "__call__", recorded)
                 result = original(model, loss, records, **given)
             tokens = {r.id: (r.prompt.tobytes(), [c.tobytes() for c in r.completions]) for r in records}
             seen.append({"weights": weights, "tokens": tokens, "batches": built, "trainer": given["learning_rate"]})

@@ -42,10 +42,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lr_scheduler_type": "constant",
     }  # so that the forged ones may go on for longer
     made = tiny.run(load("dpo"), data, root, **options).trainer
-    inputs = made._steps("train")[next(iter(made._sampler("train", shuffle=False)))[0]]
-    records = [[made._feed("train")[i] for i in work.index] for work in inputs.work]
+    (share,) = made.shares("train", range(1))
     (root / "kept").mkdir()
-    replay.save(root / "kept", inputs.work, records, step=1, why="", layout=made.layout.layout, state=None)
+    replay.save(root / "kept", replay.Kept(1, "", share.work, None, made.layout.layout, None))
     (root / "config.yaml").write_text("")
     return root
 

@@ -114,7 +114,7 @@ def test_the_gradient_applied_is_that_of_the_loss(name: str, tmp_path: Path) -> 
     )
     assert len(kept.losses) == 5
     assert all(math.isfinite(value) for value in kept.losses)
-    numbers = numbers_of(loss, kept.trainer.feeds["train"], policy, tiny.model(seed=1))
+    numbers = numbers_of(loss, kept.trainer.sources["train"].feed, policy, tiny.model(seed=1))
     value = call(loss, build(loss.needs, numbers)).loss.mean()
     assert kept.losses[0] == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-6)
     value.backward()

@@ -106,16 +106,16 @@ def test_after_sft_the_reference_is_the_sft_adapter_on_the_same_base(
     assert kept.losses[0] == pytest.approx(math.log(2), rel=1e-4)
     table = kept.trainer.tables["eval"]
     assert table.sum.tolist() == pytest.approx(truth.tolist(), abs=1e-3)
-    live = kept.trainer.reference_model
+    live = kept.trainer.reference.policy
     if live is not None:
-        assert torch.allclose(sums(live), truth, atol=1e-3), "a frozen adapter, though the policy's has moved"
+        assert torch.allclose(sums(live.model), truth, atol=1e-3), "a frozen adapter, though the policy's has moved"
         assert not torch.allclose(sums(model), truth, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["tdpo2", "tr_dpo"])
 def test_policy_and_live_reference_hold_one_base_in_memory(folder: str, name: str, tmp_path: Path) -> None:
     model = policy(folder)
-    live = tiny.make(load(name), DATA, tmp_path, model).reference_model
+    live = tiny.make(load(name), DATA, tmp_path, model).reference.policy.model
     mine, theirs = dict(model.named_parameters()), dict(live.named_parameters())
     assert mine.keys() == theirs.keys()
     for weight in mine:
@@ -154,7 +154,7 @@ def test_a_moving_reference_averages_the_factors_of_the_update(folder: str, tmp_
     """Not their product: the average of the updates would have alpha (1 - alpha) (B - B') (A - A') more."""
     model = policy(folder)
     kept = tiny.run(load("tr_dpo", tau=2, alpha=0.6), DATA, tmp_path, model, max_steps=2)
-    live = own_weights(kept.trainer.reference_model, model)
+    live = own_weights(kept.trainer.reference.policy.model, model)
     start = dict(policy(folder).named_parameters())
     now = dict(model.named_parameters())
     for name, weight in live.items():

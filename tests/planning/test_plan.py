@@ -56,7 +56,7 @@ def test_tokens_are_those_that_the_run_feeds(plan: Any, model_folder: Path, pair
     prepared = prepared_data(config, load_tokenizer(config.model))
     trainer = build(load_model(config.model), config.loss, prepared.train, output_dir=tmp_path / "run",
                     batch=config.batch, store=tmp_path / "store")  # fmt: skip
-    fed = [batch.tokens_fed for batch in trainer.get_train_dataloader()]
+    fed = [batch.tokens_fed for batch in trainer.shares("train")]
     assert plan()["tokens_per_step"] == round(sum(fed) / len(fed))
 
 

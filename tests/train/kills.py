@@ -21,12 +21,14 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
+from prefopt.common import files
 from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.runs.resume import checkpoint_to_resume
-from prefopt.train import BatchConfig, PreferenceTrainer, checkpoints, saving
+from prefopt.train import BatchConfig, PreferenceTrainer, checkpoints, resume, saving
 from prefopt.train.callbacks import MetricsFile
+from prefopt.train.step import Step
 from tests.train import tiny
 
 STEPS = 8  # an epoch has 3
@@ -48,19 +50,19 @@ SCENARIOS: dict[str, tuple[str, bool, dict[str, Any]]] = {
 }
 # Place of death -> whose attribute is not survived; a name that many calls share is survived until its turn comes.
 PLACES: dict[str, tuple[Any, str]] = {
-    "between micro-batches": (PreferenceTrainer, "_score"),
-    "in an evaluation": (PreferenceTrainer, "_evaluate_batch"),
-    "before the optimizer's step": (PreferenceTrainer, "_get_grad_norm"),
+    "between micro-batches": (Step, "score"),
+    "in an evaluation": (Step, "evaluate"),
+    "before the optimizer's step": (PreferenceTrainer, "_clip_gradients"),
     "before the weights are written": (PreferenceTrainer, "save_model"),
-    "between the files": (PreferenceTrainer, "_save_optimizer_and_scheduler"),
-    "after the last file": (saving, "write_checksums"),
-    "before the rename": (checkpoints, "_flush"),
-    "between rename and links": (saving, "point"),
-    "between rename and rotation": (saving, "rotate"),
+    "between the files": (saving, "save_optimizer"),
+    "after the last file": (resume, "write_checksums"),
+    "before the rename": (files, "flush_all"),
+    "between rename and links": (resume, "write_link"),
+    "between rename and rotation": (checkpoints, "rotate"),
     "in the rotation": (checkpoints.shutil, "rmtree"),
     "at a log": (MetricsFile, "on_log"),
     "at the end of an epoch": (tiny.Run, "on_epoch_end"),
-    "after the last step": (PreferenceTrainer, "_finalize_training"),
+    "after the last step": (PreferenceTrainer, "_finish"),
 }
 CALLS = {"between micro-batches": 30, "in an evaluation": 6, "in the rotation": 12, "at the end of an epoch": 2,
          "after the last step": 1}  # fmt: skip

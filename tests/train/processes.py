@@ -68,10 +68,10 @@ def train(run: str, folder: Path, *, steps: int = 3, **options: Any) -> tuple[di
     made = policy(lora="lora" in wanted)
     kept.trainer = tiny.make(load(name, **hyper), TRAIN, folder, made, callbacks=callbacks, batch=batch, **options)
     before = kept.trainer.evaluate()
-    kept.trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    kept.trainer.train(resume)
     after = kept.trainer.evaluate()
     if "fsdp" in wanted:
-        assert isinstance(kept.trainer.model_wrapped, FSDPModule), "it is not sharded"
+        assert isinstance(kept.trainer.wrapped, FSDPModule), "it is not sharded"
         assert any(isinstance(p, DTensor) for p in kept.trainer.model.parameters())
     report = {"losses": kept.losses, "last": kept.logs[-1], "before": before, "after": after}
     for figures in (kept.logs[-1], before, after):
@@ -91,13 +91,13 @@ def report_of(run: str, folder: Path, out: Path, **options: Any) -> None:
     """`train`, and its two files in `out`."""
     report, kept = train(run, folder, **options)
     report["processes"] = kept.trainer.args.world_size
-    report["wrapper"] = type(kept.trainer.model_wrapped).__name__
-    fillers = torch.tensor(sum(not w.real for b in kept.trainer.get_train_dataloader() for w in b.work))
+    report["wrapper"] = type(kept.trainer.wrapped).__name__
+    fillers = torch.tensor(sum(not w.real for b in kept.trainer.shares("train") for w in b.work))
     if distributed.is_initialized():
         distributed.all_reduce(fillers)
     report["fillers"] = fillers.item()
     weights = whole(kept)
-    if kept.trainer.is_world_process_zero():
+    if kept.trainer.accelerator.is_main_process:
         (out / f"{run}.json").write_text(json.dumps(report))
         save_file({n: w.clone() for n, w in weights.items()}, out / f"{run}.safetensors")
 

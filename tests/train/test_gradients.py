@@ -92,7 +92,7 @@ def test_applied_gradient_is_autograd_on_plain_log_probs(
     reference, policy = tiny.model(seed=1), tiny.model()
     config = BatchConfig(records=12, max_tokens=max_tokens)
     kept = tiny.run(loss, data, tmp_path, policy, reference=reference, batch=config, max_steps=1)
-    (batch,) = kept.trainer.get_train_dataloader()
+    (batch,) = kept.trainer.shares("train")
     assert (len(batch.work) > 1) == (max_tokens == 60)
 
     plain = tiny.model()
@@ -110,14 +110,14 @@ def test_the_second_pass_of_a_coupled_loss_draws_the_same_dropout(tmp_path: Path
     policy = tiny.model(attention_dropout=0.3)
     trainer = tiny.make(load("aot"), tiny.records(Data.PAIRS, 12), tmp_path, policy, batch=config,
                         reference=tiny.model(), max_steps=1)  # fmt: skip
-    score, sums = trainer._score, []
+    score, sums = trainer.step.score, []
 
     def kept(*args: Any) -> Any:
         flat = score(*args)
         sums.append((torch.is_grad_enabled(), flat.sum.detach()))
         return flat
 
-    trainer._score = kept  # type: ignore[method-assign]
+    trainer.step.score = kept  # type: ignore[method-assign]
     trainer.train()
     count = len(sums) // 2
     assert count > 1
@@ -126,5 +126,5 @@ def test_the_second_pass_of_a_coupled_loss_draws_the_same_dropout(tmp_path: Path
         assert torch.equal(first, second)
     with torch.no_grad():
         trainer.model.eval()
-        (batch,) = trainer.get_train_dataloader()
-        assert not torch.allclose(score(trainer.model, batch.work[0]).sum, sums[0][1]), "there is dropout"
+        (batch,) = trainer.shares("train")
+        assert not torch.allclose(score(batch.work[0]).sum, sums[0][1]), "there is dropout"

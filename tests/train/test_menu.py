@@ -36,9 +36,9 @@ def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str,
     loss = _loss(name)
     data = _data(loss)
     kept = tiny.make(loss, data, tmp_path, eval=data, max_steps=2, weight_decay=0.0)
-    (batch,) = kept.get_train_dataloader()
+    (batch,) = kept.shares("train")
     with torch.no_grad():
-        outcome = kept._call_loss(batch.work[0].facts, kept._score(kept.policy, batch.work[0]))
+        outcome = kept.step.outcome(batch.work[0].facts, kept.step.score(batch.work[0]))
     expected = loss.at_reference(outcome.examples.logps)
     before = kept.evaluate()
     kept.train()
@@ -61,34 +61,32 @@ def _moved(name: str, tmp_path: Path, how: str) -> bool:
     """Whether the loss of a batch on the real way changes where one thing that it is handed does."""
     loss = _loss(name)
     trainer = tiny.make(loss, _data(loss), tmp_path)
-    (batch,) = trainer.get_train_dataloader()
+    (batch,) = trainer.shares("train")
     (work,) = batch.work
     with torch.no_grad():
-        flat = trainer._score(trainer.policy, work)
+        logps = trainer.step.score(work)
         facts: Any = work.facts
-        noise = torch.linspace(-0.5, 0.7, len(flat.sum))
-        # a step away from the reference, where no loss is flat
-        flat = replace(flat, sum=flat.sum + noise)
-        first = _value(trainer, facts, flat)
+        noise = torch.linspace(-0.5, 0.7, len(logps.sum))
+        # a step away from the reference, where no loss is logps
+        logps = replace(logps, sum=logps.sum + noise)
+        first = _value(trainer, facts, logps)
         if how == "reference":
-            table = flat.ref_sum if flat.ref_sum is not None else torch.zeros_like(flat.sum)
-            token = (
-                flat.ref_token + 0.1 * torch.sin(torch.arange(len(flat.ref_token)))
-                if flat.ref_token is not None
-                else None
-            )
-            flat = replace(flat, ref_sum=table + 0.3 * torch.sin(torch.arange(len(noise))), ref_token=token)
+            table = logps.ref_sum if logps.ref_sum is not None else torch.zeros_like(logps.sum)
+            token = logps.ref_token
+            if token is not None:
+                token = token + 0.1 * torch.sin(torch.arange(token.numel()).view_as(token)) * logps.mask
+            logps = replace(logps, ref_sum=table + 0.3 * torch.sin(torch.arange(len(noise))), ref_token=token)
         elif how == "lengths":
-            assert flat.token is None, "lengths of per-token data cannot be moved apart from the tokens"
-            flat = replace(flat, num_tokens=flat.num_tokens + torch.arange(len(noise)) % 3 + 1)
+            assert logps.token is None, "lengths of per-token data cannot be moved apart from the tokens"
+            logps = replace(logps, num_tokens=logps.num_tokens + torch.arange(len(noise)) % 3 + 1)
         else:
             step = -1 if loss.needs.data is Data.LISTS else 1  # another order, or another gap
             facts = [replace(f, scores=tuple(2 * s for s in f.scores[::step])) for f in facts]
-        return not torch.allclose(_value(trainer, facts, flat), first, rtol=1e-7, atol=1e-12)
+        return not torch.allclose(_value(trainer, facts, logps), first, rtol=1e-7, atol=1e-12)
 
 
-def _value(trainer: Any, facts: Any, flat: Any) -> torch.Tensor:
-    outcome: Outcome = trainer._call_loss(facts, flat)
+def _value(trainer: Any, facts: Any, logps: Any) -> torch.Tensor:
+    outcome: Outcome = trainer.step.outcome(facts, logps)
     return outcome.output.loss
 
 

@@ -60,7 +60,7 @@ def test_fresh_adapters_of_any_seed_share_the_stored_reference(tmp_path: Path) -
     first, second = (
         tiny.make(load("dpo"), DATA, tmp_path, _lora(tiny.model(dtype=torch.float32), seed)) for seed in (0, 1)
     )
-    assert first.reference_name == second.reference_name
+    assert first.reference.name == second.reference.name
     tables = [made.tables["train"] for made in (first, second)]
     assert [(t.hits, t.misses) for t in tables if t is not None] == [(0, 32), (32, 0)]
 
@@ -158,10 +158,10 @@ def test_mixed_precision_scores_policy_and_reference_alike(name: str, tmp_path: 
 def test_the_reference_is_computed_in_the_precision_of_the_policy(tmp_path: Path) -> None:
     """Most of its log-probs are then the policy's to the last bit; in float32 none would be."""
     trainer = tiny.make(load("dpo"), DATA, tmp_path, tiny.model(dtype=torch.float32), bf16=True)
-    (batch,) = trainer.get_train_dataloader()
+    (batch,) = trainer.shares("train")
     with torch.no_grad():
-        flat = trainer._score(trainer.policy, batch.work[0])
-    assert (flat.sum == flat.ref_sum).float().mean() > 0.5
+        logps = trainer.step.score(batch.work[0])
+    assert (logps.sum == logps.ref_sum).float().mean() > 0.5
 
 
 def test_stored_log_probs_of_one_precision_are_not_taken_for_another(tmp_path: Path) -> None:

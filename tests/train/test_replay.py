@@ -21,11 +21,9 @@ PAIRS = tiny.records(Data.PAIRS, 8)
 def kept(loss: Any, data: Any, folder: Path, policy: Any = None, **batch: Any) -> tuple[Any, replay.Kept]:
     """A trainer, and the first batch of its run as `replay` keeps it."""
     made = tiny.make(loss, data, folder / "run", policy, batch=BatchConfig(records=8, **batch), max_steps=1)
-    inputs = made._steps("train")[next(iter(made._sampler("train", shuffle=False)))[0]]
-    records = [[made._feed("train")[i] for i in work.index] for work in inputs.work]
+    (share,) = made.shares("train")
     (folder / "kept").mkdir()
-    layout = made.layout.layout
-    replay.save(folder / "kept", inputs.work, records, step=1, why="", layout=layout, state=made.loss_state)
+    replay.save(folder / "kept", replay.Kept(1, "", share.work, made.step.state, made.layout.layout, None))
     return made, replay.load(folder / "kept")
 
 

@@ -187,7 +187,7 @@ def test_the_layer_where_it_begins_is_named() -> None:
     """Finite weights, but an activation that overflows."""
     model = tiny.model(dtype=torch.float32)
     made = tiny.make(load("simpo"), PAIRS, Path("unused"), model)
-    work = made._steps("train")[next(iter(made._sampler("train", shuffle=False)))[0]].work[0]
+    work = next(iter(made.shares("train"))).work[0]
     assert replaying.first_not_finite(made.policy, [work]) is None
     with torch.no_grad():
         model.model.layers[1].mlp.gate_proj.weight.fill_(3e38)

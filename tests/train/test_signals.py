@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.dpo import DPO
 from prefopt.losses.registry import load
 from prefopt.plugin import Data, LossOutput
 from prefopt.train import BatchConfig, PreferenceTrainer
+from prefopt.train.loop import RunReference
+from prefopt.train.sources.offline import Offline
 from tests.train import tiny
 
 PAIRS = tiny.records(Data.PAIRS, 16)
@@ -23,21 +26,20 @@ PAIRS = tiny.records(Data.PAIRS, 16)
 
 def _with_reference(trainer: PreferenceTrainer, table: ReferenceTable, live: Any = None) -> PreferenceTrainer:
     """The same run, told that this reference is the policy."""
-    return PreferenceTrainer(
-        trainer.model,
-        trainer.loss,
-        trainer.args,
-        train=trainer._feed("train"),
-        train_reference=table,
-        reference_model=live,
-        policy_is_reference=True,
-    )
+    policy = None if live is None else Policy(live, trainer.layout)
+    reference = RunReference(tables={"train": table}, policy=policy, is_start=True)
+    return _again(trainer, table, reference)
+
+
+def _again(trainer: PreferenceTrainer, table: ReferenceTable | None, reference: RunReference) -> PreferenceTrainer:
+    """A trainer of the same parts but for the reference."""
+    feed, records = trainer.sources["train"].feed, trainer.sources["train"].records
+    source = Offline(feed, records=records, seed=0, reference=table)
+    return PreferenceTrainer(trainer.policy, trainer.loss, trainer.args, {"train": source}, trainer.batcher, reference)
 
 
 def _table(trainer: PreferenceTrainer) -> ReferenceTable:
-    table = trainer.tables["train"]
-    assert table is not None
-    return table
+    return trainer.tables["train"]
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "ipo", "aot"])
@@ -126,15 +128,15 @@ def test_accumulation_is_refused_by_the_trainer_itself(tmp_path: Path) -> None:
     made = tiny.make(load("simpo"), PAIRS, tmp_path)
     made.args.gradient_accumulation_steps = 2
     with pytest.raises(UserError, match=r"batch\.records is the size of a step"):
-        PreferenceTrainer(made.model, made.loss, made.args, train=made._feed("train"))
+        _again(made, None, RunReference())
 
 
 @pytest.mark.parametrize(("name", "says"), [("dpo", "needs a reference"), ("tdpo2", "live reference")])
 def test_a_missing_reference_is_refused(name: str, says: str, tmp_path: Path) -> None:
     made = tiny.make(load(name), PAIRS, tmp_path)
-    table = None if name == "dpo" else made.tables["train"]
+    tables = {} if name == "dpo" else made.tables
     with pytest.raises(UserError, match=says):
-        PreferenceTrainer(made.model, made.loss, made.args, train=made._feed("train"), train_reference=table)
+        _again(made, tables.get("train"), RunReference(tables=tables))
 
 
 def test_evaluation_without_held_out_records_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
+from prefopt.train.examples import split
 from tests.train import tiny
 
 # name, its data, and what it adds to the core: coupling, state, per-token log-probs, statistics of the vocabulary
@@ -35,14 +36,14 @@ def test_loss_and_weights_are_those_of_one_forward(name: str, kind: Data, tmp_pa
     """1 micro-batch of 16 records, 2 of 8, 16 of 1."""
     loss = load(name, **OPTIONS.get(name, {}))
     data = tiny.records(kind, 32, weights=True, level=True)
-    size = int(tiny.make(loss, data, tmp_path)._feed("train").lengths().tokens().max())
+    size = int(tiny.make(loss, data, tmp_path).sources["train"].feed.lengths().tokens().max())
     runs = {}
     for count in (1, 2, 16):
         config = BatchConfig(records=16, max_tokens=16 * size // count)
         runs[count] = tiny.run(loss, data, tmp_path, batch=config)
         trainer = runs[count].trainer
-        if not trainer._feed("train").first_only:  # the chosen sides alone are of unequal lengths
-            assert {len(batch.work) for batch in trainer.get_train_dataloader()} == {count}
+        if not trainer.sources["train"].feed.first_only:  # the chosen sides alone are of unequal lengths
+            assert {len(batch.work) for batch in trainer.shares("train")} == {count}
     for count in (2, 16):
         assert runs[count].losses == pytest.approx(runs[1].losses, rel=1e-6)
         assert tiny.apart(runs[count].weights, runs[1].weights) < 1e-6
@@ -74,10 +75,10 @@ def test_log_probs_are_those_of_a_plain_forward_in_every_split(dtype: torch.dtyp
             config = BatchConfig(records=size, max_tokens=max_tokens, layout=layout)
             trainer = tiny.make(load("simpo"), data, tmp_path, policy, batch=config, seed=seed)
             found = {}
-            for batch in trainer.get_train_dataloader():
+            for batch in trainer.shares("train"):
                 for work in batch.work:
                     with torch.no_grad():
-                        parts = trainer._score(trainer.policy, work).split(work.completions)
+                        parts = split(trainer.step.score(work), work.completions)
                     found |= {f.id: part.sum.tolist() for f, part in zip(work.facts, parts, strict=True)}
             assert found.keys() == truth.keys()
             for name in truth:

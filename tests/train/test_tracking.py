@@ -96,7 +96,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_reported_unless_asked(tmp_path: Path) -> None:
-    names = {type(c).__name__ for c in tiny.make(load("simpo"), DATA, tmp_path).callback_handler.callbacks}
+    names = {type(c).__name__ for c in tiny.make(load("simpo"), DATA, tmp_path).callbacks.callbacks}
     assert not names & {"WandbCallback", "TensorBoardCallback", "PrinterCallback", "ProgressCallback"}
 
 

@@ -122,7 +122,7 @@ def run(
     kept = Run()
     callbacks = [*options.pop("callbacks", ()), kept]
     kept.trainer = make(loss, data, folder, policy, callbacks=callbacks, **{"max_steps": 2} | options)
-    kept.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    kept.trainer.train(resume)
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -81,6 +82,11 @@ class Feed(Sequence[TokenRecord]):
     def own(self, fed: TokenRecord) -> int:
         """How many of a fed record's completions are its own."""
         return len(fed.completions) // (1 if self.partner is None else 2)
+
+    @cached_property
+    def own_counts(self) -> NDArray[np.int64]:
+        """(N,) own completions of each record."""
+        return np.diff(self._lengths.offsets) // (1 if self.partner is None else 2)
 
     def lengths(self) -> Lengths:
         """For the planner; records with the same prompt share a tree."""

@@ -1,0 +1,273 @@
+"""From a model, a loss and records to a tuned model: the reference, the trainer, and figures before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import TrainingArguments
+
+from prefopt.common.cache import cache_dir
+from prefopt.data.tokens import TokenRecord
+from prefopt.engine.cpu import keep_large_buffers
+from prefopt.engine.forward import unwrap
+from prefopt.engine.gates import choose_layout
+from prefopt.engine.layout import Layout
+from prefopt.engine.limits import check_length
+from prefopt.engine.packing import Cost, Packer
+from prefopt.engine.policy import Policy
+from prefopt.engine.reference.table import ReferenceStore, ReferenceTable, fingerprint, reference_table
+from prefopt.errors import Stopped, ThresholdError, UserError
+from prefopt.models.adapters import twin
+from prefopt.plugin import Loss, Needs, Vocab
+from prefopt.train import fsdp
+from prefopt.train.arguments import autocast, early_stopping, training_arguments
+from prefopt.train.batches import BatchConfig, Batcher
+from prefopt.train.loop import Extras, PreferenceTrainer, RunReference
+from prefopt.train.sentinels import Sentinels
+from prefopt.train.sources.feed import Feed
+from prefopt.train.sources.offline import Offline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What training gives back.
+
+    Attributes:
+        trainer: with the tuned `model`, and `state.log_history`.
+        before, after: figures on the held-out records (empty without any), names without the `eval_` prefix.
+        seconds: of training alone: its steps.
+        reference_seconds: of the reference's log-probs before it; 0 for a loss that reads none ahead.
+        reference_hits, reference_misses: log-probs of the reference found in the store, and computed.
+    """
+
+    trainer: PreferenceTrainer
+    before: dict[str, float]
+    after: dict[str, float]
+    seconds: float
+    reference_seconds: float
+    reference_hits: int
+    reference_misses: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `train` is given beside a model, a loss and records.
+
+    Attributes:
+        output_dir: for checkpoints.
+        eval: held-out records, scored before and after.
+        batch: records of a step, tokens of a forward.
+        seed: seeds the order of the records.
+        reference: another model as reference; None: the model as it is now, adapters included.
+        store: folder of the reference log-probs; None: in prefopt's cache.
+        tokenizer: saved with checkpoints.
+        callbacks: of transformers' kind; a `prefopt.train.signals.Signals` among them lets a run end at a signal.
+        sentinels: look at every log; by default with the bounds of `SentinelConfig`.
+        probe: more figures of an evaluation in training, from the model, such as the KL of its texts.
+        progress: called with the number of records whose reference log-probs are ready.
+        trainer: `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
+    """
+
+    output_dir: str | Path
+    eval: Sequence[TokenRecord] | None = None
+    batch: BatchConfig | None = None
+    seed: int = 0
+    reference: Any = None
+    store: Path | None = None
+    tokenizer: Any = None
+    callbacks: Sequence[Any] = ()
+    sentinels: Sentinels | None = None
+    probe: Callable[[Any], dict[str, float]] | None = None
+    progress: Callable[[int], None] = lambda n: None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """From keyword arguments; those that are none of ours are options of the trainer."""
+        own = {f.name for f in dataclasses.fields(cls)} - {"trainer"}
+        options = {name: value for name, value in given.items() if name not in own}
+        return cls(**{name: value for name, value in given.items() if name in own}, trainer=options)
+
+
+def train(
+    model: Any,
+    loss: Loss,
+    records: Sequence[TokenRecord],
+    *,
+    output_dir: str | Path,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Result:
+    """Tune `model` in place with `loss` on `records`.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model.
+        loss: a plugin, such as `prefopt.losses.registry.load("dpo")`.
+        records: pairs, unpaired completions, lists or demonstrations in tokens (`prefopt.data.prepare`).
+        output_dir: for checkpoints.
+        resume: a checkpoint folder.
+        **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe` and
+            `progress`, as `prefopt.train.api.Settings` has them; and `learning_rate`, `max_steps` and the other
+            options of `prefopt.train.arguments`.
+
+    Raises:
+        UserError: what was given does not fit together.
+        TrainingError: the run is wrong, and was stopped.
+        ThresholdError: a sentinel stopped it (`SentinelConfig.stop`).
+        Stopped: a signal came, and `prefopt.train.signals.Signals` among the callbacks waited for it.
+    """
+    given = Settings.of({"output_dir": output_dir, **settings})
+    reference_pass: list[float] = []
+    trainer = _build(model, loss, records, given, reference_pass.append)
+    if resume is not None:
+        trainer.check_identity(resume)  # before anything is logged
+    before = trainer.evaluate() if given.eval is not None else {}
+    start = time.perf_counter()
+    try:
+        trainer.train(resume)
+        seconds = time.perf_counter() - start
+        found = trainer.sentinels.findings
+        if trainer.sentinels.config.stop and found:
+            raise ThresholdError(f"stopped after step {trainer.state.global_step}: {found[-1].text}")
+        after = trainer.evaluate() if given.eval is not None else {}
+    except Stopped:
+        trainer.save_last_step()
+        raise
+    finally:
+        for callback in given.callbacks:
+            if hasattr(callback, "close"):
+                callback.close()
+    return Result(
+        trainer=trainer,
+        before={k.removeprefix("eval_"): v for k, v in before.items()},
+        after={k.removeprefix("eval_"): v for k, v in after.items()},
+        seconds=seconds,
+        reference_seconds=sum(reference_pass),
+        reference_hits=sum(table.hits for table in trainer.tables.values()),
+        reference_misses=sum(table.misses for table in trainer.tables.values()),
+    )
+
+
+def build(model: Any, loss: Loss, records: Sequence[TokenRecord], **settings: Any) -> PreferenceTrainer:
+    """The trainer of `train`, ready but not started; `settings` as there.
+
+    Held-out records are scored under the reference for every loss, so that all methods report the same figures;
+    training records only for losses that read it.
+
+    Without `reference`, the reference is `model` as it is given here, adapters included: after LoRA SFT that is the SFT
+    model, and with a fresh adapter the model below it. A live reference is then a copy of it that shares the weights
+    which an adapter leaves frozen.
+    """
+    return _build(model, loss, records, Settings.of(settings), lambda seconds: None)
+
+
+def _build(
+    model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, clock: Callable[[float], None]
+) -> PreferenceTrainer:
+    """`clock` is called with the seconds of the reference pass, if there is one: fingerprint, store and forwards."""
+    needs, batch = loss.needs, given.batch or BatchConfig()
+    if batch.records < 1:
+        raise UserError(f"batch.records must be at least 1, got {batch.records}")
+    args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
+    fsdp.check(args, moving_reference=needs.moving_reference)
+    if args.device.type == "cpu":
+        keep_large_buffers()
+    feeds = {"train": Feed(records, needs, whole=False, seed=given.seed)}
+    if given.eval is not None:
+        feeds["eval"] = Feed(given.eval, needs, whole=True, seed=given.seed)
+    layout = choose_layout(model, batch.layout).layout
+    batch = batch.settled(args.device.type, feeds.values(), layout)
+    for feed in feeds.values():  # what cannot be packed or scored is refused before the reference is computed
+        _check_lengths(feed, model, batch, layout)
+    name, tables = _reference_pass(model, feeds, needs, given, args, batch, clock)
+    live = given.reference
+    if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
+        live = twin(model, given.reference)
+    live = live if needs.moving_reference or Vocab.KL in needs.vocab else None
+    policy, live_policy = _policies(model, live, batch.layout)
+    budget, process = batch.budget(args.device.type), (args.process_index, args.world_size)
+    batcher = Batcher(needs, policy.layout.layout, budget, cost_of(model), process)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    sources = {
+        split: Offline(feed, records=batch.records, seed=seed, shuffle=split == "train", reference=tables.get(split))
+        for split, feed in feeds.items()
+    }
+    reference = RunReference(name=name, tables=tables, policy=live_policy, is_start=given.reference is None)
+    extras = Extras(
+        tokenizer=given.tokenizer,
+        callbacks=[*given.callbacks, *early_stopping(given.trainer)],
+        sentinels=given.sentinels or Sentinels(),
+        probe=given.probe,
+    )
+    return PreferenceTrainer(policy, loss, args, sources, batcher, reference, extras)
+
+
+def _check_lengths(feed: Feed, model: Any, batch: BatchConfig, layout: Layout) -> None:
+    """Raise UserError for a record that no forward can take."""
+    lengths = feed.lengths()
+    assert batch.max_tokens is not None  # settled
+    Packer(lengths, max_tokens=batch.max_tokens, layout=layout)
+    at = int(lengths.widths().argmax())
+    which = at if lengths.ids is None else repr(lengths.ids[at])
+    check_length(unwrap(model), int(lengths.widths()[at]) + 1, f"record {which}: a sequence")
+
+
+def _reference_pass(
+    model: Any, feeds: Mapping[str, Feed], needs: Needs, given: Settings, args: TrainingArguments, batch: BatchConfig,
+    clock: Callable[[float], None],
+) -> tuple[str | None, dict[str, ReferenceTable]]:  # fmt: skip
+    """The reference's fingerprint and log-probs, of the splits that need them ahead of time."""
+    scored = {s: f for s, f in feeds.items() if s == "eval" or (needs.reference and not needs.moving_reference)}
+    if not scored:
+        return None, {}
+    referee = (model if given.reference is None else given.reference).to(args.device)
+    choose_layout(referee, batch.layout)
+    about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
+    start = time.perf_counter()
+    name = fingerprint(referee, precision)
+    check_same_weights(name)
+    store = ReferenceStore(given.store or cache_dir() / "reference", name, about)
+    tables = {}
+    for split, feed in scored.items():
+        with autocast(args):
+            tables[split] = reference_table(
+                referee,
+                feed,
+                store,
+                max_tokens=batch.budget(args.device.type),
+                entropy=Vocab.REF_ENTROPY in needs.vocab,
+                process=(args.process_index, args.world_size),
+                barrier=PartialState().wait_for_everyone,
+                progress=given.progress,
+            )
+    clock(time.perf_counter() - start)
+    return name, tables
+
+
+def _policies(model: Any, live: Any, wish: str) -> tuple[Policy, Policy | None]:
+    """The policy and a live reference, which score the same rows: in a layout that both can take."""
+    verdicts = [choose_layout(m, wish) for m in (model, live) if m is not None]
+    verdict = next((v for v in verdicts if v.layout == "padded"), verdicts[0])
+    reference = None if live is None else Policy(live, verdict).eval().requires_grad_(False)
+    return Policy(model, verdict), reference
+
+
+def cost_of(model: Any) -> Cost:
+    """What tokens cost in a model."""
+    config = unwrap(model).config.get_text_config()
+    return Cost.of(hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, vocab_size=config.vocab_size)
+
+
+def check_same_weights(name: str) -> None:
+    """Raise UserError where the processes start from different weights; `name` is a fingerprint."""
+    if PartialState().num_processes > 1 and len(set(gather_object([name]))) > 1:
+        raise UserError("the processes of this run started from different weights: was the model loaded with the same "
+                        "seed and all of its weights on each?")  # fmt: skip

@@ -1,0 +1,97 @@
+"""Makes what training needs by its options: accelerator, wrapped model, optimizer, schedule."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
+
+from prefopt.engine.policy import Policy
+from prefopt.train import fsdp
+from prefopt.train.arguments import environment_kept
+
+# Weights that do not decay: of layer norms, and those with such names.
+NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that step after an evaluation, by its metric
+
+
+def make_accelerator(args: TrainingArguments, model: Any) -> Accelerator:
+    """accelerate for these options; it wraps in DDP, clips, scales, and lets processes exchange what they have."""
+    unused = args.ddp_find_unused_parameters
+    if unused is None:  # DDP cannot look for them where activations are computed again
+        unused = not (args.activation_checkpointing or getattr(model, "is_activation_checkpointing", False))
+    options: dict[str, Any] = {"find_unused_parameters": unused}
+    if args.ddp_bucket_cap_mb is not None:
+        options["bucket_cap_mb"] = args.ddp_bucket_cap_mb
+    with environment_kept(fsdp.SWITCH):
+        os.environ.pop(fsdp.SWITCH, None)  # `fsdp.shard` does it, on CPUs too
+        return Accelerator(
+            mixed_precision=args.mixed_precision,
+            dynamo_backend="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(**options)],
+        )
+
+
+def wrap(policy: Policy, accelerator: Accelerator, args: TrainingArguments) -> Any:
+    """The policy as processes train it together: sharded, or in DDP; a single process trains it as it is."""
+    settings = fsdp.settings(args)
+    if settings is None:
+        return accelerator.prepare_model(policy)
+    if settings.activation_checkpointing:
+        _recompute(policy.model, {}, offload=bool(settings.activation_checkpointing_offload))
+    fsdp.shard(policy, settings, args)
+    return policy
+
+
+def recompute_activations(model: Any, args: TrainingArguments) -> None:
+    """Compute activations again in the backward, instead of keeping them."""
+    given: Any = args.activation_checkpointing_kwargs or {}
+    options = dict(given)
+    _recompute(model, options, every=options.pop("every_n_layers", 1), offload=options.pop("offload", False))
+
+
+def _recompute(model: Any, options: dict[str, Any], *, every: int = 1, offload: bool = False) -> None:
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
+    )
+
+
+def make_optimizer(args: TrainingArguments, model: nn.Module) -> Any:
+    """The optimizer `args.optim` over the model's trainable weights, in two groups: with weight decay and without."""
+    decaying = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
+    trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    groups: Any = [
+        {"params": [w for name, w in trainable if name in decaying], "weight_decay": args.weight_decay},
+        {"params": [w for name, w in trainable if name not in decaying], "weight_decay": 0.0},
+    ]
+    made, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+    for name in ("params", "model", "optimizer_dict"):  # optimizers that choose their weights themselves
+        groups = options.pop(name, groups)
+    return made(groups, **options)
+
+
+def make_schedule(args: TrainingArguments, optimizer: Any, steps: int) -> Any:
+    """The schedule `args.lr_scheduler_type` of the learning rate over so many steps."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+    )
+
+
+def by_metric(args: TrainingArguments) -> bool:
+    """Whether the schedule follows a metric instead of the steps."""
+    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in BY_METRIC
+
+
+def learning_rate(args: TrainingArguments, optimizer: Any, schedule: Any) -> float:
+    """The learning rate of the step that was just made."""
+    rate = optimizer.param_groups[0]["lr"] if by_metric(args) else schedule.get_last_lr()[0]
+    return float(rate)

@@ -1,0 +1,193 @@
+"""One optimizer step's forward and backward: the micro-batches one by one, or through the gradient cache.
+
+It knows no loss by name: it reads `needs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import TrainingArguments
+
+from prefopt.engine.forward import Options
+from prefopt.engine.head import Reference
+from prefopt.engine.policy import Policy
+from prefopt.errors import UserError
+from prefopt.plugin import Logps, Loss, State, Vocab
+from prefopt.train.arguments import autocast, computed_in
+from prefopt.train.batches import Share, Work
+from prefopt.train.checks import check_finite, check_first_batch, check_output
+from prefopt.train.examples import Facts, Outcome, examples_of
+from prefopt.train.gradient_cache import Whole, carried, random_state, set_random_state
+from prefopt.train.metrics import Tally, tally_batch
+
+
+@dataclass(eq=False)
+class Step:
+    """Makes steps with a loss on a policy.
+
+    Attributes:
+        policy: what is trained.
+        wrapped: the same in whatever wraps it (DDP, FSDP2).
+        loss: the plugin.
+        args: precision, device and processes.
+        accelerator: scales and runs the backward.
+        reference: a live reference, for losses that need its whole vocabulary or move it.
+        check_first: the policy starts as the reference, so the loss of the first step is known beforehand.
+        after_micro_batch: called after each.
+        state: the running state of a loss that has one.
+        tally: the figures since it was last replaced.
+    """
+
+    policy: Policy
+    wrapped: nn.Module
+    loss: Loss
+    args: TrainingArguments
+    accelerator: Accelerator
+    reference: Policy | None = None
+    check_first: bool = False
+    after_micro_batch: Callable[[], None] = lambda: None
+    state: State | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        needs = self.loss.needs
+        self.coupled = needs.coupled or needs.state  # the loss is called once a step, on the global batch
+        if needs.state and self.state is None:
+            self.state = self.loss.initial_state()  # type: ignore[attr-defined]
+
+    def __call__(self, share: Share, number: int) -> Tensor:
+        """Forward and backward of step `number`, counted from 1.
+
+        Returns:
+            () a number whose mean over the processes is the mean of the loss over the global batch.
+        """
+        self.wrapped.train()
+        if self.coupled and (len(share.work) > 1 or self.args.world_size > 1):
+            return self._in_two_passes(share, number)
+        value = torch.zeros((), device=self.args.device)
+        for work in share.work:
+            with self._gradients_exchanged(last=work is share.work[-1]):
+                value += self.micro_batch(work, share.examples, number)
+            self.after_micro_batch()
+        return value
+
+    def micro_batch(self, work: Work, examples: int, number: int) -> Tensor:
+        """One micro-batch's part of the step. A function of its own: its graph is gone before the next one grows."""
+        logps = self.score(work)
+        if not work.real:
+            self.accelerator.backward(logps.sum.sum() * 0.0)
+            return torch.zeros((), device=self.args.device)
+        outcome = self.outcome(work.facts, logps, number)
+        tally_batch(self.tally, outcome)
+        objective: Tensor = outcome.weighted.sum() / examples * self.args.world_size
+        self.accelerator.backward(objective)
+        return objective.detach()
+
+    def _in_two_passes(self, share: Share, number: int) -> Tensor:
+        """The same for a loss on the whole global batch: see `prefopt.train.gradient_cache`."""
+        states, scored = [], []
+        with torch.no_grad():
+            for work in share.work:
+                states.append(random_state(self.args.device))
+                scored.append(self.score(work))
+                self.after_micro_batch()
+        whole = Whole.gather(share.work, scored, self.args.world_size)
+        leaves = whole.leaves()
+        outcome = self.outcome(whole.facts, leaves, number)
+        if self.args.process_index == 0:
+            tally_batch(self.tally, outcome)
+        objective = outcome.weighted.sum() / share.examples
+        gradients = whole.gradients(objective, leaves)
+        for work, state in zip(share.work, states, strict=True):
+            set_random_state(state, self.args.device)
+            with self._gradients_exchanged(last=work is share.work[-1]):
+                part = carried(self.score(work), [gradients[r] for r in work.index] if work.real else [])
+                self.accelerator.backward(part * self.args.world_size)
+            self.after_micro_batch()
+        return objective.detach()
+
+    @contextlib.contextmanager
+    def _gradients_exchanged(self, *, last: bool) -> Iterator[None]:
+        """Let processes exchange gradients with the last micro-batch of a step only."""
+        if isinstance(self.wrapped, FSDPModule):
+            self.wrapped.set_requires_gradient_sync(last)
+            yield
+        else:
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                yield
+
+    def score(self, work: Work) -> Logps:
+        """Log-probs of one micro-batch under the policy, beside the reference's."""
+        needs = self.loss.needs
+        live, moved, seen = self.reference, None, None
+        with autocast(self.args):
+            if live is not None and Vocab.KL in needs.vocab:
+                with torch.no_grad():
+                    seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), live.head)
+            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen)
+            out = work.batch.forward(self.wrapped, options)
+            if live is not None and needs.moving_reference:
+                with torch.no_grad():
+                    moved = work.batch.forward(live, Options(entropy=Vocab.REF_ENTROPY in needs.vocab))
+            return work.logps(out, needs, moved)
+
+    def outcome(self, facts: Sequence[Facts], logps: Logps, number: int | None = None) -> Outcome:
+        """The loss on some records.
+
+        Args:
+            facts, logps: of the records.
+            number: of the step that learns from them: the loss must be finite, and its state is kept.
+
+        Raises:
+            UserError: the loss cannot take these numbers, fails, or returns something of another shape.
+            NotFinite: it is not.
+            TrainingError: at step 1 it is not what the plugin says that it is where policy and reference are equal.
+        """
+        examples = examples_of(facts, logps, self.loss.needs)
+        name = type(self.loss).__name__
+        try:
+            output = self.loss(examples.logps, *((self.state,) if self.loss.needs.state else ()))
+        except ValueError as error:  # what a plugin says of numbers that it cannot take, such as scores out of range
+            raise UserError(f"{name}: {error}") from error
+        except Exception as error:  # a plugin may be anybody's
+            raise UserError(f"{name} failed on a batch: {type(error).__name__}: {error}; PREFOPT_TRACEBACK=1 shows "
+                            "where") from error  # fmt: skip
+        check_output(output, len(examples.record), name)
+        found = Outcome(facts, logps, examples, output)
+        if number is not None:
+            check_finite(found, number)
+            if self.check_first and number == 1:
+                check_first_batch(found, self.loss, computed_in(self.args, self.policy))
+            if output.state is not None:
+                self.state = {key: value.detach().clone() for key, value in output.state.items()}
+        return found
+
+    def move_reference(self, number: int) -> None:
+        """After step `number`: a reference that follows the policy comes closer to it, every so many steps."""
+        if self.reference is None or not self.loss.needs.moving_reference:
+            return
+        share, every = self.loss.reference_update  # type: ignore[attr-defined]
+        if number % every == 0:
+            with torch.no_grad():
+                policy = dict(self.policy.named_parameters())
+                for name, weight in self.reference.named_parameters():
+                    weight.lerp_(policy[name].to(weight.dtype), share)
+
+    def evaluate(self, share: Share, tally: Tally) -> None:
+        """Add the figures of one step of held-out records to a tally."""
+        scored = [self.score(work) for work in share.work]
+        if not self.coupled:
+            for work, logps in zip(share.work, scored, strict=True):
+                if work.real:
+                    tally_batch(tally, self.outcome(work.facts, logps))
+            return
+        whole = Whole.gather(share.work, scored, self.args.world_size)
+        if self.args.process_index == 0:
+            tally_batch(tally, self.outcome(whole.facts, whole.logps))
