@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
+@cache
 def card(cls: type[Any]) -> Card:
     """Split a plugin's docstring into its parts.
 
