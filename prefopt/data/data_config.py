@@ -9,6 +9,7 @@ from omegaconf import MISSING, OmegaConf
 
 from prefopt.errors import UserError
 
+SIDES = ("first", "second", "tie")
 CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
@@ -25,6 +26,7 @@ class Source:
     weight: float = 1.0  # passes per epoch: 1 all of it, 0.5 half of it, 2 all of it twice
     schema: str = "auto"
     fields: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[Any, str] = field(default_factory=dict)
     split: str | None = None
     subset: str | None = None
 
@@ -42,6 +44,7 @@ class DataConfig:
     mixture: list[Source] = field(default_factory=list)
     schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or auto: recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
+    verdicts: dict[Any, str] = field(default_factory=dict)  # what the codes of judges mean: {1: first, 2: second}
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations
     streaming: bool = False  # hub sets: read row by row over the network instead of downloading the set
@@ -73,6 +76,8 @@ class DataConfig:
             raise UserError(f"data.world is for data.path=world, not for data.path={self.path}")
         if bool(self.path) == bool(self.mixture):
             raise UserError("give data.path=FILE_FOLDER_OR_HUB_NAME (or data.mixture, but not both)")
+        if unknown := [v for source in self.sources() for v in source.verdicts.values() if v not in SIDES]:
+            raise UserError(f"data.verdicts has the meaning {unknown[0]!r}; give each code first, second or tie")
         held_out = {"eval_path": self.eval_path, "eval_split": self.eval_split,
                     "eval_records": self.eval_records, "eval_fraction": self.eval_fraction}  # fmt: skip
         if len(given := [f"data.{name}" for name, value in held_out.items() if value]) > 1:
@@ -102,8 +107,14 @@ class DataConfig:
         """The sources to read: those of the mixture, or `path` alone."""
         if not self.mixture:
             return [Source(path=str(self.path), schema=self.schema, fields=dict(self.fields),
-                           split=self.split, subset=self.subset)]  # fmt: skip
-        return [source if isinstance(source, Source) else _source(source) for source in self.mixture]
+                           verdicts=_codes(self.verdicts), split=self.split, subset=self.subset)]  # fmt: skip
+        sources = [source if isinstance(source, Source) else _source(source) for source in self.mixture]
+        return [replace(source, verdicts=_codes(source.verdicts or self.verdicts)) for source in sources]
+
+
+def _codes(verdicts: dict[Any, str]) -> dict[str, str]:
+    """The codes as texts, written as numbers are in `data.verdicts` whatever their type: 1 for 1.0."""
+    return {(f"{code:g}" if isinstance(code, float) else str(code)): side for code, side in verdicts.items()}
 
 
 def _source(settings: Any) -> Source:

@@ -15,6 +15,7 @@ from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import Made, Schema
+from prefopt.data.schemas.verdicts import decode
 from prefopt.errors import UserError
 
 SAMPLE_ROWS = 64  # from which the schema is recognised
@@ -73,6 +74,9 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
         except RowError as error:
             log.reject(Rejection(source=where, reason=error.reason, detail=error.detail))
             continue
+        if schema.verdict is not None:
+            found = schema.verdict(row)
+            log.counts[f"verdict/{found.code}/{found.side}"] += 1
         for record in made:
             if isinstance(record, RowError):
                 log.reject(Rejection(source=where, reason=record.reason, detail=record.detail))
@@ -95,7 +99,8 @@ def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
         if isinstance(row, Rejection):
             log.reject(row)
         else:
-            yield where, rename(row, source.fields)
+            renamed = rename(row, source.fields)
+            yield where, decode(renamed, source.verdicts) if source.verdicts else renamed
 
 
 def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prefopt.data.account import account
 from prefopt.errors import PrefoptError, UserError
 from prefopt.report.bands import State
 from prefopt.report.before_after import held_out_rows, written_rows
@@ -145,6 +146,9 @@ def _card(run: RunFolder) -> list[tuple[str, str]]:
                        ("truncated_prompts", "Prompts truncated")):  # fmt: skip
         if key in counts:
             card.append((words, f"{counts[key]:,}"))
+    for line in account(counts):
+        name, _, words = line.partition(": ")
+        card.append((name.capitalize(), words))
     last: Mapping[str, Any] = next((m for m in reversed(run.metrics) if "lengths/chosen" in m), {})
     held: Mapping[str, Any] = run.summary.get("after", {})
     for side in ("chosen", "rejected"):

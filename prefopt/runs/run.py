@@ -20,6 +20,7 @@ from prefopt.common.quiet import quiet
 from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import trainer_options
+from prefopt.data.account import account
 from prefopt.data.prepare import Prepared
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
@@ -251,4 +252,4 @@ def _counts_line(prepared: Prepared) -> str:
     if reasons:
         line += f", {sum(reasons.values())} rejected ({', '.join(f'{r}: {n}' for r, n in sorted(reasons.items()))}; "
         line += "see rejections.jsonl)"
-    return line
+    return "\n".join([line, *account(prepared.counts)])

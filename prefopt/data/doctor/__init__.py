@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from prefopt.data.account import account
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
@@ -56,6 +57,7 @@ def examine(
         rejections=list(found.rejections),
         findings={},
         histograms=[lengths.histogram()],
+        account=account(found.counts),
     )
     findings = [finding for check in checks for finding in check.findings()]
     if tokenizer is not None:

@@ -13,6 +13,8 @@ def show(report: Report, console: Console) -> None:
     """Print the findings, bad ones first."""
     console.print(f"\n[bold]{escape(report.name)}[/]  {report.schema}, {report.kind}: "
                   f"{report.kept:,} of {report.rows:,} rows kept")  # fmt: skip
+    for line in report.account:
+        console.print(f"  {escape(line)}")
     for reason, found in report.reasons().items():
         console.print(f"  [yellow]−{found['count']:>6,}[/]  {reason}  [dim]{escape(_places(found['sources']))}[/]")
         console.print(f"           [dim]{escape(found['example'])}[/]")

@@ -209,6 +209,7 @@ class Report:
     costs: list[dict[str, float]] = field(
         default_factory=list
     )  # share of records dropped at other values of max_length
+    account: list[str] = field(default_factory=list)  # see `prefopt.data.account`
 
     @property
     def ok(self) -> bool:
@@ -236,6 +237,7 @@ class Report:
             "kind": self.kind,
             "rows": self.rows,
             "kept": self.kept,
+            "account": self.account,
             "rejected": self.reasons(),
             "findings": {name: finding.plain() for name, finding in self.findings.items()},
             "max_length_costs": self.costs,

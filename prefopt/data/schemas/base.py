@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
@@ -20,6 +21,7 @@ class Schema:
         columns: what a row looks like, for the menu.
         matches: whether a row has this form, by its columns and their types; called on the first rows.
         read: the records of a row, mostly one; a RowError is raised, or listed beside other records.
+        verdict: the verdict of a row on two answers, to count what was understood; None without verdicts.
         gather: joins the rows that make one record together; None if each row is a record.
     """
 
@@ -27,6 +29,7 @@ class Schema:
     columns: str
     matches: Callable[[Row], bool]
     read: Callable[[Row], list[Made]]
+    verdict: Callable[[Row], Any] | None = None
     gather: Callable[[Iterator[tuple[str, Row]]], Iterator[tuple[str, Row]]] | None = None
 
 

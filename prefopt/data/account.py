@@ -1,0 +1,29 @@
+"""Puts the counts of reading data into words: what was understood, what was used, and what was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+SHOWN_CODES = 8
+
+
+def verdict_lines(counts: Mapping[str, int]) -> list[str]:
+    """How the verdicts of judges were understood, in one line; none where the data has no verdicts."""
+    found = {name.removeprefix("verdict/"): count for name, count in counts.items() if name.startswith("verdict/")}
+    if not found:
+        return []
+    sides: Counter[str] = Counter()
+    codes = []
+    for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0])):
+        code, side = name.rsplit("/", 1)
+        sides[side] += count
+        codes.append(f"{code} is {'a tie' if side == 'tie' else f'{side} better'}: {count}")
+    more = f"; {len(codes) - SHOWN_CODES} more codes" if len(codes) > SHOWN_CODES else ""
+    summary = f"verdicts: first better {sides['first']}, second better {sides['second']}, tie {sides['tie']}"
+    return [f"{summary} ({'; '.join(codes[:SHOWN_CODES])}{more})"]
+
+
+def account(counts: Mapping[str, int]) -> list[str]:
+    """The lines that `data check`, `train` and reports print about the reading of data."""
+    return verdict_lines(counts)

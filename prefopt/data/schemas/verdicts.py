@@ -1,0 +1,188 @@
+"""Reads the verdicts of judges on two answers, and refuses codes whose meaning no name or documentation fixes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.data.data_config import SIDES
+from prefopt.data.fields import number, plain, shown
+from prefopt.data.record import RowError
+from prefopt.data.rows import Row
+from prefopt.data.schemas.base import has
+from prefopt.errors import UserError
+
+INDEX_COLUMNS = ("better_response_id", "choice")  # 0 is the first answer, 1 the second
+STRENGTH_COLUMNS = ("preference_strength", "overall_preference")  # below 0: the first is better, above: the second
+VERDICT_COLUMNS = ("winner", "preference", "verdict", "label", "labels", "votes", "annotations", "preferred")
+WORDS = {
+    "first": "first", "a": "first", "model_a": "first", "response_a": "first", "answer_a": "first", "left": "first",
+    "second": "second", "b": "second", "model_b": "second", "response_b": "second", "answer_b": "second",
+    "right": "second", "tie": "tie", "both": "tie", "equal": "tie", "draw": "tie", "c": "tie", "same": "tie",
+    "neither": "tie", "tie_(bothbad)": "tie", "bothbad": "tie",
+}  # fmt: skip
+COMPARISONS = {
+    "a>b": "first", "a>>b": "first", "b<a": "first", "b<<a": "first", "b>a": "second", "b>>a": "second",
+    "a<b": "second", "a<<b": "second", "a=b": "tie", "b=a": "tie", "a~b": "tie", "a~=b": "tie", "b~=a": "tie",
+}  # fmt: skip
+PANDA_CODES = {"0": "tie", "1": "first", "2": "second", "1.5": "tie"}  # PandaLM and AlpacaFarm document these
+LARGEST_CODE = 10  # a larger number is no verdict, only a bad row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The shares of the two answers in the votes, and the code that the row had for it."""
+
+    first: float
+    second: float
+    code: str  # "winner=model_a"; the column alone where the codes are numbers on a scale
+
+    @property
+    def side(self) -> str:
+        """first, second or tie."""
+        return "tie" if self.first == self.second else "first" if self.first > self.second else "second"
+
+
+def verdict(row: Row, answers: tuple[str, str] = ("", "")) -> Verdict:
+    """The verdict of a row on the answers in these columns; a tie gives half to each.
+
+    Raises:
+        RowError: no verdict, or one that says nothing.
+        UserError: a number that could mean either side; the message gives the option that decides.
+    """
+    for column in (*STRENGTH_COLUMNS, *INDEX_COLUMNS):
+        if isinstance(row.get(column), str) and (said := in_words(row[column], column)):
+            return said
+    for column in STRENGTH_COLUMNS:
+        if has(row, column):
+            strength = number(row[column], column)
+            return Verdict(first=max(-strength, 0.0), second=max(strength, 0.0), code=f"{column}{_sign(strength)}0")
+    for column in INDEX_COLUMNS:
+        if has(row, column):
+            return _index(row[column], column)
+    if answers == ("output_1", "output_2") and _is_number(row.get("preference")):
+        return _alpaca(number(row["preference"], "preference"))
+    votes = [(name, value, _side(value, name, answers)) for name, value in _votes(row)]
+    if not votes:
+        raise RowError("missing_field", f"the row has no verdict in any of {', '.join(VERDICT_COLUMNS)}")
+    sides = [side for _, _, side in votes]
+    first, second = (sides.count(side) + sides.count("tie") / 2 for side in ("first", "second"))
+    code = f"{votes[0][0]}={shown(votes[0][1])}" if len(votes) == 1 else f"{len(votes)} votes"
+    return Verdict(first=first / len(votes), second=second / len(votes), code=code)
+
+
+def has_verdict(row: Row) -> bool:
+    """Whether the row has a column of verdicts."""
+    flagged = has(row, "winner_tie") or any(_is_annotator(name) and row[name] is not None for name in row)
+    return flagged or any(has(row, name) for name in (*VERDICT_COLUMNS, *INDEX_COLUMNS, *STRENGTH_COLUMNS))
+
+
+def decode(row: Row, meanings: Mapping[str, str]) -> Row:
+    """The row with its verdicts in the words of `data.verdicts`, code -> first, second or tie."""
+    columns = (*VERDICT_COLUMNS, *INDEX_COLUMNS, *STRENGTH_COLUMNS)
+    return {
+        name: _decoded(value, meanings) if name in columns or _is_annotator(name) else value
+        for name, value in row.items()
+    }
+
+
+def in_words(value: Any, column: str) -> Verdict | None:
+    """The verdict of a value in the words of `data.verdicts`; None for any other value."""
+    if value not in SIDES:
+        return None
+    first = {"first": 1.0, "second": 0.0, "tie": 0.5}[value]
+    return Verdict(first=first, second=1 - first, code=f"{column}={value}")
+
+
+def _decoded(value: Any, meanings: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_decoded(one, meanings) for one in value]
+    return meanings.get(_text(value), value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return plain(value) if isinstance(value, int | float) else value.strip() if isinstance(value, str) else ""
+
+
+def _index(value: Any, column: str) -> Verdict:
+    index = number(value, column)
+    if index == 2.0:
+        raise UserError(
+            f"{column!r} is 2 in a row: then 1 may be the first answer or the second; say which with "
+            "'data.verdicts={1: first, 2: second}' or 'data.verdicts={0: first, 1: second, 2: tie}'"
+        )
+    if index not in (0.0, 1.0):
+        raise RowError("bad_label", f"{column!r} must be 0 or 1, not {index:g}")
+    return Verdict(first=1 - index, second=index, code=f"{column}={index:g}")
+
+
+def _alpaca(preference: float) -> Verdict:
+    """AlpacaEval's preference for output_2, from 1 (none) to 2 (certain)."""
+    if not 1.0 <= preference <= 2.0:
+        raise RowError("bad_label", f"'preference' of output_1 and output_2 must be from 1 to 2, not {preference:g}")
+    code = f"preference={preference:g}" if preference in (1.0, 1.5, 2.0) else f"preference{_sign(preference - 1.5)}1.5"
+    return Verdict(first=2 - preference, second=preference - 1, code=code)
+
+
+def _votes(row: Row) -> Iterator[tuple[str, Any]]:
+    for name in row:
+        if not (name in VERDICT_COLUMNS or _is_annotator(name)) or (value := row.get(name)) is None:
+            continue
+        for vote in value if isinstance(value, list) else [value]:
+            yield name, vote
+    flags = {side: row.get(f"winner_{column}") for side, column in
+             (("tie", "tie"), ("first", "model_a"), ("second", "model_b"))}  # fmt: skip
+    if any(flag is not None for flag in flags.values()):
+        chosen = [side for side, flag in flags.items() if flag in (1, True, "1", "True", "true")]
+        yield "winner_*", chosen[0] if len(chosen) == 1 else None
+
+
+def _is_annotator(name: str) -> bool:
+    return name.startswith(("annotator", "judge_")) and name[-1].isdigit()
+
+
+def _side(value: Any, name: str, answers: Sequence[str]) -> str:
+    word = re.sub(r"[\s-]+", "_", _text(value).lower().strip("[]")) if not isinstance(value, bool) else ""
+    own = [re.sub(r"[\s-]+", "_", column.lower()) for column in answers]
+    if word and word in own:
+        return SIDES[own.index(word)]
+    if found := WORDS.get(word) or COMPARISONS.get(word.replace("_", "")):
+        return found
+    code = _text(value)
+    if name.startswith("annotator") and code in PANDA_CODES:
+        return PANDA_CODES[code]
+    if _is_number(value) and abs(float(value)) <= LARGEST_CODE:
+        raise _ambiguous(name, code)
+    raise RowError(
+        "bad_label",
+        f"{name!r} must be first, second or tie (A, B, tie, A>B), not {shown(value)}; give its codes' meaning with "
+        "'data.verdicts={CODE: first, CODE: second, CODE: tie}'",
+    )
+
+
+def _ambiguous(name: str, code: str) -> UserError:
+    if code in ("0", "1", "2"):
+        return UserError(
+            f"the verdict {name!r} is the number {code}, whose meaning differs between data sets: choose "
+            "'data.verdicts={0: first, 1: second, 2: tie}' or 'data.verdicts={1: first, 2: second, 0: tie}'"
+            f" (or 'data.verdicts={{1: first, 0: second}}' if 1 in {name!r} means that the first is better)"
+        )
+    return UserError(
+        f"the verdict {name!r} is the number {code}, whose scale prefopt does not know: if numbers below 0 prefer the "
+        f"first answer and those above 0 the second, map it with 'data.fields={{preference_strength: {name}}}'; else "
+        "give each code a meaning, such as 'data.verdicts={1: first, 1.5: tie, 2: second}'"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[+-]?\d+(\.\d*)?", value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e9
+
+
+def _sign(value: float) -> str:
+    return "<" if value < 0 else ">" if value > 0 else "="
