@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from prefopt import worlds
-from prefopt.engine import generate
+from prefopt.engine.generation import generate
 from prefopt.models.load import ModelConfig, load_model
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids
 from prefopt.worlds.review import ReviewWorld

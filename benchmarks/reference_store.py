@@ -31,8 +31,9 @@ from hh_rlhf import data_folder, read_pairs, sample_lengths, tokenize
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import Entry, Key, ReferenceStore, entry_key
-from prefopt.engine.reference.table import fingerprint, reference_table
+from prefopt.engine.reference.table import reference_table
 from prefopt.engine.scoring import fed_tokens
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data

@@ -37,7 +37,7 @@ def _check(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # some libraries print when they are imported
         from prefopt.data.doctor import examine, thresholds
         from prefopt.data.doctor.console import show
-        from prefopt.engine import score
+        from prefopt.engine.scoring import score
         from prefopt.models.load import ModelConfig, load_model
         from prefopt.report.data_check import doctor_page
         from prefopt.runs.resolve import resolve_path

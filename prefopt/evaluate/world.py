@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import generate, score
+from prefopt.engine.generation import generate
+from prefopt.engine.scoring import score
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld, Split

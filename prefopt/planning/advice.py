@@ -11,7 +11,7 @@ import numpy as np
 
 from prefopt.data.doctor.findings import MEANINGS
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import score
+from prefopt.engine.scoring import score
 from prefopt.plugin import Data, comments, traits
 
 FEW_RECORDS = 1_000

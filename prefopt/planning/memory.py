@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import prefopt.report.run
 import prefopt.train  # noqa: F401 - as the line above: a run loads it, and `library_bytes` counts it
-from prefopt.engine import generate
 from prefopt.engine.forward import unwrap
+from prefopt.engine.generation import generate
 from prefopt.engine.head import BLOCK, KEPT
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch

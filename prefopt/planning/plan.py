@@ -12,8 +12,8 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.config.run_config import RunConfig
-from prefopt.engine import generate
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.generation import generate
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, EpochPlan
 from prefopt.models.load import load_policy, load_tokenizer

@@ -23,7 +23,7 @@ from prefopt.common.redact import HIDDEN, redact, redacted
 from prefopt.common.versions import version_of
 from prefopt.config.run_config import RunConfig
 from prefopt.data.prepare import Prepared
-from prefopt.engine.reference.table import fingerprint
+from prefopt.engine.reference.fingerprint import fingerprint
 
 MANIFEST = "manifest.json"
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")

@@ -22,7 +22,9 @@ from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
 from prefopt.engine.packing import Cost, Packer
 from prefopt.engine.policy import Policy
-from prefopt.engine.reference.table import ReferenceStore, ReferenceTable, fingerprint, reference_table
+from prefopt.engine.reference.fingerprint import fingerprint
+from prefopt.engine.reference.store import ReferenceStore
+from prefopt.engine.reference.table import ReferenceTable, reference_table
 from prefopt.errors import Stopped, ThresholdError, UserError
 from prefopt.models.adapters import twin
 from prefopt.plugin import Loss, Needs, Vocab

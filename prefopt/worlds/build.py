@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_json
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import generate
+from prefopt.engine.generation import generate
 from prefopt.errors import PrefoptError
 from prefopt.losses.sft import SFT
 from prefopt.plugin import Data

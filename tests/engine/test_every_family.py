@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prefopt.engine import score
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.scoring import score
 from prefopt.errors import UserError
 from tests.engine import families, tiny
 

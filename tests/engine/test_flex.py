@@ -140,6 +140,7 @@ def test_attention_equals_the_cpu_path(
 def test_a_whole_model_through_flex(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA branch with the CPU's tensors: log-probs are those of a plain forward."""
     from prefopt.engine import attention as attentions
+    from prefopt.engine.gates import Verdict
     from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
 
@@ -161,7 +162,7 @@ def test_a_whole_model_through_flex(family: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(attentions.AttentionInterface._global_mapping, attentions.NAME, on_cuda)
     batch = MicroBatch.of([Branch(r.prompt, c) for r in data for c in r.completions], "tree")
     with torch.no_grad():
-        out = batch.forward(Policy(model, "tree"))
+        out = batch.forward(Policy(model, Verdict("tree", "of the test")))
     np.testing.assert_allclose(out.sum.numpy(), [t.sum() for r in truth for t in r], atol=1e-5)
     assert len(calls) == 2
     assert set(calls) == {"llama": {None}, "gemma2": {8, None}, "mistral": {8}}[family]

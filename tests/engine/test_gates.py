@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import gates, score
+from prefopt.engine import gates
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Group, Layout
 from prefopt.engine.policy import Options, Policy
-from prefopt.engine.scoring import Branch, MicroBatch
+from prefopt.engine.scoring import Branch, MicroBatch, score
 from prefopt.errors import UserError
 from prefopt.models.load import without_dropout
 from tests.engine import families, tiny

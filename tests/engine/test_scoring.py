@@ -11,11 +11,10 @@ import torch
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine import layout as layouts
-from prefopt.engine import score
 from prefopt.engine.head import Head, Reference
 from prefopt.engine.layout import Layout, Piece, Tree, lay_out
 from prefopt.engine.policy import Options, Policy
-from prefopt.engine.scoring import Branch, MicroBatch, Scored, fed_tokens
+from prefopt.engine.scoring import Branch, MicroBatch, Scored, fed_tokens, score
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Vocab
 from tests.engine import tiny

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from prefopt.common.estimate import Estimate
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine import generate, score
+from prefopt.engine.generation import generate
+from prefopt.engine.scoring import score
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.world import (
     best_of_n,

@@ -16,7 +16,7 @@ from prefopt.cli import main
 from prefopt.config.compose import compose
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
-from prefopt.engine import generate
+from prefopt.engine.generation import generate
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 from prefopt.runs.resolve import prepared_data

@@ -1,1 +1,1 @@
-"""Log-probs of the reference, computed once and kept."""
+"""Log-probs of the reference, computed once and kept on disk."""

@@ -1,15 +1,15 @@
-"""The reference store on disk: per-token log-probs of one reference, in parts that are whole or absent.
+"""Keeps per-token log-probs of a reference on disk, in parts that are whole or absent.
 
-    <root>/<fingerprint of the reference>/about.json      facts for people
-                                          part-<random>/  keys.npy     (E, 16) uint8, a hash of prompt and completion
-                                                          offsets.npy  (E + 1,) int64, entry e is token[o[e]:o[e + 1]]
-                                                          token.npy    (T,) float32, nats
-                                                          entropy.npy  (T,) float32, where it was asked for
-                                                          digest       of the four, 32 hexadecimal digits, written last
-                                          tmp-<random>/   a part that was being written when its process died
+    <root>/<fingerprint>/about.json      facts for people
+                         part-<random>/  keys.npy     (E, 16) uint8, a hash of prompt and completion
+                                         offsets.npy  (E + 1,) int64, entry e is token[offsets[e] : offsets[e + 1]]
+                                         token.npy    (T,) float32, nats
+                                         entropy.npy  (T,) float32, if it was asked for
+                                         digest       of the four, 32 hexadecimal digits, written last
+                         tmp-<random>/   a part that was being written when its process died
 
-A part is written into `tmp-`, flushed to disk and renamed, so any number of processes may add to one store, and a power
-cut leaves whole parts. Arrays are memory-mapped.
+A part is written into `tmp-`, flushed and renamed: any number of processes may add to one store, and a power cut leaves
+whole parts. Arrays are memory-mapped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Entry = tuple[Array, Array | None]  # per-token log-probs, and entropies where t
 ARRAYS = ("keys", "offsets", "token", "entropy")
 NAME = re.compile(r"[0-9a-f]{32}")
 DIGEST = re.compile(r"[0-9a-f]{32}")
-# A `tmp-` folder of this age belongs to nobody: a part is written in seconds.
+# Nobody still writes a `tmp-` folder of this age: a part is written in seconds.
 LEFTOVER_SECONDS = 3600.0
 
 
@@ -67,7 +67,7 @@ class Part:
 
     @classmethod
     def open(cls, folder: Path) -> Part:
-        """Raises OSError, ValueError or EOFError where files are missing, cut short or do not fit together."""
+        """Read a part; raises OSError, ValueError or EOFError if files are missing, cut short or inconsistent."""
         arrays: dict[str, Array | None] = {"entropy": None}
         for name in ARRAYS:
             file = folder / f"{name}.npy"
@@ -78,17 +78,17 @@ class Part:
         return part
 
     def check(self) -> None:
-        """Raises ValueError where the arrays are not those of a part."""
+        """Raise ValueError if the arrays are not those of a part."""
         kinds = [(self.keys, np.uint8, 2), (self.offsets, np.int64, 1), (self.token, np.float32, 1)]
         kinds += [(self.entropy, np.float32, 1)] if self.entropy is not None else []
         if any(array.dtype != dtype or array.ndim != ndim for array, dtype, ndim in kinds):
-            raise ValueError("its arrays are of other kinds")
+            raise ValueError("its arrays have other types")
         starts, ends = self.offsets[:-1], self.offsets[1:]
         whole = len(self.offsets) > 0 and self.offsets[0] == 0 and self.offsets[-1] == len(self.token)
         if not whole or (starts > ends).any() or self.keys.shape != (len(starts), 16):
-            raise ValueError("its arrays do not fit together")
+            raise ValueError("its arrays are inconsistent")
         if self.entropy is not None and len(self.entropy) != len(self.token):
-            raise ValueError("its arrays do not fit together")
+            raise ValueError("its arrays are inconsistent")
 
     def entry(self, index: int) -> Entry:
         a, b = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -105,7 +105,7 @@ class ReferenceStore:
 
     Attributes:
         broken: parts that are cut short; their entries count as absent, and are computed again.
-        altered: parts whose content is not what was written. Nothing is read from them, and `check` raises.
+        altered: parts that changed since they were written; nothing is read from them, and `check` raises.
     """
 
     def __init__(self, root: Path, name: str, about: dict[str, Any] | None = None) -> None:
@@ -119,7 +119,7 @@ class ReferenceStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in parts that have appeared since the last look."""
+        """Read the parts that have been added since the last time."""
         for folder in sorted(self.folder.glob("part-*")):
             if folder.name in self._seen:
                 continue
@@ -128,8 +128,8 @@ class ReferenceStore:
                 part, written = Part.open(folder), (folder / "digest").read_text()
                 if not DIGEST.fullmatch(written):
                     raise ValueError("its digest is cut short")
-            except Exception as error:  # numpy's reader of headers has several
-                logger.warning("the reference store has a broken part, its entries are computed again: %s (%s); "
+            except Exception as error:  # numpy has several for a damaged header
+                logger.warning("a part of the reference store is broken, and its entries are computed again: %s (%s); "
                                "`prefopt reference prune` removes it", folder, error)  # fmt: skip
                 self.broken.append(folder)
                 continue
@@ -143,10 +143,10 @@ class ReferenceStore:
                     self._index[key.tobytes()] = (len(self._parts) - 1, entry)
 
     def check(self) -> None:
-        """Raises UserError where a part has been altered since it was written."""
+        """Raise UserError if a part has changed since it was written."""
         if self.altered:
             raise UserError(
-                f"{self.altered[0]} is not what was written there: the disk is failing, or somebody changed it; "
+                f"{self.altered[0]} is not what was written there: the disk is failing, or someone changed it; "
                 f"delete the store with `prefopt reference prune {self.folder.name}`"
             )
 
@@ -162,7 +162,7 @@ class ReferenceStore:
         return size_of(self.folder)
 
     def get(self, key: Key, entropy: bool = False) -> Entry | None:
-        """Per-token log-probs (and entropies) of an entry, or None where the store lacks them."""
+        """Per-token log-probs (and entropies) of an entry, or None if the store lacks them."""
         if key not in self._index:
             return None
         part, index = self._index[key]
@@ -173,7 +173,7 @@ class ReferenceStore:
         """Write entries as one part, whole or not at all.
 
         Raises:
-            UserError: the disk does not take it.
+            UserError: the disk is full, or cannot be written.
         """
         if not entries:
             return
@@ -181,11 +181,11 @@ class ReferenceStore:
         entropies = [entropy for _, entropy in entries.values() if entropy is not None]
         try:
             with new_folder(self.folder / f"part-{uuid.uuid4().hex[:16]}") as part:
-                _save(part / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
-                _save(part / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
-                _save(part / "token.npy", np.concatenate(tokens).astype(np.float32))
+                np.save(part / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
+                np.save(part / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
+                np.save(part / "token.npy", np.concatenate(tokens).astype(np.float32))
                 if len(entropies) == len(tokens):
-                    _save(part / "entropy.npy", np.concatenate(entropies).astype(np.float32))
+                    np.save(part / "entropy.npy", np.concatenate(entropies).astype(np.float32))
                 (part / "digest").write_text(_digest(part))
                 if not (self.folder / "about.json").exists():
                     write_text(self.folder / "about.json", json.dumps(self.about, indent=1, default=str))
@@ -195,13 +195,16 @@ class ReferenceStore:
         self.refresh()
 
     def touch(self) -> None:
-        """Note that the store was used now."""
+        """Mark the store as used now."""
         if self.folder.is_dir():
             os.utime(self.folder)
 
     def facts(self) -> dict[str, Any]:
         """What `prefopt reference list` prints."""
-        about = self.folder / "about.json"
+        try:
+            about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            about = {}
         return {
             "name": self.folder.name,
             "entries": len(self),
@@ -210,19 +213,19 @@ class ReferenceStore:
             "unused_days": round((time.time() - self.folder.stat().st_mtime) / 86400, 2),
             "broken_parts": len(self.broken),
             "altered_parts": len(self.altered),
-            "about": _facts_in(about),
+            "about": about if isinstance(about, dict) else {},
         }
 
 
 def stores(root: Path) -> Iterator[ReferenceStore]:
-    """The stores under `root`; other folders are none of ours."""
+    """The stores under `root`; ignores other folders."""
     for folder in sorted(root.glob("*")):
         if folder.is_dir() and NAME.fullmatch(folder.name):
             yield ReferenceStore(root, folder.name)
 
 
 def remove(folders: Iterable[Path]) -> int:
-    """Delete folders; returns the bytes that were freed."""
+    """Delete folders; returns the number of bytes freed."""
     freed = 0
     for folder in folders:
         freed += size_of(folder)
@@ -231,7 +234,7 @@ def remove(folders: Iterable[Path]) -> int:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """What dead processes and bad disks left in the stores: old `tmp-` folders, and parts that are cut short."""
+    """What killed processes and bad disks left in the stores: old `tmp-` folders, and parts that are cut short."""
     found = []
     for store in stores(root):
         old = time.time() - LEFTOVER_SECONDS
@@ -241,40 +244,27 @@ def leftovers(root: Path) -> list[Path]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
+    """The size of a folder's files in bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _mapped(path: Path) -> Array:
-    """An array file, memory-mapped and closed: Python's own map keeps it open, and a large store has thousands."""
+    """The array in a file, memory-mapped; unlike numpy's own map this keeps no file open, and a store has thousands."""
     with path.open("rb") as file:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("its arrays are of another version")
+            raise ValueError("its arrays have another version")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         start = file.tell()
     if fortran or dtype.hasobject:
-        raise ValueError("its arrays are of other kinds")
+        raise ValueError("its arrays have other types")
     if not math.prod(shape):
         return np.empty(shape, dtype)
     with pa.memory_map(str(path)) as mapped:
         return np.frombuffer(mapped.read_buffer(), dtype, math.prod(shape), start).reshape(shape)
 
 
-def _facts_in(about: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _save(path: Path, array: Array) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def _digest(folder: Path) -> str:
-    """Of all arrays of a part, each behind its name."""
+    """The digest of a part's arrays, each after its name and size."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ARRAYS:
         file = folder / f"{name}.npy"

@@ -20,8 +20,9 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import ReferenceStore
-from prefopt.engine.reference.table import fingerprint, reference_table
+from prefopt.engine.reference.table import reference_table
 from tests.engine import tiny
 
 pytest.importorskip("trl", reason="the peer is not installed")

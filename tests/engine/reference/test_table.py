@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine.reference import store as disk
 from prefopt.engine.reference import table as references
+from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import ReferenceStore, entry_key, leftovers, remove, stores
-from prefopt.engine.reference.table import ReferenceTable, fingerprint, reference_table
+from prefopt.engine.reference.table import ReferenceTable, reference_table
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 from tests.engine import tiny
@@ -176,7 +176,7 @@ def test_every_method_and_setting_reads_one_store(tmp_path: Path) -> None:
 def _build_until_killed(root: Path) -> None:
     """Dies in the middle of its second part, as kill -9 would have it."""
     torch.set_num_threads(1)
-    real, calls = disk._save, []
+    real, calls = np.save, []
 
     def save(path: Path, array: Any) -> None:
         calls.append(path)
@@ -184,7 +184,7 @@ def _build_until_killed(root: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(path, array)
 
-    disk._save = save
+    np.save = save
     table(tiny.model("llama"), DATA, root, max_tokens=16)
 
 
@@ -263,7 +263,7 @@ def test_a_part_cut_short_is_computed_again(
     with caplog.at_level(logging.WARNING):
         found = table(model, DATA, tmp_path)
     assert counts(found) == (0, COMPLETIONS)
-    assert "broken part" in caplog.text
+    assert "part of the reference store is broken" in caplog.text
     assert part.name in caplog.text
     assert leftovers(tmp_path) == [part]
     remove(leftovers(tmp_path))
