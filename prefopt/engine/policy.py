@@ -66,14 +66,6 @@ class Policy(nn.Module):
         """The output layer as it is now."""
         return Head.of(self.causal)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The model's input embedding, which accelerate shards apart."""
-        return self.causal.get_input_embeddings()  # type: ignore[no-any-return]
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The model's output embedding, which accelerate shards apart."""
-        return self.causal.get_output_embeddings()  # type: ignore[no-any-return]
-
     def get_base_model(self) -> Any:
         """The wrapped model."""
         return self.model
