@@ -16,6 +16,7 @@ from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import Made, Schema
 from prefopt.data.schemas.verdicts import decode
+from prefopt.data.string_forms import parsed
 from prefopt.errors import UserError
 
 SAMPLE_ROWS = 64  # from which the schema is recognised
@@ -99,7 +100,7 @@ def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
         if isinstance(row, Rejection):
             log.reject(row)
         else:
-            renamed = rename(row, source.fields)
+            renamed = parsed(rename(parsed(row), source.fields))
             yield where, decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

@@ -152,7 +152,7 @@ REJECTIONS: dict[str, tuple[str, bytes, dict[str, int]]] = {
         {"prompt_mismatch": 1},
     ),
     "nothing in common": (
-        "a.jsonl", lines({"chosen": "Say a: b", "rejected": "Say a: c"}, {"chosen": "xa", "rejected": "yb"}),
+        "a.jsonl", lines({"chosen": "Q: a A: b", "rejected": "Q: a A: c"}, {"chosen": "xa", "rejected": "yb"}),
         {"no_shared_prompt": 1},
     ),
     "transcript without an answer": (

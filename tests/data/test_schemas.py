@@ -68,6 +68,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
         "instruction_pair", {"instruction": "Answer.", "input": Q, "chosen": GOOD, "rejected": BAD},
         asked({"role": "user", "content": f"Answer.\n\n{Q}"}), *PAIR, None, None,
     ),
+    "query": ("query_pair", {"query": Q, "chosen": GOOD, "rejected": BAD}, Q, *PAIR, None, None),
     "orca": (
         "question_pair", {"system": "Be brief.", "question": Q, "chosen": GOOD, "rejected": BAD},
         asked(SYSTEM, USER), *PAIR, None, None,

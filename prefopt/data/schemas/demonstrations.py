@@ -6,7 +6,7 @@ from prefopt.data.fields import messages
 from prefopt.data.make import demonstration
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
-from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
+from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, with_system
 
 
 def prompt_completion(row: Row) -> list[Made]:
@@ -22,7 +22,7 @@ def instruction_output(row: Row) -> list[Made]:
 def dialogue(row: Row) -> list[Made]:
     """A dialogue whose last turn is the demonstration."""
     column = "messages" if has(row, "messages") else "conversations"
-    return [demonstration(*split_answer((*system_of(row), *messages(row.get(column), column)), column))]
+    return [demonstration(*split_answer(with_system(row, messages(row.get(column), column)), column))]
 
 
 SCHEMAS = [

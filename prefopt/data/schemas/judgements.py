@@ -10,12 +10,20 @@ from prefopt.data.make import pair
 from prefopt.data.record import Record, RowError, Text
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
-from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, shared_turns, user
+from prefopt.data.schemas.prompts import (
+    completion_of,
+    instruction,
+    named_prompt,
+    prompt_names,
+    prompt_of,
+    shared_turns,
+    user,
+)
 from prefopt.data.schemas.verdicts import Verdict, has_verdict, in_words, verdict
 
 STEMS = ("response", "answer", "output", "completion")
 ENDS = (("a", "b"), ("1", "2"), ("0", "1"))
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "context")
+PROMPT_COLUMNS = ("prompt", "question", "instruction")
 
 
 def judged_pair(row: Row) -> list[Made]:
@@ -97,7 +105,8 @@ def _prompt(row: Row) -> Text:
         return messages(row["context"], "context")
     if has(row, "instruction"):
         return instruction(row)
-    return prompt_of(row, "prompt" if has(row, "prompt") else "question")
+    column = next((name for name in ("prompt", "question") if has(row, name)), None)
+    return named_prompt(row) if column is None else prompt_of(row, column)
 
 
 def _answers(row: Row) -> tuple[str, str] | None:
@@ -128,6 +137,10 @@ def _has_answers(row: Row) -> bool:
         return True
 
 
+def _has_prompt(row: Row) -> bool:
+    return bool(prompt_names(row)) or any(has(row, column) for column in PROMPT_COLUMNS)
+
+
 SCHEMAS = [
     Schema(
         name="arena", columns="conversation_a, conversation_b, winner", read=arena, verdict=verdict,
@@ -150,7 +163,7 @@ SCHEMAS = [
         name="judged_pair", columns="prompt, response_a, response_b, winner (or several judges)", read=judged_pair,
         verdict=judged_verdict,
         matches=lambda row: (
-            _has_answers(row) and has_verdict(row) and any(has(row, c) for c in PROMPT_COLUMNS)
+            _has_answers(row) and has_verdict(row) and _has_prompt(row)
         ),
     ),
 ]  # fmt: skip

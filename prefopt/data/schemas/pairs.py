@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from prefopt.data.fields import messages, number, string
 from prefopt.data.make import pair
-from prefopt.data.record import Text
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import (
+    agreed,
     completion_of,
     instruction,
     is_dialogue,
     is_transcript,
     merge_speakers,
+    named_prompt,
+    prompt_names,
     prompt_of,
     shared_text,
     shared_turns,
     system_of,
     transcript,
     user,
+    with_system,
 )
 
 
@@ -34,8 +37,10 @@ def prompt_pair(row: Row) -> list[Made]:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_dialogue(chosen) and is_dialogue(rejected):
         prompt, good, bad = shared_turns(
-            _with_system(row, messages(chosen, "chosen")), _with_system(row, messages(rejected, "rejected"))
+            with_system(row, messages(chosen, "chosen")), with_system(row, messages(rejected, "rejected"))
         )
+        given = row["prompt"]
+        prompt = agreed(messages(given, "prompt") if is_turns(given) else string(given, "prompt"), prompt)
         return [pair(prompt, good, bad, scores=_scores(row))]
     good, bad = completion_of(chosen, "chosen"), completion_of(rejected, "rejected")
     return [pair(prompt_of(row), good, bad, scores=_scores(row))]
@@ -45,10 +50,18 @@ def implicit_prompt(row: Row) -> list[Made]:
     """Whole dialogues on both sides, or texts with a common beginning."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_turns(chosen) or is_turns(rejected):
-        sides = shared_turns(messages(chosen, "chosen"), messages(rejected, "rejected"))
+        sides = shared_turns(
+            with_system(row, messages(chosen, "chosen")), with_system(row, messages(rejected, "rejected"))
+        )
     else:
         sides = shared_text(string(chosen, "chosen"), string(rejected, "rejected"))
     return [pair(*sides, scores=_scores(row))]
+
+
+def query_pair(row: Row) -> list[Made]:
+    """A prompt in a column of another name, such as query or problem, and two answers."""
+    sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
+    return [pair(named_prompt(row), *sides, scores=_scores(row))]
 
 
 def instruction_pair(row: Row) -> list[Made]:
@@ -66,19 +79,15 @@ def question_pair(row: Row) -> list[Made]:
 
 def sharegpt_pair(row: Row) -> list[Made]:
     """A dialogue in `conversations`, and two answers to it."""
-    dialogue: Text = (*system_of(row), *messages(row.get("conversations"), "conversations"))
+    dialogue = with_system(row, messages(row.get("conversations"), "conversations"))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
     return [pair(dialogue, *sides, scores=_scores(row))]
 
 
 def message_columns(row: Row) -> list[Made]:
     """Whole dialogues in `chosen_messages` and `rejected_messages`."""
-    sides = (messages(row.get(column), column) for column in ("chosen_messages", "rejected_messages"))
+    sides = (with_system(row, messages(row.get(column), column)) for column in ("chosen_messages", "rejected_messages"))
     return [pair(*shared_turns(*sides), scores=_scores(row))]
-
-
-def _with_system(row: Row, turns: tuple) -> tuple:  # type: ignore[type-arg]
-    return turns if turns[0]["role"] == "system" else (*system_of(row), *turns)
 
 
 def _scores(row: Row) -> tuple[float, float] | None:
@@ -88,6 +97,10 @@ def _scores(row: Row) -> tuple[float, float] | None:
         if has(row, chosen, rejected):
             return number(row[chosen], chosen), number(row[rejected], rejected)
     return (number(row["margin"], "margin"), 0.0) if has(row, "margin") else None
+
+
+def _dialogues(row: Row) -> bool:
+    return all(is_dialogue(row[side]) for side in ("chosen", "rejected"))
 
 
 def _both(row: Row) -> bool:
@@ -118,6 +131,10 @@ SCHEMAS = [
     Schema(
         name="hh_rlhf", columns="chosen, rejected (transcripts)", read=hh_rlhf,
         matches=lambda row: is_transcript(row.get("chosen")) and is_transcript(row.get("rejected")),
+    ),
+    Schema(
+        name="query_pair", columns="query (or problem, post, input, context, messages, ...), chosen, rejected",
+        read=query_pair, matches=lambda row: _both(row) and bool(prompt_names(row)) and not _dialogues(row),
     ),
     Schema(
         name="implicit_prompt", columns="chosen, rejected (whole dialogues)", read=implicit_prompt, matches=_both,

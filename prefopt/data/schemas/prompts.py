@@ -9,6 +9,16 @@ from prefopt.data.record import Message, RowError, Text
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import is_turns
 
+# Columns that hold the prompt in published sets, apart from prompt, question and instruction.
+PROMPT_NAMES = (
+    "query", "input", "context", "messages", "conversation", "conversations", "dialogue", "history", "user", "human",
+    "post", "problem", "text", "user_prompt", "user_input", "user_query", "request", "title", "passage", "article",
+)  # fmt: skip
+MARKS = re.compile(
+    r"(?:^|\s|<\|?|\[)(?:human|user|q|question|prompt|instruction|post)\s*(?::|\|?>|\])"
+    r".*?(?:^|\s|<\|?|\[)(?:assistant|a|answer|bot|ai|model|gpt|response|tl;dr|output)\s*(?::|\|?>|\])",
+    re.IGNORECASE | re.DOTALL,
+)
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -16,10 +26,13 @@ def prompt_of(row: Row, column: str = "prompt") -> Text:
     """The prompt column, after the `system` and `history` columns if the row has them."""
     value = row.get(column)
     prompt: Text = messages(value, column) if is_turns(value) else string(value, column)
-    before = (*system_of(row), *_history(row.get("history")))
-    if not before:
+    history = _history(row.get("history"))
+    if not history and not system_of(row):
         return prompt
-    return before + (user(prompt) if isinstance(prompt, str) else prompt)
+    turns = user(prompt) if isinstance(prompt, str) else prompt
+    if history and turns[0]["role"] == "system":
+        return with_system(row, (turns[0], *history, *turns[1:]))
+    return with_system(row, (*history, *turns))
 
 
 def instruction(row: Row) -> Text:
@@ -71,10 +84,76 @@ def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
     return prompt, good, bad
 
 
-def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
-    """(prompt, chosen, rejected) of two texts with a common beginning, cut at its last whitespace.
+def named_prompt(row: Row) -> Text:
+    """The prompt from a column of another name.
 
-    A space goes to the completion, as tokenizers split words; a line break stays in the prompt.
+    Raises:
+        RowError: several columns could be the prompt.
+    """
+    columns = prompt_names(row)
+    if len(columns) != 1:
+        raise RowError(
+            "ambiguous_prompt",
+            f"the columns {' and '.join(columns)} could be the prompt; choose with 'data.fields={{prompt: COLUMN}}'",
+        )
+    value = row[columns[0]]
+    if is_turns(value) and messages(value, columns[0])[-1]["role"] == "assistant":
+        raise RowError(
+            "ambiguous_prompt",
+            f"{columns[0]!r} ends with an answer: give the turns before it, data.fields={{prompt: COLUMN}}",
+        )
+    return prompt_of({name: value for name, value in row.items() if name != "history"} | {"prompt": value})
+
+
+def prompt_names(row: Row) -> list[str]:
+    """The columns of the row that could be its prompt, by their names and types."""
+    return [name for name in PROMPT_NAMES if _is_text(row.get(name))]
+
+
+def agreed(given: Text, turns: Text) -> Text:
+    """The prompt that a column of its own and whole dialogues both give.
+
+    Turns that only one of them has must come before what both have. A text must be what one of the user's turns says.
+
+    Raises:
+        RowError: they differ.
+    """
+    assert not isinstance(turns, str)
+    if isinstance(given, str):
+        said = [turn["content"] for turn in turns if turn["role"] == "user"]
+        if _words(given) in {_words(text) for text in (*said, *[turn["content"] for turn in turns], " ".join(said))}:
+            return turns
+    else:
+        longer, shorter = (given, turns) if len(given) > len(turns) else (turns, given)
+        if all(turn["role"] == "system" for turn in given) and turns[0]["role"] != "system":
+            return (*given, *turns)
+        if list(map(_said, longer[len(longer) - len(shorter) :])) == list(map(_said, shorter)):
+            return longer
+        # The first turns alone, as a column of first prompts has them.
+        if list(map(_said, turns[: len(given)])) == list(map(_said, given)):
+            return turns
+    raise RowError("prompt_mismatch", "the prompt column says something else than the dialogues of chosen and rejected")
+
+
+def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns after the row's system text.
+
+    Raises:
+        RowError: the turns begin with another system text.
+    """
+    system = system_of(row)
+    if system and turns[0]["role"] == "system":
+        if _words(system[0]["content"]) != _words(turns[0]["content"]):
+            raise RowError("prompt_mismatch", "the system column and the system turn of the dialogue differ")
+        return turns
+    return (*system, *turns)
+
+
+def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
+    """(prompt, chosen, rejected) of two texts with a common beginning that has marks of speakers, cut at whitespace.
+
+    Without marks, what the texts share may be the beginning of two answers. A space goes to the completion, as
+    tokenizers split words; a line break stays in the prompt.
     """
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     common = chosen[: min(len(chosen), len(rejected)) - 1 if length is None else length]
@@ -82,6 +161,12 @@ def shared_text(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
     cut -= common[:cut].endswith(" ")
     if blank(common[:cut]):
         raise RowError("no_shared_prompt", "the row has no prompt column, and the two sides share no beginning")
+    if not MARKS.search(common[:cut]):
+        raise RowError(
+            "no_shared_prompt",
+            "the row has no known prompt column, and what the two sides share is not a dialogue with marks such as "
+            "'Human:' and 'Assistant:'; name the prompt with 'data.fields={prompt: COLUMN}'",
+        )
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -134,10 +219,24 @@ def merge_speakers(turns: Text) -> Text:
     return tuple(merged)
 
 
+def _is_text(value: object) -> bool:
+    return is_turns(value) or (isinstance(value, str) and not blank(value))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _said(turn: Message) -> tuple[str, str]:
+    return turn["role"], _words(turn["content"])
+
+
 def _history(value: object) -> tuple[Message, ...]:
     """Earlier turns as [[question, answer], ...]."""
-    if value is None or value == []:
+    if value is None or value == [] or (isinstance(value, str) and blank(value)):
         return ()
+    if is_turns(value):
+        return messages(value, "history")
     if not isinstance(value, list) or not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
         raise RowError("wrong_type", "'history' must be a list of [question, answer]")
     return tuple(

@@ -6,7 +6,7 @@ from prefopt.data.fields import label, messages
 from prefopt.data.make import unpaired
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
-from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, system_of
+from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, with_system
 
 LABEL_COLUMNS = ("label", "kto_tag")
 
@@ -24,7 +24,7 @@ def instruction_label(row: Row) -> list[Made]:
 def messages_label(row: Row) -> list[Made]:
     """A dialogue and the label of its last turn."""
     column = "messages" if has(row, "messages") else "conversations"
-    prompt, answer = split_answer((*system_of(row), *messages(row.get(column), column)), column)
+    prompt, answer = split_answer(with_system(row, messages(row.get(column), column)), column)
     return [unpaired(prompt, answer, _label(row))]
 
 
