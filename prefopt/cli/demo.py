@@ -29,31 +29,23 @@ def run(output_dir: Path, *, seed: int = 0, size: Any = None, world: Any = None)
     Args:
         output_dir: the folder of `report.html` and `results.json`.
         seed: seeds the world, the order of records and the samples.
-        size: a smaller `DemoSize` than the default.
+        size: how much work to do, a `DemoSize`.
         world: another `ReviewWorld` than the one of the seed.
 
     Returns:
         The rows of the table (`prefopt.compare.demo.DemoRow`).
     """
-    from torch import get_num_threads, set_num_threads
-
     from prefopt.common.quiet import quiet
-    from prefopt.compare.demo import METHODS, Demo, DemoSize
+    from prefopt.compare.demo import METHODS, Demo, one_thread
     from prefopt.report.demo import demo_table, write_demo
-    from prefopt.worlds.review import ReviewWorld
 
     console = Console()
     console.print(f"[bold]prefopt demo[/bold]: {len(METHODS) + 1} methods, including SFT, on one set of preferences "
                   "whose true reward is known")  # fmt: skip
     quiet()
-    threads = get_num_threads()
-    set_num_threads(1)  # a model this small gains nothing from a second thread, and loses if another program runs
-    try:
-        with _progress_bars(console) as progress:
-            demo = Demo(world or ReviewWorld(seed=seed), size or DemoSize(), seed, progress)
-            rows, facts = demo.rows(), demo.facts()
-    finally:
-        set_num_threads(threads)
+    with one_thread(), _progress_bars(console) as progress:
+        demo = Demo(progress, seed=seed, size=size, world=world)
+        rows, facts = demo.rows(), demo.facts()
     write_demo(output_dir, rows, facts)
     console.print(demo_table(rows))
     console.print(f"{facts.total_seconds:.0f} seconds in all; open {output_dir / 'report.html'} in a browser")

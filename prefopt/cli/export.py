@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rich.console import Console
 
@@ -18,12 +19,10 @@ def main(argv: list[str]) -> int:
         "--push", metavar="OWNER/NAME", help="upload the folder to the hub (a new repository is private)"
     )
     args = parser.parse_args(argv)
-    from prefopt.models.export import ExportCheck
     from prefopt.report.model_card import model_card
     from prefopt.runs.export import export
-    from prefopt.runs.run_folder import RunFolder
 
-    def card(run: RunFolder, dtype: str, check: ExportCheck) -> str:
+    def card(run: Any, dtype: str, check: Any) -> str:
         return model_card(run, dtype=dtype, check=check, licence=args.licence)
 
     made = export(args.run, args.to, dtype=args.dtype, card=card, push=args.push)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,21 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.command == "build":
         return _build(args.overrides)
-    folder = args.folder or cache_dir() / "reference"
-    if args.command == "list":
-        return _list(folder, as_json=args.json)
-    if args.command == "verify":
-        if not args.all and args.name is None:
-            raise UserError("which store? give a name from `prefopt reference list`, or --all")
-        return _verify(_chosen(folder, None if args.all else args.name))
-    if (args.name is not None) + args.all + (args.older_than is not None) > 1:
+    if args.command == "verify" and not args.all and args.name is None:
+        raise UserError("which store? give a name from `prefopt reference list`, or --all")
+    if args.command == "prune" and (args.name is not None) + args.all + (args.older_than is not None) > 1:
         raise UserError("give only one of a name, --all and --older-than")
-    return _prune(folder, args)
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
+        from prefopt.engine.reference.store import stores
+
+    folder = args.folder or cache_dir() / "reference"
+    tidies = args.command == "prune" and not args.all and args.name is None and args.older_than is None
+    found = [] if tidies else list(stores(folder))  # opening a store reads every byte
+    if args.command == "list":
+        return _list(folder, found, as_json=args.json)
+    if args.name is not None and not args.all:
+        found = [_chosen(folder, found, args.name)]
+    return _verify(found) if args.command == "verify" else _prune(folder, found, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,10 +107,8 @@ def _build(overrides: list[str]) -> int:
     return 0
 
 
-def _list(root: Path, *, as_json: bool) -> int:
-    from prefopt.engine.reference.store import stores
-
-    facts = [store.facts() for store in stores(root)]
+def _list(root: Path, found: list[Any], *, as_json: bool) -> int:
+    facts = [store.facts() for store in found]
     if as_json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -121,9 +126,9 @@ def _list(root: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _verify(chosen: list[Any]) -> int:
+def _verify(found: list[Any]) -> int:
     altered = []
-    for store in chosen:  # opening a store reads every byte
+    for store in found:
         state = f"{len(store.altered)} altered parts" if store.altered else "intact"
         broken = f", {len(store.broken)} incomplete parts (computed again when needed)" if store.broken else ""
         print(f"{store.folder.name}: {len(store):,} completions, {state}{broken}")
@@ -134,15 +139,13 @@ def _verify(chosen: list[Any]) -> int:
     return 0
 
 
-def _prune(root: Path, args: argparse.Namespace) -> int:
+def _prune(root: Path, found: list[Any], args: argparse.Namespace) -> int:
     from prefopt.engine.reference.store import leftovers, remove
 
-    by_name = args.all or args.name is not None or args.older_than is not None
-    chosen = _chosen(root, args.name) if by_name else []
     if args.older_than is not None:
-        chosen = [store for store in chosen if store.facts()["unused_days"] >= args.older_than]
+        found = [store for store in found if store.facts()["unused_days"] >= args.older_than]
     freed = 0
-    for store in chosen:
+    for store in found:
         size = remove([store.folder])
         print(f"{store.folder.name}: {len(store):,} completions, {_size(size)} freed")
         freed += size
@@ -154,18 +157,14 @@ def _prune(root: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(root: Path, name: str | None) -> list[Any]:
-    """Open all stores, or the one whose name begins with `name`."""
-    from prefopt.engine.reference.store import stores
-
-    if name is None:
-        return list(stores(root))
-    found = [store for store in stores(root) if store.folder.name.startswith(name)]
-    if len(found) != 1:
-        kept = ", ".join(store.folder.name[:12] for store in found or stores(root)) or "nothing"
-        which = "is the beginning of several stores" if found else "is not a store"
+def _chosen(root: Path, found: list[Any], name: str) -> Any:
+    """The store whose name begins with `name`."""
+    chosen = [store for store in found if store.folder.name.startswith(name)]
+    if len(chosen) != 1:
+        kept = ", ".join(store.folder.name[:12] for store in chosen or found) or "nothing"
+        which = "is the beginning of several stores" if chosen else "is not a store"
         raise UserError(f"{name!r} {which} in {root}: {kept}")
-    return found
+    return chosen[0]
 
 
 def _size(count: int) -> str:

@@ -6,8 +6,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,18 +129,32 @@ class DemoFacts:
     versions: str
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread: a model this small gains nothing from a second, and loses if another program runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Demo:
     """The world, its pairs in tokens and the reference, which all methods share.
 
     Args:
-        world: the world, whose base and SFT models are built first.
-        size: how much work to do.
-        seed: seeds the order of records and the samples.
         progress: shows what is being done.
+        seed: seeds the world, the order of records and the samples.
+        size: how much work to do.
+        world: another world than the one of the seed. Its base and SFT models are built first.
     """
 
-    def __init__(self, world: ReviewWorld, size: DemoSize, seed: int, progress: Progress) -> None:
-        self.world, self.size, self.seed, self.progress = world, size, seed, progress
+    def __init__(
+        self, progress: Progress, *, seed: int = 0, size: DemoSize | None = None, world: ReviewWorld | None = None
+    ) -> None:
+        self.progress, self.seed, self.size = progress, seed, size or DemoSize()
+        self.world = world = world or ReviewWorld(seed=seed)
         self._start = time.perf_counter()
         with progress("World, base and SFT model", BASE_STEPS + SFT_STEPS) as advance:
             self.files = build(world, callbacks=[_Advance(advance)])

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.config.run_config import RunConfig
+from prefopt.data.token_table import TokenTable
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.layout import Layout
@@ -195,16 +196,16 @@ def _seconds(run: _Run, planned: Schedule, measured: Probe, work: _Work) -> dict
         + work.extra_forwards * (forward.fixed * rows + forward.slope * work.training)
         + planned.steps * measured.optimizer_seconds,
         "evaluation": forward.slope * work.evaluation,
-        "generation": _generation_seconds(run) if run.data.eval is not None else 0.0,
+        "generation": 0.0 if run.data.eval is None else _generation_seconds(run, run.data.eval),
     }  # fmt: skip
 
 
-def _generation_seconds(run: _Run) -> float:
+def _generation_seconds(run: _Run, held_out: TokenTable) -> float:
     """Time a few tokens of eight texts, for all texts before and after training and those that measure the KL.
 
     An upper bound, since texts that end early cost less.
     """
-    asked, held_out = run.config.evaluation, run.data.eval
+    asked = run.config.evaluation
     prompts = [held_out[i].prompt.tolist() for i in range(min(8, len(held_out)))]
     texts = 2 * asked.texts + 2 * (asked.kl_prompts if asked.kl_prompts > 1 else 0)  # before and after
     if not texts:
