@@ -37,15 +37,19 @@ def execute(job: Job) -> JobResult:
     start = time.perf_counter()
     give_back()  # memory left by the previous job is not counted
     reset_peak_memory()
+
+    def seconds() -> float:
+        return round(time.perf_counter() - start, 3)
+
     try:
         result = _execute(job)
     except TrainingError as error:
-        result = failure(job, "diverged", str(error), {"train_seconds": time.perf_counter() - start})
+        result = failure(job, "diverged", str(error), {"train_seconds": seconds()})
     except Exception as error:
         name = "" if isinstance(error, PrefoptError) else f"{type(error).__name__}: "
-        result = failure(job, "failed", name + str(error), {"train_seconds": time.perf_counter() - start})
+        result = failure(job, "failed", name + str(error), {"train_seconds": seconds()})
     # everything: loading, data, the reference pass, steps, measuring
-    return dataclasses.replace(result, cost={**result.cost, "job_seconds": round(time.perf_counter() - start, 3)})
+    return dataclasses.replace(result, cost={**result.cost, "job_seconds": seconds()})
 
 
 def _execute(job: Job) -> JobResult:

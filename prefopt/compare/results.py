@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import shlex
@@ -134,6 +135,11 @@ def _cost(row: MethodRuns) -> dict[str, float]:
     def column(name: str, of: Sequence[JobResult]) -> list[float]:
         return [float(result.cost[name]) for result in of if result.cost.get(name) is not None]
 
+    def total(name: str) -> float:
+        """Add up what every run has; nan where a run that worked lacks it, kept from an earlier version."""
+        known = every and not any(result.ok and result.cost.get(name) is None for result in every)
+        return math.fsum(column(name, every)) if known else math.nan
+
     return {
         "trials": float(len(row.settings)),
         "runs": float(len(every)),
@@ -141,6 +147,7 @@ def _cost(row: MethodRuns) -> dict[str, float]:
         "train_seconds": round(float(np.mean(column("train_seconds", row.finals) or [0.0])), 2),
         "tokens": sum(column("tokens", every)),
         "peak_memory_mib": max(column("peak_memory_mib", every), default=0.0),
+        **{name: total(name) for name in ("reference_seconds", "reference_texts", "job_seconds")},
     }
 
 

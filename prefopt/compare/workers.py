@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import threading
@@ -176,6 +177,7 @@ def _work(pipe: Connection, number: int, threads: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     quiet()
+    gc.freeze()  # each job collects garbage, which takes long where imported modules are searched, too
     while True:
         try:
             job: Job = pipe.recv()

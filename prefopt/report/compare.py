@@ -52,15 +52,6 @@ class _Line:
     tone: str
 
 
-@dataclass(frozen=True)
-class _ExtraCost:
-    """What the runs of a row cost beside their steps; nan where it was not measured."""
-
-    reference_seconds: float
-    reference_texts: float
-    job_seconds: float
-
-
 def write_comparison(folder: Path, result: Outcome) -> None:
     """Write `results.md` and `report.html` beside the `results.json` of a comparison."""
     write_text(folder / "results.md", redact(markdown(result)))
@@ -74,8 +65,7 @@ def compare_page(result: Outcome) -> str:
     best = result.competitors[0].name if result.competitors else None
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
     flags = tuple(f"{s.name}: {edge}" for s in result.standings for edge in s.edges)
-    spent = {s.name: _extra_cost(s) for s in result.standings}
-    trained = [s.name for s in result.standings if s.runs.method is not None]
+    trained = [s.cost for s in result.standings if s.runs.method is not None]
     return render(
         "compare.html",
         result=result,
@@ -96,9 +86,8 @@ def compare_page(result: Outcome) -> str:
             for setting, trial in zip(s.runs.settings, s.runs.trials, strict=False)
         ],
         tasks=_tasks(result),
-        spent=spent,
-        reference_seconds=math.fsum(spent[name].reference_seconds for name in trained),
-        reference_texts=math.fsum(spent[name].reference_texts for name in trained),
+        reference_seconds=math.fsum(cost["reference_seconds"] for cost in trained),
+        reference_texts=math.fsum(cost["reference_texts"] for cost in trained),
         matched=_matched(result),
         kls=KLS,
         learning_curves=[chart for s in result.standings if (chart := _learning_curves(s, look[s.name])) is not None],
@@ -216,17 +205,6 @@ def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float
 
     rows = [(s.name, [cell(s, name) for name in names]) for s in result.standings if s.value is not None]
     return [name.removeprefix(TASK) for name in names], rows
-
-
-def _extra_cost(s: Standing) -> _ExtraCost:
-    every = [*s.runs.trials, *s.runs.finals]
-
-    def total(name: str) -> float:
-        if any(r.ok and r.cost.get(name) is None for r in every):  # kept from a version that did not measure it
-            return math.nan
-        return math.fsum(r.cost.get(name) or 0.0 for r in every) if every else math.nan
-
-    return _ExtraCost(total("reference_seconds"), total("reference_texts"), total("job_seconds"))
 
 
 def _held_out_changes(result: Outcome) -> Markup | None:

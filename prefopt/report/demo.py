@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
     first = rows[0].evaluation
     return render(
         "demo.html",
+        **vars(facts),
         rows=rows,
-        methods=methods,
         count=_COUNTS.get(len(methods), str(len(methods))),
         base=first,
         method_list=listed([row.name for row in methods]),
@@ -99,26 +99,11 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         finding=_finding(rows, best, tied),
         colours={name: style.colour for name, style in look.items()} | {BASE: _BASE_COLOUR},
         frontier=_frontier(rows, look, facts),
-        reward_curves=_reward_curves(methods, look),
-        accuracy_curves=_accuracy_curves(methods, look, facts.ceiling),
-        logp_curves=_logp_curves(methods, look),
+        charts=_charts(methods, look, facts.ceiling),
         texts=_texts(rows),
         example=_example(rows),
         prompts=len(first.samples),
-        samples=number(len(first.samples) * facts.samples_per_prompt, 0),
-        pairs_text=f"{facts.world.pairs:,}",
-        temperature=facts.world.label_temperature,
         words=len(WORDS),
-        curve_prompts=facts.curve_prompts,
-        heldout=facts.heldout,
-        ceiling=facts.ceiling,
-        parameters=f"{facts.parameters:,}",
-        steps=facts.steps,
-        batch=facts.batch,
-        seed=facts.seed,
-        total_seconds=facts.total_seconds,
-        machine=facts.machine,
-        versions=facts.versions,
     )
 
 
@@ -153,68 +138,63 @@ def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts)
     return scatter(points, look, axes, yardstick=yardstick, summary=summary)
 
 
-def _reward_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[Markup]:
-    every = [point.true_reward for row in methods for point in row.curve]
-    margin = 0.05 * (max(every) - min(every)) + 0.05
-    charts = []
-    for row in methods:
-        line = Curve("reward", [point.step for point in row.curve], [point.true_reward for point in row.curve])
-        axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
-        summary = f"{row.name}: true reward {signed(line.y[0])} at the start, {signed(line.y[-1])} at the end"
-        charts.append(small_chart([line], look[row.name], axes, summary=summary))
-    return charts
+def _charts(methods: Sequence[DemoRow], look: dict[str, Style], ceiling: float) -> dict[str, list[Markup]]:
+    """Draw the learning curves, a small chart for each method, by heading."""
+    points = [point for row in methods for point in row.curve]
+    rewards = [point.true_reward for point in points]
+    changes = [change for point in points for change in (point.chosen_change, point.rejected_change)]
+    lowest = min(50.0, *(100 * point.accuracy for point in points)) - 3
+
+    def charts(
+        lines: Mapping[str, str], y_range: tuple[float, float], rules: Sequence[float], scale: float = 1.0
+    ) -> list[Markup]:
+        return [
+            _chart(
+                row, look[row.name], lines, Axes(x="step", y="", title=row.name, y_range=y_range, rules=rules), scale
+            )
+            for row in methods
+        ]
+
+    return {
+        "True reward": charts({"reward": "true_reward"}, _around(rewards, 0.05), (0,)),
+        "Held-out pair accuracy, %": charts(
+            {"accuracy": "accuracy"}, (lowest, 100 * ceiling + 4), (50, 100 * ceiling), scale=100.0
+        ),
+        "Change of log-prob in nats: chosen solid, rejected dashed": charts(
+            {"chosen": "chosen_change", "rejected": "rejected_change"}, _around(changes, 0.1), (0,)
+        ),
+    }
 
 
-def _accuracy_curves(methods: Sequence[DemoRow], look: dict[str, Style], ceiling: float) -> list[Markup]:
-    low = min(50.0, *(100 * point.accuracy for row in methods for point in row.curve)) - 3
-    charts = []
-    for row in methods:
-        steps = [point.step for point in row.curve]
-        line = Curve("accuracy", steps, [100 * point.accuracy for point in row.curve])
-        axes = Axes(x="step", y="", title=row.name, y_range=(low, 100 * ceiling + 4), rules=(50, 100 * ceiling))
-        summary = f"{row.name}: held-out accuracy {line.y[0]:.0f} % at step {steps[0]}, {line.y[-1]:.0f} % at the end"
-        charts.append(small_chart([line], look[row.name], axes, summary=summary))
-    return charts
+def _chart(row: DemoRow, style: Style, lines: Mapping[str, str], axes: Axes, scale: float) -> Markup:
+    """Draw attributes of the points of a method's learning curve, by label."""
+    steps = [point.step for point in row.curve]
+    curves = [
+        Curve(label, steps, [scale * getattr(point, name) for point in row.curve], dashed=label == "rejected")
+        for label, name in lines.items()
+    ]
+    ends = ", ".join(f"{curve.label} from {number(curve.y[0])} to {number(curve.y[-1])}" for curve in curves)
+    return small_chart(curves, style, axes, summary=f"{row.name}: {ends}")
 
 
-def _logp_curves(methods: Sequence[DemoRow], look: dict[str, Style]) -> list[Markup]:
-    every = [v for row in methods for p in row.curve for v in (p.chosen_change, p.rejected_change)]
-    margin = 0.05 * (max(every) - min(every)) + 0.1
-    charts = []
-    for row in methods:
-        steps = [point.step for point in row.curve]
-        chosen = Curve("chosen", steps, [point.chosen_change for point in row.curve])
-        rejected = Curve("rejected", steps, [point.rejected_change for point in row.curve], dashed=True)
-        axes = Axes(x="step", y="", title=row.name, y_range=(min(every) - margin, max(every) + margin), rules=(0,))
-        summary = f"{row.name}: chosen {signed(chosen.y[-1])} nats at the end, rejected {signed(rejected.y[-1])}"
-        charts.append(small_chart([chosen, rejected], look[row.name], axes, summary=summary))
-    return charts
+def _around(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Return the range of the values with a margin."""
+    margin = 0.05 * (max(values) - min(values)) + least
+    return min(values) - margin, max(values) + margin
 
 
-@dataclass(frozen=True)
-class _Said:
-    name: str
-    completion: str
-    reward: float
-    valid: bool
-
-
-@dataclass(frozen=True)
-class _Text:
-    prompt: str
-    lines: Sequence[_Said]
-
-
-def _texts(rows: Sequence[DemoRow]) -> list[_Text]:
+def _texts(rows: Sequence[DemoRow]) -> list[dict[str, Any]]:
+    """Return what every model wrote for the first test prompts."""
     world = ReviewWorld()
     texts = []
     for i in range(min(TEXTS_SHOWN, len(rows[0].evaluation.samples))):
-        said = [(row.name, row.evaluation.samples[i]) for row in rows]
+        samples = {row.name: row.evaluation.samples[i] for row in rows}
+        valid = world.valid([f"{s.prompt} {s.completion}" for s in samples.values()])
         lines = [
-            _Said(name, s.completion, s.reward, bool(world.valid([f"{s.prompt} {s.completion}"])[0]))
-            for name, s in said
+            {"name": name, "completion": s.completion, "reward": s.reward, "valid": bool(ok)}
+            for (name, s), ok in zip(samples.items(), valid, strict=True)
         ]
-        texts.append(_Text(said[0][1].prompt, lines))
+        texts.append({"prompt": rows[0].evaluation.samples[i].prompt, "lines": lines})
     return texts
 
 

@@ -1,34 +1,24 @@
-"""What a job says of its cost: the steps, the reference pass before them, and the whole from loading to measuring."""
+"""What a job costs: the steps, the reference pass before them, and the whole from loading to measuring."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from rich.console import Console
 
-from prefopt.compare import workers
+from prefopt.compare import execute
+from prefopt.compare.execute import swapped
 from prefopt.compare.jobs import Job, JobResult
-from prefopt.compare.progress_display import ProgressDisplay
+from prefopt.compare.spec import MeasureConfig
+from prefopt.config.compose import compose
+from prefopt.data.tokens import TokenRecord
+from prefopt.errors import UserError
+from prefopt.plugin import Data
 
 Hold = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, JobResult]]:
-    """Every job that is run, with its result."""
-    seen: list[tuple[Job, JobResult]] = []
-    run = workers.execute
-
-    def watched(job: Job) -> JobResult:
-        seen.append((job, run(job)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(workers, "execute", watched)
-    return seen
 
 
 def costs(ran: Sequence[tuple[Job, JobResult]], method: str) -> list[dict[str, float]]:
@@ -54,19 +44,23 @@ def test_a_job_says_what_steps_reference_and_all_of_it_took(
     assert "Here 48 texts were scored" in page
 
 
-def test_a_run_that_goes_wrong_says_what_it_took(hold: Hold, ran: list[tuple[Job, JobResult]]) -> None:
-    hold("losses=[dpo]", "methods.wild.loss=dpo", "methods.wild.trainer.learning_rate=1e30", "seeds=1")
-    (job,) = costs(ran, "wild")
-    assert job["job_seconds"] >= job["train_seconds"] > 0
+def test_sides_are_swapped() -> None:
+    one, other = np.array([1], dtype=np.int32), np.array([2, 3], dtype=np.int32)
+    common = {"id": "a", "prompt": np.array([0], dtype=np.int32)}
+    (pair,) = swapped([TokenRecord(kind=Data.PAIRS, completions=(one, other), scores=(1.0, 0.0), **common)])
+    assert [c.tolist() for c in pair.completions] == [[2, 3], [1]]
+    assert pair.scores == (0.0, 1.0)
+    (single,) = swapped([TokenRecord(kind=Data.UNPAIRED, completions=(one,), desirable=True, **common)])
+    assert single.desirable is False
+    with pytest.raises(UserError, match="no preference to reverse"):
+        swapped([TokenRecord(kind=Data.DEMONSTRATIONS, completions=(one,), **common)])
 
 
-def test_the_time_left_counts_whole_jobs() -> None:
-    out = io.StringIO()
-    display = ProgressDisplay(Console(file=out, width=100), (0, 3), 1)
-    display.started -= 1000
-    cost = {"train_seconds": 1.0, "measure_seconds": 1.0, "job_seconds": 60.0}
-    display.job(
-        Job(method="dpo", label="dpo", config=None, fingerprints={}, measure=None, split="test"),  # type: ignore[arg-type]
-        JobResult(key="k", method="dpo", label="dpo", status="ok", cost=cost),
-    )
-    assert "(2 min left)" in out.getvalue()
+def test_worlds_have_no_judge() -> None:
+    """The reward of a world is exact: a judge beside it is refused, job by job."""
+    job = Job(
+        method="base", label="base", config=compose(["loss=dpo", "output_dir=."]), fingerprints={}, split="test",
+        measure=MeasureConfig(judge="m:f"), trained=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="for real data"):
+        execute._measure_in_world(job, None)

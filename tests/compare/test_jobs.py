@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +13,10 @@ import pytest
 
 from prefopt.common.files import remove_leftovers
 from prefopt.compare import jobs
-from prefopt.compare.execute import swapped
 from prefopt.compare.jobs import Job, JobResult, code_of, failure, load, save
 from prefopt.compare.spec import MeasureConfig
-from prefopt.compare.workers import Team, run_jobs
 from prefopt.config.compose import compose
-from prefopt.data.tokens import TokenRecord
-from prefopt.errors import UserError
 from prefopt.losses import registry
-from prefopt.models.identity import digest_of_weights
-from prefopt.plugin import Data
 
 
 @pytest.fixture(scope="module")
@@ -138,97 +128,3 @@ def test_what_is_being_saved_says_by_whom(job: Job, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(jobs, "write_json", lambda *given: (remove_leftovers(tmp_path), write(*given)))
     save(tmp_path, result_of(job))
     assert load(tmp_path, job) is not None
-
-
-def test_weights_have_a_digest(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"abc")
-    first = digest_of_weights(str(tmp_path))
-    (tmp_path / "readme.txt").write_text("no matter")
-    assert digest_of_weights(str(tmp_path)) == first
-    (tmp_path / "model.safetensors").write_bytes(b"abd")
-    assert digest_of_weights(str(tmp_path)) != first
-    assert digest_of_weights("org/model") == "org/model"
-
-
-@pytest.mark.parametrize("name", ["weights.gguf", "tokenizer.model", "merges.txt", "additional_chat_templates/a.jinja"])
-def test_whatever_a_model_is_read_from_counts(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    digests = {digest_of_weights(str(tmp_path))}
-    for content in ("abc", "abd"):
-        (tmp_path / name).write_text(content)
-        digests.add(digest_of_weights(str(tmp_path)))
-    assert len(digests) == 3
-
-
-def test_what_is_compared_below_a_model_is_no_part_of_it(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"abc")
-    first = digest_of_weights(str(tmp_path))
-    for name in ("compare/jobs/k/arrays.safetensors", "run/final/model.safetensors", ".git/config.json"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "run" / "manifest.json").write_text("{}")
-    assert digest_of_weights(str(tmp_path)) == first
-
-
-def test_an_adapter_counts_with_the_model_below_it(tmp_path: Path) -> None:
-    adapter, below = tmp_path / "adapter", tmp_path / "below"
-    adapter.mkdir()
-    below.mkdir()
-    (below / "model.safetensors").write_bytes(b"abc")
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(below)}))
-    first = digest_of_weights(str(adapter))
-    (below / "model.safetensors").write_bytes(b"abd")
-    assert digest_of_weights(str(adapter)) != first
-
-
-def test_sides_are_swapped() -> None:
-    one, other = np.array([1], dtype=np.int32), np.array([2, 3], dtype=np.int32)
-    common = {"id": "a", "prompt": np.array([0], dtype=np.int32)}
-    (pair,) = swapped([TokenRecord(kind=Data.PAIRS, completions=(one, other), scores=(1.0, 0.0), **common)])
-    assert [c.tolist() for c in pair.completions] == [[2, 3], [1]]
-    assert pair.scores == (0.0, 1.0)
-    (single,) = swapped([TokenRecord(kind=Data.UNPAIRED, completions=(one,), desirable=True, **common)])
-    assert single.desirable is False
-    with pytest.raises(UserError, match="no preference to reverse"):
-        swapped([TokenRecord(kind=Data.DEMONSTRATIONS, completions=(one,), **common)])
-
-
-class Fatal(Job):
-    """A job whose process is killed as soon as it has it."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if threading.current_thread() is threading.main_thread() and os.environ.get("OMP_NUM_THREADS") == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_a_failed_row_and_the_others_go_on(job: Job, tmp_path: Path) -> None:
-    """The second job fails by itself (there is no such model), in a worker that took the killed one's place."""
-    config = dataclasses.replace(job.config, model=dataclasses.replace(job.config.model, path="/nowhere"))
-    fatal = Fatal(**{f.name: getattr(job, f.name) for f in dataclasses.fields(job)})
-    orphan = dataclasses.replace(job, config=config)
-    with Team(1) as team:
-        team.threads = 1
-        first, second = run_jobs([fatal, orphan], tmp_path, workers=team)
-    assert (first.status, second.status) == ("failed", "failed")
-    assert "killed (signal 9)" in first.reason
-    assert "/nowhere" in second.reason
-
-
-def test_a_worker_that_died_while_it_waited_is_a_failed_row(job: Job, tmp_path: Path) -> None:
-    """Nobody reads the job that it is given; the next job has another worker."""
-    config = dataclasses.replace(job.config, model=dataclasses.replace(job.config.model, path="/nowhere"))
-    orphans = [dataclasses.replace(job, config=dataclasses.replace(config, seed=seed)) for seed in range(3)]
-    with Team(1) as team:
-        (first,) = run_jobs(orphans[:1], tmp_path, workers=team)
-        team._workers[0].process.kill()
-        team._workers[0].process.join()
-        second, third = run_jobs(orphans[1:], tmp_path, workers=team)
-    assert "/nowhere" in first.reason
-    assert (second.status, "killed (signal 9)" in second.reason) == ("failed", True)
-    assert "/nowhere" in third.reason
-
-
-def test_fewer_workers_than_none() -> None:
-    with pytest.raises(UserError, match=r"workers=-1 must be at least 0"):
-        Team(-1)

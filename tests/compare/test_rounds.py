@@ -11,6 +11,7 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.compare import workers
+from prefopt.compare.jobs import Job
 from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import Comparison, MeasureConfig, Method
 from prefopt.errors import UserError
@@ -87,7 +88,8 @@ def test_an_api_call_is_refused_the_same_way() -> None:
             Rounds(Comparison(methods=(Method(name="dpo", loss="dpo", overrides=(override,)),)))
 
 
-def test_steps_of_one_row_are_said(hold: Hold) -> None:
+def test_steps_of_one_row_are_said(hold: Hold, made_up: Callable[..., list[Job]]) -> None:
+    made_up()
     found = hold("losses=[dpo]", "methods.longer.loss=dpo", "methods.longer.trainer.max_steps=3", "seeds=1")
     said = [warning for warning in found["warnings"] if "applies to this row alone" in warning]
     assert said == [
