@@ -26,4 +26,10 @@ def verdict_lines(counts: Mapping[str, int]) -> list[str]:
 
 def account(counts: Mapping[str, int]) -> list[str]:
     """The lines that `data check`, `train` and reports print about the reading of data."""
-    return verdict_lines(counts)
+    return [*file_lines(counts), *verdict_lines(counts)]
+
+
+def file_lines(counts: Mapping[str, int]) -> list[str]:
+    """The files that were not read, with the reason; none where every file was."""
+    unread = [name.removeprefix("unread_files/") for name in counts if name.startswith("unread_files/")]
+    return [f"files: {counts.get('files', 0)} read; not read: {'; '.join(unread)}"] if unread else []

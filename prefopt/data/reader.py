@@ -61,6 +61,7 @@ def read(config: DataConfig) -> ReadResult:
 
 
 def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
+    log.counts.update(opened.counts)
     rows = _counted(opened.rows, source, log)
     sample = list(islice(rows, SAMPLE_ROWS))
     if not sample:

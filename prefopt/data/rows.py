@@ -6,10 +6,11 @@ import codecs
 import csv
 import io
 import json
+import lzma
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.parquet
 
 from prefopt.common.digest import of_file, of_json
 from prefopt.data.data_config import Source
+from prefopt.data.folders import COMPRESSIONS, FORMATS, choose_split, is_data, list_folder
 from prefopt.data.record import Rejection
 from prefopt.errors import UserError, first_line
 
@@ -30,7 +32,7 @@ Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row or its reje
 ROWS = 64  # converted to Python objects at a time
 # A file that unpacks to more is taken for a decompression bomb: text shrinks to a fiftieth at best.
 MOST_EXPANSION, SLACK_BYTES, SLACK_ROWS = 100, 256 * 2**20, 100_000
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
+ROW_COLUMNS = {"prompt", "chosen", "rejected", "completion", "question", "instruction", "response", "label"}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -40,6 +42,7 @@ class Opened:
 
     key: str
     rows: Rows
+    counts: dict[str, int] = field(default_factory=dict)  # of files
 
 
 def open_source(source: Source, *, streaming: bool = False) -> Opened:
@@ -54,37 +57,35 @@ def open_source(source: Source, *, streaming: bool = False) -> Opened:
         path.exists()
     except OSError as error:  # such as a name that is too long
         raise UserError(f"no such file or folder: {source.path[:200]} ({error.strerror})") from error
-    if source.split and path.exists() and not (path / "dataset_dict.json").is_file():
-        raise UserError(f"{path} has no splits; set data.split=null (and hold out with data.eval_path or eval_records)")
     if path.is_file():
-        return Opened(_content_key(path), _file_rows(path, path.name))
+        if source.split:
+            raise UserError(
+                f"{path} has no splits; set data.split=null (and hold out with data.eval_path or eval_records)"
+            )
+        return Opened(_content_key([(path, path.name)]), _file_rows(path, path.name), {"files": 1})
     if path.is_dir():
-        return Opened(_content_key(path), _folder_rows(path, source))
+        found = list_folder(path, source)
+        rows = chain.from_iterable(_file_rows(file, name) for file, name in found.files)
+        return Opened(of_json([_content_key(found.files), found.counts]), rows, found.counts)
     return _open_hub(source, streaming=streaming)
 
 
-def _content_key(path: Path) -> str:
-    return of_json([[str(file.relative_to(path)), of_file(file)] for file in _local_files(path)])
-
-
-def _local_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+def _content_key(files: list[tuple[Path, str]]) -> str:
+    return of_json([[name, of_file(file)] for file, name in files])
 
 
 def _file_rows(path: Path, name: str) -> Rows:
     compression = COMPRESSIONS.get(path.suffix.lower())
     suffix = (path.with_suffix("") if compression else path).suffix.lower()
-    if suffix not in READERS:
+    if suffix not in FORMATS:
         raise UserError(
             f"{path}: unknown format {path.suffix or '(no extension)'!r}; "
-            f"known are {', '.join(READERS)}, each also with {', '.join(COMPRESSIONS)}"
+            f"known are {', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: it has no rows to train on")
     try:
-        with pa.input_stream(str(path), compression=compression) as stream:
+        with _opened(path, compression) as stream:
             body = io.BufferedReader(Unpacked(stream, path.stat().st_size), 2**20) if compression else stream
             for i, row in enumerate(READERS[suffix](body)):
                 where = f"{name.encode('utf-8', 'backslashreplace').decode()}:{i}"
@@ -98,6 +99,10 @@ def _file_rows(path: Path, name: str) -> Rows:
         raise UserError(
             f"{path} cannot be read: {first_line(error)[:200]}; check that it is complete and has the right extension"
         ) from error
+
+
+def _opened(path: Path, compression: str | None) -> Any:
+    return lzma.open(path) if compression == "xz" else pa.input_stream(str(path), compression=compression)
 
 
 def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
@@ -143,7 +148,8 @@ def _unwrap(value: Row) -> list[Any]:
     lists = [v for v in value.values() if isinstance(v, list)]
     if any(isinstance(v[0], dict) and {"role", "from"} & v[0].keys() for v in lists if v):
         return [value]  # lists of messages, not of rows
-    if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
+    is_row = len(value) > 1 and not ROW_COLUMNS.isdisjoint(value)
+    if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict) and not is_row:
         return lists[0]
     if lists and len(lists) == len(value) and len({len(v) for v in lists}) == 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
@@ -241,68 +247,13 @@ class Unpacked(io.RawIOBase):
 
 
 READERS: dict[str, Any] = {
-    ".jsonl": _lines, ".ndjson": _lines, ".json": _json, ".csv": _csv, ".tsv": _tsv,
+    ".jsonl": _lines, ".ndjson": _lines, ".jsonlines": _lines, ".json": _json, ".csv": _csv, ".tsv": _tsv,
     ".parquet": _parquet, ".arrow": _arrow, ".feather": _arrow,
 }  # fmt: skip
 
 
-def _folder_rows(folder: Path, source: Source) -> Rows:
-    """The data files of a folder in the order of their names, or a set saved by `datasets`."""
-    if (folder / "dataset_dict.json").is_file():
-        split = _choose_split(_listed(folder / "dataset_dict.json", "splits"), source)
-        folder = _inside(folder, split)
-    files = [p for p in _local_files(folder) if _is_data(p)]
-    if (folder / "state.json").is_file():
-        files = [_inside(folder, name) for name in _listed(folder / "state.json", "_data_files", "filename")]
-    if not files:
-        raise UserError(f"{folder} holds no data file ({', '.join(READERS)})")
-    return chain.from_iterable(_file_rows(path, str(path.relative_to(folder))) for path in files)
-
-
-def _listed(file: Path, key: str, name: str | None = None) -> list[str]:
-    """The names that a file of a saved `datasets` set lists."""
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))[key]
-        names = [entry if name is None else entry[name] for entry in entries]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{file} is not as `datasets` writes it ({first_line(error)[:200]}): save the set again"
-        ) from error
-    if not all(isinstance(one, str) for one in names):
-        raise UserError(f"{file} must list names: save the set again")
-    return names
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of `name`, which must lie in the folder.
-
-    Raises:
-        UserError: it does not exist, or lies elsewhere.
-    """
-    path = folder / name
-    try:
-        there = path.resolve(strict=True).is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # absent, an invalid name, a ring of links
-        there = False
-    if not there:
-        raise UserError(f"{folder} names {name!r}, which is not in it: save the set again")
-    return path
-
-
-def _is_data(path: Path) -> bool:
-    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
-    return inner.suffix.lower() in READERS and path.name not in ("dataset_info.json", "state.json")
-
-
-def _choose_split(names: list[str], source: Source) -> str:
-    split = source.split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
-    if split not in names:
-        raise UserError(f"{source.path} has the splits {names}; choose one with data.split=NAME")
-    return split
-
-
 def _open_hub(source: Source, *, streaming: bool) -> Opened:
-    if not HUB_NAME.fullmatch(source.path) or _is_data(Path(source.path)):
+    if not HUB_NAME.fullmatch(source.path) or is_data(Path(source.path)):
         raise UserError(f"no such file or folder: {source.path}")
     import datasets
     from huggingface_hub import HfApi
@@ -310,7 +261,7 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
     try:
         names = datasets.get_dataset_split_names(source.path, source.subset)
         loaded = datasets.load_dataset(
-            source.path, source.subset, split=_choose_split(names, source), streaming=streaming
+            source.path, source.subset, split=choose_split(names, source), streaming=streaming
         )
         files = [] if streaming else [Path(file["filename"]) for file in loaded.cache_files]
         key = of_json([of_file(file) for file in files]) if files else str(HfApi().dataset_info(source.path).sha)

@@ -1,0 +1,168 @@
+"""Decides which files of a folder are read, and counts the others with the reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefopt.data.data_config import Source
+from prefopt.errors import UserError, first_line
+
+FORMATS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
+SPLIT = re.compile(
+    r"(?:^|[-._ /0-9])(train(?:ing)?|test(?:ing)?|validation|valid|val|dev|eval(?:uation)?)(?=$|[-._ /0-9])"
+)
+SPLITS = {"training": "train", "testing": "test", "valid": "validation", "val": "validation", "dev": "validation",
+          "eval": "test", "evaluation": "test"}  # fmt: skip
+SHOWN_FILES = 20  # of those that are not read for one reason
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder to read, each with its name there, and counts of all files by what becomes of them."""
+
+    files: list[tuple[Path, str]]
+    counts: dict[str, int]
+
+
+def list_folder(folder: Path, source: Source) -> Listing:
+    """The data files of a folder in the order of their names, those of a split, or a set saved by `datasets`.
+
+    Raises:
+        UserError: no data file, or it is not clear which of them to read.
+    """
+    if source.subset and (folder / source.subset).is_dir():
+        folder = _inside(folder, source.subset)
+    if (folder / "dataset_dict.json").is_file():
+        names = _listed(folder / "dataset_dict.json", "splits")
+        split = choose_split(names, source)
+        others = {f"split {name}, data.split={name} reads it": [name] for name in names if name != split}
+        return _saved(_inside(folder, split), others)
+    if (folder / "state.json").is_file():
+        if source.split:
+            raise UserError(f"{folder} has no splits; set data.split=null")
+        return _saved(folder, {})
+    return _plain(folder, source)
+
+
+def _saved(folder: Path, unread: dict[str, list[str]]) -> Listing:
+    """The files that a saved set or split lists."""
+    if (folder / "state.json").is_file():
+        files = [(_inside(folder, name), name) for name in _listed(folder / "state.json", "_data_files", "filename")]
+        return Listing(files, _counts(files, unread))
+    return _plain(folder, Source(path=str(folder)), unread)
+
+
+def _plain(folder: Path, source: Source, others: dict[str, list[str]] | None = None) -> Listing:
+    unread: dict[str, list[str]] = defaultdict(list, others or {})
+    found: dict[str | None, list[tuple[Path, str]]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if reason := _why_not(path, folder):
+            unread[reason].append(name)
+        elif not path.is_dir():
+            found[_split_named(name)].append((path, name))
+    if not found:
+        raise UserError(f"{folder} holds no data file ({', '.join(FORMATS)}){_first(unread)}")
+    if None in found and len(found) > 1:
+        named = next(files[0][1] for split, files in found.items() if split)
+        raise UserError(
+            f"{folder} has {named}, whose name is that of a split, and {found[None][0][1]}, whose name is none: give "
+            "the file to train on as data.path (and data.eval_path), or several as data.mixture"
+        )
+    if None in found:
+        if source.split:
+            raise UserError(f"no file of {folder} is named after a split; set data.split=null")
+        return Listing(found[None], _counts(found[None], unread))
+    splits = {str(split): files for split, files in found.items()}
+    chosen = choose_split(list(splits), source)
+    for split, files in splits.items():
+        if split != chosen:
+            unread[f"split {split}, data.eval_split={split} holds it out"] += [name for _, name in files]
+    return Listing(splits[chosen], _counts(splits[chosen], unread))
+
+
+def _split_named(name: str) -> str | None:
+    found = SPLIT.search(re.sub(r"\.\w+$", "", name.lower()))
+    return SPLITS.get(found[1], found[1]) if found else None
+
+
+def _why_not(path: Path, folder: Path) -> str:
+    """Why a file is not read; nothing for data files and plain folders."""
+    if path.is_symlink() and not path.exists():
+        return "a link to nothing"
+    if path.is_symlink() and path.is_dir():
+        return "a link to a folder, which is not followed"
+    if path.is_dir():
+        return ""
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return "hidden"
+    if not path.is_file():
+        return "no regular file"
+    if path.name in ("dataset_info.json", "state.json", "dataset_infos.json"):
+        return "a description of a saved set by its name"
+    return "" if is_data(path) else "no data format"
+
+
+def _counts(files: list[tuple[Path, str]], unread: dict[str, list[str]]) -> dict[str, int]:
+    counts = {"files": len(files)}
+    for reason, names in unread.items():
+        more = f", … {len(names) - SHOWN_FILES} more" if len(names) > SHOWN_FILES else ""
+        counts[f"unread_files/{reason}: {', '.join(names[:SHOWN_FILES])}{more}"] = len(names)
+    return counts
+
+
+def _first(unread: dict[str, list[str]]) -> str:
+    return "".join(f"; {names[0]}: {reason}" for reason, names in list(unread.items())[:3])
+
+
+def is_data(path: Path) -> bool:
+    """Whether the name is that of a data file."""
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return inner.suffix.lower() in FORMATS
+
+
+def choose_split(names: list[str], source: Source) -> str:
+    """The split to read: the one asked for, `train`, or the only one.
+
+    Raises:
+        UserError: there is no such split, or several.
+    """
+    split = source.split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+    if split not in names:
+        raise UserError(f"{source.path} has the splits {names}; choose one with data.split=NAME")
+    return split
+
+
+def _listed(file: Path, key: str, name: str | None = None) -> list[str]:
+    """The names that a file of a saved `datasets` set lists."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))[key]
+        names = [entry if name is None else entry[name] for entry in entries]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file} is not as `datasets` writes it ({first_line(error)[:200]}): save the set again"
+        ) from error
+    if not all(isinstance(one, str) for one in names):
+        raise UserError(f"{file} must list names: save the set again")
+    return names
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of `name`, which must lie in the folder.
+
+    Raises:
+        UserError: it does not exist, or lies elsewhere.
+    """
+    path = folder / name
+    try:
+        there = path.resolve(strict=True).is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # absent, an invalid name, a ring of links
+        there = False
+    if not there:
+        raise UserError(f"{folder} names {name!r}, which is not in it: save the set again")
+    return path
