@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.source import ROOT, House
+from prefopt.train import train
+from tests.source import House
 
 
 @cache
@@ -22,7 +24,6 @@ def calls_to_the_loss() -> list[str]:
     """The calls from `train()` to the loss in a real run, those inside transformers and accelerate included."""
     from prefopt.losses.dpo import DPO
     from prefopt.plugin import Data, LossOutput
-    from prefopt.train import train
     from tests.train import tiny
 
     stacks: list[list[str]] = []
@@ -41,9 +42,9 @@ def _calls_since_train() -> list[str]:
     found: list[str] = []
     frame = sys._getframe(2)
     while frame.f_back is not None:
-        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if path.is_relative_to(ROOT / "prefopt") and name == "train":
+        if frame.f_code is inspect.unwrap(train).__code__:
             break
+        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
         if {"prefopt", "transformers", "accelerate"} & set(path.parts):
             found.append(f"{'/'.join(path.parts[-3:])} {name}")
         frame = frame.f_back
