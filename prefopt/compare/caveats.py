@@ -97,7 +97,9 @@ def _failed_controls(comparison: Comparison, pairs: Sequence[Pair], values: Mapp
     ]
     twin, wrong = verdict_of(pairs, first, again), verdict_of(pairs, WRONG_SIGN, first)
     if twin is not None and twin.verdict != "cannot_tell":
-        found.append(f"CONTROL FAILED: {first} was told from itself under a second name; do not trust these verdicts")
+        found.append(
+            f"CONTROL FAILED: {first} was found to differ from itself under a second name; do not trust these verdicts"
+        )
     if wrong is not None and wrong.verdict != "worse":
         found.append(f"CONTROL FAILED: the wrong-sign loss was not found worse than {first}; this comparison has too "
                      "few seeds, prompts or steps to show anything")  # fmt: skip

@@ -47,7 +47,7 @@ def compare(
         output_dir: where the results go; its folder `jobs` has one folder for each run.
         workers: the number of processes, 0 for this one; None: one per core, or a single one for a large model.
         command: the command to quote in the results.
-        progress: told of rounds, jobs and messages.
+        progress: notified of rounds, jobs and messages.
         runner: runs jobs in another way than on processes of this machine.
 
     Raises:

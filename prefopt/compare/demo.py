@@ -112,7 +112,7 @@ class DemoRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoFacts:
-    """What the demo's page says about the run."""
+    """What the page of the demo states about the run."""
 
     world: ReviewWorld
     seed: int
@@ -171,7 +171,7 @@ class Demo:
         return [self._untuned(BASE), self._untuned(SFT), *map(self._tuned, METHODS)]
 
     def facts(self) -> DemoFacts:
-        """Measure best-of-n sampling from SFT, and collect what the page says about the run."""
+        """Measure best-of-n sampling from SFT, and collect what the page states about the run."""
         with self.progress("Best of n samples", None):
             yardstick = best_of_n(self.world, self.reference, BEST_OF, prompts=self.size.prompts // 4, seed=self.seed)
         labels = [record.scores for record in self.pairs]

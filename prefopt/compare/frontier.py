@@ -1,7 +1,7 @@
-"""Reward against distance: what each method buys for its KL, beside yardsticks that need no training.
+"""Compares the reward of methods at matched KL, beside yardsticks that need no training.
 
-Points are ends of whole schedules at different strengths, never checkpoints of one run: a run that is stopped early has
-not had its learning rate brought down, and is worse at the same KL for that reason alone.
+Points are the ends of whole runs at different strengths, never checkpoints of one run: a run that is stopped early has
+not annealed its learning rate, and is worse at the same KL for that reason alone.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from scipy.interpolate import PchipInterpolator
 
 Floats = NDArray[np.float64]
 
-KLS = (0.5, 1.0, 2.0, 3.5)  # nats, where methods are compared
-MIN_COVERED = 0.9  # share of resamples that must reach a KL for its reward to be quoted
-MIN_EFFECTIVE = 20.0  # effective samples a prompt below which a reweighted estimate is not quoted
+KLS = (0.5, 1.0, 2.0, 3.5)  # nats at which methods are compared
+MIN_COVERED = 0.9  # share of resamples that must reach a KL for its reward to be given
+MIN_EFFECTIVE = 20.0  # effective samples per prompt that a reweighted estimate needs to be given
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """One method's finished runs. S seeds, K strengths, P prompts; seeds and prompts are the same for all methods.
+    """The finished runs of one method: S seeds, K strengths, P prompts; seeds and prompts are the same for all methods.
 
     Attributes:
-        reward: (S, K, P) mean true reward behind each prompt.
-        kl: (S, K, P) mean KL to the start behind each prompt, nats.
+        reward: (S, K, P) mean true reward for each prompt.
+        kl: (S, K, P) mean KL to the start for each prompt, in nats.
     """
 
     reward: Floats
@@ -40,7 +40,7 @@ class Runs:
             )
 
     def points(self) -> tuple[Floats, Floats]:
-        """(K,) KL and (K,) reward, means over seeds and prompts."""
+        """Return (K,) KL and (K,) reward, averaged over seeds and prompts."""
         return self.kl.mean((0, 2)), self.reward.mean((0, 2))
 
 
@@ -49,10 +49,10 @@ class AtKL:
     """A method's reward at one KL; all nan where it is not covered.
 
     Attributes:
-        kl: nats.
-        value: of the runs as they are.
-        low, high: 95 % percentile interval over resampled prompts and seeds.
-        covered: share of resamples whose points reach this KL from both sides.
+        kl: in nats.
+        value: the reward of the runs themselves.
+        low, high: the 95 % percentile interval over resampled prompts and seeds.
+        covered: the share of resamples whose points enclose this KL.
     """
 
     kl: float
@@ -63,30 +63,29 @@ class AtKL:
 
 
 def interpolate(kl: Floats, reward: Floats, at: Sequence[float]) -> Floats:
-    """Reward at each KL of `at`, between measured points only: nan outside of them, nothing is extrapolated.
+    """Interpolate the reward at each KL of `at` between measured points; nan outside, nothing is extrapolated.
 
     Monotone between neighbours (PCHIP; Fritsch and Carlson, 1980, https://doi.org/10.1137/0717021), in the square root
-    of KL, in which reward is nearly straight at first (Gao et al., 2023, https://arxiv.org/abs/2210.10760). Between
-    two points it never leaves their range. Where points of more KL have less reward it falls with them: overshoot is
-    shown, not smoothed away, but only if those points are given. A caller that leaves beaten ones out, as the page of a
-    comparison does, has nan there.
+    of KL, in which reward is nearly linear at first (Gao et al., 2023, https://arxiv.org/abs/2210.10760). Between two
+    points it never leaves their range. Where points with more KL have less reward it falls with them: overshoot is
+    shown if those points are given. A caller that leaves beaten points out, as the page of a comparison does, gets nan.
 
     Args:
-        kl, reward: (K,) points in any order; points of one KL count as their mean.
-        at: nats.
+        kl, reward: (K,) points in any order; points with the same KL count as their mean.
+        at: KLs in nats.
     """
     finite = np.isfinite(kl) & np.isfinite(reward)
     x, inverse = np.unique(np.sqrt(np.maximum(kl[finite], 0)).round(6), return_inverse=True)
     if len(x) < 2:
         return np.full(len(at), np.nan)
     y = np.bincount(inverse, reward[finite]) / np.bincount(inverse)
-    with np.errstate(over="ignore"):  # a slope near 0 has an infinite inverse, whose own inverse is right
+    with np.errstate(over="ignore"):  # a slope near 0 has an infinite inverse, whose inverse is right again
         found: Floats = PchipInterpolator(x, y, extrapolate=False)(np.sqrt(np.asarray(at, dtype=np.float64)))
     return found
 
 
 def _resampled(runs: Runs, at: Sequence[float], resamples: int, seed: int) -> Floats:
-    """(resamples, len(at)) rewards at matched KL over redrawn prompts and seeds, nan where not covered."""
+    """Return (resamples, len(at)) rewards at matched KL over resampled prompts and seeds, nan where not covered."""
     seeds, _, prompts = runs.reward.shape
     rng = np.random.default_rng(seed)
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
@@ -96,10 +95,10 @@ def _resampled(runs: Runs, at: Sequence[float], resamples: int, seed: int) -> Fl
 
 
 def at_matched_kl(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RESAMPLES, seed: int = 0) -> list[AtKL]:
-    """Reward at each KL, with intervals by the bootstrap over prompts and seeds.
+    """Return the reward at each KL, with bootstrap intervals over prompts and seeds.
 
-    Few seeds make intervals too narrow, in their share by a factor sqrt((S - 1) / S). Two methods are compared by
-    `matched`, not by whether intervals overlap.
+    With few seeds, their part of the interval is too narrow by a factor sqrt((S - 1) / S). Compare two methods with
+    `matched`, not by whether their intervals overlap.
     """
     drawn = _resampled(runs, at, resamples, seed)
     summaries = []
@@ -114,13 +113,13 @@ def at_matched_kl(runs: Runs, at: Sequence[float] = KLS, *, resamples: int = RES
 
 
 def matched(runs: Runs, kl: float) -> Floats | None:
-    """(S, P) rewards at one KL, to be compared with those of another method: `prefopt.compare.statistics.compare`.
+    """Return (S, P) rewards at one KL, to compare with those of another method (`prefopt.compare.statistics.compare`).
 
-    Each seed is brought to this KL on its own frontier, by a straight line in the square root of KL between the two
-    points that enclose it, with the same weights for all of its prompts.
+    Each seed is interpolated on its own frontier, linearly in the square root of KL between the two points that enclose
+    this KL, with the same weights for all of its prompts.
 
     Returns:
-        None where a seed's points do not reach this KL from both sides.
+        None where a seed's points do not enclose this KL.
     """
     found = []
     for reward, distance in zip(runs.reward, np.sqrt(np.maximum(runs.kl.mean(2), 0)), strict=True):
@@ -136,14 +135,14 @@ def matched(runs: Runs, kl: float) -> Floats | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """A point of a curve that takes no training.
+    """A point of a curve that needs no training.
 
     Attributes:
         setting: n of best-of-n, or the temperature of the tilt.
-        kl: measured, nats to the sampled model.
-        reward, reward_se: mean over prompts, and its standard error.
-        bound: on the KL of best-of-n; nan for the tilt.
-        effective: effective samples a prompt, (sum w)^2 / sum w^2, mean over prompts.
+        kl: measured KL to the sampled model, in nats.
+        reward, reward_se: the mean over prompts and its standard error.
+        bound: the bound on the KL of best-of-n; nan for the tilt.
+        effective: effective samples per prompt, (sum w)^2 / sum w^2, averaged over prompts.
     """
 
     setting: float
@@ -155,16 +154,16 @@ class Yardstick:
 
 
 def best_of_n(rewards: Floats, sizes: Sequence[int]) -> list[Yardstick]:
-    """Best-of-n policies of the model that wrote the samples, with the KL they really have.
+    """Return the best-of-n policies of the model that wrote the samples, with their exact KL.
 
-    A text of reward r is the best of n with probability pi(text) * (F(r)^n - F(r-)^n) / P(r), F the distribution of
-    reward behind its prompt and P(r) the share of that very reward: ties make the ratio depend on r alone, so that the
-    KL is sum over r of q log(q / P), q = F(r)^n - F(r-)^n, which samples give. It is at most log n - (n - 1) / n
-    (Beirami et al., 2024, https://arxiv.org/abs/2401.01879), and reaches that without ties.
+    A text with reward r is the best of n with probability pi(text) * (F(r)^n - F(r-)^n) / P(r), where F is the
+    distribution of rewards for its prompt and P(r) the share of that reward. The ratio depends on r alone, so the KL is
+    the sum over r of q log(q / P), q = F(r)^n - F(r-)^n, which samples give. It is at most log n - (n - 1) / n (Beirami
+    et al., 2024, https://arxiv.org/abs/2401.01879), with equality without ties.
 
     Args:
-        rewards: (P, N) exact rewards of N samples behind each of P prompts, N well above the largest n.
-        sizes: n. Those of which fewer than 20 effective samples are left are not given.
+        rewards: (P, N) exact rewards of N samples for each of P prompts, N well above the largest n.
+        sizes: values of n; those that leave fewer than 20 effective samples are left out.
     """
     points = []
     for n in sizes:
@@ -185,11 +184,11 @@ def _best_of(row: Floats, n: int) -> tuple[float, float, float]:
 
 
 def tilt(rewards: Floats, temperatures: Sequence[float]) -> list[Yardstick]:
-    """The policy pi * exp(reward / temperature) / Z, which has the most reward that its KL allows, by reweighting.
+    """Return the policies pi * exp(reward / temperature) / Z, which have the most reward at their KL, by reweighting.
 
     Args:
-        rewards: (P, N) exact rewards of N samples behind each of P prompts.
-        temperatures: in units of reward. Those of which fewer than 20 effective samples are left are not given.
+        rewards: (P, N) exact rewards of N samples for each of P prompts.
+        temperatures: in units of reward; those that leave fewer than 20 effective samples are left out.
     """
     points = []
     for temperature in temperatures:

@@ -339,11 +339,11 @@ def _weights(count: int, seed: int, stream: int) -> Floats:
 
 
 def _judged(draft: _Draft, p_holm: float, metric: str, better: int, family: int, seed: int) -> Pair:
-    told = p_holm < ALPHA and better != 0 and draft.x.shape[1] >= MIN_PROMPTS and not draft.crosses(seed)
+    significant = p_holm < ALPHA and better != 0 and draft.x.shape[1] >= MIN_PROMPTS and not draft.crosses(seed)
     verdict: Verdict = "cannot_tell"
-    if told:
+    if significant:
         verdict = "better" if draft.difference * better > 0 else "worse"
-    seeds, prompts, together = (None, None, False) if told else _needed(draft, ALPHA / max(1, family))
+    seeds, prompts, together = (None, None, False) if significant else _needed(draft, ALPHA / max(1, family))
     half = draft.half_width()
     return Pair(
         a=draft.a, b=draft.b, metric=metric, difference=draft.difference, low=draft.difference - half,

@@ -39,7 +39,7 @@ def run_jobs(
         jobs: the jobs to run.
         folder: where the results are.
         workers: the number of processes, 0 for this one; or a team that is kept from call to call.
-        progress: told of each job that ends.
+        progress: notified of each job that ends.
     """
     progress = progress or Progress()
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def test_a_control_that_did_not_run_is_no_confusion() -> None:
     again = runs("dpo_again", 1.0, status="failed")
     found = outcome(*common, again, runs("wrong_sign", -1.0, control=True), controls=True)
     assert found.warnings[0].startswith("CONTROL FAILED: dpo under a second name did not run")
-    assert not any("told from itself" in warning for warning in found.warnings)
+    assert not any("differ from itself" in warning for warning in found.warnings)
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: there are no verdicts"), (2, "2 seeds: the verdicts assume")])
