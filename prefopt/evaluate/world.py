@@ -179,11 +179,6 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def log_ratios(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> Floats:
-    """(n, 2) log policy - log reference of the chosen and the rejected text of each pair, nats."""
-    return log_probs(policy, pairs) - log_probs(reference, pairs)
-
-
 def log_probs(model: Any, pairs: Sequence[TokenRecord]) -> Floats:
     """(n, 2) log-probs of the chosen and the rejected text of each pair, nats."""
     return np.stack([scored.sum for scored in score(model, pairs)]).astype(np.float64)

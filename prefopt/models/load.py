@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -232,22 +234,20 @@ def without_dropout(settings: Any) -> None:
             setattr(settings, name, 0.0)
 
 
-class _explaining:
+@contextmanager
+def _explaining(path: str) -> Iterator[None]:
     """Turn transformers' errors for a missing or broken model into one sentence with a remedy."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    try:
+        yield
+    except PrefoptError:
+        raise
+    except BaseException as error:
         # Broken files can raise any error in five libraries; that of tokenizers is not even an Exception.
-        if error is None or isinstance(error, PrefoptError) or not (isinstance(error, Exception) or _is_panic(error)):
-            return
+        if not (isinstance(error, Exception) or _is_panic(error)):
+            raise
         raise UserError(
-            f"cannot load a model from model.path={self.path}: {first_line(error)[:300]}; give a folder with "
-            "config.json, model.safetensors and a tokenizer, or a hub id that this machine can reach"
+            f"cannot load a model from model.path={path}: {first_line(error)[:300]}; give a folder with config.json, "
+            "model.safetensors and a tokenizer, or a hub id that this machine can reach"
         ) from error
 
 
