@@ -26,7 +26,15 @@ def verdict_lines(counts: Mapping[str, int]) -> list[str]:
 
 def account(counts: Mapping[str, int]) -> list[str]:
     """The lines that `data check`, `train` and reports print about the reading of data."""
-    return [*file_lines(counts), *verdict_lines(counts)]
+    most = counts.get("max_records")
+    stopped = [f"data.max_records: reading stopped after {most} records"] if most else []
+    return [*file_lines(counts), *stopped, *column_lines(counts), *verdict_lines(counts)]
+
+
+def column_lines(counts: Mapping[str, int]) -> list[str]:
+    """The columns and keys of turns that were not read, with the number of rows that have them."""
+    unread = {name.removeprefix("unread/"): count for name, count in counts.items() if name.startswith("unread/")}
+    return [f"not read: {', '.join(f'{name} ({count} rows)' for name, count in unread.items())}"] if unread else []
 
 
 def file_lines(counts: Mapping[str, int]) -> list[str]:

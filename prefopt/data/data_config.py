@@ -27,6 +27,7 @@ class Source:
     schema: str = "auto"
     fields: dict[str, str] = field(default_factory=dict)
     verdicts: dict[Any, str] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)
     split: str | None = None
     subset: str | None = None
 
@@ -45,6 +46,7 @@ class DataConfig:
     schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or auto: recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
     verdicts: dict[Any, str] = field(default_factory=dict)  # what the codes of judges mean: {1: first, 2: second}
+    ignore: list[str] = field(default_factory=list)  # columns, and keys of turns, to train without, such as [tools]
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations
     streaming: bool = False  # hub sets: read row by row over the network instead of downloading the set
@@ -107,9 +109,13 @@ class DataConfig:
         """The sources to read: those of the mixture, or `path` alone."""
         if not self.mixture:
             return [Source(path=str(self.path), schema=self.schema, fields=dict(self.fields),
-                           verdicts=_codes(self.verdicts), split=self.split, subset=self.subset)]  # fmt: skip
+                           verdicts=_codes(self.verdicts), ignore=list(self.ignore), split=self.split,
+                           subset=self.subset)]  # fmt: skip
         sources = [source if isinstance(source, Source) else _source(source) for source in self.mixture]
-        return [replace(source, verdicts=_codes(source.verdicts or self.verdicts)) for source in sources]
+        return [
+            replace(source, verdicts=_codes(source.verdicts or self.verdicts), ignore=[*source.ignore, *self.ignore])
+            for source in sources
+        ]
 
 
 def _codes(verdicts: dict[Any, str]) -> dict[str, str]:

@@ -110,7 +110,7 @@ def content(value: Any, name: str) -> str:
         if part.get("type", "text") != "text":
             kind = shown(part["type"])
             raise RowError("not_text", f"{name!r} has a part of type {kind}; only text can be trained on")
-        texts.append(string(part.get("text", part.get("value")), f"{name}.text"))
+        texts.append(string(first(part, "text", "value"), f"{name}.text"))
     return "".join(texts)
 
 

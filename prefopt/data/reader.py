@@ -14,9 +14,10 @@ from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
-from prefopt.data.schemas.base import Made, Schema
+from prefopt.data.schemas.base import PLACES, Made, Schema
 from prefopt.data.schemas.verdicts import decode
 from prefopt.data.string_forms import parsed
+from prefopt.data.unread import WatchedRow, unread, without
 from prefopt.errors import UserError
 
 SAMPLE_ROWS = 64  # from which the schema is recognised
@@ -30,7 +31,8 @@ class ReadResult:
         records: in the order of the rows, read from disk on access.
         rejections: one for each rejected row.
         schema: the name of the schema (several joined by "+" for a mixture).
-        counts: `rows`, `records`, and `rejected/REASON` for each reason.
+        counts: `rows` (the sum of `rows_used` and of the `rows` of the rejections), `records`, `unread/COLUMN`, and
+            `rejected/REASON` for each reason.
     """
 
     records: Sequence[Record]
@@ -52,7 +54,10 @@ def read(config: DataConfig) -> ReadResult:
 
     def make(log: Log) -> Iterator[Record]:
         found = chain.from_iterable(_records(s, one, log) for s, one in zip(sources, opened, strict=True))
-        yield from islice(found, config.max_records)
+        for i, record in enumerate(islice(found, config.max_records), 1):
+            yield record
+            if i == config.max_records:
+                log.counts["max_records"] = i
 
     records, log = stored("records", of_json([content, config.max_records]), make, config.cache_dir)
     if not records:
@@ -62,47 +67,74 @@ def read(config: DataConfig) -> ReadResult:
 
 def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     log.counts.update(opened.counts)
-    rows = _counted(opened.rows, source, log)
-    sample = list(islice(rows, SAMPLE_ROWS))
-    if not sample:
+    sample = list(islice(opened.rows, SAMPLE_ROWS))
+    good = [_changed(row, source) for _, row in sample if not isinstance(row, Rejection)]
+    if not good:
+        for _, row in sample:
+            log.counts["rows"] += 1
+            if isinstance(row, Rejection):
+                log.reject(row)
         raise UserError(f"{source.path} has no readable rows; {_worst(log)}")
-    _check_fields(sample, source)
-    schema = recognise([row for _, row in sample], source.path) if source.schema == "auto" else named(source.schema)
+    _check_fields(good, source)
+    schema = recognise(good, source.path) if source.schema == "auto" else named(source.schema)
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
-    whole = chain(sample, rows)
-    for where, row in whole if schema.gather is None else schema.gather(whole):
-        try:
-            made = _made(schema, row)
-        except RowError as error:
-            log.reject(Rejection(source=where, reason=error.reason, detail=error.detail))
-            continue
+    rows = _readable(chain(sample, opened.rows), source, log)
+    for where, row in rows if schema.gather is None else schema.gather(rows):
+        made = _made(schema, row, log)
+        _account(made, where, row.get(PLACES), log)
+        for record in made:
+            if isinstance(record, Record):
+                yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
+
+
+def _account(made: list[Made], where: str, places: list[str] | None, log: Log) -> None:
+    """Count the rows that became records, and list what did not; each row is in exactly one of the two."""
+    errors = [error for error in made if isinstance(error, RowError)]
+    rows = len(places) if places else 1
+    rest = rows - sum(error.rows or 0 for error in errors)
+    log.counts["rows"] += rows
+    if len(errors) < len(made):
+        log.counts["rows_used"] += rest
+        rest = 0
+    for error in errors:
+        covered = error.rows or 0
+        if error.rows is None:
+            covered, rest = rest, 0
+        place = places[error.member] if places and error.member is not None else where
+        log.reject(Rejection(source=place, reason=error.reason, detail=error.detail, rows=covered))
+
+
+def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
+    watched = WatchedRow(row)
+    try:
+        made = schema.read(watched)
+        left = [] if PLACES in row else unread(watched)
         if schema.verdict is not None:
             found = schema.verdict(row)
             log.counts[f"verdict/{found.code}/{found.side}"] += 1
-        for record in made:
-            if isinstance(record, RowError):
-                log.reject(Rejection(source=where, reason=record.reason, detail=record.detail))
-                continue
-            yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
-
-
-def _made(schema: Schema, row: Row) -> list[Made]:
-    try:
-        return schema.read(row)
+    except RowError as error:
+        return [error]
     except RecursionError:
-        raise RowError("too_deep", "its values are nested too deeply") from None
+        return [RowError("too_deep", "its values are nested too deeply")]
     except UnicodeError:
-        raise RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding") from None
+        return [RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding")]
+    log.counts.update({f"unread/{name}": 1 for name in left})
+    return made
 
 
-def _counted(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
+def _changed(row: Row, source: Source) -> Row:
+    """The row as the settings of its source change it."""
+    renamed = without(parsed(rename(parsed(row), source.fields)), source.ignore)
+    return decode(renamed, source.verdicts) if source.verdicts else renamed
+
+
+def _readable(rows: Rows, source: Source, log: Log) -> Iterator[tuple[str, Row]]:
     for where, row in rows:
-        log.counts["rows"] += 1
         if isinstance(row, Rejection):
+            log.counts["rows"] += 1
             log.reject(row)
         else:
-            renamed = parsed(rename(parsed(row), source.fields))
-            yield where, decode(renamed, source.verdicts) if source.verdicts else renamed
+            yield where, _changed(row, source)
 
 
 def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:
@@ -115,10 +147,10 @@ def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:
         yield record
 
 
-def _check_fields(sample: list[tuple[str, Row]], source: Source) -> None:
+def _check_fields(sample: list[Row], source: Source) -> None:
     for name, column in source.fields.items():
-        if all(row.get(name) is None for _, row in sample):
-            there = sorted({key for _, row in sample for key in row} - set(source.fields))
+        if all(row.get(name) is None for row in sample):
+            there = sorted({key for row in sample for key in row} - set(source.fields))
             raise UserError(
                 f"data.fields maps {name!r} to {column!r}, which is not in {source.path}; its columns are {there}"
             )

@@ -53,11 +53,14 @@ class Rejection:
     reason: str  # a short stable key, such as "empty_completion"
     detail: str  # one sentence that says what is wrong and what to do
     id: str = ""
+    rows: int = 1  # rows that it accounts for; 0 for a part of a row that is used otherwise, more for a whole tree
 
 
 class RowError(Exception):
     """A row that cannot become a record; the reader turns it into a `Rejection`."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, *, rows: int | None = None, member: int | None = None) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
+        self.rows = rows  # of a gathered record that it accounts for, None for all that no record uses
+        self.member = member  # the row of a gathered record that it is about

@@ -37,7 +37,8 @@ def _structure(name: str, text: Any) -> Any:
             value = ast.literal_eval(text.strip()) if len(text) < 2**20 else text  # as pandas writes lists
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return text
-    return value if name in STRUCTURED or is_spoken(value) else text
+    graded = isinstance(value, dict) and not {"solution", "full_text"}.isdisjoint(value)
+    return value if name in STRUCTURED or graded or is_spoken(value) else text
 
 
 def is_spoken(value: Any) -> bool:
@@ -52,4 +53,6 @@ def is_spoken(value: Any) -> bool:
 
 
 def _names_speaker(text: str) -> bool:
-    return any(f"{quote}{key}{quote}" in text[:10_000] for key in SPEAKERS for quote in "\"'")
+    return any(
+        f"{quote}{key}{quote}" in text[:10_000] for key in (*SPEAKERS, "solution", "full_text") for quote in "\"'"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from prefopt.data.doctor.near_duplicates import Leaks, NearDuplicates
 from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions
 from prefopt.data.doctor.shortcuts import FormatRule, LengthRule, WordRule
 from prefopt.data.doctor.token_lengths import TokenLengths
-from prefopt.data.reader import ReadResult, read
+from prefopt.data.reader import read
+from prefopt.data.record import Record
 from prefopt.data.tokenize import tokenize
+from prefopt.data.views import to_view
 
 __all__ = ["MEANINGS", "Finding", "Histogram", "Report", "examine", "thresholds"]
 
@@ -48,20 +50,21 @@ def examine(
         for check in checks:
             check.see(record)
     kind = found.records[0].kind.value
+    usable = to_view(found.records, found.records[0].kind, ties=config.ties, cache_dir=config.cache_dir)
     report = Report(
         name=Path(str(config.path)).name if config.path else "mixture",
         schema=found.schema,
         kind=kind,
         rows=found.counts["rows"],
-        kept=len(found.records),
-        rejections=list(found.rejections),
+        kept=len(usable.records),
+        rejections=[*found.rejections, *usable.rejections],
         findings={},
         histograms=[lengths.histogram()],
         account=account(found.counts),
     )
     findings = [finding for check in checks for finding in check.findings()]
     if tokenizer is not None:
-        report, in_tokens = _with_tokens(report, found, tokenizer, config, score)
+        report, in_tokens = _with_tokens(report, usable.records, tokenizer, config, score)
         findings += in_tokens
     kept = Finding(name="kept", figure=report.kept, total=report.kept + len(report.rejections))
     size = Finding(name="size", figure=report.kept, note=f"{report.kept} {kind}")
@@ -69,14 +72,14 @@ def examine(
 
 
 def _with_tokens(
-    report: Report, found: ReadResult, tokenizer: Any, config: DataConfig, score: Scorer | None
+    report: Report, records: Sequence[Record], tokenizer: Any, config: DataConfig, score: Scorer | None
 ) -> tuple[Report, list[Finding]]:
     """The report and the findings about records in tokens."""
-    result = tokenize(found.records, tokenizer, config)
+    result = tokenize(records, tokenizer, config)
     uncut = result.records
     findings: list[Finding] = []
     if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
-        uncut = tokenize(found.records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
+        uncut = tokenize(records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
     report = dataclasses.replace(report, rejections=[*report.rejections, *result.rejections], kept=len(result.records))
     if len(uncut):
         lengths = TokenLengths(uncut)
@@ -86,7 +89,7 @@ def _with_tokens(
         )
     if config.truncation != "drop":
         cut = result.counts["truncated_prompts"]
-        findings.append(Finding(name="truncated_prompts", figure=cut, total=len(found.records)))
+        findings.append(Finding(name="truncated_prompts", figure=cut, total=len(records)))
     if score is not None:
         findings += base_model(score, uncut, config.max_length)
     return report, findings

@@ -9,6 +9,7 @@ from typing import Any
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
+PLACES = "places of the rows"  # of a row that `gather` made: where each of its rows stands
 Made = Record | RowError  # a row may hold several records, of which some may fail
 
 

@@ -115,7 +115,7 @@ def _answers(row: Row) -> tuple[str, str] | None:
     Raises:
         RowError: there are more than two.
     """
-    named = {re.sub(r"[\s_-]+", "", name.lower()): name for name in row if row[name] is not None}
+    named = {re.sub(r"[\s_-]+", "", name.lower()): name for name, value in row.items() if value is not None}
     for stem in STEMS:
         found = [named[stem + end] for end in "0123456789abcd" if stem + end in named]
         for one, two in ENDS:

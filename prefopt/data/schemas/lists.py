@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from prefopt.data.fields import first, label, number, string
+from prefopt.data.fields import blank, first, label, number, string
 from prefopt.data.make import ranked
 from prefopt.data.record import RowError
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import Made, Schema, has, is_turns
+from prefopt.data.schemas.base import PLACES, Made, Schema, has, is_turns
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence")  # 0 to 4; not verbosity and complexity, which are no merit
@@ -18,7 +18,7 @@ GATHERED = "answers of one prompt"
 
 def graded_solutions(row: Row) -> list[Made]:
     """A question, and a column per model with its graded solution; right is 1, wrong is 0."""
-    graded = [value for value in row.values() if _graded(value)]
+    graded = [row[name] for name, value in row.items() if _graded(value)]
     return [
         ranked(
             user(string(row.get("question"), "question")),
@@ -67,21 +67,35 @@ def response_columns(row: Row) -> list[Made]:
 
 def attribute_scores(row: Row) -> list[Made]:
     """HelpSteer: the answers to one prompt, scored by the mean of helpfulness, correctness and coherence."""
-    answers = row[GATHERED]
-    return [
-        ranked(
-            prompt_of(row),
-            [string(answer.get("response"), "response") for answer in answers],
-            [sum(number(answer.get(name), name) for name in ATTRIBUTES) / len(ATTRIBUTES) for answer in answers],
-        )
-    ]
+    made: list[Made] = []
+    texts, scores, members = [], [], []
+    for i, answer in enumerate(row[GATHERED]):
+        try:
+            text = string(answer.get("response"), "response")
+            if blank(text):
+                raise RowError("empty_completion", "the response is empty or blank")
+            score = sum(number(answer.get(name), name) for name in ATTRIBUTES) / len(ATTRIBUTES)
+        except RowError as error:
+            made.append(RowError(error.reason, error.detail, rows=1, member=i))
+            continue
+        texts.append(text)
+        scores.append(score)
+        members.append(i)
+    try:
+        made.append(ranked(prompt_of(row), texts, scores))
+    except RowError as error:
+        made += [RowError(error.reason, error.detail, rows=1, member=i) for i in members]
+    return made
 
 
 def neighbours(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """Join successive rows with the same prompt into one row."""
     for _, group in groupby(rows, key=lambda found: found[1].get("prompt")):
         together = list(group)
-        yield together[0][0], {**together[0][1], GATHERED: [row for _, row in together]}
+        yield (
+            together[0][0],
+            {**together[0][1], GATHERED: [row for _, row in together], PLACES: [place for place, _ in together]},
+        )
 
 
 def _objects(value: object, name: str) -> list[Row]:

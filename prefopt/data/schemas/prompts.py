@@ -102,12 +102,15 @@ def named_prompt(row: Row) -> Text:
             "ambiguous_prompt",
             f"{columns[0]!r} ends with an answer: give the turns before it, data.fields={{prompt: COLUMN}}",
         )
-    return prompt_of({name: value for name, value in row.items() if name != "history"} | {"prompt": value})
+    if columns[0] != "history":
+        return prompt_of(row, columns[0])
+    turns = messages(row["history"], "history") if is_turns(row["history"]) else string(row["history"], "history")
+    return with_system(row, user(turns) if isinstance(turns, str) else turns) if system_of(row) else turns
 
 
 def prompt_names(row: Row) -> list[str]:
     """The columns of the row that could be its prompt, by their names and types."""
-    return [name for name in PROMPT_NAMES if _is_text(row.get(name))]
+    return [name for name, value in row.items() if name in PROMPT_NAMES and _is_text(value)]
 
 
 def agreed(given: Text, turns: Text) -> Text:

@@ -10,7 +10,7 @@ from prefopt.data.fields import ROLES, number, shown, string
 from prefopt.data.make import ranked
 from prefopt.data.record import Message, RowError
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import Made, Schema, has
+from prefopt.data.schemas.base import PLACES, Made, Schema, has
 
 TREE = "messages of one tree"
 
@@ -22,7 +22,15 @@ def nested_tree(row: Row) -> list[Made]:
 
 def tree_messages(row: Row) -> list[Made]:
     """A tree as rows, one message each, joined by `message_tree_id`."""
-    nodes = {_id(message, "message_id"): {**message, "replies": []} for message in row[TREE]}
+    nodes: dict[Any, Row] = {}
+    made: list[Made] = []
+    for i, message in enumerate(row[TREE]):
+        name = _id(message, "message_id")
+        if name is None or name in nodes:
+            reason = "no 'message_id'" if name is None else f"the 'message_id' {shown(name)} of an earlier message"
+            made.append(RowError("broken_tree", f"the message has {reason}", rows=1, member=i))
+            continue
+        nodes[name] = {**message, "replies": []}
     roots = []
     for node in nodes.values():
         parent = _id(node, "parent_id")
@@ -35,14 +43,44 @@ def tree_messages(row: Row) -> list[Made]:
             raise RowError("broken_tree", f"message {message} answers {shown(parent)}, which is missing")
     if len(roots) != 1:
         raise RowError("broken_tree", f"the tree has {len(roots)} first messages instead of one")
-    return list(_lists(roots[0], ()))
+    found = list(_lists(roots[0], ()))
+    used = _used(roots[0])
+    if not used:
+        return [*made, *found]
+    if rest := len(nodes) - len(used):
+        errors = [error for error in found if isinstance(error, RowError)]
+        for error in errors:
+            error.rows = 0
+        if errors:
+            errors[0].rows = rest
+        else:
+            left = ", ".join(shown(name) for name in nodes if name not in used)[:200]
+            found.append(RowError("not_ranked", f"messages without a rank or outside ranked turns: {left}", rows=rest))
+    return [*made, *found]
+
+
+def _used(node: Row) -> set[Any]:
+    """The ids of the messages at and below a node whose text is in a ranked list, as prompt or answer."""
+    used: set[Any] = set()
+    try:
+        replies = [reply for reply in node["replies"] if not reply.get("deleted")]
+        answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
+        known = [reply for reply in answers if _rank(reply) is not None]
+        is_user = ROLES.get(str(node.get("role")).lower()) == "user"
+        if is_user and len(known) >= 2 and all(isinstance(reply.get("text"), str) for reply in known):
+            used |= {reply["message_id"] for reply in known}
+    except RowError:
+        return used
+    for reply in replies:
+        used |= _used(reply)
+    return used | {node["message_id"]} if used else used
 
 
 def one_tree(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """Join the successive messages of a tree into one row."""
     for _, group in groupby(rows, key=lambda found: found[1].get("message_tree_id")):
         together = list(group)
-        yield together[0][0], {TREE: [row for _, row in together]}
+        yield together[0][0], {TREE: [row for _, row in together], PLACES: [place for place, _ in together]}
 
 
 def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
@@ -92,14 +130,14 @@ def _id(message: Row, name: str) -> str | int | float | None:
     value = message.get(name)
     if value is not None and not isinstance(value, str | int | float):
         raise RowError("wrong_type", f"{name!r} must be a name or a number, not {type(value).__name__}")
-    return value
+    return None if value == "" else value  # an empty cell of a CSV file
 
 
 def _rank(reply: Row) -> float | None:
     rank = reply.get("rank")
-    if rank is None or (isinstance(rank, float) and rank != rank):
+    if rank is None or rank == "" or (isinstance(rank, float) and rank != rank):
         return None
-    if isinstance(rank, bool) or not isinstance(rank, int | float):
+    if isinstance(rank, bool) or not isinstance(rank, int | float | str):
         raise RowError("wrong_type", f"'rank' must be a number, not {shown(rank)}")
     return number(rank, "rank")
 
