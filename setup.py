@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: `conf/` at the top is installed as the package `prefopt.conf`."""
+"""Installs the folder `conf/` as the package `prefopt.conf`, which pyproject.toml cannot express."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, offline hub, the folder of real data where there is one."""
+"""Shared settings and fixtures: one thread, no hub, the folder of real data, the default world."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at import, by whichever test comes first
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it would warn at import
 os.environ.setdefault("PREFOPT_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "prefopt"))
 
 from typing import TYPE_CHECKING
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from prefopt.worlds.build import WorldFiles
 
 torch.set_num_threads(1)
-# The same cases every time, however slow the machine.
+# The same cases every time, without limits on time.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real preference data: `$PREFOPT_SHARED_DATA`, or `shared/data` beside the project."""
+    """The folder of real preference data: `$PREFOPT_SHARED_DATA`, or `shared/data` next to the project."""
     candidates = [Path(__file__).resolve().parents[2] / "shared" / "data"]
     if "PREFOPT_SHARED_DATA" in os.environ:
         candidates.insert(0, Path(os.environ["PREFOPT_SHARED_DATA"]))
@@ -41,18 +41,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def world_files() -> WorldFiles:
-    """The default review world: models and pairs. Built once (20 seconds), then kept in the tests' cache."""
+    """The default review world: models and pairs. Built once (20 seconds), then cached."""
     from prefopt import worlds
 
     return worlds.resolve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: begun last, they would keep one worker busy when the other has nothing left."""
+    """Start the longest tests first; started last, they would keep one worker busy while the other is idle."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collector off all that imports made: accelerate collects several times in each training."""
+    """Exempt everything that imports created from garbage collection, which accelerate runs often in each training."""
     gc.collect()
     gc.freeze()

@@ -31,7 +31,6 @@ NO_EQUIVALENT = {
     "neftune_noise_alpha": "noise on the embeddings would make policy and reference incomparable",
     "label_smoothing_factor": "label smoothing of preferences is in the losses `cdpo` and `robust_dpo`",
     "use_liger_kernel": "the engine has its own head, which never holds the logits",
-    "torch_compile": "not offered",
     "dataloader_drop_last": "the last, smaller batch is kept, and weighted by its records",
     "push_to_hub": "`prefopt export --push` does it after the run",
     "hub_model_id": "see `prefopt export --push`",

@@ -1,4 +1,4 @@
-"""docs/data.md names every schema, finding and preset as the code does."""
+"""docs/data.md describes every schema, finding and preset as the code does."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from prefopt.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Run are `python` and `bash`; `text` and blocks without a language are shown only.
+# Blocks of `python` and `bash` run; these do not.
 SHOWN = {"", "text", "yaml", "json"}
 
 
@@ -32,7 +32,7 @@ def at_home(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A folder with what the pages speak of: `model` and `pairs.jsonl`."""
+    """A folder with the files that the pages refer to: `model` and `pairs.jsonl`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFOPT_MALLOC", "0")
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -42,7 +42,7 @@ def at_home(
 
 
 def run_bash(text: str) -> None:
-    """Lines of a shell: those of `prefopt` in this process, the rest by bash."""
+    """Run shell commands: those of `prefopt` in this process, the others by bash."""
     for command in commands(text):
         forgiven = command.endswith("|| true")
         words = shlex.split(command.removesuffix("|| true"), comments=True)
@@ -54,7 +54,7 @@ def run_bash(text: str) -> None:
 
 
 def commands(text: str) -> list[str]:
-    """A command a line; continued lines are joined, and a here-document stays with its command."""
+    """One command per line; continued lines are joined, and a here-document stays with its command."""
     lines, found = iter(text.replace("\\\n", " ").splitlines()), []
     for line in lines:
         if here := re.search(r"<<'(\w+)'", line):
@@ -88,4 +88,4 @@ def test_the_site_builds_with_strict_links(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "planning" / "index.html").read_text()
     assert "weights gathered" in page, "the formulas come from the module's docstring"
-    assert "fonts.googleapis.com" not in page, "nothing is fetched from elsewhere"
+    assert "fonts.googleapis.com" not in page, "the page loads nothing from elsewhere"

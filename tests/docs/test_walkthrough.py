@@ -1,4 +1,4 @@
-"""Every command of docs/walkthrough.md, in its order, on a tiny model instead of the real one."""
+"""The commands of docs/walkthrough.md run in their order, on a tiny model instead of the real one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefopt.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "walkthrough.md"
 DATA = "instruction-data-with-preference.json"
-# What makes it small; everything else is as the page says.
+# Makes the runs small; everything else is as on the page.
 SMALL = ["model=local", "model.path=model", "trainer.max_steps=2", "data.eval_records=8", "evaluation.max_new_tokens=4",
          "evaluation.kl_prompts=2"]  # fmt: skip
 
@@ -23,7 +23,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for block in found for line in block.splitlines()]
 
 
-def test_the_walk_goes_from_data_to_an_exported_model(
+def test_the_walkthrough_leads_from_data_to_an_exported_model(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
