@@ -24,6 +24,7 @@ from prefopt.data import DataConfig, read, tokenize
 from prefopt.data import rows as data_rows
 from prefopt.data.data_config import Source
 from prefopt.data.record import Record, RowError
+from prefopt.data.record_table import Log
 from prefopt.data.schemas import SCHEMAS, recognise, rename
 from prefopt.data.templates import renderer
 from prefopt.errors import UserError
@@ -70,7 +71,7 @@ def made_of(name: str, row: dict[str, Any]) -> None:
     from prefopt.data.reader import _made
 
     try:
-        found = _made(SCHEMAS[name], row)
+        found = _made(SCHEMAS[name], row, Log())
     except RowError as error:
         found = [error]
     for one in found:
