@@ -1,4 +1,4 @@
-"""A folder with a tiny model and tokenizer, and a small file of pairs: what a user brings."""
+"""What a user brings, a folder with a tiny model and a small file of pairs; and finished runs on them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,26 @@ class Run:
     def __call__(self, *overrides: str) -> int:
         names = {o.split("=")[0] for o in overrides}
         return main(["train", *(g for g in self.given if g.split("=")[0] not in names), *overrides])
+
+
+def tmp_run(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(model, data, tmp_path_factory.mktemp("run") / "out")
+
+
+@pytest.fixture(scope="session")
+def finished(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, for tests that only read it."""
+    run = tmp_run(model_folder, pairs_file, tmp_path_factory)
+    assert run() == 0
+    return run.out
+
+
+@pytest.fixture(scope="session")
+def tuned(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that has visibly changed the model, for tests that only read it."""
+    run = tmp_run(model_folder, pairs_file, tmp_path_factory)
+    assert run("trainer.learning_rate=1e-2", "trainer.max_steps=8") == 0
+    return run.out
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""Completion in the shell, and `prefopt doctor`."""
+"""Completion in the shell."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli import VERBS, main
+from prefopt.cli import main
 from prefopt.cli.completion import complete_override, load_index
+from prefopt.cli.verbs import VERBS
 
 INDEX: dict[str, Any] = {
     "groups": {"loss": ["dpo", "simper", "simpo"], "model": ["local"]},
@@ -73,23 +73,3 @@ def test_what_is_known_covers_verbs_losses_and_options() -> None:
     assert {"dpo", "kto", "simpo"} <= set(found["groups"]["loss"])
     assert "compat/trl_dpo" in found["groups"]["experiment"]
     assert {"loss.beta", "trainer.learning_rate", "data.path", "seed"} <= set(found["keys"])
-
-
-def test_doctor_says_versions_and_what_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
-    assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["usable"]["cuda"] == torch.cuda.is_available()
-    assert found["machine"]["cores"] >= 1
-    assert {"prefopt", "hub"} == found["caches"].keys()
-    assert main(["doctor"]) == 0
-    assert "versions" in capsys.readouterr().out
-
-
-def test_doctor_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("WANDB_API_KEY", "hf_secret")
-    assert main(["doctor", "--json"]) == 0
-    assert "hf_secret" not in capsys.readouterr().out

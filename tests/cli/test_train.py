@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,18 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt.config.compose import compose
 from prefopt.runs import run as running
-from prefopt.runs.run import run as run_library
 from tests.cli.conftest import Run
 
 CORE = ["sft", "dpo", "ipo", "ipo_sum", "kto", "orpo", "simpo"]
+
+
 SHARED_METRICS = {
     "loss", "grad_norm", "learning_rate", "logps/chosen", "logps_mean/chosen", "lengths/chosen",
 }  # fmt: skip
+
+
 PAIR_METRICS = {
     "logps/rejected", "logps_mean/rejected", "lengths/rejected", "accuracies/logps", "accuracies/logps_mean",
     "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/ties",
@@ -63,6 +65,7 @@ def test_a_run_leaves_what_other_tools_build_on(run: Run, loss: str) -> None:
 def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods, one override apart: the same token ids in the same order, initial weights and dtypes."""
     seen: list[dict[str, Any]] = []
+    library_run = running.run
 
     def watch(config: Any, **kw: Any) -> Any:
         original = running.train
@@ -89,7 +92,7 @@ def test_only_the_loss_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
         with monkeypatch.context() as patch:
             patch.setattr(running, "train", spy)
-            return run_library(config, **kw)
+            return library_run(config, **kw)
 
     monkeypatch.setattr(running, "run", watch)
     for loss in ("dpo", "simpo", "kto", "sft"):
@@ -110,48 +113,7 @@ def test_hyperparameters_come_from_the_command_line(run: Run) -> None:
     assert config["loss"] == {"name": "simpo", "beta": 2.5, "gamma_beta_ratio": 0.3}
 
 
-def test_multirun_gives_each_method_its_folder(run: Run) -> None:
-    given = [g for g in run.given if not g.startswith("output_dir")]
-    from prefopt.cli import main
-
-    assert main(["train", "-m", *given, "loss=dpo,simpo", f"hydra.sweep.dir={run.out}"]) == 0
-    assert sorted(p.name for p in run.out.iterdir() if p.is_dir()) == ["0-dpo", "1-simpo"]
-    assert all((run.out / d / "summary.json").exists() for d in ("0-dpo", "1-simpo"))
-
-
-def test_goes_on_from_a_checkpoint_and_refuses_a_finished_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 0
-    whole = [m for m in lines(run.out / "metrics.jsonl") if "learning_rate" in m]
-    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 2
-    assert "already has a finished run" in capsys.readouterr().err
-    (run.out / "summary.json").unlink()
-    import shutil
-
-    shutil.rmtree(run.out / "checkpoint-4")
-    assert run("trainer.save_strategy=steps", "trainer.save_steps=2", "resume=never") == 2
-    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 0
-    again = [m for m in lines(run.out / "metrics.jsonl") if "learning_rate" in m]
-    assert [m["step"] for m in again] == [1, 2, 3, 4]
-    assert [m["loss"] for m in again] == [m["loss"] for m in whole]
-
-
-def test_exit_codes_of_the_real_command(run: Run) -> None:
-    def command(*argv: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-c", "import sys; from prefopt.cli import main; sys.exit(main())"]
-        return subprocess.run([*call, *argv], capture_output=True, text=True, check=False)
-
-    wrong = command("train", "loss=simpoo")
-    assert wrong.returncode == 2
-    assert wrong.stderr.count("\n") == 1
-    assert "did you mean 'simpo'?" in wrong.stderr
-    unknown = command("trian")
-    assert unknown.returncode == 2
-    assert "did you mean 'train'?" in unknown.stderr
-
-
 def test_a_path_of_ones_own_does_not_get_the_worlds_settings(model_folder: Path, pairs_file: Path) -> None:
-    from prefopt.config.compose import compose
-
     own = compose([f"model.path={model_folder}", f"data.path={pairs_file}"])
     assert own.trainer["learning_rate"] == 1e-6
     assert own.trainer["max_steps"] == -1
@@ -160,3 +122,14 @@ def test_a_path_of_ones_own_does_not_get_the_worlds_settings(model_folder: Path,
     world = compose([])
     assert world.trainer["learning_rate"] == 1e-3
     assert world.batch.records == 128
+
+
+def test_what_the_last_texts_give_away_is_in_every_record(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default texts are measured after training alone: a sentinel's word on them counts there, too."""
+    assert run("sentinels.kl=1e-9", "trainer.learning_rate=1e-2") == 0
+    told = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told if "sentinels/kl" in line] == [4]
+    assert "a text away from its start" in capsys.readouterr().out
+    assert run("sentinels.kl=1e-9", "sentinels.stop=true", "trainer.learning_rate=1e-2", f"output_dir={run.out}-2") == 3
+    assert "the run has ended and is whole" in capsys.readouterr().err
+    assert json.loads(Path(f"{run.out}-2", "summary.json").read_text())["sentinels"][0]["sentinel"] == "kl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefopt.common.redact import redact
+from prefopt.common.redact import printable, redact
 
 LONG = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z_"  # 35 characters
 
@@ -25,6 +25,8 @@ LONG = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z_"  # 35 characters
         (f"glpat-{LONG[:20]} rest", "[hidden] rest"),
         (f"key AIza{LONG}", "key [hidden]"),
         (f"hf_{LONG[:-1]}, sk-{LONG}", "[hidden], [hidden]"),
+        ("sk-" + "a" * 24, "[hidden]"),
+        ("ghp_" + "A1" * 12 + " and more", "[hidden] and more"),
     ],
 )  # fmt: skip
 def test_secrets_are_hidden(text: str, kept: str) -> None:
@@ -43,6 +45,7 @@ def test_secrets_are_hidden(text: str, kept: str) -> None:
         "https://host/models@v1.0 and https://host/@user/post, https://host?mail=me@host",
         "task-specific-preference-optimization, risk-averse-reinforcement-learning",
         "glpat-short, AIza, hf_hub, no secret, no password",
+        "no token, no tokenizer, hf_hub",
     ],
 )
 def test_ordinary_texts_are_left_alone(text: str) -> None:
@@ -71,3 +74,8 @@ def test_a_secret_that_is_part_of_another(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_no_secret_of_the_environment(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert redact(f"this is {value} here") == f"this is {value} here"
+
+
+def test_control_characters_are_visible_not_obeyed() -> None:
+    assert printable("a\x1b[31mred\x07\u202e\n\tb é 漢") == "a\\x1b[31mred\\x07\\u202e\n\tb é 漢"
+    assert printable("\ud800") == "\\ud800"

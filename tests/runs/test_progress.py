@@ -1,4 +1,4 @@
-"""How a run tells what it does: plain lines, JSON lines, a live bar, or warnings alone."""
+"""How a run shows its progress: plain lines, JSON lines, a live bar, or warnings only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ from prefopt.runs.progress import (
     in_words,
     run_progress,
 )
-from tests.cli.conftest import Run
 
 FIGURES = {"loss": 0.6931, "rewards/accuracies": 0.625, "rewards/margins": 0.012, "ratios/chosen": -0.1,
            "ratios/rejected": -0.25, "tokens_per_second": 12345.6, "memory_gib": 1.5}  # fmt: skip
@@ -29,51 +27,6 @@ FIGURES = {"loss": 0.6931, "rewards/accuracies": 0.625, "rewards/margins": 0.012
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_plain_lines_have_no_control_characters(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under pytest stdout is no terminal: `auto` is plain."""
-    assert run() == 0
-    out = capsys.readouterr().out
-    assert all(c == "\n" or c.isprintable() for c in out)
-    lines = out[out.index("dpo on ") :].splitlines()  # some libraries greet at their import
-    assert [line.split("  ")[0] for line in lines if line.startswith("dpo ")][1:] == [f"dpo {n}/4" for n in range(1, 5)]
-    last = next(line for line in lines if line.startswith("dpo 4/4"))
-    for words in ("loss 0.", "accuracy ", "margin ", "log-ratio chosen", "tokens/s", "GiB"):
-        assert words in last
-    assert any("Chosen is likelier, %" in line for line in lines)
-    assert lines[-1] == f"report:  {run.out}/report.html"
-    assert (run.out / "report.html").is_file()
-
-
-def test_json_lines(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("progress=json") == 0
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [e["step"] for e in events if e["event"] == "log"] == [1, 2, 3, 4]
-    begin = next(e for e in events if e["event"] == "begin")
-    assert begin == {"event": "begin", "method": "dpo", "step": 0, "steps": 4, "reference_records": 40}
-    log = next(e for e in events if e["event"] == "log")
-    assert {"loss", "rewards/accuracies", "logps/chosen", "memory_gib", "seconds_left"} <= log.keys()
-    assert [e["step"] for e in events if e["event"] == "evaluation"] == [0, 4, 4]  # the last one of the texts
-    assert "1,000" in next(e["text"] for e in events if e["event"] == "warning")
-    end = events[-1]
-    assert end["event"] == "end"
-    assert end["output_dir"] == str(run.out)
-    assert end["summary"] == json.loads((run.out / "summary.json").read_text())
-    assert end["verdict"]["state"] in ("good", "look", "bad")
-
-
-def test_quiet_says_warnings_alone_and_not_on_stdout(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("progress=quiet") == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.splitlines() == ["warning: 32 records: results from fewer than 1,000 are mostly noise"]
-
-
-def test_an_unknown_mode_is_refused_before_anything_is_made(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("progress=jsn") == 2
-    assert "did you mean 'json'?" in capsys.readouterr().err
-    assert not list(run.out.iterdir())
 
 
 def test_modes_by_name() -> None:
@@ -109,15 +62,6 @@ def test_a_long_run_is_at_most_a_hundred_plain_lines_and_its_last_step_is_one() 
     lines = stream.getvalue().splitlines()
     assert 50 < len(lines) <= 101
     assert lines[-1].startswith("dpo 10000/10000")
-
-
-def test_a_kl_that_was_measured_stays_in_sight(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("sentinels.measure=true", "trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.max_steps=3")
-    assert run(*given) == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = {line.split("  ")[0]: " KL " in line for line in lines if line.startswith("dpo ") and "/3" in line}
-    assert told == {"dpo 1/3": False, "dpo 2/3": True, "dpo 3/3": True}  # the last of 2/3 is the held-out line
-    assert "KL to the base model by step" in (run.out / "report.html").read_text()
 
 
 def test_figures_in_words() -> None:
@@ -180,15 +124,3 @@ def test_the_reference_bar_goes_when_training_begins() -> None:
         told.close()
     assert "7 records" in terminal.getvalue()[:before]
     assert "records" not in terminal.getvalue()[before:]
-
-
-def test_a_multirun_tells_each(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from prefopt.cli import main
-
-    given = [g for g in run.given if not g.startswith(("output_dir", "trainer.max_steps"))]
-    runs = ["loss=sft,simpo", f"hydra.sweep.dir={tmp_path}/sweep", "trainer.max_steps=1"]
-    assert main(["train", "-m", *given, *runs]) == 0
-    out = capsys.readouterr().out
-    for name in ("0-sft", "1-simpo"):
-        assert f"{tmp_path}/sweep/{name}/report.html" in out
-        assert (tmp_path / "sweep" / name / "report.html").is_file()

@@ -1,8 +1,9 @@
-"""Bad input: one line on stderr that names the key or row and the remedy, exit code 2, and nothing half done."""
+"""Bad input and broken runs: one line on stderr that names the option or row and the remedy, and nothing half done."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,9 +114,28 @@ def test_a_folder_that_cannot_be_written(run: Run, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
-def test_a_place_that_is_none(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_not_possible(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file where a folder must be, a name that is too long: no disk is full."""
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / ("a" * 300)):
         assert run(f"output_dir={place}") == 2
         assert "give another name or folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/sys").is_dir(), reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the kernel's, which is not even root's to write."""
+    assert run("output_dir=/sys/kernel/here") == 1
+    error = capsys.readouterr().err
+    assert "/sys/kernel/here" in error
+    assert "give another folder" in error
+    assert error.count("\n") == 1
+
+
+def test_weights_that_the_last_update_broke_end_the_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("trainer.max_steps=1", "trainer.learning_rate=1e38") == 1
+    error = capsys.readouterr().err
+    assert "lower trainer.learning_rate" in error
+    assert error.count("\n") == 1
+    assert not (run.out / "final").exists()
+    assert not (run.out / "summary.json").exists()

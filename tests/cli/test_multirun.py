@@ -1,19 +1,42 @@
-"""`prefopt train -m sweep=optuna`: one method's settings searched by Optuna, for a figure of the held-out records."""
+"""`prefopt train -m`: one run per combination, and settings searched by Optuna."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from prefopt.cli import main
 from tests.cli.conftest import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna's own
+
+def test_multirun_gives_each_method_its_folder(run: Run) -> None:
+    given = [g for g in run.given if not g.startswith("output_dir")]
+    assert main(["train", "-m", *given, "loss=dpo,simpo", f"hydra.sweep.dir={run.out}"]) == 0
+    assert sorted(p.name for p in run.out.iterdir() if p.is_dir()) == ["0-dpo", "1-simpo"]
+    assert all((run.out / d / "summary.json").exists() for d in ("0-dpo", "1-simpo"))
 
 
-@pytest.fixture(autouse=True)
-def _plugin() -> None:
+def test_a_multirun_tells_each(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [g for g in run.given if not g.startswith(("output_dir", "trainer.max_steps"))]
+    runs = ["loss=sft,simpo", f"hydra.sweep.dir={tmp_path}/sweep", "trainer.max_steps=1"]
+    assert main(["train", "-m", *given, *runs]) == 0
+    out = capsys.readouterr().out
+    for name in ("0-sft", "1-simpo"):
+        assert f"{tmp_path}/sweep/{name}/report.html" in out
+        assert (tmp_path / "sweep" / name / "report.html").is_file()
+
+
+def with_optuna(test: Any) -> Any:
+    """Skip a test without Optuna's plugin, and ignore its warnings."""
+    return pytest.mark.usefixtures("optuna")(pytest.mark.filterwarnings("ignore")(test))
+
+
+@pytest.fixture
+def optuna() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
 
@@ -25,9 +48,8 @@ def searched(run: Run, *given: str) -> list[str]:
     ]  # fmt: skip
 
 
+@with_optuna
 def test_the_best_of_the_trials_is_kept(run: Run) -> None:
-    from prefopt.cli import main
-
     assert main(searched(run, "optimized_metric=rewards/margins")) == 0
     kept = yaml.safe_load((run.out / "optimization_results.yaml").read_text())
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in sorted(run.out.glob("*-dpo"))]
@@ -40,6 +62,7 @@ def test_the_best_of_the_trials_is_kept(run: Run) -> None:
     assert (kept["best_params"]["loss.beta"], kept["best_params"]["trainer.learning_rate"]) in tried
 
 
+@with_optuna
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -50,7 +73,5 @@ def test_the_best_of_the_trials_is_kept(run: Run) -> None:
 def test_a_figure_that_is_not_there_is_refused(
     run: Run, given: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefopt.cli import main
-
     assert main([*searched(run), given, "hydra.sweeper.n_trials=1"]) == 2
     assert said in capsys.readouterr().err

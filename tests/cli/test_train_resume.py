@@ -1,10 +1,11 @@
-"""The command itself: signals, full and read-only disks, secrets, control characters."""
+"""`prefopt train` stopped by a signal or a full disk, and resumed by the same command."""
 
 from __future__ import annotations
 
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli import main
-from prefopt.common.redact import printable, redact
-from prefopt.train import batches
+from prefopt.runs import run as running
+from prefopt.train import batches, saving
 from prefopt.train.signals import shield_worker
 from tests.cli.conftest import Run
 
@@ -55,9 +55,8 @@ def test_sigterm_to_a_worker_that_is_still_starting_ends_nothing(run: Run, monke
     assert run("trainer.dataloader_num_workers=1") == 0
 
 
-def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_is_resumed_by_the_same_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped while texts are written after training: nothing is trained again."""
-    from prefopt.runs import run as running
 
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -75,10 +74,8 @@ def test_a_stop_goes_on_with_the_same_command(run: Run, capsys: pytest.CaptureFi
     assert [entry["from"] for entry in manifest["resumed"]] == [str(run.out / "checkpoint-4")]
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_the_run_is_resumed_later(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """No file may grow beyond 6 kB once the first checkpoint is there: the second cannot be written."""
-    from prefopt.train import saving
-
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = saving.save_optimizer
 
@@ -100,16 +97,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(run: Run, capsys: pyt
     assert "going on from" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/sys").is_dir(), reason="root may write everywhere")
-def test_a_read_only_folder_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the kernel's, which is not even root's to write."""
-    assert run("output_dir=/sys/kernel/here") == 1
-    error = capsys.readouterr().err
-    assert "/sys/kernel/here" in error
-    assert "give another folder" in error
-    assert error.count("\n") == 1
-
-
 def test_a_run_in_use_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import sys, time; from pathlib import Path; from prefopt.common.locks import locked_folder\n" \
            "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"  # fmt: skip
@@ -122,60 +109,46 @@ def test_a_run_in_use_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert run() == 0
 
 
-def test_secrets_are_written_nowhere(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_resumed_from_a_checkpoint_and_a_finished_one_is_not(
+    run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A token in the environment, and one in options and names, in a run that ends and in one that fails."""
-    token, key = "hf_" + "aB3" * 12, "s3cret-value-of-a-key"
-    monkeypatch.setenv("MY_API_KEY", key)
-    name = f"tracking.run_name=run-{key}-{token}"
-    monkeypatch.setattr(sys, "argv", ["prefopt", "train", name])
-    assert run(name, f"data.cache_dir={run.out.parent}/cache-{token}") == 0
-    assert run(f"data.path=/nothing/{token}/{key}.jsonl", f"output_dir={run.out}-2") == 2
-    words = [word for word in run.given if not word.startswith("output_dir")]
-    assert main(["train", "-m", *words, name, f"hydra.sweep.dir={run.out}-several"]) == 0
-    shown = capsys.readouterr()
-    texts = {"stdout": shown.out, "stderr": shown.err}
-    for file in [*run.out.rglob("*"), *Path(f"{run.out}-several").rglob("*")]:
-        if file.is_file():
-            texts[str(file)] = file.read_bytes().decode("utf-8", "replace")
-    found = [name for name, text in texts.items() if token in text or key in text]
-    assert not found
-    assert "[hidden]" in (run.out / "manifest.json").read_text()
-    assert "[hidden]" in shown.err
+    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 0
+    whole = [m for m in lines(run.out / "metrics.jsonl") if "learning_rate" in m]
+    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 2
+    assert "already has a finished run" in capsys.readouterr().err
+    (run.out / "summary.json").unlink()
+    shutil.rmtree(run.out / "checkpoint-4")
+    assert run("trainer.save_strategy=steps", "trainer.save_steps=2", "resume=never") == 2
+    assert run("trainer.save_strategy=steps", "trainer.save_steps=2") == 0
+    again = [m for m in lines(run.out / "metrics.jsonl") if "learning_rate" in m]
+    assert [m["step"] for m in again] == [1, 2, 3, 4]
+    assert [m["loss"] for m in again] == [m["loss"] for m in whole]
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("https://me:pass@host/x", "https://[hidden]@host/x"),
-        ("sk-" + "a" * 24, "[hidden]"),
-        ("ghp_" + "A1" * 12 + " and more", "[hidden] and more"),
-        ("no token, no tokenizer, hf_hub", "no token, no tokenizer, hf_hub"),
-    ],
-)
-def test_what_counts_as_a_secret(text: str, kept: str) -> None:
-    assert redact(text) == kept
+def test_a_refused_resume_changes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a finished run, of one with later checkpoints, and with another option: every file is as it was."""
+    assert run(*SAVED) == 0
+    early = f"resume={run.out / 'checkpoint-2'}"
+
+    def files() -> dict[str, bytes]:
+        return {str(p.relative_to(run.out)): p.read_bytes() for p in run.out.rglob("*") if p.is_file()}
+
+    before = files()
+    assert run(*SAVED, early, "trainer.max_steps=6") == 2
+    assert "already has a finished run" in capsys.readouterr().err
+    assert files() == before
+    (run.out / "summary.json").unlink()
+    before = files()
+    assert run(*SAVED, early) == 2
+    assert "has later checkpoints (checkpoint-4)" in capsys.readouterr().err
+    assert run(*SAVED, "trainer.optim=sgd", "trainer.learning_rate=2e-3") == 2
+    error = capsys.readouterr().err
+    assert "another trainer.learning_rate (0.001, now 0.002) and another trainer.optim (" in error
+    assert files() == before
+    assert run(*SAVED) == 0
+    manifest = json.loads((run.out / "manifest.json").read_text())
+    assert [entry["from"] for entry in manifest["resumed"]] == [str(run.out / "checkpoint-4")]
 
 
-def test_control_characters_are_visible_not_obeyed() -> None:
-    assert printable("a\x1b[31mred\x07\u202e\n\tb é 漢") == "a\\x1b[31mred\\x07\\u202e\n\tb é 漢"
-    assert printable("\ud800") == "\\ud800"
-
-
-def test_control_characters_in_names_reach_no_terminal(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("data.path='/nothing/\x1b[2Jgone.jsonl'") == 2
-    shown = capsys.readouterr()
-    assert "\x1b" not in shown.err
-    assert "\\x1b[2Jgone" in shown.err
-
-
-def test_what_the_last_texts_give_away_is_in_every_record(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """By default texts are measured after training alone: a sentinel's word on them counts there, too."""
-    assert run("sentinels.kl=1e-9", "trainer.learning_rate=1e-2") == 0
-    told = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in told if "sentinels/kl" in line] == [4]
-    assert "a text away from its start" in capsys.readouterr().out
-    assert run("sentinels.kl=1e-9", "sentinels.stop=true", "trainer.learning_rate=1e-2", f"output_dir={run.out}-2") == 3
-    assert "the run has ended and is whole" in capsys.readouterr().err
-    assert json.loads(Path(f"{run.out}-2", "summary.json").read_text())["sentinels"][0]["sentinel"] == "kl"
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

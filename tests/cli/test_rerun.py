@@ -1,0 +1,110 @@
+"""`prefopt rerun`: a run's folder is enough to repeat it, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.runs import run as running
+from prefopt.runs.rerun import compare, folder_for
+from tests.cli.conftest import Run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_run_is_repeated_bit_for_bit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its folder alone; the second one with another number of loader workers."""
+    assert run("loss=dpo", "trainer.eval_strategy=steps", "trainer.eval_steps=2", "seed=3") == 0
+    again = run.out.with_name("again")
+    assert main(["rerun", str(run.out), "--output-dir", str(again)]) == 0
+    assert "identical: " in capsys.readouterr().out
+    manifest = json.loads((again / "manifest.json").read_text())
+    assert manifest["weights"] == json.loads((run.out / "manifest.json").read_text())["weights"]
+    assert manifest["data"]["records"].keys() == {"train", "eval"}
+    assert main(["rerun", str(run.out), "--output-dir", str(again)]) == 2, "nothing is written over"
+    assert "already has a finished run" in capsys.readouterr().err
+
+
+def test_another_run_is_not_identical_and_the_step_is_named(run: Run, finished: Path) -> None:
+    assert run("seed=1", f"output_dir={run.out}-1") == 0
+    assert run("trainer.dataloader_num_workers=1", f"output_dir={run.out}-workers") == 0
+    assert compare(finished, run.out.with_name("out-workers")).identical, "loader workers change nothing"
+    other = compare(finished, run.out.with_name("out-1"))
+    assert not other.identical
+    # at step 1 both are log 2, up to rounding
+    assert any(line.startswith("step 2: loss: ") for line in other.differences)
+    assert "the weights in final/ differ" in other.differences
+
+
+def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rerun", str(tmp_path / "nothing")]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "summary.json").write_text('{"steps": 1}')
+    for text, says in [
+        ("[1, 2]", "is not a run's configuration"),
+        ("loss: {name: dpo}", "model.path has no value"),
+        ("loss: {name: dpoo}\nseed: 0\ntrainer: {}\n", "did you mean 'dpo'"),
+        ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "could not be converted to Float"),
+        ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "model.path has no value"),
+        ("loss: {_target_: os.system, name: dpo}\nseed: 0\ntrainer: {}\n", "_target_"),
+        (
+            "loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\nmodel: {path: m, trust_remote_code: true}\n",
+            "give --trust-remote-code if you trust them",
+        ),
+    ]:
+        (folder / "config.yaml").write_text(text)
+        assert main(["rerun", str(folder)]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_an_interrupted_repetition_is_resumed_by_the_same_command(run: Run, capsys: Capture) -> None:
+    assert run() == 0
+    first, second = (run.out.with_name(name) for name in ("out-rerun", "out-rerun-2"))
+    first.mkdir()
+    (first / "notes.txt").write_text("somebody else's")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "drift_from_start", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(["rerun", str(run.out)]) == 75
+    assert (second / "checkpoint-4").is_dir()
+    capsys.readouterr()
+    assert main(["rerun", str(run.out)]) == 0
+    shown = capsys.readouterr().out
+    assert f"going on from {second / 'checkpoint-4'}" in shown
+    assert "identical: " in shown
+    assert folder_for(run.out) == run.out.with_name("out-rerun-3"), "a finished one is left alone"
+
+
+def test_a_repetition_does_not_resume_another_run(run: Run, finished: Path, capsys: Capture) -> None:
+    other = run.out.with_name("other")
+    assert run("seed=3", f"output_dir={other}", "trainer.save_strategy=steps", "trainer.save_steps=2") == 0
+    (other / "summary.json").unlink()
+    before = sorted(other.rglob("*"))
+    assert main(["rerun", str(finished), "--output-dir", str(other)]) == 2
+    assert f"--output-dir={other} has another run" in capsys.readouterr().err
+    assert sorted(other.rglob("*")) == before
+
+
+def test_relative_paths_are_those_of_the_run(
+    run: Run, model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    then, now = tmp_path / "then", tmp_path / "now"
+    then.mkdir()
+    now.mkdir()
+    (then / "model").symlink_to(model_folder)
+    (then / "pairs.jsonl").symlink_to(pairs_file)
+    monkeypatch.chdir(then)
+    assert run("model.path=model", "data.path=pairs.jsonl") == 0
+    assert json.loads((run.out / "manifest.json").read_text())["folder"] == str(then)
+    monkeypatch.chdir(now)
+    capsys.readouterr()
+    assert main(["eval", str(run.out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["against"] == str(then / "model")
+    assert main(["rerun", str(run.out)]) == 0
+    assert "identical: " in capsys.readouterr().out
