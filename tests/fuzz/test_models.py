@@ -173,7 +173,7 @@ def test_a_config_of_millions_of_layers_is_refused_at_once(model: Path) -> None:
         ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"base_model_name_or_path": "package:os.path"}, "not installed"),
-        ({"base_model_name_or_path": ["a"]}, "which model"),
+        ({"base_model_name_or_path": ["a"]}, "does not name the model"),
     ],
 )
 def test_what_an_adapter_may_not_say(entries: dict[str, Any], says: str, adapter: Path) -> None:
