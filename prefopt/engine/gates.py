@@ -25,7 +25,7 @@ from prefopt.engine.forward import attention_of, check_model, evaluating, score_
 from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.engine.limits import steady_positions
-from prefopt.errors import UserError, first_line
+from prefopt.errors import PrefoptError, UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _judge(model: Any, causal: Any) -> Verdict:
         dtype = next(model.parameters()).dtype
         try:
             error = _error(truth, _laid_out(causal, probes, "padded")[0])
-        except (UserError, torch.OutOfMemoryError):
+        except (PrefoptError, torch.OutOfMemoryError):  # a signal among them
             raise
         except Exception as problem:  # whatever a model does with a call it was not written for
             raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
