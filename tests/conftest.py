@@ -53,6 +53,7 @@ def world_files() -> WorldFiles:
     """The default review world: models and pairs. Built once (20 seconds), then cached."""
     from prefopt import worlds
 
+    os.environ["PREFOPT_CACHE"] = CACHE  # fixtures of the session are set up before `shared_cache`
     return worlds.resolve()
 
 
