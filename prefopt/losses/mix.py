@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from prefopt.losses import MENU, load_class
 from prefopt.plugin import (
     Audit,
     Data,
@@ -67,8 +68,6 @@ class Mix:
             raise ValueError("a loss behind a control text cannot be mixed: the other terms would see that text too")
 
     def _losses(self) -> dict[str, Loss]:
-        from prefopt.losses import MENU, load_class  # here, because the menu lists this file
-
         unknown = [name for name in self.terms if name not in MENU or name == "mix"]
         if unknown:
             raise ValueError(f"cannot mix {', '.join(unknown)}: terms are built-in losses other than mix itself")
