@@ -15,17 +15,25 @@ _SMALLEST_DEVIATION = 1e-5
 
 
 def initial_moments() -> State:
-    """Mean and deviation of a running z-score, both 0 at the start, as in the authors' code."""
-    return {"mean": torch.zeros((), dtype=torch.float64), "deviation": torch.zeros((), dtype=torch.float64)}
+    """Moving averages before the first batch, which then replaces them."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return {"mean": zero, "deviation": zero.clone(), "batches": torch.zeros((), dtype=torch.int64)}
 
 
 def update_moments(state: State, values: Tensor, decay: float) -> dict[str, Tensor]:
-    """Exponential moving averages of the mean and the (n - 1) deviation of `values`; one value has deviation 0."""
+    """Exponential moving averages of the mean and the (n - 1) deviation of `values`; one value has deviation 0.
+
+    They are corrected for their start, as in Adam: after t batches the newest has weight (1 - decay) / (1 - decay^t),
+    so that the first batch alone gives the first averages.
+    """
     values = values.detach().cpu().double()
     deviation = values.std() if len(values) > 1 else values.new_zeros(())
+    batches = state["batches"] + 1
+    weight = (1 - decay) / (1 - decay ** int(batches))
     return {
-        "mean": _average(state["mean"], values.mean(), decay),
-        "deviation": _average(state["deviation"], deviation, decay),
+        "mean": state["mean"] + weight * (values.mean() - state["mean"]),
+        "deviation": state["deviation"] + weight * (deviation - state["deviation"]),
+        "batches": batches,
     }
 
 
@@ -35,7 +43,3 @@ def z_score(values: Tensor, moments: State) -> Tensor:
     mean, deviation = moments["mean"], moments["deviation"]
     score = (values - mean) / deviation.clamp(min=_SMALLEST_DEVIATION)
     return torch.where(deviation < _SMALLEST_DEVIATION, torch.zeros_like(score), score)
-
-
-def _average(old: Tensor, new: Tensor, decay: float) -> Tensor:
-    return decay * old + (1 - decay) * new

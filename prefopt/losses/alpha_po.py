@@ -17,16 +17,17 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpac
 class AlphaPO:
     r"""SimPO with a power of the probability in place of the log-prob.
 
-    L = -log sigmoid(beta * (r_w - r_l) - gamma),   r = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / n)
+    L = -log sigmoid(beta * (r_w - r_l - gamma_beta_ratio)),   r = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / n)
 
     Value at policy = reference: none, it has no reference.
 
-    Identities: alpha_po(alpha=0.0, beta=2.0, gamma=1.0) = simpo(beta=2.0, gamma_beta_ratio=0.5); alpha_po(alpha to 0) =
-    simpo; difference of alpha_po's rewards at alpha=-1 = -simper.
+    Identities: alpha_po(alpha=0.0, beta=2.0, gamma_beta_ratio=0.5) = simpo; alpha_po(alpha to 0) = simpo; difference of
+    alpha_po's rewards at alpha=-1 = -simper.
 
-    Differences: gamma is absolute, as in TRL (`CPOTrainer(loss_type="alphapo", alpha=..., simpo_gamma=...)`), so
-    `simpo` with gamma_beta_ratio = gamma / beta is the case alpha = 0; whether the authors' code means a ratio could
-    not be verified. Where alpha * log p < -20, p^-alpha continues along its tangent, so that it stays finite.
+    Differences: none from the authors' trainer (TRL PR #3776), where the margin is a ratio, as in the paper's Table 3;
+    TRL 1.16 (`CPOTrainer(loss_type="alphapo", alpha=..., simpo_gamma=...)`) and the example in its index of papers take
+    it as absolute, gamma = beta * gamma_beta_ratio. Where alpha * log p < -20, p^-alpha continues along its tangent, so
+    that it stays finite.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.03884"
@@ -36,20 +37,20 @@ class AlphaPO:
 
     beta: float = 2.5  # reward per unit of r; useful range 2 to 10
     alpha: float = 0.25  # power of the reward, no unit; useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)
-    gamma: float = 0.1  # target margin in units of reward, absolute; useful range 0 to 5
+    gamma_beta_ratio: float = 0.1  # target margin in units of r (nats/token at alpha = 0); useful range 0.1 to 1
 
     def __post_init__(self) -> None:
         require(
             self,
             beta=0 < self.beta < math.inf,
             alpha=-math.inf < self.alpha < math.inf,
-            gamma=-math.inf < self.gamma < math.inf,
+            gamma_beta_ratio=-math.inf < self.gamma_beta_ratio < math.inf,
         )
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = (self.beta * self._reward(side.mean) for side in (logps.chosen, logps.rejected))
         return LossOutput(
-            loss=-F.logsigmoid(chosen - rejected - self.gamma),
+            loss=-F.logsigmoid(chosen - rejected - self.beta * self.gamma_beta_ratio),
             chosen_reward=chosen.detach(),
             rejected_reward=rejected.detach(),
         )

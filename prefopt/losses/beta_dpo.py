@@ -22,15 +22,17 @@ class BetaDPO:
     L = -log sigmoid(beta_b * Delta) on the kept pairs,   Delta = rho_w - rho_l,   rho = log pi - log pi_ref
     beta_b = max(0.001, beta * (1 + alpha * (mean of Delta over the kept pairs - M))), without gradient
     kept: a share `keep` of the batch, drawn without replacement with weights exp(-((Delta - M) / S)^2 / 2)
-    M, S: moving averages of the batch mean and deviation of Delta, from 0, updated before use
+    M, S: moving averages of the batch mean and deviation of Delta, updated before use
 
     Value at policy = reference: log 2 on average over the batch: log 2 * B / kept on a kept pair, 0 on the others.
 
     Identities: beta_dpo(alpha=0.0, keep=1.0) = dpo.
 
-    Differences: the draw depends only on the record's id and the number of batches so far, so it is the same on any
-    number of processes. With S = 0, as at step 0, all weights are equal (the authors' code divides 0 by 0). The number
-    of kept pairs is rounded down, to at least 1.
+    Differences: M and S are updated once per global batch and corrected for their start, so that the first batch has
+    its own mean and deviation; the authors' code updates them from 0 in each forward. The draw depends only on the
+    record's id and the number of batches so far, so it is the same on any number of processes. With S = 0, as at step
+    0, all weights are equal (the authors' code divides 0 by 0). The number of kept pairs is rounded down, to at least
+    1. Logged rewards have the base beta, as in the authors' code.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08639"
@@ -53,7 +55,7 @@ class BetaDPO:
         )
 
     def initial_state(self) -> State:
-        return {**initial_moments(), "batches": torch.zeros((), dtype=torch.int64)}
+        return initial_moments()
 
     def __call__(self, logps: PairLogps, state: State, /) -> LossOutput:
         chosen, rejected = logps.chosen.ratio, logps.rejected.ratio
@@ -65,10 +67,10 @@ class BetaDPO:
         share = kept.to(margin) * (len(margin) / int(kept.sum()))
         return LossOutput(
             loss=-F.logsigmoid(beta * margin) * share,
-            chosen_reward=(beta * chosen).detach(),
-            rejected_reward=(beta * rejected).detach(),
+            chosen_reward=(self.beta * chosen).detach(),
+            rejected_reward=(self.beta * rejected).detach(),
             metrics={"beta": beta, "kept": kept.to(margin)},
-            state={**moments, "batches": state["batches"] + 1},
+            state=moments,
         )
 
     def _kept(self, logps: PairLogps, z: Tensor, batches: int) -> Tensor:

@@ -15,13 +15,14 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, S
 class SimNPO:
     r"""Unlearning without a reference: the rejected side of SimPO alone.
 
-    L = -(2 / beta) * log sigmoid(-beta * log pi(y_l|x) / n_l - gamma)
+    L = -(2 / beta) * log sigmoid(-beta * (log pi(y_l|x) / n_l + gamma))
 
     Value at policy = reference: none, it has no reference.
 
     Identities: simnpo at lengths 1 = npo with a zero reference.
 
-    Differences: gamma is absolute and 0 by default, as in the authors' code. The texts to forget are the rejected
+    Differences: none from the authors' code, where gamma, in nats/token inside beta, is 0 by default on TOFU and 0.1 on
+    MUSE; the paper writes it as absolute. The texts to forget are the rejected
     sides; the chosen sides are not used. Its retain loss is `mix` with `sft`.
     """
 
@@ -32,7 +33,7 @@ class SimNPO:
     audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
     beta: float = 2.5  # reward per (nat/token); useful range 1 to 5
-    gamma: float = 0.0  # margin in units of reward, absolute; useful range 0 to 2
+    gamma: float = 0.0  # margin in nats/token; useful range 0 to 1
 
     def __post_init__(self) -> None:
         require(self, beta=0 < self.beta < math.inf, gamma=-math.inf < self.gamma < math.inf)
@@ -40,7 +41,7 @@ class SimNPO:
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         rejected = self.beta * logps.rejected.mean
         return LossOutput(
-            loss=-(2 / self.beta) * F.logsigmoid(-rejected - self.gamma),
+            loss=-(2 / self.beta) * F.logsigmoid(-rejected - self.beta * self.gamma),
             chosen_reward=(self.beta * logps.chosen.mean).detach(),
             rejected_reward=rejected.detach(),
         )

@@ -23,7 +23,7 @@ class TDPO1:
 
     Identities: tdpo1 = tdpo2(alpha=1.0); tdpo1 where the KL is 0 = dpo.
 
-    Differences: none from the authors' code (`if_tdpo2=False`).
+    Differences: none from the authors' code (`if_tdpo2=False`), whose logged rewards, as here, are beta * (rho + K).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
@@ -55,7 +55,7 @@ class TDPO2:
 
     Identities: tdpo2(alpha=0.0) = dpo.
 
-    Differences: none from the authors' code (`if_tdpo2=True`).
+    Differences: none from the authors' code (`if_tdpo2=True`); logged rewards as in `tdpo1`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
@@ -83,12 +83,10 @@ def _sequential_kl(side: Logps) -> Tensor:
 
 def _output(beta: float, logps: PairLogps, correction: Tensor) -> LossOutput:
     chosen, rejected = beta * logps.chosen.ratio, beta * logps.rejected.ratio
+    chosen_kl, rejected_kl = _sequential_kl(logps.chosen).detach(), _sequential_kl(logps.rejected).detach()
     return LossOutput(
         loss=-F.logsigmoid(chosen - rejected - beta * correction),
-        chosen_reward=chosen.detach(),
-        rejected_reward=rejected.detach(),
-        metrics={
-            "kl/chosen": _sequential_kl(logps.chosen).detach(),
-            "kl/rejected": _sequential_kl(logps.rejected).detach(),
-        },
+        chosen_reward=chosen.detach() + beta * chosen_kl,
+        rejected_reward=rejected.detach() + beta * rejected_kl,
+        metrics={"kl/chosen": chosen_kl, "kl/rejected": rejected_kl},
     )

@@ -176,7 +176,7 @@ def _cpo(t: Translation) -> None:
     if smoothing := float(t.take("label_smoothing", 0.0)):
         t.no_equal["label_smoothing"] = f"{smoothing:g} with {kind}: neither `cpo` nor `simpo` smooths labels"
     if kind == "alphapo" or (kind == "simpo" and power):
-        t.set_loss("alpha_po", beta=beta, alpha=power, gamma=gamma)
+        t.set_loss("alpha_po", beta=beta, alpha=power, gamma_beta_ratio=gamma / beta)
         if alpha:
             t.no_equal["cpo_alpha"] = f"{alpha:g}: `alpha_po` has no likelihood term; mix it with `sft`"
     elif kind == "simpo" and alpha:

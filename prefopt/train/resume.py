@@ -126,6 +126,8 @@ def load_weights(run: Run, folder: Path) -> None:
         saving.load_weights(run.model, folder)
         if run.step.loss.needs.state:
             run.step.state = load_file(folder / saving.LOSS_STATE)
+            if run.step.state.keys() != run.step.loss.initial_state().keys():  # type: ignore[attr-defined]
+                raise UserError(f"{folder}: {saving.LOSS_STATE} is of another version of the loss; start the run again")
         if run.step.reference is not None and run.step.loss.needs.moving_reference:
             weights = load_file(folder / saving.REFERENCE)
             for name, weight in own_weights(run.step.reference.model, run.model).items():

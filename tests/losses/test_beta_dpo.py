@@ -19,11 +19,24 @@ NOT_TESTED = {
 
 
 def test_beta_dpo_by_hand() -> None:
-    # no filter: M = 0.1 * mean(3, -1, 0.5) = 0.1 * 2.5/3, and beta grows with the mean less M
+    # no filter, the second batch: M moves from 0.2 by 0.1 / (1 - 0.81) of the way; beta grows with the mean less M
     mean = 2.5 / 3
-    beta = 0.5 * (1 + 0.6 * (mean - 0.1 * mean))
+    moving = 0.2 + 0.1 / 0.19 * (mean - 0.2)
+    beta = 0.5 * (1 + 0.6 * (mean - moving))
     expected = [softplus(-beta * delta) for delta in (3, -1, 0.5)]
-    assert evaluate(load("beta_dpo", beta=0.5, keep=1.0), **THREE) == close(expected)
+    state = {"mean": torch.tensor(0.2).double(), "deviation": torch.tensor(1.0).double(), "batches": torch.tensor(1)}
+    assert evaluate(load("beta_dpo", beta=0.5, keep=1.0), **THREE, state=state) == close(expected)
+
+
+def test_beta_dpo_has_its_base_beta_in_the_first_batch_and_in_rewards() -> None:
+    loss = load("beta_dpo", beta=0.5, keep=1.0)
+    batch = build(loss.needs, {name: to_tensor(name, value) for name, value in THREE.items()})
+    first = call(loss, batch)
+    assert first.loss.tolist() == close([softplus(-0.5 * delta) for delta in (3, -1, 0.5)])
+    later = call(loss, batch, {**loss.initial_state(), "mean": torch.tensor(-5.0).double(), "batches": torch.tensor(9)})  # type: ignore[attr-defined]
+    assert later.metrics["beta"].item() > 0.5
+    assert later.chosen_reward is not None
+    assert later.chosen_reward.tolist() == close([0.5 * 1, 0.5 * -0.5, 0.0])
 
 
 def test_beta_dpo_keeps_a_share_and_its_mean() -> None:
@@ -77,10 +90,13 @@ def test_beta_dpo_carries_its_moments_over() -> None:
     batch = build(loss.needs, {name: to_tensor(name, value) for name, value in THREE.items()})
     first = call(loss, batch)
     assert first.state is not None
-    assert first.state["mean"].item() == close(0.1 * 2.5 / 3)
-    second = call(loss, batch, first.state)
+    assert first.state["mean"].item() == close(2.5 / 3)
+    further = build(
+        loss.needs, {name: to_tensor(name, value) for name, value in (THREE | {"chosen": [-1.0, -1.5, 0.0]}).items()}
+    )
+    second = call(loss, further, first.state)
     assert second.state is not None
-    assert second.state["mean"].item() == close((0.09 + 0.1) * 2.5 / 3)
+    assert second.state["mean"].item() == close(2.5 / 3 + 0.1 / 0.19 * 1)
     assert second.state["batches"].item() == 2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.losses.hand import close, on_pair, softplus
+from prefopt.losses.registry import load
+from prefopt.testing import evaluate
+from tests.losses.hand import LOG2, PAIR, close, on_pair, softplus
 from tests.losses.identities import Sides, identity, no_reference, pairs, same_length, values
 from tests.losses.step_0 import sides_at_step_0
 
@@ -12,7 +14,14 @@ NOT_TESTED = {
 
 
 def test_simnpo_by_hand() -> None:
-    assert on_pair("simnpo", beta=2.0, gamma=0.5) == close(softplus(2 * -1.375 + 0.5))  # 2/beta = 1
+    assert on_pair("simnpo", beta=2.0, gamma=0.5) == close(softplus(2 * (-1.375 + 0.5)))  # 2/beta = 1
+
+
+def test_simnpo_margin_is_in_nats_per_token() -> None:
+    """A log-prob per token of -gamma gives 2/beta log 2; an absolute margin would give 0.1611."""
+    value = evaluate(load("simnpo", beta=2.5, gamma=1.0), **(PAIR | {"rejected": [-4.0]}))[0]
+    assert value == close(2 / 2.5 * LOG2)
+    assert value == close(0.5545, abs=5e-5)
 
 
 def test_simnpo_moves_only_the_rejected_side() -> None:

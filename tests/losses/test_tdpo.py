@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import build, call, to_tensor
 from tests.losses.hand import KL, LOG2, PAIR, close, softplus
-from tests.losses.identities import Sides, identity, pairs, uniform_statistic, values
+from tests.losses.identities import Sides, identity, output, pairs, uniform_statistic, values
 from tests.losses.step_0 import at_reference
 
 NOT_TESTED = {
@@ -36,6 +39,18 @@ def test_tdpo1_without_kl_is_dpo(seed: int) -> Sides:
 def test_tdpo2_by_hand() -> None:
     value = evaluate(load("tdpo2", beta=0.5, alpha=0.4), **PAIR, **KL)
     assert value == close([softplus(-0.5 * (3 - 0.4 * 0.75))])
+
+
+@pytest.mark.parametrize("name", ["tdpo1", "tdpo2"])
+def test_tdpo_rewards_contain_the_kl(name: str) -> None:
+    """beta (rho + K) at rho 1 and 0, K 0.5 and 3."""
+    numbers = {"chosen": [-1.0], "ref_chosen": [-2.0], "rejected": [-1.0], "ref_rejected": [-1.0]}
+    numbers |= {"chosen_num_tokens": [1], "rejected_num_tokens": [1]}
+    kl = {"chosen_kl": torch.tensor([[0.5]]), "rejected_kl": torch.tensor([[3.0]])}
+    rewards = output(name, {key: to_tensor(key, value) for key, value in (numbers | kl).items()}, beta=0.1)
+    assert rewards.chosen_reward is not None
+    assert rewards.rejected_reward is not None
+    assert (rewards.chosen_reward.item(), rewards.rejected_reward.item()) == close((0.15, 0.30))
 
 
 def test_tdpo2_holds_the_chosen_kl_still() -> None:

@@ -40,7 +40,7 @@ def test_tpo_l_by_hand() -> None:
 
 @identity("tpo_l(alpha=0) = alpha_po(alpha=0)")
 def test_tpo_l_without_gold_is_alpha_po(seed: int) -> Sides:
-    plain = values("alpha_po", pairs(seed), alpha=0.0, beta=2.0, gamma=0.5)
+    plain = values("alpha_po", pairs(seed), alpha=0.0, beta=2.0, gamma_beta_ratio=0.25)
     return values("tpo_l", triples(seed), alpha=0.0, beta=2.0, gamma=0.5), plain
 
 

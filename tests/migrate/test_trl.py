@@ -96,7 +96,7 @@ def test_options_that_make_another_loss(tmp_path: Path, settings: Any, name: str
          {"beta": 2.0, "gamma_beta_ratio": 0.5}),
         ("CPOConfig", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}, "cpo_simpo", {"alpha": 1.0}),
         ("CPOConfig", {"loss_type": "simpo", "alpha": 0.25, "simpo_gamma": 0.1, "cpo_alpha": 0.0}, "alpha_po",
-         {"alpha": 0.25, "gamma": 0.1}),
+         {"alpha": 0.25, "gamma_beta_ratio": 1.0}),
     ],
 )  # fmt: skip
 def test_the_other_trainers(tmp_path: Path, kind: str, settings: Any, name: str, fields: dict[str, float]) -> None:
