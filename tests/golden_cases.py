@@ -121,7 +121,7 @@ def _settings() -> dict[str, Case]:
         "lists/li_po/ddp": _of("li_po", *several, data="lists", processes=2),
         "lists/as_pairs": _of("dpo", "data.pairs_from=all", data="lists"),
         "ties/split": _of("dpo", "data.ties=split", *several, data="judged"),
-        "ties/split/ddp": _of("bco_pair", "data.ties=split", *several, data="judged", processes=2),
+        "ties/split/ddp": _of("bco_pair_zero", "data.ties=split", *several, data="judged", processes=2),
         "kto/weights": _of("kto", "loss.desirable_weight=1.3", "loss.undesirable_weight=0.7", *several),
         "kto/ties_split": _of("kto", "data.ties=split", *several, data="judged"),
         "mix": _of("mix", *several),

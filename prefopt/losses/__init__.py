@@ -19,6 +19,7 @@ MENU: dict[str, str] = {
     "apo_zero": "apo:APOZero",
     "bco": "bco:BCO",
     "bco_pair": "bco:BCOPair",
+    "bco_pair_zero": "bco:BCOPairZero",
     "bdpo": "bdpo:BDPO",
     "beta_dpo": "beta_dpo:BetaDPO",
     "cal_dpo": "cal_dpo:CalDPO",

@@ -40,9 +40,8 @@ class Mix:
     Identities: mix(terms={'dpo': 1.0, 'sft': 0.7}) = irpo(alpha=0.7); mix(terms={'cpo': 1.0, 'sft': 0.7},
     options={'cpo': {'alpha': 0.0}}) = cpo(alpha=0.7).
 
-    Differences: the default is MPO, 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`; its authors' BCO term has a running
-    threshold. Terms on demonstrations get the chosen side. Each term's unweighted value is logged under its name. A
-    weight of 0 leaves a term out.
+    Differences: the default is MPO, 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`. Terms on demonstrations get the chosen
+    side. Each term's unweighted value is logged under its name. A weight of 0 leaves a term out.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"

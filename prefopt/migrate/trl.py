@@ -25,7 +25,7 @@ LOSS_TYPES: dict[str, tuple[str, str, str | None]] = {
     "exo_pair": ("exo", "beta", "trl_exo_pair"),
     "nca_pair": ("nca", "beta", None),
     "robust": ("robust_dpo", "beta", "trl_robust"),
-    "bco_pair": ("bco_pair", "beta", None),
+    "bco_pair": ("bco_pair_zero", "beta", None),
     "sppo_hard": ("sppo", "beta", None),
     "aot": ("aot", "beta", None),
     "aot_unpaired": ("aot_unpaired", "beta", None),

@@ -126,7 +126,7 @@ def _gradients(loss: Loss, numbers: Numbers, weights: Tensor | None = None) -> d
     return {n: torch.zeros_like(numbers[n]) if g is None else g for n, g in zip(names, grads, strict=True)}
 
 
-class _Replay(TorchFunctionMode):
+class Replay(TorchFunctionMode):
     """Records what `detach` returns, then replays it, so that stop-gradients are constant under finite differences."""
 
     def __init__(self) -> None:
@@ -143,6 +143,10 @@ class _Replay(TorchFunctionMode):
             return result
         return self.replaying.pop(0)
 
+    def rewind(self) -> None:
+        """Replay from the start from now on."""
+        self.replaying = list(self.recorded)
+
 
 def gradient(loss: Loss) -> Failures:
     """Compare autograd with central differences in float64, with stop-gradients held constant."""
@@ -150,9 +154,9 @@ def gradient(loss: Loss) -> Failures:
     for seed in (0, 1):
         numbers = samples.declared(loss.needs, samples.random_numbers(loss.needs.data, seed=seed, examples=4))
         weights = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
-        replay = _Replay()
+        replay = Replay()
 
-        def total(at: Numbers, replay: _Replay = replay, weights: Tensor = weights) -> float:
+        def total(at: Numbers, replay: Replay = replay, weights: Tensor = weights) -> float:
             with replay:
                 return float((call(loss, build(loss.needs, at)).loss * weights).sum())
 
@@ -163,7 +167,7 @@ def gradient(loss: Loss) -> Failures:
                 for step in (1e-5, -1e-5):
                     moved = numbers[name].clone()
                     moved[tuple(index)] += step
-                    replay.replaying = list(replay.recorded)
+                    replay.rewind()
                     ends.append(total(dict(numbers) | {name: moved}))
                 difference, exact = (ends[0] - ends[1]) / 2e-5, float(gradient[tuple(index)])
                 if abs(difference - exact) > 1e-6 * (1 + abs(exact)) + 1e-10 * abs(value):

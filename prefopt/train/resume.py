@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from prefopt.common.files import write_link
 from prefopt.engine.policy import Policy
-from prefopt.errors import TrainingError
+from prefopt.errors import TrainingError, UserError
 from prefopt.models.adapters import own_weights
 from prefopt.train import checkpoints, replay, saving
 from prefopt.train.batches import Batcher, Share

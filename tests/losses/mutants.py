@@ -41,6 +41,7 @@ from prefopt.plugin import (
     UnpairedLogps,
     require,
 )
+from prefopt.testing.numbers import map_batch
 
 mutant = dataclass(frozen=True, kw_only=True)
 
@@ -160,15 +161,11 @@ class MicroBatchBCO(BCO):
     """19. The running baseline updated per micro-batch of two."""
 
     def __call__(self, logps: UnpairedLogps, state: State, /) -> LossOutput:
-        reward = self.beta * logps.completion.ratio
-        losses, current = [], dict(state)
-        for part, labels in zip(reward.split(2), logps.desirable.split(2), strict=True):
-            seen = part.detach().double()
-            count = current["count"] + len(seen)
-            current = {"delta": current["delta"] + (seen - current["delta"]).sum() / count, "count": count}
-            above = part - current["delta"].to(part.dtype)
-            losses.append(-F.logsigmoid(torch.where(labels, above, -above)))
-        return LossOutput(loss=torch.cat(losses), reward=reward.detach(), state=current)
+        outputs = []
+        for start in range(0, len(logps.desirable), 2):
+            part = map_batch(logps, lambda values, start=start: values[start : start + 2])
+            outputs.append(super().__call__(part, outputs[-1].state if outputs else state))
+        return LossOutput(loss=torch.cat([output.loss for output in outputs]), state=outputs[-1].state)
 
 
 @mutant
@@ -326,7 +323,7 @@ class MutatingBCO(BCO):
     def __call__(self, logps: UnpairedLogps, state: State, /) -> LossOutput:
         output = super().__call__(logps, state)
         assert output.state is not None
-        state["delta"].copy_(output.state["delta"])
+        state["means"].copy_(output.state["means"])
         return output
 
 

@@ -19,9 +19,15 @@ NOT_TESTED = {
 
 
 def test_mix_by_hand() -> None:
-    terms = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
-    value = on_pair("mix", terms=terms, options={"dpo": {"beta": 0.5}, "bco_pair": {"beta": 0.5}})
+    terms = {"dpo": 0.8, "bco_pair_zero": 0.2, "sft": 1.0}
+    value = on_pair("mix", terms=terms, options={"dpo": {"beta": 0.5}, "bco_pair_zero": {"beta": 0.5}})
     assert value == close(0.8 * softplus(-1.5) + 0.2 * (softplus(-0.5) + softplus(-1.0)) + 1.0)
+
+
+def test_mix_is_that_of_mpo_by_default() -> None:
+    delta = 0.1 * (1 - 2) / 2  # the threshold of `bco_pair`
+    bco = softplus(delta - 0.1) + softplus(-0.2 - delta)
+    assert on_pair("mix") == close(0.8 * softplus(-0.3) + 0.2 * bco + 1.0)
 
 
 def test_mix_logs_each_term_unweighted() -> None:
@@ -77,4 +83,4 @@ def test_mix_is_cpo(seed: int) -> Sides:
 
 def test_mix_parity(batch: Named) -> None:
     theirs = trl_dpo(batch, ["sigmoid", "bco_pair"], loss_weights=[0.8, 0.2])
-    assert ours("mix", batch, terms={"dpo": 0.8, "bco_pair": 0.2}) == close(theirs, abs=1e-6)
+    assert ours("mix", batch, terms={"dpo": 0.8, "bco_pair_zero": 0.2}) == close(theirs, abs=1e-6)

@@ -65,8 +65,8 @@ def test_several_losses_keep_their_weights_and_betas(tmp_path: Path) -> None:
     settings = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.3}
     loss: Any = composed(written(tmp_path, settings), tmp_path).loss
     weights = {name: weight for name, weight in loss.terms.items() if weight}
-    assert weights == {"dpo": 0.8, "bco_pair": 0.2, "sft_token_mean": 1.0}
-    assert loss.options["dpo"] == loss.options["bco_pair"] == {"beta": 0.3}
+    assert weights == {"dpo": 0.8, "bco_pair_zero": 0.2, "sft_token_mean": 1.0}
+    assert loss.options["dpo"] == loss.options["bco_pair_zero"] == {"beta": 0.3}
 
 
 @pytest.mark.parametrize(
