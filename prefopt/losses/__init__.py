@@ -76,6 +76,7 @@ MENU: dict[str, str] = {
     "simpo": "simpo:SimPO",
     "slic_hf": "slic_hf:SLiCHF",
     "sppo": "sppo:SPPO",
+    "sppo_list": "sppo:SPPOList",
     "sppo_soft": "sppo:SPPOSoft",
     "tdpo1": "tdpo:TDPO1",
     "tdpo2": "tdpo:TDPO2",

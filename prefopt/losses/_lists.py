@@ -23,6 +23,12 @@ def best(logps: ListLogps, values: Tensor) -> Tensor:
     return values.gather(-1, order[:, :1]).squeeze(-1)
 
 
+def worst(logps: ListLogps, values: Tensor) -> Tensor:
+    """(B,) the value of the worst-scored completion."""
+    order, present = best_first(logps)
+    return values.gather(-1, order.gather(-1, present.sum(-1, keepdim=True) - 1)).squeeze(-1)
+
+
 def better_pairs(logps: ListLogps) -> Tensor:
     """(B, K, K) bool: at [i, j], both are present and i has the higher score, so that each pair counts once."""
     both = logps.mask.unsqueeze(-1) & logps.mask.unsqueeze(-2)

@@ -21,8 +21,8 @@ class CDPO:
 
     Identities: cdpo(label_smoothing=0.0) = dpo; cdpo = dpo + epsilon beta Delta.
 
-    Differences: none from the note. In TRL before 1.0 this was DPO's `label_smoothing`; TRL 1.16 has no such loss.
-    Past z = log((1 - epsilon) / epsilon) the loss turns back, by design.
+    Differences: none from the note. In TRL up to 0.28 this was `loss_type="sigmoid"` with `label_smoothing`; from 0.29
+    on, 1.16 included, there is no such loss. Past z = log((1 - epsilon) / epsilon) the loss turns back, by design.
     """
 
     paper: ClassVar[str] = "https://ericmitchell.ai/cdpo.pdf"

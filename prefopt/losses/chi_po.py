@@ -25,7 +25,8 @@ class ChiPO:
 
     Differences: past log u = 20, u continues along its tangent, so that it stays finite. The clip is the paper's: it
     acts on the scaled difference, and the gradient beyond it is 0. R_max, the largest reward, has no verified default
-    and must be given. At step 0 phi' = 2: the gradient is twice that of `dpo`.
+    and must be given. Rewards are beta * phi, so beta, not 0, at policy = reference. At step 0 phi' = 2: the gradient
+    is twice that of `dpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.13399"

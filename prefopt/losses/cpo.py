@@ -22,7 +22,8 @@ class CPO:
     Identities: cpo(alpha=0) where the reference likes both sides equally = dpo.
 
     Differences: the authors' README sums the likelihood term, their code takes the mean over the micro-batch's tokens;
-    here it is the mean over each example's own. TRL's (`CPOTrainer`, `cpo_alpha`) includes the prompt's tokens.
+    here it is the mean over each example's own. TRL 1.16 (`CPOTrainer`, `cpo_alpha`) takes the mean over all chosen
+    tokens of the micro-batch, prompts masked.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"

@@ -35,8 +35,8 @@ class FDPO:
     = dpo.
 
     Differences: where alpha * rho < -20, u^-alpha continues along its tangent, so that it stays finite; TRL
-    (`f_divergence_type`) clamps the exponent, which stops the gradient there. TRL's `f_alpha_divergence_coef` is one
-    minus alpha.
+    (`f_divergence_type`) clamps the exponent of the alpha divergence, which stops the gradient there. TRL's
+    `f_alpha_divergence_coef` is alpha up to 0.28 and 1 - alpha from 0.29 on.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.16240"

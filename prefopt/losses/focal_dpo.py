@@ -23,8 +23,9 @@ class FocalDPO:
     Identities: focal_dpo(gamma=0.0) = dpo.
 
     Differences: the weight carries gradient. dL/dz = p^gamma (1 - p) (-gamma log p - 1) at p = sigmoid(z), so at step 0
-    the loss falls only for gamma < 1 / log 2 = 1.443; larger values unlearn and are refused. The paper's second version
-    announces code, which could not be read; The default of gamma is not verified.
+    the loss falls only for gamma < 1 / log 2 = 1.443; larger values unlearn and are refused. The authors' repository
+    holds no code yet; somebody else's note says gamma = 2, which this form refuses, so that the default of gamma is not
+    verified.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.06645"

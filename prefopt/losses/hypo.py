@@ -22,7 +22,8 @@ class HyPO:
 
     Identities: hypo where d_ref > 0 = dpo; hypo where d_ref < 0 = cpo(alpha=0).
 
-    Differences: none from the paper, which keeps DPO's beta; its default here is DPO's.
+    Differences: none from the paper, which keeps DPO's beta; its default here is DPO's. The paper's variant with a
+    threshold other than 0 is not implemented.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2602.11902"

@@ -65,8 +65,9 @@ class KTOZero:
 
     Identities: kto_zero, both items of a pair = apo_zero.
 
-    Differences: the paper has z0 (`kto`), and drops it only after SFT on the same data (Sec. 4.1). In TRL this is
-    `KTOTrainer(loss_type="apo_zero_unpaired")`. No mismatched completions, and no coupling.
+    Differences: the authors' class of this form (`KTOZeroTrainer`, in earlier versions of HALOs) is not meant for use,
+    only to show what z0 does in `kto`. In TRL 1.16 it is `KTOTrainer(loss_type="apo_zero_unpaired")`. No mismatched
+    completions, and no coupling.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01306"

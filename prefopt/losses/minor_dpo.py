@@ -21,8 +21,8 @@ class MinorDPO:
 
     Identities: minor_dpo where rho_l > 0 = dpo.
 
-    Differences: every run starts at the kink rho_l = 0; `relu` takes the subgradient 0 there, so the rejected side
-    has no gradient at step 0. Equal to `dpo` wherever rho_l > 0. The equation number rests on a secondary source.
+    Differences: every run starts at the kink rho_l = 0; `relu` takes the subgradient 0 there, so the rejected side has
+    no gradient at step 0. Equal to `dpo` wherever rho_l > 0.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.09834"

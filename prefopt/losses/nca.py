@@ -30,7 +30,7 @@ class NCA:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
-    beta: float = 0.01  # reward per nat of log-ratio (the paper's alpha for pairs); useful range 1e-3 to 1
+    beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
 
     def __post_init__(self) -> None:
         require(self, beta=0 < self.beta < math.inf)
@@ -55,7 +55,7 @@ class NCAList:
     Identities: nca_list on two completions, one-hot target = nca.
 
     Differences: scores are used as given: at alpha = 0.01 a difference of 0.05 makes the target nearly one-hot, so mind
-    their scale (the paper's are 0 to 1 after division by 10; the authors' code has alpha = 1e-4).
+    their scale. The authors' code has alpha = 1e-4 by default and breaks ties of scores by 0.01.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"

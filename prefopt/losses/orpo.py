@@ -17,7 +17,7 @@ class ORPO:
     r"""Likelihood of the chosen side plus a log-odds-ratio term on length-averaged probabilities.
 
     L = -log pi(y_w|x) / n_w - lambda * log sigmoid(log odds(p_w) - log odds(p_l))     (Eqs. 6 and 7)
-    p = exp(log pi(y|x) / n),  odds(p) = p / (1 - p)     (Eqs. 2 to 4)
+    p = exp(log pi(y|x) / n),  odds(p) = p / (1 - p)     (Eqs. 3 and 4)
 
     Value at policy = reference: none, it has no reference.
 

@@ -24,8 +24,9 @@ class RainbowPO:
 
     Identities: rainbow_po(alpha=0) where phi = 1 = simpo.
 
-    Differences: rests on secondary sources; defaults are not verified. alpha = 0 and phi = 1 is `simpo`. The paper's
-    rejection sampling concerns the data; its likelihood term is `mix` with `sft`.
+    Differences: none from the authors' code, whose defaults are those here (beta 10, mixing_alpha 0.25, home_advantage
+    0.1, neg_log_dispersion_mean 0.29). The paper's rejection sampling concerns the data; its likelihood term is `mix`
+    with `sft`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04203"
@@ -37,6 +38,7 @@ class RainbowPO:
     beta: float = 10.0  # reward per (nat/token) at phi = 1; useful range 2 to 15
     alpha: float = 0.25  # share of the reference's margin, no unit; useful range 0 to 1
     gamma: float = 0.1  # constant margin in nats/token; useful range 0 to 0.8
+    neg_log_dispersion_mean: float = 0.29  # c of phi, as in `mallows_dpo`; useful range 0.2 to 1
 
     def __post_init__(self) -> None:
         require(
@@ -45,10 +47,11 @@ class RainbowPO:
             beta=0 < self.beta < math.inf,
             alpha=0 <= self.alpha <= 1,
             gamma=-math.inf < self.gamma < math.inf,
+            neg_log_dispersion_mean=0 < self.neg_log_dispersion_mean < math.inf,
         )
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
-        scale = self.beta * dispersion(logps, self.vocab_size)
+        scale = self.beta * dispersion(self, logps)
         margin = logps.chosen.mean - logps.rejected.mean
         return LossOutput(
             loss=-F.logsigmoid(scale * (margin - self._target(logps))),
@@ -61,6 +64,6 @@ class RainbowPO:
         return self.alpha * (logps.chosen.ref_mean - logps.rejected.ref_mean) + (1 - self.alpha) * self.gamma
 
     def at_reference(self, logps: PairLogps, /) -> Tensor:
-        scale = self.beta * dispersion(logps, self.vocab_size)
+        scale = self.beta * dispersion(self, logps)
         margin = logps.chosen.ref_mean - logps.rejected.ref_mean
         return -F.logsigmoid(scale * (1 - self.alpha) * (margin - self.gamma))

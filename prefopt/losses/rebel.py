@@ -23,7 +23,8 @@ class REBEL:
     ipo_sum(tau).
 
     Differences: in the paper, pi_ref is the policy of the last iteration and the pairs are samples from it, which
-    concerns the data. The authors' code minimises eta^2 times this loss. eta depends on the task; start with 1.
+    concerns the data. The authors' code minimises eta^2 times this loss. eta depends on the task: start with 1; the
+    authors use up to 1e6 with scores of a reward model.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
@@ -31,7 +32,7 @@ class REBEL:
     search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
     audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
-    eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 100, above 0
+    eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 1e6, above 0
 
     def __post_init__(self) -> None:
         require(self, eta=0 < self.eta < math.inf)

@@ -33,8 +33,8 @@ class RewardAwarePO:
     Identities: reward_aware_po(distance=square, beta=0.3) = distill_dpo(beta=0.3); reward_aware_po(backward_kl) at the
     label's log-odds = cdpo - H(epsilon); reward_aware_po(forward_kl) at the label's log-odds = exo.
 
-    Differences: the KLs, between Bernoulli distributions, are named as in NeMo-Aligner, where "backward" has the target
-    first. Its squared form is halved in some versions; here it is not.
+    Differences: none from NeMo-Aligner, where the KLs, between Bernoulli distributions, have these names: "backward"
+    has the target first.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00203"

@@ -16,24 +16,25 @@ from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, S
 class RRHF:
     r"""Hinge over all pairs of a list on log-probs per token, plus the likelihood of the best completion.
 
-    L = lambda * sum over s_i > s_j of max(0, p_j - p_i) - log pi(y_best|x),   p = log pi(y|x) / n
+    L = lambda * sum over s_i > s_j of max(0, p_j - p_i) - p_best,   p = log pi(y|x) / n
 
     Value at policy = reference: none, it has no reference.
 
     Identities: rrhf on two completions less the likelihood of the best = re_po(gamma=0).
 
-    Differences: lambda weights the ranking term (in the paper its weight is 1). The likelihood is summed, as in the
-    paper. Each pair counts once.
+    Differences: lambda weights the ranking term; in the paper, and as `rrhf_weight` in the authors' code, it is 1. The
+    paper sums the likelihood, the authors' code takes the mean over the padded width of the batch; here it is the mean
+    over the completion's own tokens. Each pair counts once.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2304.05302"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
-    search_space: ClassVar[SearchSpace] = {"lam": (1.0, 5.0, 20.0, 100.0)}
+    search_space: ClassVar[SearchSpace] = {"lam": (0.3, 1.0, 3.0, 10.0)}
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit.AUTHORS_CODE
 
-    lam: float = 1.0  # lambda, weight of the ranking term, nats per (nat/token); useful range 1 to 100
+    lam: float = 1.0  # lambda, weight of the ranking term, no unit; useful range 0.1 to 10
 
     def __post_init__(self) -> None:
         require(self, lam=0 <= self.lam < math.inf)
@@ -41,7 +42,7 @@ class RRHF:
     def __call__(self, logps: ListLogps, /) -> LossOutput:
         mean = logps.completions.mean
         hinge = F.relu(mean.unsqueeze(-2) - mean.unsqueeze(-1)) * better_pairs(logps)
-        nll = -best(logps, logps.completions.sum)
+        nll = -best(logps, mean)
         return LossOutput(
             loss=self.lam * hinge.sum((-1, -2)) + nll, reward=mean.detach(), metrics={"nll": nll.detach()}
         )

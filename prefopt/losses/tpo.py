@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.losses._lists import best_first
+from prefopt.losses._lists import best, best_first, worst
 from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
@@ -63,7 +63,8 @@ class TPOL:
 
     Identities: tpo_l(alpha=0) = alpha_po(alpha=0).
 
-    Differences: gamma is absolute, as in TRL (`loss_type="tpo-l"`, `tpo_l_gamma`); the rest as `tpo`.
+    Differences: gamma is absolute, as in TRL (`loss_type="tpo-l"`, `tpo_l_gamma`); the defaults are those of the
+    authors' Llama-3-Base model on 5,000 records. The rest as `tpo`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.16681"
@@ -103,6 +104,4 @@ def _triple(logps: ListLogps, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if int(present.min()) < 3:
         raise ValueError("tpo needs lists of at least 3 completions: gold, chosen and rejected")
     order, _ = best_first(logps)
-    gold, chosen = values.gather(-1, order[:, :1]), values.gather(-1, order[:, 1:2])
-    rejected = values.gather(-1, order.gather(-1, present.unsqueeze(-1) - 1))
-    return gold.squeeze(-1), chosen.squeeze(-1), rejected.squeeze(-1)
+    return best(logps, values), values.gather(-1, order[:, 1:2]).squeeze(-1), worst(logps, values)

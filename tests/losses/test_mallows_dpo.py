@@ -21,6 +21,12 @@ def test_mallows_dpo_by_hand() -> None:
     assert value == close([softplus(-0.5 * phi * 3)])
 
 
+def test_mallows_dpo_scale_is_a_field() -> None:
+    phi = -0.5 * math.log((1.5 + 0.75) / 2 / math.log(50))
+    value = evaluate(load("mallows_dpo", vocab_size=50, beta=0.5, neg_log_dispersion_mean=0.5), **PAIR, **ENTROPY)
+    assert value == close([softplus(-0.5 * phi * 3)])
+
+
 def test_mallows_dpo_at_reference() -> None:
     assert at_reference("mallows_dpo", vocab_size=50) == close(LOG2)
 

@@ -22,6 +22,12 @@ def test_rainbow_po_by_hand() -> None:
     assert value == close([softplus(-10 * phi * (0.375 - target))])
 
 
+def test_rainbow_po_scale_is_a_field() -> None:
+    plain = evaluate(load("rainbow_po", vocab_size=50, beta=2.0), **PAIR, **ENTROPY)
+    scaled = load("rainbow_po", vocab_size=50, beta=1.0, neg_log_dispersion_mean=0.58)
+    assert evaluate(scaled, **PAIR, **ENTROPY) == close(plain)
+
+
 @identity("rainbow_po(alpha=0) where phi = 1 = simpo")
 def test_rainbow_po_where_phi_is_1_is_simpo(seed: int) -> Sides:
     entropy = math.log(100) * math.exp(-1 / 0.29)
