@@ -15,7 +15,7 @@ import inspect
 import io
 import textwrap
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -131,18 +131,13 @@ class Traits:
     audit: Audit | None = None
 
 
-_RANKING = {
-    Data.PAIRS: Ranking.PAIRWISE,
-    Data.LISTS: Ranking.LISTWISE,
-    Data.UNPAIRED: Ranking.POINTWISE,
-    Data.DEMONSTRATIONS: Ranking.POINTWISE,
-}
+_RANKING = {Data.PAIRS: Ranking.PAIRWISE, Data.LISTS: Ranking.LISTWISE}  # of single completions: pointwise
 
 
 def traits(loss: Any, /) -> Traits:
     """The traits of a plugin (instance or class), neutral where the plugin declares nothing."""
     own = {f.name: getattr(loss, f.name) for f in dataclasses.fields(Traits) if hasattr(loss, f.name)}
-    return Traits(**{"ranking": _RANKING[loss.needs.data], **own})
+    return Traits(**{"ranking": _RANKING.get(loss.needs.data, Ranking.POINTWISE), **own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,9 +330,8 @@ class LossOutput:
 class Loss(Protocol):
     """The interface of a plugin. Concrete plugins are frozen, keyword-only dataclasses.
 
-    `at_reference(logps)` returns the (B,) values, or one float for all, that the loss must have where policy equals
-    reference, or None for a loss without reference. The trainer compares the first batch with it and stops a run that
-    deviates.
+    A loss with a reference has `at_reference(logps)`, which returns the (B,) values, or one float for all, that it must
+    have where policy equals reference. The trainer compares the first batch with it and stops a run that deviates.
 
     `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it. A loss
     without it is compared over learning rates alone. The class variables that `Traits` lists are optional too.
@@ -352,7 +346,11 @@ class Loss(Protocol):
 
     def __call__(self, logps: Any, /, *state: Any) -> LossOutput: ...
 
-    def at_reference(self, logps: Any, /) -> Tensor | float | None: ...
+
+def value_at_reference(loss: Loss, logps: AnyLogps) -> Tensor | float | None:
+    """What a loss must be where policy equals reference; None for a loss without reference."""
+    stated: Callable[[AnyLogps], Tensor | float | None] | None = getattr(loss, "at_reference", None)
+    return None if stated is None else stated(logps)
 
 
 def require(loss: Any, /, **holds: bool) -> None:

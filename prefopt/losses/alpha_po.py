@@ -57,6 +57,3 @@ class AlphaPO:
 
     def _reward(self, mean: Tensor) -> Tensor:
         return mean if self.alpha == 0 else -expm1_or_tangent(-self.alpha * mean) / self.alpha
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

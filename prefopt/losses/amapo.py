@@ -55,6 +55,3 @@ class AMaPO:
         below = (d < mean) & (deviation > 0)
         z = torch.where(below, (mean - d) / deviation.clamp(min=torch.finfo(d.dtype).tiny), 0.0)
         return torch.where(below, exp_or_tangent(mean * z).to(d.dtype), 0.0)
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

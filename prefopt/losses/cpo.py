@@ -48,9 +48,6 @@ class CPO:
             metrics={"nll": -logps.chosen.mean.detach()},
         )
 
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class CPOSimPO:
@@ -93,6 +90,3 @@ class CPOSimPO:
             rejected_reward=(self.beta * rejected).detach(),
             metrics={"nll": -chosen.detach()},
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

@@ -41,6 +41,3 @@ class CSFT:
 
     def __call__(self, logps: UnpairedLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.completion.mean)
-
-    def at_reference(self, logps: UnpairedLogps, /) -> None:
-        return None

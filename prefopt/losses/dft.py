@@ -32,6 +32,3 @@ class DFT:
         token = logps.chosen.per_token
         weighted = token.exp().detach() * token * logps.chosen.mask
         return LossOutput(loss=-weighted.sum(-1) / logps.chosen.num_tokens)
-
-    def at_reference(self, logps: DemoLogps, /) -> None:
-        return None

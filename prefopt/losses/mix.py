@@ -23,6 +23,7 @@ from prefopt.plugin import (
     State,
     require,
     traits,
+    value_at_reference,
 )
 
 _MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
@@ -139,7 +140,7 @@ class Mix:
         at_start = _policy_at_reference(logps)
         total = torch.zeros_like(_sums(logps))
         for name, term in self._losses().items():
-            value = term.at_reference(_view(logps, term))
+            value = value_at_reference(term, _view(logps, term))
             if value is None:
                 value = term(_view(at_start, term)).loss.detach()
             total = total + self.terms[name] * value

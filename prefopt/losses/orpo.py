@@ -51,6 +51,3 @@ class ORPO:
             rejected_reward=(self.lam * rejected).detach(),
             metrics={"log_odds_ratio": odds_ratio.detach(), "nll": -chosen.detach()},
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

@@ -55,6 +55,3 @@ class PRO:
         return LossOutput(
             loss=ranking + self.beta * others_count**2 * nll, reward=mean.detach(), metrics={"nll": nll.detach()}
         )
-
-    def at_reference(self, logps: ListLogps, /) -> None:
-        return None

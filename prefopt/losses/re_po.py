@@ -40,6 +40,3 @@ class RePO:
             chosen_reward=chosen.detach(),
             rejected_reward=rejected.detach(),
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

@@ -46,6 +46,3 @@ class RRHF:
         return LossOutput(
             loss=self.lam * hinge.sum((-1, -2)) + nll, reward=mean.detach(), metrics={"nll": nll.detach()}
         )
-
-    def at_reference(self, logps: ListLogps, /) -> None:
-        return None

@@ -30,9 +30,6 @@ class SFT:
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.mean)
 
-    def at_reference(self, logps: DemoLogps, /) -> None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class SFTTokenMean:
@@ -55,6 +52,3 @@ class SFTTokenMean:
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.sum * len(logps.chosen.sum) / logps.chosen.num_tokens.sum())
-
-    def at_reference(self, logps: DemoLogps, /) -> None:
-        return None

@@ -45,6 +45,3 @@ class SimNPO:
             chosen_reward=(self.beta * logps.chosen.mean).detach(),
             rejected_reward=rejected.detach(),
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

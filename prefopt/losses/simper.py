@@ -29,6 +29,3 @@ class SimPER:
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()
         return LossOutput(loss=rejected - chosen, chosen_reward=chosen.detach(), rejected_reward=rejected.detach())
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

@@ -46,6 +46,3 @@ class SimPO:
             chosen_reward=(self.beta * logps.chosen.mean).detach(),
             rejected_reward=(self.beta * logps.rejected.mean).detach(),
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

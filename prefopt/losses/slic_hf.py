@@ -45,6 +45,3 @@ class SLiCHF:
             rejected_reward=rejected.detach(),
             metrics={"nll": -logps.chosen.sum.detach()},
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

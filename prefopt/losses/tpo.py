@@ -49,9 +49,6 @@ class TPO:
             metrics={"nll": -gold.detach()},
         )
 
-    def at_reference(self, logps: ListLogps, /) -> None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class TPOL:
@@ -93,9 +90,6 @@ class TPOL:
             reward=(self.beta * logps.completions.mean).detach(),
             metrics={"nll": -gold.detach()},
         )
-
-    def at_reference(self, logps: ListLogps, /) -> None:
-        return None
 
 
 def _triple(logps: ListLogps, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,6 +41,3 @@ class Unlikelihood:
             chosen_reward=chosen.detach(),
             rejected_reward=rejected.detach(),
         )
-
-    def at_reference(self, logps: PairLogps, /) -> None:
-        return None

@@ -27,7 +27,7 @@ CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "metadata": metadata_checks.metadata,
     "hyperparameters": metadata_checks.hyperparameters,
     "runs": value_checks.runs,
-    "value at reference": value_checks.value_at_reference,
+    "value at reference": value_checks.stated_value,
     "direction": value_checks.direction,
     "gradient": value_checks.gradient,
     "extremes": value_checks.extremes,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from prefopt.plugin import Data, Loss, LossOutput, Needs
+from prefopt.plugin import Data, Loss, LossOutput, Needs, value_at_reference
 from prefopt.testing import samples
 from prefopt.testing.numbers import Numbers, build, call
 
@@ -65,12 +65,12 @@ def _side_outputs(loss: Loss, output: LossOutput, size: int) -> Failures:
     return failures
 
 
-def value_at_reference(loss: Loss) -> Failures:
+def stated_value(loss: Loss) -> Failures:
     failures = []
     for seed in SEEDS:
         full = samples.at_reference(samples.random_numbers(loss.needs.data, seed=seed))
         batch = build(loss.needs, samples.declared(loss.needs, full))
-        stated = loss.at_reference(batch)
+        stated = value_at_reference(loss, batch)
         if not loss.needs.reference:
             return [] if stated is None else ["at_reference must give None: the loss has no reference"]
         if stated is None:

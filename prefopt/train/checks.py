@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError, UserError
-from prefopt.plugin import Loss, LossOutput
+from prefopt.plugin import Loss, LossOutput, value_at_reference
 from prefopt.train.examples import Outcome
 from prefopt.train.replay import side
 
@@ -126,7 +126,7 @@ def check_first_batch(outcome: Outcome, loss: Loss, precision: torch.dtype) -> N
                 f"log-prob is {logps.sum[worst].item():.6g} and the reference's {logps.ref_sum[worst].item():.6g} "
                 f"nats. {_REMEDY}"
             )
-    expected = loss.at_reference(outcome.examples.logps)
+    expected = value_at_reference(loss, outcome.examples.logps)
     if expected is None:
         return
     want = torch.as_tensor(expected, dtype=torch.float64).mean().item()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prefopt.losses import MENU, load_class
-from prefopt.plugin import Data
+from prefopt.plugin import Data, value_at_reference
 from prefopt.testing import example
 from prefopt.train.examples import Outcome
 from tests.train import tiny
@@ -39,7 +39,7 @@ def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str,
     (batch,) = kept.shares("train")
     with torch.no_grad():
         outcome = kept.step.outcome(batch.work[0].facts, kept.step.score(batch.work[0]))
-    expected = loss.at_reference(outcome.examples.logps)
+    expected = value_at_reference(loss, outcome.examples.logps)
     before = kept.evaluate()
     kept.train()
     logs = [entry for entry in kept.state.log_history if "learning_rate" in entry]
