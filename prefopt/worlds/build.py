@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_json
+from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import generate
 from prefopt.errors import PrefoptError
@@ -72,7 +74,7 @@ def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[A
         callbacks: transformers callbacks for the training of the two models.
     """
     root = cache_dir() / "worlds" if root is None else root
-    models_folder = cached_folder(_models_folder(world, root), lambda folder: _make_models(world, folder, callbacks))
+    models_folder = _models(world, _models_folder(world, root), callbacks)
     pairs_folder = root / f"review-pairs-{_key(**dataclasses.asdict(world))}"
     cached_folder(pairs_folder, lambda folder: _make_pairs(world, root, folder))
     return WorldFiles(
@@ -141,6 +143,18 @@ def _key(**content: Any) -> str:
 
 def _models_folder(world: ReviewWorld, root: Path) -> Path:
     return root / f"review-models-{_key(seed=world.seed)}"
+
+
+def _models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> Path:
+    """The folder of the models. All processes of a run train them together, but only the first one writes weights."""
+    if not from_first_process(folder.is_dir):
+        if is_first_process():
+            cached_folder(folder, lambda made: _make_models(world, made, callbacks))
+        else:
+            with TemporaryDirectory() as unused:
+                _make_models(world, Path(unused), callbacks)
+        from_first_process(folder.is_dir)  # wait until it is written
+    return folder
 
 
 def _make_models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> None:
