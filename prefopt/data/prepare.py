@@ -42,7 +42,7 @@ class Prepared:
 
 
 def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None) -> Prepared:
-    """Prepare token records for a loss on `data`; with `control_text`, single completions whose prompts end with it.
+    """Prepare token records for a loss on `data`; with `control_text`, single completions that begin with it.
 
     Raises:
         UserError: see `read`, `to_view` and `tokenize`; or no record is left.

@@ -50,7 +50,7 @@ def tokenize(
         records: of any kind.
         tokenizer: a transformers tokenizer.
         config: template, length limit, truncation.
-        control_text: (desirable, undesirable) texts; the one of its label ends the prompt of each UNPAIRED record.
+        control_text: (desirable, undesirable) texts; that of its label begins the completion of each UNPAIRED record.
 
     Raises:
         UserError: a tokenizer without an end token, or an unknown template.
@@ -76,7 +76,7 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self.longest_token = max(map(len, tokenizer.get_vocab()))
-        self.control: dict[bool | None, list[int]] = {}  # label -> end of the prompt
+        self.control: dict[bool | None, list[int]] = {}  # label -> start of the completion
         if control_text is not None:
             good, bad = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in control_text)
             self.control = {True: good, False: bad}
@@ -92,7 +92,7 @@ class Encoder:
         return of_json([
             json.loads(backend) if self.tokenizer.is_fast else backend,
             self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.render.system,
-            self.max_length, self.truncation, sorted(self.control.items()),
+            self.max_length, self.truncation, ["scored", *sorted(self.control.items())] if self.control else [],
             version_of("tokenizers"), version_of("transformers"),
         ])  # fmt: skip
 
@@ -112,8 +112,8 @@ class Encoder:
             "detail": None,
         }
         try:
-            prompt, row["completions"], row["truncated"] = self._fit(record)
-            row["prompt"] = prompt + self.control.get(record.desirable, [])
+            row["prompt"], completions, row["truncated"] = self._fit(record)
+            row["completions"] = [self.control.get(record.desirable, []) + tokens for tokens in completions]
         except RowError as error:
             row |= {"reason": error.reason, "detail": error.detail}
         return row

@@ -10,16 +10,17 @@ from prefopt.plugin import Audit, Data, LossOutput, Needs, SearchSpace, Unpaired
 
 @dataclass(frozen=True, kw_only=True)
 class CSFT:
-    r"""SFT on every completion, after a control text that marks it as good or bad; generate after the good one.
+    r"""SFT on every completion behind a control text that marks it as good or bad; generate after the good one.
 
-    L = -log pi(y|c, x) / |y|,   c = good if y is desirable, else bad     (Sec. 2, conditional training)
+    L = -log pi(c, y|x) / (|c| + |y|),   c = good if y is desirable, else bad     (Sec. 2, conditional training)
 
     Value at policy = reference: none, it has no reference.
 
     Identities: csft = sft of every completion.
 
-    Differences: the paper pretrains with special tokens before each sentence; here, as in HALOs, a text precedes the
-    completion. The data layer inserts it: the label acts through c alone.
+    Differences: none from HALOs, where, as here, the control text is part of the completion, is scored and counts in
+    its length; the paper pretrains with special tokens before each sentence. The data layer inserts the text: the label
+    acts through c alone.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.08582"
@@ -36,7 +37,7 @@ class CSFT:
 
     @property
     def control_text(self) -> tuple[str, str]:
-        """(good, bad): what closes the prompt of a desirable and of an undesirable completion."""
+        """(good, bad): what begins a desirable and an undesirable completion."""
         return self.good, self.bad
 
     def __call__(self, logps: UnpairedLogps, /) -> LossOutput:

@@ -175,7 +175,7 @@ def refuse_other_needs(loss: Loss, kept: Kept) -> None:
     elif any(_lacks_scores(f, needs) for f in facts):
         lacks.append("a score of every completion")
     if needs.control_text and any(f.kind is Data.PAIRS for f in facts):
-        lacks.append("a control text in each prompt")
+        lacks.append("a control text in each completion")
     if needs.mismatched and any(f.mismatched < f.own for f in facts):
         lacks.append("completions of another prompt")
     if needs.state and (kept.state is None or kept.state.keys() != loss.initial_state().keys()):  # type: ignore[attr-defined]

@@ -153,5 +153,5 @@ def test_control_texts_split_pairs_whatever_was_cached_before(tmp_path: Path) ->
     pairs = prepare(config, made, Data.UNPAIRED)
     split = prepare(config, made, Data.UNPAIRED, control_text=(" good:", " bad:"))
     assert (len(pairs.train), pairs.train.kind, len(split.train), split.train.kind) == (2, Data.PAIRS, 4, Data.UNPAIRED)
-    texts = [(made.decode(row.prompt), row.desirable) for row in split.train]
-    assert texts[:2] == [("Q1? good:", True), ("Q1? bad:", False)]
+    texts = [(made.decode(row.prompt), made.decode(row.completions[0][:-1]), row.desirable) for row in split.train]
+    assert texts[:2] == [("Q1?", " good:yes", True), ("Q1?", " bad:no", False)]

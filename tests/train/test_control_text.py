@@ -1,4 +1,4 @@
-"""A loss behind a control text: good or bad closes the prompt, and is not trained on."""
+"""A loss with a control text: good or bad begins the completion, and is trained on."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ def _prepared(rows: list[Any], folder: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("rows", [PAIRS, LABELLED], ids=["pairs", "unpaired"])
-def test_each_completion_stands_behind_the_text_of_its_label(rows: list[Any], tmp_path: Path) -> None:
+def test_each_completion_begins_with_the_text_of_its_label(rows: list[Any], tmp_path: Path) -> None:
     made = tokenizer()
     found = _prepared(rows, tmp_path).train
     assert len(found) == 24
     for record, row in zip(found, LABELLED, strict=True):
         text = "<|good|>" if row["label"] else "<|bad|>"
-        prompt = made.decode(record.prompt, skip_special_tokens=True)
-        assert prompt.endswith(text)
-        assert prompt.count("<|") == 1
-        assert made.decode(record.completions[0], skip_special_tokens=True).strip() == row["completion"]
+        completion = made.decode(record.completions[0], skip_special_tokens=True)
+        assert completion.startswith(text)
+        assert completion.count("<|") == 1
+        assert completion.removeprefix(text).strip() == row["completion"]
+        assert "<|" not in made.decode(record.prompt, skip_special_tokens=True)
         assert record.desirable is row["label"]
     assert len({record.id for record in found}) == 24
 
@@ -59,7 +60,7 @@ def test_the_text_counts_towards_the_length_and_is_never_cut(tmp_path: Path) -> 
     for policy in ("keep_end", "keep_start"):
         found = _prepared(PAIRS, tmp_path / policy, max_length=whole - 3, truncation=policy, template="plain").train
         assert max(len(r.prompt) + len(r.completions[0]) for r in found) <= whole - 3
-        assert all(made.decode(r.prompt).endswith(("<|good|>", "<|bad|>")) for r in found)
+        assert all(made.decode(r.completions[0]).startswith(("<|good|>", "<|bad|>")) for r in found)
 
 
 @pytest.mark.parametrize("rows", [PAIRS, LABELLED], ids=["pairs", "unpaired"])

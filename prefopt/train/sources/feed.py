@@ -49,8 +49,8 @@ class Feed(Sequence[TokenRecord]):
         if self.kind is not needs.data and self.kind not in ALSO_TAKES[needs.data]:
             raise UserError(f"this loss is defined on {needs.data.value}, the records are {self.kind.value}")
         if needs.control_text and self.kind is Data.PAIRS:
-            raise UserError("this loss trains behind a control text, which differs between the sides of a pair: give "
-                            "it unpaired records, each with its text in the prompt (`prepare` makes them)")  # fmt: skip
+            raise UserError("this loss trains with a control text, which differs between the sides of a pair: give "
+                            "it unpaired records, each completion with its text (`prepare` makes them)")  # fmt: skip
         self.records = records
         self.first_only = not whole and needs.data is Data.DEMONSTRATIONS
         self._lengths = _lengths(records)
