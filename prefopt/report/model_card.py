@@ -132,7 +132,7 @@ def _kl(after: Mapping[str, Any]) -> str | None:
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str] | None:
     """Return summary, formula and paper of a plugin; None if it is no longer installed."""
     try:
-        cls = registry.loss_class(name)
+        cls: Any = registry.loss_class(name)
         parts = catalogue_card(cls)
     except (UserError, ValueError):
         return None

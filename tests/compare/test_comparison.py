@@ -6,15 +6,19 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefopt.cli import main
+from prefopt.cli.compare_options import parse
 from prefopt.common.locks import locked_folder
+from prefopt.compare.comparison import compare
 from prefopt.compare.jobs import Job, JobResult, failure
+from prefopt.compare.results import plain
+from prefopt.compare.rounds import Rounds
 
 Hold = Callable[..., dict[str, Any]]
 MadeUp = Callable[..., list[Job]]
@@ -149,6 +153,7 @@ def test_texts_from_models_are_escaped(hold: Hold, made_up: MadeUp, tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from prefopt.cli import main
+from prefopt.cli.compare_options import parse
 from prefopt.compare import workers
 
 save, saved = workers.save, []
@@ -173,15 +178,37 @@ def figures(content: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "verdicts": content["verdicts"], "metric": content["metric"]}
 
 
-def test_killed_in_the_middle_and_started_again(hold: Hold, words: list[str], tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_started_again(hold: Hold, finished: Path, words: list[str], tmp_path: Path) -> None:
     """Killed with -9 after two jobs, on worker processes; then finished here: bit for bit what one go gives."""
-    own = ["losses=[dpo]", "budget.trials=3", "seeds=1"]
-    whole = hold(*own, folder=tmp_path / "whole")
+    whole = hold("losses=[dpo]", folder=tmp_path / "whole", keep=finished)
     folder = tmp_path / "killed"
-    given = [word for word in words if not word.startswith(("workers=", "budget.", "seeds="))]
-    command = [sys.executable, "-c", KILLED, "compare", *given, *own, "workers=2", f"output_dir={folder}"]
+    given = [word for word in words if not word.startswith("workers=")]
+    command = [sys.executable, "-c", KILLED, "compare", *given, "losses=[dpo]", "workers=2", f"output_dir={folder}"]
     killed = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(folder.glob("jobs/*/result.json"))) == 2
     assert not (folder / "results.json").exists()
-    assert figures(hold(*own, folder=folder)) == figures(whole)
+    assert figures(hold("losses=[dpo]", folder=folder)) == figures(whole)
+
+
+def test_a_search_that_is_cut_short_takes_the_same_way_again(made_up: MadeUp, words: list[str], tmp_path: Path) -> None:
+    """Cut short in the trials or in the final runs; each further trial depends on results from before."""
+    kept = [word for word in words if not word.startswith(("budget.", "workers="))]
+    _, comparison = parse([*kept, "losses=[dpo]", "budget.trials=3"])
+    rounds = Rounds(comparison)
+    made_up()
+    whole = figures(plain(compare(rounds, tmp_path / "whole", workers=0)))
+    for jobs in (3, 6, 9):
+        left = iter(range(jobs))
+
+        def interrupt(job: Job, result: JobResult, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        made_up(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compare(rounds, tmp_path / str(jobs), workers=0)
+        assert not (tmp_path / str(jobs) / "results.json").exists()
+        run = made_up()
+        assert figures(plain(compare(rounds, tmp_path / str(jobs), workers=0))) == whole
+        assert len(run) == 1 + 2 * 3 + 1 + 2 * 2 - jobs
