@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from prefopt.common.files import remove_leftovers
 from prefopt.common.locks import locked_folder
 from prefopt.compare.jobs import Job, JobResult
-from prefopt.compare.outcome import Outcome
+from prefopt.compare.outcome import ComparisonOutcome
 from prefopt.compare.progress_display import Progress
 from prefopt.compare.results import outcome, write_results
 from prefopt.compare.rounds import Rounds
@@ -36,7 +36,7 @@ def compare(
     command: str = "",
     progress: Progress | None = None,
     runner: Runner | None = None,
-) -> Outcome:
+) -> ComparisonOutcome:
     """Run a comparison and leave `results.json` in `output_dir`.
 
     Results that are in `output_dir` already are kept: a comparison that was killed resumes, and another method is

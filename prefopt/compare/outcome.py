@@ -43,7 +43,7 @@ class Standing:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Outcome:
+class ComparisonOutcome:
     """Everything that the result files and the page show.
 
     Attributes:

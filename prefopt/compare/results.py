@@ -18,7 +18,7 @@ from prefopt.common.files import write_json
 from prefopt.common.versions import version_of
 from prefopt.compare.caveats import caveats
 from prefopt.compare.jobs import VERSIONS, JobResult, finite
-from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.rounds import MethodRuns, fingerprints
 from prefopt.compare.search import at_edge
 from prefopt.compare.spec import METRICS, PRIMARY, Comparison
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 RESULTS = "results.json"
 
 
-def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str, seconds: float) -> Outcome:
+def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str, seconds: float) -> ComparisonOutcome:
     """Derive the outcome from the runs of every row.
 
     Raises:
@@ -46,7 +46,7 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
     untrained = [row.name for row in rows if row.method is None]
     ordered = {s.name: values[s.name] for s in standings if s.name in values}
     pairs = compare(ordered, metric, better=better, numbers=numbers, untrained=untrained)
-    return Outcome(
+    return ComparisonOutcome(
         comparison=comparison,
         metric=metric,
         standings=standings,
@@ -178,7 +178,7 @@ def train_command(comparison: Comparison, row: MethodRuns) -> str:
     )
 
 
-def plain(result: Outcome) -> dict[str, Any]:
+def plain(result: ComparisonOutcome) -> dict[str, Any]:
     """Return the content of `results.json`."""
     verdicts = []
     for pair in result.pairs:
@@ -200,7 +200,7 @@ def plain(result: Outcome) -> dict[str, Any]:
     return cleaned
 
 
-def _plain_row(result: Outcome, s: Standing) -> dict[str, Any]:
+def _plain_row(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
     value = s.value
     return {
         "name": s.name,
@@ -222,6 +222,6 @@ def _plain_row(result: Outcome, s: Standing) -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, result: Outcome) -> None:
+def write_results(folder: Path, result: ComparisonOutcome) -> None:
     """Write `results.json`."""
     write_json(folder / RESULTS, plain(result))

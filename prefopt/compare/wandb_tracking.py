@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.config.tracking import TrackingConfig
 from prefopt.errors import UserError
 
 
-def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
+def track(result: ComparisonOutcome, tracking: TrackingConfig, folder: Path) -> None:
     """Log a comparison if `tracking.report_to` is wandb; do nothing if it is none.
 
     Raises:
@@ -47,12 +47,12 @@ def track(result: Outcome, tracking: TrackingConfig, folder: Path) -> None:
         run.summary.update({"metric": result.metric, "warnings": result.warnings})
 
 
-def _config(result: Outcome, standing: Standing) -> dict[str, Any]:
+def _config(result: ComparisonOutcome, standing: Standing) -> dict[str, Any]:
     chosen = standing.runs.chosen.plain() if standing.runs.chosen is not None else {}
     return {"method": standing.name, **chosen, "command": train_command(result.comparison, standing.runs)}
 
 
-def _methods(result: Outcome) -> dict[str, Any]:
+def _methods(result: ComparisonOutcome) -> dict[str, Any]:
     names = sorted({name for s in result.standings for name in s.figures})
     rows = [
         [s.name, *((s.value.point, s.value.low, s.value.high) if s.value else (None, None, None)), s.setting,
@@ -63,6 +63,6 @@ def _methods(result: Outcome) -> dict[str, Any]:
     return {"columns": columns, "data": rows}
 
 
-def _verdicts(result: Outcome) -> dict[str, Any]:
+def _verdicts(result: ComparisonOutcome) -> dict[str, Any]:
     rows = [[p.a, p.b, p.difference, p.low, p.high, p.p_holm, p.describe()] for p in result.pairs]
     return {"columns": ["a", "b", "difference", "low", "high", "p_holm", "verdict"], "data": rows}

@@ -15,7 +15,7 @@ from prefopt.common.files import write_text
 from prefopt.common.redact import redact
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
 from prefopt.compare.jobs import JobResult
-from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.spec import BASE, METRICS, SFT
@@ -52,13 +52,13 @@ class _Line:
     tone: str
 
 
-def write_comparison(folder: Path, result: Outcome) -> None:
+def write_comparison(folder: Path, result: ComparisonOutcome) -> None:
     """Write `results.md` and `report.html` beside the `results.json` of a comparison."""
     write_text(folder / "results.md", redact(markdown(result)))
     write_page(folder / PAGE, compare_page(result))
 
 
-def compare_page(result: Outcome) -> str:
+def compare_page(result: ComparisonOutcome) -> str:
     """Return the whole page as HTML."""
     names = [s.name for s in result.standings]
     look = styles([name for name in names if name != BASE]) | {BASE: REFERENCE_STYLE}
@@ -99,7 +99,7 @@ def compare_page(result: Outcome) -> str:
     )
 
 
-def _line(result: Outcome, s: Standing, best: str | None) -> _Line:
+def _line(result: ComparisonOutcome, s: Standing, best: str | None) -> _Line:
     def against(other: str | None) -> tuple[str, str]:
         pair = verdict_of(result.pairs, s.name, other) if other is not None and other != s.name else None
         return (pair.verdict.replace("_", " "), pair.describe_needed()) if pair is not None else ("", "")
@@ -119,7 +119,7 @@ def _errors(s: Standing, metric: str) -> tuple[float, float]:
     return error("kl"), error(metric)
 
 
-def _final_models(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+def _final_models(result: ComparisonOutcome, look: Mapping[str, Style]) -> Markup | None:
     """Draw the final models: the metric against the KL."""
     there = [s for s in result.standings if s.value is not None and "kl" in s.figures and not s.runs.control]
     if len(there) < 2:
@@ -140,7 +140,7 @@ def _measured_trials(runs: MethodRuns, metric: str) -> list[JobResult]:
     return [r for r in runs.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
 
 
-def _tried_settings(result: Outcome, look: Mapping[str, Style]) -> Markup | None:
+def _tried_settings(result: ComparisonOutcome, look: Mapping[str, Style]) -> Markup | None:
     """Draw every setting that was tried: the ends of whole runs, on validation prompts."""
     lines = []
     for s in result.standings:
@@ -156,7 +156,7 @@ def _tried_settings(result: Outcome, look: Mapping[str, Style]) -> Markup | None
     return line_chart(lines, look, Axes(x="KL to the start (nats per text)", y=title), summary=summary)
 
 
-def _matched(result: Outcome) -> list[tuple[str, list[AtKL]]]:
+def _matched(result: ComparisonOutcome) -> list[tuple[str, list[AtKL]]]:
     """Return each method's metric at matched KL, interpolated between its best trials and the start."""
     base = result.standing(BASE)
     found = []
@@ -193,7 +193,7 @@ def _learning_curves(s: Standing, style: Style) -> Markup | None:
     return small_chart(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
 
 
-def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
+def _tasks(result: ComparisonOutcome) -> tuple[list[str], list[tuple[str, list[tuple[float, float]]]]]:
     """Return the names of the task figures, and each row's (value, change against base), nan where missing."""
     names = task_names(result)
     base = result.standing(BASE)
@@ -207,7 +207,7 @@ def _tasks(result: Outcome) -> tuple[list[str], list[tuple[str, list[tuple[float
     return [name.removeprefix(TASK) for name in names], rows
 
 
-def _held_out_changes(result: Outcome) -> Markup | None:
+def _held_out_changes(result: ComparisonOutcome) -> Markup | None:
     """Draw how the log-probs of held-out chosen and rejected texts changed."""
     there = [s for s in result.standings if "chosen_change" in s.figures and s.name != BASE]
     if not there:
@@ -225,7 +225,7 @@ def _held_out_changes(result: Outcome) -> Markup | None:
     return dot_chart([s.name for s in there], series, styles(["chosen", "rejected"]), axes, summary=summary)
 
 
-def _texts(result: Outcome) -> list[dict[str, Any]]:
+def _texts(result: ComparisonOutcome) -> list[dict[str, Any]]:
     """Return what every model wrote for the first test prompts."""
     written = [(s.name, next((r.texts for r in s.runs.finals if r.ok and r.texts), [])) for s in result.standings]
     written = [(name, texts) for name, texts in written if texts]

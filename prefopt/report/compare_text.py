@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.compare.outcome import Outcome, Standing
+from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
@@ -16,7 +16,7 @@ from prefopt.report.formatting import listed
 TASK = "task/"  # prefix of the figures of tasks
 
 
-def finding(result: Outcome) -> list[str]:
+def finding(result: ComparisonOutcome) -> list[str]:
     """Return the result in two or three sentences."""
     rivals = result.competitors
     if not rivals:
@@ -40,7 +40,7 @@ def finding(result: Outcome) -> list[str]:
     return sentences + [sentence for rival in (SFT, BASE) if (sentence := _against(result, rival))]
 
 
-def _against(result: Outcome, rival: str) -> str:
+def _against(result: ComparisonOutcome, rival: str) -> str:
     """Say which methods are better or worse than SFT or the base model."""
     names = [s.name for s in result.competitors]
     verdicts = {name: pair.verdict for name in names if (pair := verdict_of(result.pairs, name, rival))}
@@ -54,7 +54,7 @@ def _against(result: Outcome, rival: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _finding_without_rivals(result: Outcome) -> list[str]:
+def _finding_without_rivals(result: ComparisonOutcome) -> list[str]:
     sft = result.standing(SFT)
     if sft is None or sft.value is None:
         return ["No method could be measured: see the reasons below."]
@@ -65,12 +65,12 @@ def _finding_without_rivals(result: Outcome) -> list[str]:
     return [first, *([f"It {verdicts[pair.verdict]} the model before training."] if pair is not None else [])]
 
 
-def task_names(result: Outcome) -> list[str]:
+def task_names(result: ComparisonOutcome) -> list[str]:
     """Return the names of the figures of tasks."""
     return sorted({name for s in result.standings for name in s.figures if name.startswith(TASK)})
 
 
-def markdown(result: Outcome) -> str:
+def markdown(result: ComparisonOutcome) -> str:
     """Return the content of `results.md`."""
     title = METRICS[result.metric].title
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
@@ -94,7 +94,7 @@ def markdown(result: Outcome) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _task_lines(result: Outcome) -> list[str]:
+def _task_lines(result: ComparisonOutcome) -> list[str]:
     """Return a table of task figures by row, with their change against the model before training."""
     names = task_names(result)
     base = result.standing(BASE)
@@ -112,7 +112,7 @@ def _task_lines(result: Outcome) -> list[str]:
     return ["", head, "|---" * len(table[0]) + "|", *lines] if names else []
 
 
-def print_outcome(console: Console, result: Outcome) -> None:
+def print_outcome(console: Console, result: ComparisonOutcome) -> None:
     """Print the finding, a table of the methods, and the warnings."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", title_justify="left", title_style="dim",
                   title="95 % intervals over seeds and prompts")  # fmt: skip

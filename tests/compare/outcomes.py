@@ -10,7 +10,7 @@ import pytest
 
 from prefopt.compare import results
 from prefopt.compare.jobs import JobResult
-from prefopt.compare.outcome import Outcome
+from prefopt.compare.outcome import ComparisonOutcome
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Budget, Comparison, Method
@@ -49,7 +49,7 @@ def runs(name: str, reward: float, *, control: bool = False, seeds: int = 3, **g
 
 def outcome(
     *rows: MethodRuns, comparison: Comparison | None = None, controls: bool = False, trials: int = 4
-) -> Outcome:
+) -> ComparisonOutcome:
     """The outcome of a comparison of these rows; the data's fingerprint is their path."""
     methods = [r.method for r in rows if r.method is not None and not r.control and r.name != "sft"]
     comparison = comparison or Comparison(
