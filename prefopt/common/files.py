@@ -1,7 +1,7 @@
 """Writes files and folders that are whole or absent, whenever the process dies.
 
 Everything is written under a temporary name beside its target, flushed to disk and renamed. A temporary name starts
-with `tmp-` and ends with the process and the machine that write it, so that `leftovers` can tell what nobody writes.
+with `tmp-` and ends with the process and the machine that write it, so that what killed processes left can be found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from prefopt.common.redact import redacted
 
 PREFIX = "tmp-"
-ABANDONED_SECONDS = 24 * 3600.0  # age at which nobody still writes what another machine began
+ABANDONED_SECONDS = 24 * 3600.0  # age of a temporary file of another machine that counts as left behind
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +67,7 @@ def new_folder(target: Path, *, replace: bool = False, temporary: Path | None = 
         temporary: the folder to yield, where other processes must know its name; emptied first.
 
     Raises:
-        OSError: the disk refuses, or `target` is there already.
+        OSError: the disk is full or not writable, or `target` exists already.
     """
     temporary = temporary or _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -18,15 +18,15 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(file: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock that `file` stands for, which is there only while somebody holds it and says who.
+    """Hold the lock of `file`, which exists only while it is locked and names the process that holds it.
 
     Args:
         file: the lock file.
-        wait: until another process lets go of it.
+        wait: wait for another process to release it, instead of raising an error.
 
     Raises:
         UserError: another process holds it.
-        OSError: it cannot be made.
+        OSError: the file cannot be made.
     """
     lock = FileLock(file, fallback_to_soft=False)
     try:

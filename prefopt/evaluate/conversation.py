@@ -64,8 +64,8 @@ class Conversation:
                 if text:
                     on_piece(text)
 
-        asked: list[Message] = [*self.turns, {"role": "user", "content": text}]
-        prompt, most = self._within_context(asked)
+        turns: list[Message] = [*self.turns, {"role": "user", "content": text}]
+        prompt, most = self._within_context(turns)
         ids = torch.tensor([prompt], device=self.model.device)
         draws = self.sampling.temperature > 0
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -80,10 +80,10 @@ class Conversation:
             )
         answer: str = self.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
         if self.in_turns:
-            self.turns = [*asked, {"role": "assistant", "content": answer}]
+            self.turns = [*turns, {"role": "assistant", "content": answer}]
         return answer
 
-    def _within_context(self, asked: list[Message]) -> tuple[list[int], int]:
+    def _within_context(self, turns: list[Message]) -> tuple[list[int], int]:
         """The tokens of the prompt, and the number that its answer may have.
 
         The oldest turns are left out where they do not fit beside an answer of the wanted length, or of half the
@@ -93,18 +93,18 @@ class Conversation:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         self.forgotten = 0
         while True:
-            prompt = self.encoder.prompt(self._prompt(asked[self.forgotten :]))
+            prompt = self.encoder.prompt(self._prompt(turns[self.forgotten :]))
             if limit is None:
                 return prompt, wanted
-            last = self.forgotten + 1 == len(asked)
+            last = self.forgotten + 1 == len(turns)
             if len(prompt) <= limit - (1 if last else min(wanted, limit // 2)):
                 return prompt, min(wanted, limit - len(prompt))
             if last:
                 raise UserError(f"{len(prompt)} tokens are more than the model's context of {limit}: shorten the text")
             self.forgotten += 2
 
-    def _prompt(self, asked: list[Message]) -> Text:
+    def _prompt(self, turns: list[Message]) -> Text:
         if not self.in_turns:
-            return asked[-1]["content"]
+            return turns[-1]["content"]
         system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return (*system, *asked)
+        return (*system, *turns)

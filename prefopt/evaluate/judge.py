@@ -147,8 +147,9 @@ def wins(judge: Compare, prompts: Sequence[str], texts: Sequence[str], others: S
     differ = [i for i, (a, b) in enumerate(zip(texts, others, strict=True)) if a != b]
     result = np.full(len(texts), 0.5)
     if differ:
-        asked, first, second = ([column[i] for i in differ] for column in (prompts, texts, others))
-        result[differ] = (_ask(judge, asked, first, second) + 1 - _ask(judge, asked, second, first)) / 2
+        columns = ([column[i] for i in differ] for column in (prompts, texts, others))
+        contexts, first, second = columns
+        result[differ] = (_ask(judge, contexts, first, second) + 1 - _ask(judge, contexts, second, first)) / 2
     return result
 
 

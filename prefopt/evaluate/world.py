@@ -222,8 +222,8 @@ def paired_difference(a: Evaluation, b: Evaluation) -> Estimate:
 
 def rewards(world: ReviewWorld, model: Any, *, prompts: int, samples_per_prompt: int, seed: int = 0) -> Floats:
     """(prompts, samples_per_prompt) exact rewards of samples of `model` at temperature 1 behind test prompts."""
-    asked = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(samples_per_prompt)]
-    texts = [f"{prompt} {words(text)}" for prompt, text in zip(asked, _write(model, asked, seed), strict=True)]
+    repeated = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(samples_per_prompt)]
+    texts = [f"{prompt} {words(text)}" for prompt, text in zip(repeated, _write(model, repeated, seed), strict=True)]
     return world.reward(texts).reshape(prompts, samples_per_prompt)
 
 

@@ -141,8 +141,8 @@ def check_settings(saved: dict[str, Any], config: PeftConfig, path: str) -> None
     if config.target_modules != [ALL_LINEAR]:
         kept["target_modules"] = sorted(saved.get("target_modules") or [])
     for name, value in kept.items():
-        asked = getattr(config, name)
-        if (sorted(asked) if isinstance(asked, list) else asked) != value:
+        wanted = getattr(config, name)
+        if (sorted(wanted) if isinstance(wanted, list) else wanted) != value:
             raise UserError(f"model.path={path} is an adapter with {name}={value}, which is trained further as it is: "
                             f"give peft.{name}={value}, or peft=none to merge it and train all weights")  # fmt: skip
 

@@ -28,7 +28,7 @@ TURNS = [{"role": "user", "content": "Name a colour."}]
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """The largest error of a token's log-prob over the probes, and the tolerance it was held to, in nats."""
+    """The largest error of a token's log-prob over the probes, and the tolerance for it, in nats."""
 
     error: float
     tolerance: float
@@ -148,7 +148,7 @@ def upload(folder: Path, repository: str) -> str:
     """Upload a folder to the hub, to a private repository if it is a new one, and return its address.
 
     Raises:
-        PrefoptError: the hub refuses.
+        PrefoptError: the hub rejects it.
     """
     try:
         api = huggingface_hub.HfApi()

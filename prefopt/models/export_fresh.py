@@ -20,24 +20,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 def main() -> None:
     """Answer one request."""
     torch.set_num_threads(1)
-    asked = json.load(sys.stdin)
-    tokenizer = AutoTokenizer.from_pretrained(asked["folder"])
+    request = json.load(sys.stdin)
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     model: Any = AutoModelForCausalLM.from_pretrained(
-        asked["folder"], dtype=getattr(torch, asked["dtype"]), use_safetensors=True
+        request["folder"], dtype=getattr(torch, request["dtype"]), use_safetensors=True
     )
     model.eval()
     answer: dict[str, Any] = {"logps": [], "prompt": None, "written": []}
     with torch.no_grad():
-        for prompt, completion in asked["sequences"]:
+        for prompt, completion in request["sequences"]:
             ids = torch.tensor([prompt + completion])
             logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
             chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
             answer["logps"].append((chosen - logits.logsumexp(-1)).tolist())
-        first = torch.tensor([asked["sequences"][0][0]])
+        first = torch.tensor([request["sequences"][0][0]])
         written = model.generate(first, attention_mask=torch.ones_like(first), max_new_tokens=4, do_sample=False)
         answer["written"] = written[0, first.shape[1] :].tolist()
-    if asked["turns"]:
-        answer["prompt"] = tokenizer.apply_chat_template(asked["turns"], tokenize=False, add_generation_prompt=True)
+    if request["turns"]:
+        answer["prompt"] = tokenizer.apply_chat_template(request["turns"], tokenize=False, add_generation_prompt=True)
     print(json.dumps(answer))
 
 

@@ -43,11 +43,11 @@ def _checkpoint(out: Path, resume: str, log: Callable[[str], None]) -> Path | No
         if later := [c.name for c in checkpoints(out) if int(c.name.rpartition("-")[2]) > step]:
             raise UserError(f"resume={resume}: output_dir={out} has later checkpoints ({', '.join(later[:3])}), which "
                             "would be written over: choose another output_dir, or move or delete them")  # fmt: skip
-        log(f"resume={resume}: going on from it")
+        log(f"resume={resume}: resuming from it")
         return folder
     if resume == "auto":
         found = last_whole(out, log)
-        log(f"resume=auto: going on from {found}" if found else "resume=auto: nothing to go on from, starting anew")
+        log(f"resume=auto: resuming from {found}" if found else "resume=auto: nothing to resume from, starting anew")
         return found
     if checkpoints(out):
         raise UserError(f"resume=never, but output_dir={out} has checkpoints: choose another folder, or delete them")

@@ -62,7 +62,7 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
         Stopped: a signal came; what there was is saved.
     """
     load_whole_models()
-    # Check the options before anything is made; the processes find each other as the options say.
+    # Check the options before anything is made, and let the processes find each other.
     training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
     progress = run_progress(config.progress, config.loss_name)
     first = is_first_process()
@@ -77,7 +77,7 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
             with locked_folder(config.output_dir) if first else nullcontext():
                 return _run(config, log_redacted, progress, signals, callbacks)
     finally:
-        give_back()  # a sweep goes on in this process, and must not keep what this run took
+        give_back()  # a sweep continues in this process, and must not keep this run's memory
 
 
 def _in_one_folder(config: RunConfig) -> RunConfig:
@@ -159,7 +159,7 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
 
 
 def _record(config: RunConfig, loaded: _Loaded, checkpoint: Path | None) -> list[AtBeginning]:
-    """Write the record of the run; a resume does so when training begins, so that one that is refused changes nothing.
+    """Write the record of the run, for a resume only when training begins: one that is impossible changes nothing.
 
     Returns:
         The callback that does it.

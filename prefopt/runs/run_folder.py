@@ -32,7 +32,7 @@ ADAPTER = "adapter_config.json"
 _PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./:-]*")
 # What may be a relative path, seen from where the run was started.
 _PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
-_OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that say nothing about the training itself
+_OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that are not of the training itself
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class RunFolder:
         other data: columns and splits of the run's own do not belong to them.
 
         Raises:
-            UserError: the configuration is not a run's, or an override is refused.
+            UserError: the configuration is not a run's, or an override is wrong.
         """
         given = {override.split("=", 1)[0] for override in overrides}
         replaced = {key for key in given if "." not in key}
@@ -199,7 +199,7 @@ class RunFolder:
 
 
 def _foreign(config: Any) -> str | None:
-    """What somebody else than a run wrote into a configuration, as a phrase, or None.
+    """What no run writes into a configuration, as a phrase, or None.
 
     Interpolations are resolved before a configuration is written; one that is read would look into this environment.
     """
@@ -233,7 +233,7 @@ def _odd(place: str, value: Any) -> str | None:
 
 
 def _has_a_meaning(key: str, name: str) -> bool:
-    """Whether a value has a meaning of its own, whatever files there are."""
+    """Whether a value is not the name of a file, although it may look like one."""
     if key == "template":
         return not name.endswith(".jinja")
     return name in ("world", "world/base") or name.startswith("package:")

@@ -76,7 +76,7 @@ def test_an_interrupted_repetition_is_resumed_by_the_same_command(run: Run, caps
     capsys.readouterr()
     assert main(["rerun", str(run.out)]) == 0
     shown = capsys.readouterr().out
-    assert f"going on from {second / 'checkpoint-4'}" in shown
+    assert f"resuming from {second / 'checkpoint-4'}" in shown
     assert "identical: " in shown
     assert folder_for(run.out) == run.out.with_name("out-rerun-3"), "a finished one is left alone"
 

@@ -66,7 +66,7 @@ def test_a_stopped_run_is_resumed_by_the_same_command(run: Run, capsys: pytest.C
         assert run() == 75
     assert "checkpoint-4" in str(list(run.out.iterdir()))
     assert run() == 0
-    assert f"resume=auto: going on from {run.out / 'checkpoint-4'}" in capsys.readouterr().out
+    assert f"resume=auto: resuming from {run.out / 'checkpoint-4'}" in capsys.readouterr().out
     steps = [json.loads(line)["step"] for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps.count(4) == 4, "the last step, the end of training, the last evaluation, the last texts"
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_later(run: Run, capsys: 
     assert "earlier checkpoints are untouched: free some space and start again" in error
     assert error.count("\n") == 1
     assert run(*SAVED) == 0
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_a_run_in_use_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,9 +86,9 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def test_a_whole_checkpoint_is_taken_and_said(copy: Path) -> None:
     said: list[str] = []
     assert checkpoint_to_resume(copy, "auto", said.append) == copy / "checkpoint-3"
-    assert said == [f"resume=auto: going on from {copy / 'checkpoint-3'}"]
+    assert said == [f"resume=auto: resuming from {copy / 'checkpoint-3'}"]
     assert checkpoint_to_resume(copy / "elsewhere", "auto", said.append) is None
-    assert said[-1] == "resume=auto: nothing to go on from, starting anew"
+    assert said[-1] == "resume=auto: nothing to resume from, starting anew"
 
 
 def _flip(path: Path) -> None:
