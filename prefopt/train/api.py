@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from prefopt.plugin import Loss, Needs, Vocab
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, early_stopping, training_arguments
 from prefopt.train.batches import BatchConfig, Batcher
-from prefopt.train.loop import Extras, PreferenceTrainer, RunReference
-from prefopt.train.sentinels import Sentinels
+from prefopt.train.loop import PreferenceTrainer
+from prefopt.train.settings import RunReference, Settings
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
@@ -58,46 +57,6 @@ class Result:
     reference_misses: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What `train` is given beside a model, a loss and records.
-
-    Attributes:
-        output_dir: for checkpoints.
-        eval: held-out records, scored before and after.
-        batch: records of a step, tokens of a forward.
-        seed: seeds the order of the records.
-        reference: another model as reference; None: the model as it is now, adapters included.
-        store: folder of the reference log-probs; None: in prefopt's cache.
-        tokenizer: saved with checkpoints.
-        callbacks: of transformers' kind; a `prefopt.train.signals.Signals` among them lets a run end at a signal.
-        sentinels: look at every log; by default with the bounds of `SentinelConfig`.
-        probe: more figures of an evaluation in training, from the model, such as the KL of its texts.
-        progress: called with the number of records whose reference log-probs are ready.
-        trainer: `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
-    """
-
-    output_dir: str | Path
-    eval: Sequence[TokenRecord] | None = None
-    batch: BatchConfig | None = None
-    seed: int = 0
-    reference: Any = None
-    store: Path | None = None
-    tokenizer: Any = None
-    callbacks: Sequence[Any] = ()
-    sentinels: Sentinels | None = None
-    probe: Callable[[Any], dict[str, float]] | None = None
-    progress: Callable[[int], None] = lambda n: None
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Settings:
-        """From keyword arguments; those that are none of ours are options of the trainer."""
-        own = {f.name for f in dataclasses.fields(cls)} - {"trainer"}
-        options = {name: value for name, value in given.items() if name not in own}
-        return cls(**{name: value for name, value in given.items() if name in own}, trainer=options)
-
-
 def train(
     model: Any,
     loss: Loss,
@@ -116,7 +75,7 @@ def train(
         output_dir: for checkpoints.
         resume: a checkpoint folder.
         **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe` and
-            `progress`, as `prefopt.train.api.Settings` has them; and `learning_rate`, `max_steps` and the other
+            `progress`, as `prefopt.train.settings.Settings` has them; and `learning_rate`, `max_steps` and the other
             options of `prefopt.train.arguments`.
 
     Raises:
@@ -125,7 +84,7 @@ def train(
         ThresholdError: a sentinel stopped it (`SentinelConfig.stop`).
         Stopped: a signal came, and `prefopt.train.signals.Signals` among the callbacks waited for it.
     """
-    given = Settings.of({"output_dir": output_dir, **settings})
+    given = Settings.of(output_dir=output_dir, **settings)
     reference_pass: list[float] = []
     trainer = _build(model, loss, records, given, reference_pass.append)
     if resume is not None:
@@ -167,7 +126,7 @@ def build(model: Any, loss: Loss, records: Sequence[TokenRecord], **settings: An
     model, and with a fresh adapter the model below it. A live reference is then a copy of it that shares the weights
     which an adapter leaves frozen.
     """
-    return _build(model, loss, records, Settings.of(settings), lambda seconds: None)
+    return _build(model, loss, records, Settings.of(**settings), lambda seconds: None)
 
 
 def _build(
@@ -202,13 +161,8 @@ def _build(
         for split, feed in feeds.items()
     }
     reference = RunReference(name=name, tables=tables, policy=live_policy, is_start=given.reference is None)
-    extras = Extras(
-        tokenizer=given.tokenizer,
-        callbacks=[*given.callbacks, *early_stopping(given.trainer)],
-        sentinels=given.sentinels or Sentinels(),
-        probe=given.probe,
-    )
-    return PreferenceTrainer(policy, loss, args, sources, batcher, reference, extras)
+    settings = replace(given, callbacks=[*given.callbacks, *early_stopping(given.trainer)])
+    return PreferenceTrainer(policy, loss, args, sources, batcher, reference, settings)
 
 
 def _check_lengths(feed: Feed, model: Any, batch: BatchConfig, layout: Layout) -> None:
@@ -231,7 +185,7 @@ def _reference_pass(
         return None, {}
     referee = (model if given.reference is None else given.reference).to(args.device)
     choose_layout(referee, batch.layout)
-    about = {"model": getattr(referee.config, "_name_or_path", ""), "dtype": str(referee.dtype)}
+    about = {"model": referee.config.name_or_path, "dtype": str(referee.dtype)}
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     start = time.perf_counter()
     name = fingerprint(referee, precision)

@@ -21,7 +21,7 @@ from prefopt.plugin import Data, Logps, Needs, Vocab
 from prefopt.train.examples import Facts
 from prefopt.train.signals import shield_worker, starting_workers
 from prefopt.train.sources.feed import Feed
-from prefopt.train.sources.source import GlobalBatch, Source
+from prefopt.train.sources.source import GlobalBatch, RecordSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class Batcher:
 class _Shares(Dataset[Share]):
     """`shares[i]` is this process's share of step i."""
 
-    def __init__(self, source: Source, batcher: Batcher) -> None:
+    def __init__(self, source: RecordSource, batcher: Batcher) -> None:
         self.source, self.batcher = source, batcher
 
     def __getitem__(self, step: int) -> Share:
@@ -189,7 +189,7 @@ class _Loader(DataLoader[Share]):
             return super().__iter__()
 
 
-def shares(source: Source, batcher: Batcher, steps: Sequence[int], *, num_workers: int = 0) -> DataLoader[Share]:
+def shares(source: RecordSource, batcher: Batcher, steps: Sequence[int], *, num_workers: int = 0) -> DataLoader[Share]:
     """This process's share of each of some steps, in their order; workers prepare them ahead where the source allows.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError, UserError
 from prefopt.plugin import Loss, LossOutput, value_at_reference
-from prefopt.train.examples import Outcome
+from prefopt.train.examples import BatchLoss
 from prefopt.train.replay import side
 
 # Largest relative or absolute difference of a first batch's loss from the value that the plugin declares.
@@ -62,7 +62,7 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def check_finite(outcome: Outcome, step: int) -> None:
+def check_finite(outcome: BatchLoss, step: int) -> None:
     """Stop before such a loss reaches the weights.
 
     Raises:
@@ -81,7 +81,7 @@ def check_finite(outcome: Outcome, step: int) -> None:
         )
 
 
-def _sides_not_finite(outcome: Outcome) -> list[str]:
+def _sides_not_finite(outcome: BatchLoss) -> list[str]:
     names = [f"{f.id} {side(f, k)}" for f in outcome.facts for k in range(f.completions)]
     bad = (~torch.isfinite(outcome.logps.sum.detach())).nonzero().flatten().tolist()
     return [names[c] for c in bad]
@@ -100,7 +100,7 @@ def check_gradient(norm: float, model: nn.Module, step: int) -> None:
                         "trainer.learning_rate")  # fmt: skip
 
 
-def check_first_batch(outcome: Outcome, loss: Loss, precision: torch.dtype) -> None:
+def check_first_batch(outcome: BatchLoss, loss: Loss, precision: torch.dtype) -> None:
     """Before anything has been learnt, policy and reference are the same model: so are their log-probs, and the loss is
     the value that its plugin declares for that case.
 

@@ -88,7 +88,7 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class BatchLoss:
     """Some records, scored, and the loss on them."""
 
     facts: Sequence[Facts]
@@ -116,53 +116,72 @@ def examples_of(facts: Sequence[Facts], logps: Logps, needs: Needs) -> Examples:
         UserError: scores that the loss needs are missing.
     """
     starts = list(accumulate((f.completions for f in facts[:-1]), initial=0))
+    build = {Data.PAIRS: _pairs, Data.UNPAIRED: _unpaired, Data.LISTS: _lists, Data.DEMONSTRATIONS: _demonstrations}
+    return build[needs.data](facts, logps, starts, needs)
 
-    def column(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logps.sum.device)
 
-    def pick(indices: Sequence[Any]) -> Logps:
-        index = column(indices)
-        return change(logps, lambda value: value[index])
+def _column(values: Sequence[Any], logps: Logps, dtype: torch.dtype = torch.long) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=logps.sum.device)
 
-    keys = [f.key for f in facts]
-    places = list(range(len(facts)))
-    floats = logps.sum.dtype
-    if needs.data is Data.PAIRS:
-        scores = [f.scores for f in facts if f.scores is not None]
-        if needs.scores and len(scores) < len(facts):
-            missing = next(f.id for f in facts if f.scores is None)
-            raise UserError(f"record {missing} has no scores, which this loss needs: give the data a score per side")
-        scored = len(scores) == len(facts)
-        pairs = PairLogps(
-            chosen=pick(starts),
-            rejected=pick([s + 1 for s in starts]),
-            ids=column(keys),
-            chosen_score=column([s[0] for s in scores], floats) if scored else None,
-            rejected_score=column([s[1] for s in scores], floats) if scored else None,
-        )
-        return Examples(pairs, column(places))
-    if needs.data is Data.DEMONSTRATIONS:
-        return Examples(DemoLogps(chosen=pick(starts), ids=column(keys)), column(places))
-    if needs.data is Data.UNPAIRED:
-        items = [(place, k) for place, f in enumerate(facts) for k in range(f.own)]
-        unpaired = UnpairedLogps(
-            completion=pick([starts[p] + k for p, k in items]),
-            desirable=column([_desirable(facts[p], k) for p, k in items], torch.bool),
-            mismatched=pick([starts[p] + facts[p].own + k for p, k in items]) if needs.mismatched else None,
-            ids=column([facts[p].key + k for p, k in items]),
-        )
-        return Examples(unpaired, column([p for p, _ in items]))
+
+def _pick(logps: Logps, indices: Sequence[Any]) -> Logps:
+    index = _column(indices, logps)
+    return change(logps, lambda value: value[index])
+
+
+def _each(facts: Sequence[Facts], logps: Logps) -> tuple[Tensor, Tensor]:
+    """The records' ids as integers, and their places: of losses with one example a record."""
+    return _column([f.key for f in facts], logps), _column(range(len(facts)), logps)
+
+
+def _pairs(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: Needs) -> Examples:
+    scores = [f.scores for f in facts if f.scores is not None]
+    if needs.scores and len(scores) < len(facts):
+        missing = next(f.id for f in facts if f.scores is None)
+        raise UserError(f"record {missing} has no scores, which this loss needs: give the data a score per side")
+    sides = [_column(side, logps, logps.sum.dtype) for side in zip(*scores, strict=True)]
+    scored = len(scores) == len(facts)
+    ids, places = _each(facts, logps)
+    pairs = PairLogps(
+        chosen=_pick(logps, starts),
+        rejected=_pick(logps, [s + 1 for s in starts]),
+        ids=ids,
+        chosen_score=sides[0] if scored else None,
+        rejected_score=sides[1] if scored else None,
+    )
+    return Examples(pairs, places)
+
+
+def _demonstrations(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: Needs) -> Examples:
+    ids, places = _each(facts, logps)
+    return Examples(DemoLogps(chosen=_pick(logps, starts), ids=ids), places)
+
+
+def _unpaired(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: Needs) -> Examples:
+    items = [(place, k) for place, f in enumerate(facts) for k in range(f.own)]
+    mismatched = [starts[p] + facts[p].own + k for p, k in items]
+    unpaired = UnpairedLogps(
+        completion=_pick(logps, [starts[p] + k for p, k in items]),
+        desirable=_column([_desirable(facts[p], k) for p, k in items], logps, torch.bool),
+        mismatched=_pick(logps, mismatched) if needs.mismatched else None,
+        ids=_column([facts[p].key + k for p, k in items], logps),
+    )
+    return Examples(unpaired, _column([p for p, _ in items], logps))
+
+
+def _lists(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: Needs) -> Examples:
     width = max(f.own for f in facts)
     grid = [[s + (k if k < f.own else 0) for k in range(width)] for s, f in zip(starts, facts, strict=True)]
-    mask = column([[k < f.own for k in range(width)] for f in facts], torch.bool)
-    ranks = [f.scores if f.scores is not None else (1.0, 0.0) for f in facts]  # a pair is a list of two
+    mask = _column([[k < f.own for k in range(width)] for f in facts], logps, torch.bool)
+    scores = [f.scores if f.scores is not None else (1.0, 0.0) for f in facts]  # a pair is a list of two
+    ids, places = _each(facts, logps)
     lists = ListLogps(
-        completions=_blank(pick(grid), mask),
-        scores=column([[*s, *[min(s)] * (width - len(s))] for s in ranks], floats),
+        completions=_blank(_pick(logps, grid), mask),
+        scores=_column([[*s, *[min(s)] * (width - len(s))] for s in scores], logps, logps.sum.dtype),
         mask=mask,
-        ids=column(keys),
+        ids=ids,
     )
-    return Examples(lists, column(places))
+    return Examples(lists, places)
 
 
 def _blank(logps: Logps, mask: Tensor) -> Logps:

@@ -102,8 +102,7 @@ def shard(policy: nn.Module, plugin: FullyShardedDataParallelPlugin, args: Train
 def blocks(root: nn.Module, plugin: FullyShardedDataParallelPlugin) -> list[nn.Module]:
     """The modules that are gathered one by one, inner ones first.
 
-    Those of the classes or of the size that the settings name; by default the layers of the model, which are the
-    members of its outermost lists of modules.
+    Those of the classes or of the size that the settings name; by default the layers of the model.
     """
     if plugin.auto_wrap_policy is None:
         return []
@@ -111,7 +110,7 @@ def blocks(root: nn.Module, plugin: FullyShardedDataParallelPlugin) -> list[nn.M
         return _inner_first(root, lambda m: sum(p.numel() for p in m.parameters()) > (plugin.min_num_params or 0))
     names = plugin.transformer_cls_names_to_wrap
     if not names:
-        return list(_layers(root))
+        return list(layers(root))
     unknown = set(names) - {type(module).__name__ for module in root.modules()}
     if unknown:
         raise UserError(f"the model has no layer of the class {min(unknown)} (fsdp_transformer_layer_cls_to_wrap)")
@@ -124,12 +123,13 @@ def _inner_first(root: nn.Module, chosen: Callable[[nn.Module], bool]) -> list[n
     return found[::-1]
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a model: the members of its outermost lists of modules."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _layers(child)
+            yield from layers(child)
 
 
 # ---- the optimizer's states, as a process without shards has them

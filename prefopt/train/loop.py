@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import (
     DefaultFlowCallback,
+    EarlyStoppingCallback,
     ProgressCallback,
     TrainerControl,
     TrainerState,
@@ -26,14 +26,14 @@ from transformers.trainer_utils import enable_full_determinism, speed_metrics
 from transformers.utils import logging
 
 from prefopt.engine.policy import Policy
-from prefopt.engine.reference.table import ReferenceTable
 from prefopt.errors import ThresholdError, UserError
 from prefopt.plugin import Loss, Vocab
-from prefopt.train import checkpoints, fsdp, resume, saving
+from prefopt.train import checkpointing, checkpoints, fsdp, saving
 from prefopt.train.batches import Batcher, Share, shares
 from prefopt.train.checks import NotFinite, check_gradient
 from prefopt.train.metrics import Tally, Unlogged, means
 from prefopt.train.sentinels import Sentinels
+from prefopt.train.settings import RunReference, Settings
 from prefopt.train.setup import (
     by_metric,
     learning_rate,
@@ -44,44 +44,10 @@ from prefopt.train.setup import (
     wrap,
 )
 from prefopt.train.signals import EvaluationCut, Signals
-from prefopt.train.sources.source import Source
+from prefopt.train.sources.source import RecordSource
 from prefopt.train.step import Step
 
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunReference:
-    """What a run knows of its reference.
-
-    Attributes:
-        name: its fingerprint; a resume with another one is refused.
-        tables: its log-probs of the records of each split, where they are computed ahead.
-        policy: a live one, for losses that need its whole vocabulary or move it.
-        is_start: the policy starts as the reference, so the first batch's loss is known beforehand.
-    """
-
-    name: str | None = None
-    tables: Mapping[str, ReferenceTable] = field(default_factory=dict)
-    policy: Policy | None = None
-    is_start: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extras:
-    """What goes along with training.
-
-    Attributes:
-        tokenizer: saved with the checkpoints.
-        callbacks: of transformers' kind; a `Signals` among them is asked at the end of each step.
-        sentinels: look at every log.
-        probe: more figures of an evaluation in training, from the model.
-    """
-
-    tokenizer: Any = None
-    callbacks: Sequence[Any] = ()
-    sentinels: Sentinels = field(default_factory=Sentinels)
-    probe: Callable[[Any], dict[str, float]] | None = None
 
 
 class PreferenceTrainer:
@@ -94,7 +60,7 @@ class PreferenceTrainer:
         sources: gives the records of each step, for the split `train`, and `eval` where records are held out.
         batcher: packs them.
         reference: the reference.
-        extras: what goes along.
+        settings: the tokenizer, callbacks, sentinels and probe.
 
     Raises:
         UserError: arguments that do not fit together.
@@ -105,26 +71,26 @@ class PreferenceTrainer:
         policy: Policy,
         loss: Loss,
         args: TrainingArguments,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, RecordSource],
         batcher: Batcher,
-        reference: RunReference = RunReference(),
-        extras: Extras | None = None,
+        reference: RunReference,
+        settings: Settings | None = None,
     ) -> None:
         self.policy, self.loss, self.args, self.sources, self.batcher = policy, loss, args, sources, batcher
         self.model, self.layout = policy.model, policy.layout
         self.reference, self.tables = reference, reference.tables
         self._check_parts()
-        extras = extras or Extras()
-        self.tokenizer, self.sentinels, self.probe = extras.tokenizer, extras.sentinels, extras.probe
-        self.signals = next((c for c in extras.callbacks if isinstance(c, Signals)), Signals())
+        given = settings or Settings(output_dir=str(args.output_dir))
+        self.tokenizer, self.sentinels, self.probe = given.tokenizer, given.sentinels or Sentinels(), given.probe
+        self.signals = next((c for c in given.callbacks if isinstance(c, Signals)), Signals())
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         logging.set_verbosity(args.get_process_log_level())  # type: ignore[no-untyped-call]
         if args.should_save:
             Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(args, self.model)
-        policy.to(args.device)
-        if reference.policy is not None:
-            reference.policy.to(args.device)
+        for part in (policy, reference.policy):
+            if part is not None:
+                part.to(args.device)
         self.num_weights = sum(p.numel() for p in policy.parameters())
         self.wrapped: Any = policy  # in DDP or sharded, from the beginning of training on
         self.step = Step(policy, policy, loss, args, self.accelerator, reference.policy,
@@ -132,31 +98,24 @@ class PreferenceTrainer:
                          after_micro_batch=partial(self.event, "on_substep_end"))  # fmt: skip
         self.optimizer: Any = None
         self.schedule: Any = None
-        self.rate = 0.0  # of the last step
-        self.grad_norm: Any = None  # of the last step
+        self.rate, self.grad_norm = 0.0, None  # of the last step
         self.control, self.state = TrainerControl(), self._new_state()
         self.unlogged = Unlogged(args.device)
         self.in_training = False
         self.resumed: Path | None = None  # a checkpoint whose random generators are to be restored
-        own = [c for c in extras.callbacks if not isinstance(c, Signals)]
         reporting = get_reporting_integration_callbacks(args.report_to)  # type: ignore[no-untyped-call]
-        self.callbacks: Any = CallbackHandler(  # type: ignore[no-untyped-call]
-            [DefaultFlowCallback, *reporting, *own, *([] if args.disable_tqdm else [ProgressCallback])],
-            self.model, extras.tokenizer, None, None,
-        )  # fmt: skip
+        own = [c for c in given.callbacks if not isinstance(c, Signals)]
+        flow = [DefaultFlowCallback, *reporting, *own, *([] if args.disable_tqdm else [ProgressCallback])]
+        self.callbacks: Any = CallbackHandler(flow, self.model, self.tokenizer, None, None)  # type: ignore[no-untyped-call]
         self.event("on_init_end")
 
     # ---- the loop
 
     def train(self, checkpoint: str | Path | None = None) -> None:
-        """Train to the last step, or until something asks to stop.
+        """Train to the last step, or until a callback, a sentinel or a signal stops the run.
 
         Args:
-            checkpoint: that the run resumes from.
-
-        Raises:
-            TrainingError: the run is wrong, and was stopped.
-            Stopped: a signal came; what there was is saved.
+            checkpoint: the one to resume from.
         """
         evaluation_due = self._prepare(None if checkpoint is None else Path(checkpoint))
         began, first = time.time(), self.state.global_step
@@ -179,7 +138,7 @@ class PreferenceTrainer:
                         self.unlogged.add(self.step(share, self.state.global_step + 1), share.tokens_fed)
                         self.grad_norm = self._clip_gradients(share)
                     except NotFinite as error:
-                        raise resume.explained(error, self, share) from error
+                        raise checkpointing.explained(error, self, share) from error
                     self.event("on_pre_optimizer_step")
                     self.optimizer.step()
                     self.event("on_optimizer_step")
@@ -364,7 +323,7 @@ class PreferenceTrainer:
         """Save everything that a resume needs, whole or not at all."""
         self._check_weights()
         stopped |= self.control.should_training_stop and self.state.global_step < self.state.max_steps
-        resume.save(self, resumable=stopped or not self.args.save_only_model, evaluation_due=evaluation_due)
+        checkpointing.save(self, resumable=stopped or not self.args.save_only_model, evaluation_due=evaluation_due)
         self.event("on_save")
 
     def _check_weights(self) -> None:
@@ -398,7 +357,7 @@ class PreferenceTrainer:
         self.accelerator.free_memory()
         _ = self.identity  # of the model as it was given, not sharded
         if checkpoint is not None:
-            resume.load_weights(self, checkpoint)
+            checkpointing.load_weights(self, checkpoint)
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * size)
         if args.activation_checkpointing:
             recompute_activations(self.model, args)
@@ -407,7 +366,7 @@ class PreferenceTrainer:
         self.schedule = make_schedule(args, self.optimizer, steps)
         self.callbacks.optimizer, self.callbacks.lr_scheduler = self.optimizer, self.schedule
         self.state, self.unlogged, self.step.tally = self._new_state(), Unlogged(args.device), Tally()
-        evaluation_due = checkpoint is not None and resume.load_states(self, checkpoint)
+        evaluation_due = checkpoint is not None and checkpointing.load_states(self, checkpoint)
         self.state.max_steps = steps
         self.state.num_train_epochs = math.ceil(steps / size if args.max_steps > 0 else args.num_train_epochs)
         self.state.compute_steps(args, steps)  # type: ignore[no-untyped-call]
@@ -420,12 +379,15 @@ class PreferenceTrainer:
         return TrainerState(is_local_process_zero=self.accelerator.is_local_main_process, is_world_process_zero=first)
 
     def _look_back(self) -> None:
-        """Let the sentinels see what was logged before a resume; one that has stopped the run stops it again."""
+        """Ask what was logged before a resume: what has stopped the run stops it again."""
         self.sentinels.begin(records=self._source("train").records, history=self.state.log_history)
         if self.sentinels.config.stop and self.sentinels.findings:
             found = self.sentinels.findings[-1]
             raise ThresholdError(f"a sentinel has stopped this run: step {found.step}: {found.text}. It resumes from "
                                  "its checkpoint with sentinels.stop=false")  # fmt: skip
+        early = (c for c in self.callbacks.callbacks if isinstance(c, EarlyStoppingCallback))
+        if any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in early):
+            self.control.should_training_stop = True
 
     def check_identity(self, checkpoint: str | Path) -> None:
         """Raise UserError where a checkpoint is of a run with other settings than this one."""
@@ -440,7 +402,7 @@ class PreferenceTrainer:
                 "seed": self.args.seed, "reference": self.reference.name,
                 **checkpoints.facts_of_options(self.args, self.model)}  # fmt: skip
 
-    def _source(self, split: str) -> Source:
+    def _source(self, split: str) -> RecordSource:
         if split not in self.sources:
             raise UserError(f"there are no held-out records: {HOLD_OUT}")
         return self.sources[split]

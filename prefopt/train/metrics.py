@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prefopt.plugin import Data, Logps
-from prefopt.train.examples import Facts, Outcome
+from prefopt.train.examples import BatchLoss, Facts
 
 Sums = dict[str, tuple[float, int]]
 
@@ -107,7 +107,7 @@ def means(tallies: Iterable[Sums], prefix: str = "") -> dict[str, float]:
     return {prefix + name: figures[name] for name in sorted(figures)}
 
 
-def tally_batch(tally: Tally, outcome: Outcome) -> None:
+def tally_batch(tally: Tally, outcome: BatchLoss) -> None:
     """Add the figures of some records: those of the loss, and those that any method has."""
     tally.add("loss", outcome.weighted)
     for name, value in outcome.output.metrics.items():
@@ -116,7 +116,7 @@ def tally_batch(tally: Tally, outcome: Outcome) -> None:
     _tally_logps(tally, outcome.facts, outcome.logps)
 
 
-def _tally_rewards(tally: Tally, outcome: Outcome) -> None:
+def _tally_rewards(tally: Tally, outcome: BatchLoss) -> None:
     output, logps, kind = outcome.output, outcome.examples.logps, outcome.facts[0].kind
     chosen, rejected, reward = output.chosen_reward, output.rejected_reward, output.reward
     if reward is not None and kind is Data.PAIRS and reward.numel() == 2 * len(outcome.facts):

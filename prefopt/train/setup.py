@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from prefopt.engine.forward import evaluating
+from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.policy import Policy
+from prefopt.engine.scoring import Branch, MicroBatch
+from prefopt.errors import UserError, first_line
 from prefopt.train import fsdp
-from prefopt.train.arguments import environment_kept
+from prefopt.train.arguments import autocast, computed_in, environment_kept
 
 # Weights that do not decay: of layer norms, and those with such names.
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -40,12 +46,40 @@ def make_accelerator(args: TrainingArguments, model: Any) -> Accelerator:
 def wrap(policy: Policy, accelerator: Accelerator, args: TrainingArguments) -> Any:
     """The policy as processes train it together: sharded, or in DDP; a single process trains it as it is."""
     settings = fsdp.settings(args)
+    if args.torch_compile:
+        compile_blocks(policy, args)
     if settings is None:
         return accelerator.prepare_model(policy)
     if settings.activation_checkpointing:
         _recompute(policy.model, {}, offload=bool(settings.activation_checkpointing_offload))
     fsdp.shard(policy, settings, args)
     return policy
+
+
+def compile_blocks(policy: Policy, args: TrainingArguments) -> None:
+    """Compile the layers of the model, one by one, and check that its log-probs stay what they are.
+
+    Raises:
+        UserError: they change by more than rounding, or a layer cannot be compiled.
+    """
+    rows = [Branch(np.arange(1, 6, dtype=np.int32), np.arange(1, n, dtype=np.int32)) for n in (4, 7)]
+    batch = MicroBatch.of(rows, policy.layout.layout)
+
+    def score() -> Any:
+        with torch.no_grad(), evaluating(policy), autocast(args):
+            return batch.forward(policy).stats.logp
+
+    before = score()
+    try:
+        for layer in fsdp.layers(policy):
+            layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        off = float((score() - before).abs().max())
+    except Exception as error:  # of dynamo, of the backend, of a compiler
+        raise UserError(f"trainer.torch_compile: the layers of {type(policy.causal).__name__} cannot be compiled "
+                        f"({first_line(error)[:300]}); leave it out") from error  # fmt: skip
+    if not off <= TOLERANCE.get(computed_in(args, policy), 0.25):
+        raise UserError(f"trainer.torch_compile changes log-probs by {off:.2g} nats a token in the layout "
+                        f"{policy.layout.layout}: leave it out, or try batch.layout=padded")  # fmt: skip
 
 
 def recompute_activations(model: Any, args: TrainingArguments) -> None:

@@ -23,7 +23,7 @@ from prefopt.plugin import Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.batches import Share, Work
 from prefopt.train.checks import check_finite, check_first_batch, check_output
-from prefopt.train.examples import Facts, Outcome, examples_of
+from prefopt.train.examples import BatchLoss, Facts, examples_of
 from prefopt.train.gradient_cache import Whole, carried, random_state, set_random_state
 from prefopt.train.metrics import Tally, tally_batch
 
@@ -138,7 +138,7 @@ class Step:
                     moved = work.batch.forward(live, Options(entropy=Vocab.REF_ENTROPY in needs.vocab))
             return work.logps(out, needs, moved)
 
-    def outcome(self, facts: Sequence[Facts], logps: Logps, number: int | None = None) -> Outcome:
+    def outcome(self, facts: Sequence[Facts], logps: Logps, number: int | None = None) -> BatchLoss:
         """The loss on some records.
 
         Args:
@@ -160,7 +160,7 @@ class Step:
             raise UserError(f"{name} failed on a batch: {type(error).__name__}: {error}; PREFOPT_TRACEBACK=1 shows "
                             "where") from error  # fmt: skip
         check_output(output, len(examples.record), name)
-        found = Outcome(facts, logps, examples, output)
+        found = BatchLoss(facts, logps, examples, output)
         if number is not None:
             check_finite(found, number)
             if self.check_first and number == 1:

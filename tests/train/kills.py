@@ -26,7 +26,7 @@ from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.runs.resume import checkpoint_to_resume
-from prefopt.train import BatchConfig, PreferenceTrainer, checkpoints, resume, saving
+from prefopt.train import BatchConfig, PreferenceTrainer, checkpointing, checkpoints, saving
 from prefopt.train.callbacks import MetricsFile
 from prefopt.train.step import Step
 from tests.train import tiny
@@ -55,9 +55,9 @@ PLACES: dict[str, tuple[Any, str]] = {
     "before the optimizer's step": (PreferenceTrainer, "_clip_gradients"),
     "before the weights are written": (PreferenceTrainer, "save_model"),
     "between the files": (saving, "save_optimizer"),
-    "after the last file": (resume, "write_checksums"),
+    "after the last file": (checkpointing, "write_checksums"),
     "before the rename": (files, "flush_all"),
-    "between rename and links": (resume, "write_link"),
+    "between rename and links": (checkpointing, "write_link"),
     "between rename and rotation": (checkpoints, "rotate"),
     "in the rotation": (checkpoints.shutil, "rmtree"),
     "at a log": (MetricsFile, "on_log"),

@@ -50,6 +50,20 @@ class ReferenceTable:
     _token: list[Array]
     _entropy: list[Array] | None
 
+    @classmethod
+    def of(cls, scored: Sequence[Scored]) -> ReferenceTable:
+        """A table of records that were just scored, with their tokens: what a store has no place for."""
+        counts = [len(record.sum) for record in scored]
+        entropy = [values for record in scored for values in record.entropy or ()]
+        return cls(
+            sum=np.concatenate([record.sum for record in scored]).astype(np.float32),
+            offsets=np.cumsum([0, *counts], dtype=np.int64),
+            hits=0,
+            misses=sum(counts),
+            _token=[values for record in scored for values in record.token or ()],
+            _entropy=entropy or None,
+        )
+
     def token(self, record: int) -> list[Array]:
         """Per-token log-probs of each completion of a record, memory-mapped."""
         return self._token[self.offsets[record] : self.offsets[record + 1]]

@@ -28,7 +28,7 @@ class GlobalBatch:
         return len(self.index)
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """Gives the records of each optimizer step; every process gets the same ones.
 
     Attributes:

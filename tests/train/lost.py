@@ -1,4 +1,4 @@
-"""Runs that lose one of their processes: `python -m tests.train.left FOLDER CASE...`, or one case under torchrun.
+"""Runs that lose one of their processes: `python -m tests.train.lost FOLDER CASE...`, or one case under torchrun.
 
 A case without a launcher leaves `FOLDER/<case>/codes.json`, the exit codes by rank, and each rank's stderr,
 `<rank>.err`. The case `killed-1` kills rank 1.

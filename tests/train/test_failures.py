@@ -13,7 +13,7 @@ from tests.train.test_processes import launch, python
 def test_a_run_that_loses_a_process_ends(tmp_path: Path) -> None:
     """Without a launcher that ends them. The deadline is far above `ddp_timeout`, and far below torch's default."""
     cases = ("killed-1", "killed-0", "refused-2", "stalled-1", "altered", "none whole")
-    done = python("tests.train.left", str(tmp_path), *cases)
+    done = python("tests.train.lost", str(tmp_path), *cases)
     assert done.returncode == 0, done.stderr[-4000:]
     said = {case: [(tmp_path / case / f"{r}.err").read_text() for r in range(3)] for case in cases}
     assert {case: json.loads((tmp_path / case / "codes.json").read_text()) for case in cases} == {
@@ -32,6 +32,6 @@ def test_a_run_that_loses_a_process_ends(tmp_path: Path) -> None:
 
 
 def test_torchrun_reports_a_lost_process_and_ends_the_others(tmp_path: Path) -> None:
-    done = launch(2, "tests.train.left", str(tmp_path), "killed-1")
+    done = launch(2, "tests.train.lost", str(tmp_path), "killed-1")
     assert done.returncode == 1, done.stderr[-4000:]
     assert re.search(r"rank +: 1 .*\n +exitcode +: -9", done.stderr), done.stderr[-4000:]

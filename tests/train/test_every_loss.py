@@ -13,7 +13,7 @@ import torch
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import Data, value_at_reference
 from prefopt.testing import example
-from prefopt.train.examples import Outcome
+from prefopt.train.examples import BatchLoss
 from tests.train import tiny
 
 DESIGN = {"loss", "logps/chosen", "logps_mean/chosen", "lengths/chosen"}
@@ -86,7 +86,7 @@ def _moved(name: str, tmp_path: Path, how: str) -> bool:
 
 
 def _value(trainer: Any, facts: Any, logps: Any) -> torch.Tensor:
-    outcome: Outcome = trainer.step.outcome(facts, logps)
+    outcome: BatchLoss = trainer.step.outcome(facts, logps)
     return outcome.output.loss
 
 
