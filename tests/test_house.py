@@ -15,12 +15,10 @@ from tests.source import LAYERS, House
 # Where a figure still misses its goal, what it is allowed to be; a bound may only fall.
 NOT_YET = {
     "lines": 33_100,
-    "own_lazy": 2,
-    "private": 16,
-    "long_functions": 6,
-    "wide_functions": 1,
-    "long_files": 2,
-    "classes": 4,
+    "private": 1,
+    "long_functions": 4,
+    "long_files": 1,
+    "classes": 2,
     "modules": 7,
 }
 

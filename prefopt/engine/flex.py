@@ -1,12 +1,13 @@
-"""Tree attention on CUDA: one fused flex_attention call over the whole row, with a block mask made from the plan.
+"""Attends over trees on CUDA: one fused flex_attention call for the whole row, with a block mask made from the plan.
 
-Checked on CPU only, in flex_attention's unfused form, which has no backward there: see docs/engine.md. A block mask is
-made once for a plan and a window, and serves all layers; the kernel is compiled once.
+The fused kernel is not tested: flex_attention's unfused form, which CPUs run, has no backward (see docs/engine.md). A
+block mask is made once for a plan and a window, and serves all layers; the kernel is compiled once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,51 +21,61 @@ from prefopt.errors import UserError
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def flex_tree_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TreePlan,
-    dropout: float,
-    scaling: float | None,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """How a layer attends.
+
+    Attributes:
+        dropout: share of the weights that are set to 0.
+        scaling: factor of the scores; None: 1 / sqrt(d).
+        softcap: bound of the scores, if they have one.
+        window: positions that a query looks back, itself included; None: all.
+    """
+
+    dropout: float = 0.0
+    scaling: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+
+def flex_tree_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, options: AttentionOptions) -> Tensor:
     """Attention of a row of trees: q, k, v (1, heads, L, d) to (1, L, heads, d).
 
     Raises:
         UserError: dropout, which flex_attention does not have.
     """
-    if dropout:
-        raise UserError("attention dropout cannot be had in the tree layout on CUDA: set the model's attention_dropout "
-                        "to 0, or batch.layout=padded")  # fmt: skip
+    if options.dropout:
+        raise UserError("attention dropout is not available in the tree layout on CUDA: set the model's "
+                        "attention_dropout to 0, or batch.layout=padded")  # fmt: skip
     out = _kernel(query.device.type)(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _softcap(softcap),
-        block_mask=block_mask(plan, window),
-        scale=scaling,
+        score_mod=None if options.softcap is None else _softcap(options.softcap),
+        block_mask=block_mask(plan, options.window),
+        scale=options.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).contiguous()  # type: ignore[no-any-return]
 
 
 def block_mask(plan: TreePlan, window: int | None) -> BlockMask:
-    """The blocks of the row's (L, L) square that any token sees, kept with the plan."""
+    """The blocks of the row's (L, L) square in which a query sees a key; kept with the plan."""
     if window not in plan.blocks:
         length, device = len(plan.tree), plan.tree.device
-        made = create_block_mask(
+        plan.blocks[window] = create_block_mask(
             mask_of(plan, window), None, None, length, length, device=str(device), _compile=device.type == "cuda"
         )
-        plan.blocks[window] = made
     found: BlockMask = plan.blocks[window]
     return found
 
 
 def mask_of(plan: TreePlan, window: int | None) -> Mask:
-    """Whether a query sees a key, by their places in the row: same tree, the key in the prompt or in the query's own
-    branch, not later, and within the window by position."""
+    """A function of two places in the row: whether the query at the first sees the key at the second.
+
+    It does if both are of one tree, and the key is in the prompt or in the query's branch, not later, and within the
+    window by position.
+    """
     tree, scope, position = plan.tree, plan.scope, plan.position
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

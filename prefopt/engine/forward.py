@@ -1,14 +1,16 @@
-"""Scores one row with a causal language model: hidden states of its decoder, then its output layer in blocks."""
+"""Scores one row with a causal language model: the hidden states of its decoder, then its output layer in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
@@ -47,20 +49,20 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         options: what to compute.
 
     Raises:
-        UserError: a token or a length that torch would accept, and compute wrongly.
+        UserError: a token id or a length that torch would accept, with wrong results.
     """
     _check_row(causal, row)
-    base = getattr(causal, causal.base_model_prefix, None) or causal.model  # Llama 4 has a prefix that names nothing
+    decoder = getattr(causal, causal.base_model_prefix, None) or causal.model  # Llama 4's prefix names nothing
     call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
     if row.tree is not None:
         if attention_name(causal) != NAME:  # any other would ignore the tree
-            raise RuntimeError("a row of trees was given to a model without tree attention: was its policy closed?")
+            raise RuntimeError("this model has no tree attention: was its policy closed?")
         call["attention_mask"] = torch.ones(OPEN, dtype=torch.bool, device=row.input_ids.device)
         call["position_ids"] = row.position_ids
         call["prefopt_tree"] = row.tree
     else:
         call["attention_mask"] = row.attention_mask
-    hidden: Tensor = base(**call)[0]
+    hidden: Tensor = decoder(**call)[0]
     hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, row.source)
     if options.hidden_only:
         return hidden
@@ -90,13 +92,13 @@ def check_model(model: Any) -> None:
     if not hasattr(causal, "config") or causal.get_output_embeddings() is None or causal.config.is_encoder_decoder:
         raise UserError(f"{type(causal).__name__} is not a causal language model with an output embedding")
     if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
-        raise UserError("prompt and prefix tuning are not supported: their virtual tokens stand before every "
-                        "sequence; use LoRA or another adapter inside the layers")  # fmt: skip
+        raise UserError("prompt and prefix tuning are not supported, because their virtual tokens stand before every "
+                        "sequence: use LoRA or another adapter inside the layers")  # fmt: skip
 
 
 def attention_name(causal: Any) -> str:
     """The name of a model's attention."""
-    # transformers has a public setter, but no public getter.
+    # upstream: transformers made the setter public, not the getter (huggingface/transformers#38974)
     name: str = causal.config._attn_implementation
     return name
 
@@ -105,13 +107,18 @@ def set_attention(causal: Any, name: str) -> str:
     """Give a model the attention of this name; returns the name of the one that it had."""
     before = attention_name(causal)
     if before != name:
-        causal.set_attn_implementation(name)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(ERROR)  # the gates find out where it cannot be set
+        try:
+            causal.set_attn_implementation(name)
+        finally:
+            logging.set_verbosity(verbosity)
     return before
 
 
 @contextmanager
 def attention_of(causal: Any, layout: Layout) -> Iterator[None]:
-    """Within it, a model has the attention that a layout needs: ours for trees, its own for padded sequences."""
+    """Give a model the attention that a layout needs (ours for trees, its own for padded sequences) for a while."""
     before = set_attention(causal, NAME) if layout == "tree" else None
     try:
         yield
@@ -122,7 +129,7 @@ def attention_of(causal: Any, layout: Layout) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, a model is in evaluation mode; every module then gets its own mode back."""
+    """Put a model into evaluation mode for a while; every module then gets its own mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

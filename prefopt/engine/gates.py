@@ -1,8 +1,9 @@
-"""Which layout a model gets: trees where they are proven for this very model, else padded sequences.
+"""Chooses a model's layout: trees where they are proven for this very model, else padded sequences.
 
-Three gates, all needed: what the model declares of itself, a leak test (the tokens of one branch must not move another
-branch's log-probs), and a numeric check against the model's own plain forward. Before them, for either layout: what the
-model does to the output of its projection must be known, and padded sequences must reproduce its log-probs.
+Trees must pass three gates: what the model declares of itself, a leak test (the tokens of one branch must not move
+another branch's log-probs), and a numeric check against the model's own plain forward. Before them, for either layout:
+the engine must know what the model does to the output of its projection, and padded sequences must reproduce its
+log-probs.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.tokens import Ids
+from prefopt.engine.attention import NAME
 from prefopt.engine.cpu import install
-from prefopt.engine.forward import attention_of, check_model, evaluating, score_row, unwrap
+from prefopt.engine.forward import attention_name, attention_of, check_model, evaluating, score_row, unwrap
 from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.engine.limits import steady_positions
-from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.errors import PrefoptError, Stopped, UserError, first_line
 
 logger = logging.getLogger(__name__)
+
+Logps = list[NDArray[np.float64]]  # per token, of each branch
 
 # A sliding window up to this length is probed with a prompt longer than it.
 PROBED_WINDOW = 1024
@@ -40,74 +44,61 @@ FLOOR = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.f
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The layout of a model, and the reason in words."""
+class LayoutVerdict:
+    """The layout of a model, and the reason for it."""
 
     layout: Layout
     reason: str
 
 
-# What the gates found of a model, by its number of adapters.
-_VERDICTS: weakref.WeakKeyDictionary[Any, dict[int, Verdict]] = weakref.WeakKeyDictionary()
+# The verdicts on a model, by its number of layers with adapters, which may be added later.
+_VERDICTS: weakref.WeakKeyDictionary[Any, dict[int, LayoutVerdict]] = weakref.WeakKeyDictionary()
 
 
-def choose_layout(model: Any, wish: str = "auto") -> Verdict:
-    """The layout to use for `model`; judged once for a model.
+def choose_layout(model: Any, layout: str = "auto") -> LayoutVerdict:
+    """The layout to use for a model, which is judged once.
 
     Args:
         model: a causal language model, wrapped or not.
-        wish: "auto", "tree" (refused unless the gates pass) or "padded".
+        layout: "auto", "tree" (an error unless the gates pass) or "padded".
 
     Raises:
-        UserError: `tree` was asked for and a gate failed, or no layout reproduces the model's own log-probs.
+        UserError: trees are asked for and a gate failed, or no layout reproduces the model's own log-probs.
     """
-    if wish not in ("auto", "tree", "padded"):
-        raise UserError(f"layout {wish!r} is not one of auto, tree, padded")
+    if layout not in ("auto", "tree", "padded"):
+        raise UserError(f"layout {layout!r} is not one of auto, tree, padded")
     check_model(model)
     causal = unwrap(model)
     verdicts = _VERDICTS.setdefault(causal, {})
-    key = sum(hasattr(module, "merged_adapters") for module in causal.modules())  # adapters may have come since
-    if key not in verdicts:
-        verdicts[key] = _judge(model, causal)
-        logger.info("layout %s: %s", verdicts[key].layout, verdicts[key].reason)
-    verdict = verdicts[key]
-    if wish == "padded":
-        return Verdict("padded", "asked for")
-    if wish == "tree" and verdict.layout != "tree":
+    adapters = sum(hasattr(module, "merged_adapters") for module in causal.modules())
+    if adapters not in verdicts:
+        verdicts[adapters] = _judge(model, causal)
+        logger.info("layout %s: %s", verdicts[adapters].layout, verdicts[adapters].reason)
+    verdict = verdicts[adapters]
+    if layout == "padded":
+        return LayoutVerdict("padded", "asked for")
+    if layout == "tree" and verdict.layout != "tree":
         raise UserError(f"layout=tree is not safe for {type(causal).__name__}: {verdict.reason}; use layout=auto")
     return verdict
 
 
 def passed_as_trees(causal: Any) -> bool:
-    """Whether the gates have let a model have trees."""
+    """Whether a model has passed the gates for trees."""
     return any(verdict.layout == "tree" for verdict in _VERDICTS.get(causal, {}).values())
 
 
-def static_gate(causal: Any) -> str | None:
-    """Why a model's own declarations rule trees out, or None."""
-    config = causal.config.get_text_config()
-    if getattr(causal, "_is_stateful", False):
-        return "it has layers that carry state from token to token"
-    if not getattr(causal, "_supports_attention_backend", False):
-        return "its attention cannot be replaced"
-    kinds = _layer_types(config, _window(config)) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"layers of type {', '.join(sorted(kinds))} are not supported"
-    return None
-
-
-def _judge(model: Any, causal: Any) -> Verdict:
+def _judge(model: Any, causal: Any) -> LayoutVerdict:
     name = type(causal).__name__
+    dtype = next(model.parameters()).dtype
     with evaluating(model), torch.no_grad(), _full_precision(next(model.parameters()).device.type):
         probes = _probes(causal.config.get_text_config())
         _check_logit_transform(model, causal, probes[0])
-        truth = [_plain(model, tree) for tree in probes]
-        dtype = next(model.parameters()).dtype
+        expected = [logps for tree in probes for logps in _plain_logps(model, tree)]
         try:
-            error = _error(truth, _laid_out(causal, probes, "padded")[0])
+            error = _error(_row_logps(causal, probes, "padded")[0], expected)
         except (PrefoptError, torch.OutOfMemoryError):  # a signal among them
             raise
-        except Exception as problem:  # whatever a model does with a call it was not written for
+        except Exception as problem:  # a model may do anything with a call it was not written for
             raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
         if error > TOLERANCE.get(dtype, 1.0):
             raise UserError(
@@ -115,15 +106,15 @@ def _judge(model: Any, causal: Any) -> Verdict:
                 f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
             )
         allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
-        reason = static_gate(causal) or _tree_fails(causal, probes, truth, allowed)
+        reason = _static_gate(causal) or _numeric_gates(causal, probes, expected, allowed)
     if reason is not None:
-        return Verdict("padded", f"{name}: {reason}")
-    return Verdict("tree", f"{name}: passed the leak test and the numeric check")
+        return LayoutVerdict("padded", f"{name}: {reason}")
+    return LayoutVerdict("tree", f"{name}: passed the leak test and the numeric check")
 
 
 @contextlib.contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """No autocast and no TF32: what is judged is the layout, not the rounding."""
+    """No autocast and no TF32: the gates judge the layout, not the rounding."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -134,7 +125,7 @@ def _full_precision(device: str) -> Iterator[None]:
 
 
 def rounding(model: Any) -> float:
-    """How far two correct computations of one token's log-prob may be apart as `model` runs now, in nats."""
+    """How far two correct computations of one token's log-prob may be apart as a model runs now, in nats."""
     weight = next(model.parameters())
     found = [TOLERANCE.get(weight.dtype, 1.0)]
     if torch.get_float32_matmul_precision() != "highest":
@@ -145,12 +136,12 @@ def rounding(model: Any) -> float:
 
 
 def _check_logit_transform(model: Any, causal: Any, tree: Tree) -> None:
-    """Hand the model raw logits of every size, and see whether it makes of them what `Head.shape` does.
+    """Give the model raw logits of every size, and check that it changes them as `Head.shape` does.
 
-    A freshly initialised model has small logits, on which a softcap cannot be seen; after some training it can.
+    A fresh model has small logits, on which a softcap does not show; after some training it does.
 
     Raises:
-        UserError: it does not.
+        UserError: it changes them otherwise.
     """
     head = Head.of(causal)
     planted: list[Tensor] = []
@@ -176,37 +167,47 @@ def _check_logit_transform(model: Any, causal: Any, tree: Tree) -> None:
                         f"{(logits - expected).abs().max():.2g} off): this architecture is not supported")  # fmt: skip
 
 
-def _tree_fails(causal: Any, probes: list[Tree], truth: list[NDArray[np.float64]], tolerance: float) -> str | None:
+def _static_gate(causal: Any) -> str | None:
+    """Why a model's own declarations rule trees out, or None."""
+    config = causal.config.get_text_config()
+    kinds = _layer_types(config, _window(config)) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"layers of type {', '.join(sorted(kinds))} are not supported"
+    with attention_of(causal, "tree"):
+        return None if attention_name(causal) == NAME else "its attention cannot be replaced"
+
+
+def _numeric_gates(causal: Any, probes: list[Tree], expected: Logps, tolerance: float) -> str | None:
+    """Why the leak test or the numeric check rules trees out, or None."""
     try:
-        found, windows = _laid_out(causal, probes, "tree")
+        found, windows = _row_logps(causal, probes, "tree")
         # A leak may go either way along the row: change the last branches, then the first.
-        moved = [_laid_out(causal, _changed(probes, which), "tree")[0] for which in (-1, 0)]
-    except torch.OutOfMemoryError:
+        changed = {which: _row_logps(causal, _with_other_tokens(probes, which), "tree")[0] for which in (-1, 0)}
+    except (Stopped, torch.OutOfMemoryError):
         raise
     except Exception as problem:
         return f"the tree layout does not run ({type(problem).__name__}: {first_line(problem)})"
-    leaks = [
-        float(np.abs(now - before).max())
-        for which, after in zip((-1, 0), moved, strict=True)
-        for before, now, watched in zip(found, after, _unchanged(probes, which), strict=True)
-        if watched
-    ]
-    if not max(leaks) <= tolerance:
-        return f"changing one branch moves another by {max(leaks):.2g} nats (leak test)"
-    error = _error(truth, found)
+    branches = [(b, len(tree.branches)) for tree in probes for b in range(len(tree.branches))]
+    leak = max(
+        float(np.abs(after - before).max())
+        for which, logps in changed.items()
+        for (b, count), before, after in zip(branches, found, logps, strict=True)
+        if b != which % count
+    )
+    if not leak <= tolerance:
+        return f"changing one branch moves another by {leak:.2g} nats (leak test)"
+    error = _error(found, expected)
     if error > tolerance:
         return f"log-probs are {error:.2g} nats off a plain forward (numeric check)"
     config = causal.config.get_text_config()
-    declared = _window(config)
-    untried = (
-        declared is not None and declared > PROBED_WINDOW and "sliding_attention" in _layer_types(config, declared)
-    )
-    if untried and declared not in windows:
-        return f"its attention does not say that its sliding window is {declared}"
+    window = _window(config)
+    unprobed = window is not None and window > PROBED_WINDOW and "sliding_attention" in _layer_types(config, window)
+    if unprobed and window not in windows:
+        return f"its attention does not say that its sliding window is {window}"
     return None
 
 
-def _changed(probes: list[Tree], which: int) -> list[Tree]:
+def _with_other_tokens(probes: list[Tree], which: int) -> list[Tree]:
     """The same trees with other tokens in the first (0) or last (-1) branch of each."""
     changed = []
     for tree in probes:
@@ -214,11 +215,6 @@ def _changed(probes: list[Tree], which: int) -> list[Tree]:
         branches[which] = np.where(branches[which] > 0, branches[which] - 1, 1).astype(np.int32)
         changed.append(Tree(tree.prompt, tuple(branches)))
     return changed
-
-
-def _unchanged(probes: list[Tree], which: int) -> list[bool]:
-    """For every branch, whether `_changed` left it alone."""
-    return [b != which % len(tree.branches) for tree in probes for b in range(len(tree.branches))]
 
 
 def _layer_types(config: Any, window: int | None) -> set[str]:
@@ -232,7 +228,7 @@ def _window(config: Any) -> int | None:
 
 
 def _probes(config: Any) -> list[Tree]:
-    """A few trees of random tokens, one longer than a sliding window that is not too long to be tried."""
+    """A few trees of random tokens, one longer than a sliding window that is short enough to be probed."""
     rng = np.random.default_rng(0)
     window = _window(config)
     limit = steady_positions(config) or int(getattr(config, "max_position_embeddings", None) or 2**20)
@@ -245,20 +241,20 @@ def _probes(config: Any) -> list[Tree]:
     return [Tree(ids(prompt), tuple(ids(n) for n in branches)) for prompt, branches in shapes]
 
 
-def _plain(model: Any, tree: Tree) -> NDArray[np.float64]:
-    """Per-token log-probs of all branches by the model's own forward, one unpadded sequence at a time."""
+def _plain_logps(model: Any, tree: Tree) -> Logps:
+    """Log-probs of each branch by the model's own forward, one unpadded sequence at a time."""
     device = next(model.parameters()).device
-    parts = []
+    found = []
     for branch in tree.branches:
         ids = torch.from_numpy(np.concatenate((tree.prompt, branch)).astype(np.int64))[None].to(device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt) - 1 : -1].double()
         logp = logits - logits.logsumexp(-1, keepdim=True)
-        parts.append(logp.gather(1, ids[0, len(tree.prompt) :, None])[:, 0].cpu().numpy())
-    return np.concatenate(parts)
+        found.append(logp.gather(1, ids[0, len(tree.prompt) :, None])[:, 0].cpu().numpy())
+    return found
 
 
-def _laid_out(causal: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDArray[np.float64]], set[int | None]]:
-    """Per-token log-probs of each branch, all trees in one row, and the windows that the tree attention was told."""
+def _row_logps(causal: Any, trees: list[Tree], layout: Layout) -> tuple[Logps, set[int | None]]:
+    """Log-probs of each branch with all trees in one row, and the windows that layers asked the tree attention for."""
     row = lay_out(trees, layout).to(next(causal.parameters()).device)
     with install(causal), attention_of(causal, layout):  # as a policy has them
         stats = score_row(causal, row)
@@ -268,7 +264,6 @@ def _laid_out(causal: Any, trees: list[Tree], layout: Layout) -> tuple[list[NDAr
     return np.split(logp, np.cumsum(row.num_tokens.cpu().numpy())[:-1]), windows
 
 
-def _error(truth: list[NDArray[np.float64]], branches: list[NDArray[np.float64]]) -> float:
-    got = np.concatenate(branches)
-    error = float(np.abs(np.concatenate(truth) - got).max())
+def _error(found: Logps, expected: Logps) -> float:
+    error = float(np.abs(np.concatenate(expected) - np.concatenate(found)).max())
     return error if np.isfinite(error) else float("inf")

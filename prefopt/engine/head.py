@@ -1,8 +1,15 @@
-"""Log-probs of tokens from hidden states, without ever holding the logits.
+"""Computes log-probs of tokens from hidden states, without ever holding all logits.
 
-This is the only place in the project that computes a log-softmax. The projection onto the vocabulary runs in blocks
-of the vocabulary with a running logsumexp in float32, and the backward makes each block again (a bounded part of the
-logits is kept, so that small batches recompute nothing): memory does not grow with the vocabulary.
+This is the only place that trains through a log-softmax over the vocabulary. What it computes, in four lines:
+
+    logits = head.shape(hidden @ weight.T + bias)                        # (N, V), scaled and capped
+    logp = logits.log_softmax(-1)
+    entropy, log_sum_sq = -(logp.exp() * logp).sum(-1), (2 * logp).logsumexp(-1)
+    return logp.gather(-1, target[:, None])                              # (N,)
+
+The projection runs in blocks of the vocabulary with a running logsumexp in float32, and the backward makes each block
+again; a bounded part of the logits is kept, so that small batches recompute nothing. Memory does not grow with the
+vocabulary.
 
 Legend: N tokens, H hidden size, V vocabulary.
 """
@@ -18,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from prefopt.engine.cpu import is_kernel, times_transposed
+from prefopt.engine.cpu import is_bare, times_transposed
 from prefopt.plugin import Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.
@@ -28,7 +35,7 @@ KEPT = 2**24
 
 
 class TokenStats(NamedTuple):
-    """Per scored token, (N,): its log-prob, and the whole-vocabulary statistics that were asked for, in nats."""
+    """Per scored token, (N,): its log-prob, and the requested statistics over the vocabulary, in nats."""
 
     logp: Tensor
     log_sum_sq: Tensor | None = None
@@ -36,13 +43,13 @@ class TokenStats(NamedTuple):
     kl: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
-        """The same with every statistic changed alike."""
+        """The same with a function applied to every statistic."""
         return TokenStats(change(self.logp), *(None if s is None else change(s) for s in self[1:]))
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer of a model as it is now: projection, then scale, then softcap."""
+    """The output layer of a model as it is now: a projection, then a scale, then a softcap."""
 
     module: nn.Module
     scale: float = 1.0
@@ -56,11 +63,8 @@ class Head:
 
     @property
     def plain(self) -> bool:
-        """Whether the projection is a bare matrix product: LoRA, hooks, parametrizations and patches are not."""
-        m = self.module
-        patched = "forward" in vars(m) and not is_kernel(m)
-        changed = patched or m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations")
-        return type(m) is nn.Linear and not changed
+        """Whether the projection is a bare matrix product; with LoRA, hooks or parametrizations it is not."""
+        return type(self.module) is nn.Linear and is_bare(self.module)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) logits of (N, H) hidden states, in at least float32."""
@@ -77,7 +81,7 @@ class Head:
 
 
 def _scale(model: Any, config: Any) -> float:
-    """What a family multiplies its logits by."""
+    """The factor of a family's logits."""
     scale = 1.0
     own = getattr(model, "logit_scale", None)  # Cohere
     if isinstance(own, int | float):
@@ -98,7 +102,7 @@ def _softcap(config: Any) -> float | None:
 
 
 class Reference(NamedTuple):
-    """Hidden states (N, H) of a reference at the scored positions, and its head: for KL over the vocabulary."""
+    """Hidden states (N, H) of a reference at the scored positions, and its head: for the KL over the vocabulary."""
 
     hidden: Tensor
     head: Head
@@ -120,37 +124,37 @@ def token_stats(
         target: token ids.
         head: the output layer.
         want: statistics beyond the log-prob; `Vocab.KL` needs `reference`.
-        entropy: also the entropy of the distribution itself (how a reference's entropy is made).
+        entropy: also the entropy of the distribution.
         reference: the reference's hidden states and head.
     """
-    asked = _Asked(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want, torch.is_grad_enabled())
-    if asked.kl and reference is None:
+    wanted = _Wanted(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want, torch.is_grad_enabled())
+    if wanted.kl and reference is None:
         raise ValueError("the KL over the vocabulary needs the reference's hidden states")
     if head.plain and (reference is None or reference.head.plain):
         weights = _plain_weights(head)
-        logp, kl, log_sum_sq, ent = _Blocked.apply(hidden, *weights, target, head, asked, reference)  # type: ignore[no-untyped-call]
+        logp, kl, log_sum_sq, ent = _Blocked.apply(hidden, *weights, target, head, wanted, reference)  # type: ignore[no-untyped-call]
         return TokenStats(logp, log_sum_sq, ent, kl)
-    return _by_rows(hidden, target, head, asked, reference)
+    return _by_rows(hidden, target, head, wanted, reference)
 
 
-class _Asked(NamedTuple):
+class _Wanted(NamedTuple):
     log_sum_sq: bool
     entropy: bool
     kl: bool
     graph: bool  # a backward may follow
 
 
-def _by_rows(hidden: Tensor, target: Tensor, head: Head, asked: _Asked, reference: Reference | None) -> TokenStats:
-    """The head's own forward, a few tokens at a time under checkpointing: for LoRA on the head and the like."""
+def _by_rows(hidden: Tensor, target: Tensor, head: Head, wanted: _Wanted, reference: Reference | None) -> TokenStats:
+    """The head's own forward, a few tokens at a time under checkpointing, for LoRA on the head and the like."""
 
     def rows(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor | None, ...]:
         logits = head.logits(h)
         logp = logits.log_softmax(-1)
         p = logp.detach().exp()
-        square = torch.logsumexp(2 * logp.detach(), -1) if asked.log_sum_sq else None
-        ent = -(p * logp.detach()).sum(-1) if asked.entropy else None
+        square = torch.logsumexp(2 * logp.detach(), -1) if wanted.log_sum_sq else None
+        ent = -(p * logp.detach()).sum(-1) if wanted.entropy else None
         kl = None
-        if asked.kl and r is not None and reference is not None:
+        if wanted.kl and r is not None and reference is not None:
             with torch.no_grad():
                 ref = reference.head.logits(r).log_softmax(-1)
             kl = (ref.exp() * (ref - logp)).sum(-1)
@@ -161,20 +165,20 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, asked: _Asked, referenc
     for i in range(0, len(target), size):
         r = reference.hidden[i : i + size] if reference is not None else None
         args = (hidden[i : i + size], target[i : i + size], r)
-        parts.append(checkpoint(rows, *args, use_reentrant=False) if asked.graph else rows(*args))
+        parts.append(checkpoint(rows, *args, use_reentrant=False) if wanted.graph else rows(*args))
     logp, *others = ([x for x in column if x is not None] for column in zip(*parts, strict=True))
     return TokenStats(torch.cat(logp), *(torch.cat(column) if column else None for column in others))
 
 
 class _Running:
-    """The logsumexp of (N, V) logits that come in blocks of the vocabulary; per token, so in float64 for little."""
+    """The logsumexp of (N, V) logits that come in blocks of the vocabulary; sums are float64, one for each token."""
 
     def __init__(self, n: int, logits: torch.dtype, device: torch.device) -> None:
         self.top = torch.full((n,), -torch.inf, dtype=logits, device=device)
         self.total = torch.zeros(n, dtype=_wide(device), device=device)
 
     def take(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (N, block) of a further block, and the factor (N,) by which all earlier weights shrink."""
+        """The weights (N, block) of another block, and the factor (N,) by which all earlier weights shrink."""
         top = torch.maximum(self.top, logits.amax(1))
         weights, shrink = (logits - top[:, None]).exp_(), (self.top - top).to(self.total.dtype).exp()
         self.top, self.total = top, self.total * shrink + weights.sum(1)
@@ -190,7 +194,7 @@ def _wide(device: torch.device) -> torch.dtype:
 
 
 class _Blocked(torch.autograd.Function):
-    """Blocks of the vocabulary with a running logsumexp: each row of the weight is read once a pass."""
+    """Statistics from blocks of the vocabulary: each pass reads each row of the weight once."""
 
     @staticmethod
     def forward(
@@ -200,14 +204,14 @@ class _Blocked(torch.autograd.Function):
         bias: Tensor | None,
         target: Tensor,
         head: Head,
-        asked: _Asked,
+        wanted: _Wanted,
         reference: Reference | None,
     ) -> tuple[Tensor | None, ...]:
         work = _autocast(hidden)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # of logits, and of what is returned
         ctx.hidden_dtype, hidden = hidden.dtype, hidden if work is None else hidden.to(work)
         block, ref_block = _block_maker(hidden, weight, bias, head, work), None
-        if asked.kl and reference is not None:
+        if wanted.kl and reference is not None:
             ref_hidden = reference.hidden if work is None else reference.hidden.to(work)
             ref_block = _block_maker(ref_hidden, *_plain_weights(reference.head), reference.head, work)
         n, vocab = len(target), weight.shape[0]
@@ -215,7 +219,7 @@ class _Blocked(torch.autograd.Function):
         own, ref = (_Running(n, exact, hidden.device) for _ in range(2))
         hit, square, spread, cross = (torch.zeros_like(own.total) for _ in range(4))
         kept: list[Tensor] = []
-        room = KEPT if asked.graph and not asked.kl else 0
+        room = KEPT if wanted.graph and not wanted.kl else 0
         for start in range(0, vocab, size):
             logits = block(start, start + size)
             if room >= logits.numel() and start == len(kept) * size:
@@ -224,9 +228,9 @@ class _Blocked(torch.autograd.Function):
             at, here = _within(target, start, logits.shape[1])
             hit = torch.where(here, logits.gather(1, at[:, None])[:, 0].to(hit.dtype), hit)
             weights, shrink = own.take(logits)
-            if asked.log_sum_sq:
+            if wanted.log_sum_sq:
                 square = square * shrink.square() + weights.square().sum(1)
-            if asked.entropy:
+            if wanted.entropy:
                 spread = spread * shrink + (weights * logits).sum(1)
             if ref_block is not None:
                 ref_logits = ref_block(start, start + size)
@@ -235,9 +239,9 @@ class _Blocked(torch.autograd.Function):
         lse, ref_lse = own.logsumexp, ref.logsumexp
         ctx.save_for_backward(hidden, weight, bias, target, lse.to(exact), ref_lse.to(exact))
         ctx.head, ctx.work, ctx.size, ctx.kept, ctx.ref_block = head, work, size, kept, ref_block
-        log_sum_sq = (square.log() - 2 * own.total.log()).to(exact) if asked.log_sum_sq else None
-        entropy = (lse - spread / own.total).to(exact) if asked.entropy else None
-        kl = (cross / ref.total - ref_lse + lse).to(exact) if asked.kl else None
+        log_sum_sq = (square.log() - 2 * own.total.log()).to(exact) if wanted.log_sum_sq else None
+        entropy = (lse - spread / own.total).to(exact) if wanted.entropy else None
+        kl = (cross / ref.total - ref_lse + lse).to(exact) if wanted.kl else None
         ctx.mark_non_differentiable(*(s for s in (log_sum_sq, entropy) if s is not None))
         return (hit - lse).to(exact), kl, log_sum_sq, entropy
 
@@ -251,13 +255,13 @@ class _Blocked(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if want_hidden else None
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.empty_like(bias) if bias is not None and want_bias else None
-        pull = grad if grad_kl is None else grad - grad_kl
+        grad_logp = grad if grad_kl is None else grad - grad_kl
         kept: list[Tensor] = ctx.kept
         for i, start in enumerate(range(0, weight.shape[0], ctx.size)):
             stop = min(start + ctx.size, weight.shape[0])
             logits = kept[i] if i < len(kept) else block(start, stop)
             # d logp_t / d logit_v = [v = t] - p_v ;  d KL / d logit_v = p_v - p_ref,v
-            d = (logits - lse[:, None]).exp_().mul_(pull[:, None]).neg_()
+            d = (logits - lse[:, None]).exp_().mul_(grad_logp[:, None]).neg_()
             if ctx.ref_block is not None and grad_kl is not None:
                 d -= (ctx.ref_block(start, stop) - ref_lse[:, None]).exp_().mul_(grad_kl[:, None])
             at, here = _within(target, start, stop - start)
@@ -281,7 +285,7 @@ class _Blocked(torch.autograd.Function):
 
 
 def _autocast(hidden: Tensor) -> torch.dtype | None:
-    """The precision that autocast asks for, or None; like torch, it leaves float64 alone."""
+    """The precision of autocast, or None; as in torch it does not apply to float64."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
         return None
@@ -289,13 +293,13 @@ def _autocast(hidden: Tensor) -> torch.dtype | None:
 
 
 def _within(target: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """(N,) column of each target in a block, and whether it stands there at all. Without a sync of the device."""
+    """(N,) the column of each target in a block, and whether it is in the block; without a device sync."""
     at = target - start
     return at.clamp(0, width - 1), (at >= 0) & (at < width)
 
 
 def _plain_weights(head: Head) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, H) and bias (V,) of a plain head."""
+    """The weight (V, H) and bias (V,) of a plain head."""
     assert isinstance(head.module, nn.Linear)
     return head.module.weight, head.module.bias
 
@@ -303,9 +307,9 @@ def _plain_weights(head: Head) -> tuple[Tensor, Tensor | None]:
 def _block_maker(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, work: torch.dtype | None
 ) -> Callable[[int, int], Tensor]:
-    """(start, stop) -> (N, stop - start) logits of that block of the vocabulary, in at least float32.
+    """A function (start, stop) -> (N, stop - start) logits of a block of the vocabulary, in at least float32.
 
-    Weight and bias are handed in, not read from the head: at backward time a sharded module no longer holds them.
+    Weight and bias are arguments, because in the backward a sharded module no longer holds them.
     """
 
     def block(start: int, stop: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From records in tokens to rows of the model: trees packed end to end, or padded sequences where trees do not work.
+"""Lays records out as rows of the model: trees packed end to end, or padded sequences where trees do not work.
 
 A tree is `[shared prompt | completion 1 | completion 2 | ...]`. Positions restart at the end of the prompt for every
 completion, and a completion sees the prompt and itself. The last token of a completion is never fed to the model:
@@ -38,31 +38,31 @@ class Tree:
 
     @property
     def num_tokens(self) -> int:
-        """Positions that the tree takes in a row."""
+        """The positions that the tree takes in a row."""
         return len(self.prompt) + sum(len(b) - 1 for b in self.branches)
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Trees of similar length, attended in one call: `index` (G, T) local positions, -1 where a tree is shorter."""
+    """Trees of similar length, attended in one call; `index` (G, T) has local positions, -1 where a tree is shorter."""
 
     length: int  # positions of the row that the group covers
     index: Tensor
-    scope: Tensor  # (G, T) branch of each token, 0 for the prompt, -1 for filling
+    scope: Tensor  # (G, T) branch of each token, 0 for the prompt, -1 for padding
     position: Tensor  # (G, T)
 
     @cached_property
     def spread(self) -> Tensor:
-        """(G * T,) the position that each place of the group takes; filling takes the first."""
+        """(G * T,) the position that each place of the group takes; padding takes the first."""
         return self.index.clamp(min=0).flatten()
 
     @cached_property
     def kept(self) -> Tensor:
-        """(length,) the place that each position has in the group: the inverse of `spread`."""
+        """(length,) the place of each position in the group: the inverse of `spread`."""
         return (self.index.flatten() >= 0).nonzero().squeeze(1)
 
     def mask(self, window: int | None) -> Tensor:
-        """(G, 1, T, T) bool: which key each query sees. Filling sees itself, so that no softmax is empty."""
+        """(G, 1, T, T) bool: the keys that each query sees. Padding sees itself, so that no softmax is empty."""
         q, k = self.scope[:, :, None], self.scope[:, None, :]
         order = torch.arange(self.scope.shape[1], device=self.scope.device)
         seen = (order[:, None] >= order[None, :]) & ((k == q) | (k == 0)) & (k >= 0) & (q >= 0)
@@ -73,7 +73,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A long tree, attended piece by piece: the prompt, then every branch on prompt and itself."""
+    """A long tree, attended piece by piece: the prompt, then each branch on the prompt and itself."""
 
     prompt: int
     branches: tuple[int, ...]
@@ -85,7 +85,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class TreePlan:
-    """How the positions of one row attend to each other: groups and long trees, in the order of the row."""
+    """How the positions of a row attend to each other: groups and long trees, in the order of the row."""
 
     parts: tuple[Group | Piece, ...]
     tree: Tensor  # (L,) tree of each position
@@ -93,10 +93,10 @@ class TreePlan:
     position: Tensor  # (L,)
     masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # the same for flex_attention
-    windows: set[int | None] = field(default_factory=set)  # that layers have asked for
+    windows: set[int | None] = field(default_factory=set)  # of the layers that have used the plan
 
     def mask(self, part: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The mask of a group as what is added to its scores, 0 or -inf; made once for all layers."""
+        """The mask of a group, added to its scores: 0 or -inf; made once for all layers."""
         key = (part, window, dtype)
         if key not in self.masks:
             group = self.parts[part]
@@ -108,7 +108,7 @@ class TreePlan:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One forward of the model, with what is to be scored in it.
+    """The input of one forward, and what to score in it.
 
     Attributes:
         input_ids, position_ids: (R, L).
@@ -152,16 +152,12 @@ class Row:
 
     @property
     def tokens_fed(self) -> int:
-        """Positions computed, filling included."""
+        """The positions that are computed, padding included."""
         return self.input_ids.numel()
 
 
 def lay_out(trees: Sequence[Tree], layout: Layout) -> Row:
-    """Lay trees out as one forward of the model.
-
-    Completions keep the order of `trees` and, within a tree, of its branches: completion c of the result is the c-th
-    branch overall.
-    """
+    """The row of some trees; completion c of the row is the c-th branch of all."""
     return _tree_row(trees) if layout == "tree" else _padded_row(trees)
 
 
@@ -236,8 +232,8 @@ def _parts(trees: Sequence[Tree], scope: np.ndarray, position: np.ndarray) -> tu
 def _group(sizes: np.ndarray, scope: np.ndarray, position: np.ndarray) -> Group:
     there = np.arange(sizes[0]) < sizes[:, None]
 
-    def spread(values: np.ndarray, filling: int) -> Tensor:
-        spaced = np.full(there.shape, filling)
+    def spread(values: np.ndarray, padding: int) -> Tensor:
+        spaced = np.full(there.shape, padding)
         spaced[there] = values
         return _long(spaced)
 

@@ -1,4 +1,4 @@
-"""How long a sequence a model can take before its numbers change or its positions end."""
+"""Finds how long a sequence may be before a model's positions end, or its rotary embedding changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_length(model: Any, tokens: int, name: str = "a sequence") -> None:
 
 
 def learned_positions(model: Any) -> int | None:
-    """How many positions the model has an embedding for; None where positions are not looked up in a table."""
+    """The number of positions that a model has an embedding for; None if it does not look them up in a table."""
     base = getattr(model, model.base_model_prefix, model)
     for owner in (base, getattr(base, "decoder", None)):
         for name in ("wpe", "embed_positions", "position_embeddings"):  # GPT-2 and its like; OPT, BioGPT; others
@@ -38,7 +38,7 @@ def learned_positions(model: Any) -> int | None:
 
 
 def steady_positions(config: Any) -> int | None:
-    """The length up to which a position's rotary embedding is always the same, where there is such a limit."""
+    """The length up to which a position's rotary embedding is always the same; None if it always is."""
     rope = getattr(config, "rope_parameters", None) or {}
     variants = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
     limits = [

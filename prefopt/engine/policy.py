@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prefopt.engine.attention import NAME
 from prefopt.engine.cpu import install
 from prefopt.engine.forward import PLAIN, Options, check_model, score_row, set_attention, unwrap
-from prefopt.engine.gates import Verdict, choose_layout
+from prefopt.engine.gates import LayoutVerdict, choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Row
@@ -41,11 +41,11 @@ class Policy(nn.Module):
         UserError: no causal language model, or one that the gates refuse.
     """
 
-    def __init__(self, model: Any, layout: str | Verdict = "auto") -> None:
+    def __init__(self, model: Any, layout: str | LayoutVerdict = "auto") -> None:
         super().__init__()
         check_model(model)
         self.model = model
-        self.layout = layout if isinstance(layout, Verdict) else choose_layout(model, layout)
+        self.layout = layout if isinstance(layout, LayoutVerdict) else choose_layout(model, layout)
         self._kernels = install(model)
         self._own_attention: str | None = None
         if self.layout.layout == "tree":
@@ -93,9 +93,9 @@ class Policy(nn.Module):
 
 
 @contextmanager
-def opened(model: Any, layout: str | Verdict = "auto") -> Iterator[Policy]:
+def opened(model: Any, layout: str | LayoutVerdict = "auto") -> Iterator[Policy]:
     """A policy of this layout as it is, or one around the model, which is closed at the end."""
-    wanted = layout.layout if isinstance(layout, Verdict) else layout
+    wanted = layout.layout if isinstance(layout, LayoutVerdict) else layout
     if isinstance(model, Policy) and wanted in ("auto", model.layout.layout):
         yield model
         return

@@ -1,4 +1,4 @@
-"""Scoring records: micro-batches of trees, one forward each, and what comes back per completion."""
+"""Scores records: packs their completions into micro-batches, one forward each, and sums tokens per completion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One completion to be scored behind one prompt."""
+    """A completion to score, and its prompt."""
 
     prompt: Ids
     completion: Ids
@@ -34,14 +34,19 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """One forward: `row` scores `branches` branches, and `slots[c]` is the place of the caller's branch c in it."""
+    """The completions of one forward.
+
+    Attributes:
+        row: what the model is given.
+        slots: (C,) the place in the row of each completion, in the caller's order.
+    """
 
     row: Row
-    slots: Tensor  # (C,) int64
+    slots: Tensor
 
     @classmethod
     def of(cls, branches: Sequence[Branch], layout: Layout) -> MicroBatch:
-        """Branches with the same prompt, whoever they belong to, share one tree."""
+        """The micro-batch of some branches; those with the same prompt share a tree, whatever record they are of."""
         members = same_prompt([branch.prompt for branch in branches])
         row = lay_out([Tree(branches[m[0]].prompt, tuple(branches[c].completion for c in m)) for m in members], layout)
         slots = torch.empty(len(branches), dtype=torch.long)
@@ -49,7 +54,7 @@ class MicroBatch:
         return cls(row, slots)
 
     def forward(self, policy: Any, options: Options = PLAIN) -> Completions:
-        """Score the branches with a policy, wrapped or not, in the order they were given."""
+        """The log-probs of the completions under a policy, wrapped or not."""
         device = next(policy.parameters()).device
         row = self.row.to(device)
         stats: TokenStats = policy(row, options)
@@ -58,26 +63,30 @@ class MicroBatch:
 
 @dataclass(frozen=True, eq=False)
 class Completions:
-    """Per completion, (C,): `sum` in nats and `num_tokens`; per token, (N,) flat: `stats`, with `offsets` (C + 1)."""
+    """What a forward gives, in the caller's order.
+
+    Attributes:
+        sum: (C,) log-probs in nats.
+        num_tokens: (C,).
+        stats: (N,) per token, one completion after the other.
+    """
 
     sum: Tensor
     num_tokens: Tensor
     stats: TokenStats
-    offsets: Tensor
 
     @classmethod
     def gather(cls, stats: TokenStats, row: Row, slots: Tensor) -> Completions:
-        """Sum tokens per completion (in float64: the sum must not cost accuracy), and undo the row's order."""
+        """Sum tokens per completion (in float64, for accuracy), and undo the row's order."""
         wide = stats.logp if stats.logp.device.type == "mps" else stats.logp.double()
         sums = torch.zeros(len(row.num_tokens), dtype=wide.dtype, device=wide.device).index_add(0, row.owner, wide)
         num_tokens = row.num_tokens[slots]
         starts = torch.cumsum(row.num_tokens, 0) - row.num_tokens
-        offsets = torch.cat((num_tokens.new_zeros(1), num_tokens.cumsum(0)))
         # token j of the caller's completion c stands at starts[slots[c]] + j
-        shift = torch.repeat_interleave(starts[slots] - offsets[:-1], num_tokens)
+        shift = torch.repeat_interleave(starts[slots] - (num_tokens.cumsum(0) - num_tokens), num_tokens)
         order = torch.arange(len(shift), device=shift.device) + shift
         flat = stats.map(lambda values: values[order])
-        return cls(sums[slots].to(stats.logp.dtype), num_tokens, flat, offsets)
+        return cls(sums[slots].to(stats.logp.dtype), num_tokens, flat)
 
     def padded(self, flat: Tensor) -> Tensor:
         """(C, T) from a flat (N,) per-token tensor, 0 past the end."""
@@ -95,9 +104,9 @@ def pad_tokens(flat: Tensor, num_tokens: Tensor, width: int | None = None) -> Te
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Log-probs of one record's K completions: `sum` (K,) nats, `num_tokens` (K,), per-token arrays on request.
+    """Log-probs of a record's K completions: `sum` (K,) nats, `num_tokens` (K,), per-token arrays on request.
 
-    Sums are float64: float32 knows one of 700 nats to 3e-5 only, which is as much as the whole forward loses.
+    Sums are float64: float32 knows 700 nats to 3e-5 only, as much as the whole forward loses.
     """
 
     sum: NDArray[np.float64]
@@ -124,18 +133,18 @@ def score(
         model: a transformers causal language model, or a `Policy` around one.
         records: tokenized records of any kind.
         max_tokens: tokens of one forward.
-        layout: "auto", "tree" (refused where it is not safe) or "padded".
+        layout: "auto", "tree" (an error where it is not safe) or "padded".
         tokens, entropy, vocab: also return per-token log-probs, entropies, statistics.
         progress: called with the number of records done since the last call.
 
     Raises:
-        UserError: a record that alone exceeds `max_tokens`, a layout or a model that the gates refuse.
+        UserError: a record alone exceeds `max_tokens`, or the gates rule out the layout or the model.
     """
     results: list[Scored | None] = [None] * len(records)
     options = Options(vocab=vocab, entropy=entropy)
     with opened(model, layout) as policy, evaluating(policy), torch.inference_mode():
         chosen = policy.layout.layout
-        for chunk in _chunks(records, max_tokens, chosen):
+        for chunk in _batches(records, max_tokens, chosen):
             owners = [i for i in chunk for _ in records[i].completions]
             branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
             out = MicroBatch.of(branches, chosen).forward(policy, options)
@@ -149,14 +158,9 @@ def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored
     lengths = out.num_tokens.cpu().numpy()
     ends = np.cumsum(lengths)
     sums = np.add.reduceat(out.stats.logp.cpu().numpy(), ends - lengths, dtype=np.float64)
-    flats = {
-        "token": out.stats.logp if tokens else None,
-        "entropy": out.stats.entropy,
-        "log_sum_sq": out.stats.log_sum_sq,
-    }
-    per_token = {
-        name: np.split(flat.float().cpu().numpy(), ends[:-1]) for name, flat in flats.items() if flat is not None
-    }
+    stats = out.stats
+    flats = {"token": stats.logp if tokens else None, "entropy": stats.entropy, "log_sum_sq": stats.log_sum_sq}
+    per_token = {name: np.split(f.float().cpu().numpy(), ends[:-1]) for name, f in flats.items() if f is not None}
     cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
     return [
         Scored(sums[a:b], lengths[a:b], **{name: tuple(parts[a:b]) for name, parts in per_token.items()})
@@ -165,22 +169,22 @@ def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored
 
 
 def fed_tokens(record: TokenRecord, layout: Layout) -> int:
-    """Positions that a record takes in a forward of its own, filling included."""
+    """The positions that a record takes in a forward of its own, padding included."""
     if layout == "padded":
         return len(record.completions) * _width(record)
     return len(record.prompt) + sum(len(c) - 1 for c in record.completions)
 
 
 def _width(record: TokenRecord) -> int:
-    """Length of the longest of a record's padded rows."""
+    """The length of a record's longest padded row."""
     return len(record.prompt) + max(map(len, record.completions)) - 1
 
 
-def _chunks(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
-    """Records of similar length together, longest first, each chunk within the budget."""
+def _batches(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
+    """Places of records of similar length, longest first, in batches within the budget."""
     sizes = [fed_tokens(r, layout) for r in records]
     keys = [_width(r) for r in records] if layout == "padded" else sizes
-    chunks: list[list[int]] = []
+    batches: list[list[int]] = []
     room = 0
     for i in sorted(range(len(records)), key=lambda i: (-keys[i], i)):
         if sizes[i] > max_tokens:
@@ -188,11 +192,11 @@ def _chunks(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> 
                 f"record {records[i].id} has {sizes[i]} tokens, more than max_tokens={max_tokens}: raise max_tokens, "
                 "or drop long records with data.max_length"
             )
-        # every padded row of a chunk is as wide as the chunk's first
-        taken = sizes[i] if layout == "tree" or not chunks else len(records[i].completions) * keys[chunks[-1][0]]
-        if not chunks or taken > room:
-            chunks.append([])
+        # every padded row of a batch is as wide as its first
+        taken = sizes[i] if layout == "tree" or not batches else len(records[i].completions) * keys[batches[-1][0]]
+        if not batches or taken > room:
+            batches.append([])
             room, taken = max_tokens, sizes[i]
-        chunks[-1].append(i)
+        batches[-1].append(i)
         room -= taken
-    return chunks
+    return batches

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefopt.engine.forward import Options, evaluating
-from prefopt.engine.gates import Verdict, choose_layout
+from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Reference
 from prefopt.engine.policy import Policy, opened
 from prefopt.engine.scoring import Branch, MicroBatch
@@ -59,7 +59,7 @@ def kl_divergence(
         max_tokens: tokens of one forward.
     """
     verdicts = [m.layout if isinstance(m, Policy) else choose_layout(m) for m in (policy, reference)]
-    layout: Verdict = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
+    layout = next((v for v in verdicts if v.layout == "padded"), verdicts[0])  # both are fed the same rows
     exact, sampled, entropy = np.zeros((3, len(prompts)))
     with (
         opened(policy, layout) as own_policy,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefopt.engine.forward import Options, unwrap
-from prefopt.engine.gates import Verdict
+from prefopt.engine.gates import LayoutVerdict
 from prefopt.engine.layout import Layout
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
@@ -55,7 +55,7 @@ class Kept:
 
     def policy(self, model: Any) -> Policy:
         """A policy for its rows; the gates, which refuse weights that are not finite, are not asked."""
-        return Policy(model, Verdict(self.layout, "that of the batch"))
+        return Policy(model, LayoutVerdict(self.layout, "that of the batch"))
 
 
 def save(folder: Path, batch: Kept) -> None:

@@ -13,7 +13,7 @@ MLA = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_hea
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA_2 = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
 CAPS = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0}
-SSM = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+SSM = {"mamba_chunk_size": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
 
 # The tree layout, with right numbers. Samples are longer than the windows of 8.
 TREE: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ TREE: dict[str, dict[str, Any]] = {
 # The padded layout, with right numbers.
 PADDED: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8},
-    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mamba2": {"chunk_size": 8, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
     "falcon_mamba": {"state_size": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1}
     | {"use_mamba_kernels": False, "mamba_d_state": 8},

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from prefopt.engine import layout as layouts
 from prefopt.engine.attention import attention
-from prefopt.engine.flex import block_mask, flex_tree_attention, mask_of
+from prefopt.engine.flex import AttentionOptions, block_mask, flex_tree_attention, mask_of
 from prefopt.engine.layout import Group, Tree, TreePlan, lay_out
 from prefopt.errors import UserError
 from tests.engine import families, tiny
@@ -117,9 +117,7 @@ def test_attention_equals_the_cpu_path(
     key, value = torch.randn(2, 1, kv_heads, length, 16, dtype=torch.float64)
     settings = {"window": None, "softcap": None, "scaling": None} | options
     with torch.no_grad():
-        got = flex_tree_attention(
-            query, key, value, plan, 0.0, settings["scaling"], settings["softcap"], settings["window"]
-        )
+        got = flex_tree_attention(query, key, value, plan, AttentionOptions(**settings))
         want, _ = attention(
             torch.nn.Identity(),
             query,
@@ -140,7 +138,7 @@ def test_attention_equals_the_cpu_path(
 def test_a_whole_model_through_flex(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA branch with the CPU's tensors: log-probs are those of a plain forward."""
     from prefopt.engine import attention as attentions
-    from prefopt.engine.gates import Verdict
+    from prefopt.engine.gates import LayoutVerdict
     from prefopt.engine.policy import Policy
     from prefopt.engine.scoring import Branch, MicroBatch
 
@@ -149,20 +147,14 @@ def test_a_whole_model_through_flex(family: str, monkeypatch: pytest.MonkeyPatch
     truth = tiny.plain(model, data)
     calls = []
 
-    def through_flex(part: Any, q: Tensor, *rest: Any) -> Tensor:
-        raise AssertionError("the CPU path ran")
+    def through_flex(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, options: AttentionOptions) -> Tensor:
+        calls.append(options.window)
+        return flex_tree_attention(query, key, value, plan, options)
 
-    def on_cuda(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float = 0.0,
-                scaling: float | None = None, prefopt_tree: Any = None, softcap: float | None = None,
-                sliding_window: int | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
-        calls.append(sliding_window)
-        return flex_tree_attention(query, key, value, prefopt_tree, dropout, scaling, softcap, sliding_window), None
-
-    monkeypatch.setattr(attentions, "_group", through_flex)
-    monkeypatch.setitem(attentions.AttentionInterface._global_mapping, attentions.NAME, on_cuda)
+    monkeypatch.setattr(attentions, "_tree_attention", through_flex)
     batch = MicroBatch.of([Branch(r.prompt, c) for r in data for c in r.completions], "tree")
     with torch.no_grad():
-        out = batch.forward(Policy(model, Verdict("tree", "of the test")))
+        out = batch.forward(Policy(model, LayoutVerdict("tree", "of the test")))
     np.testing.assert_allclose(out.sum.numpy(), [t.sum() for r in truth for t in r], atol=1e-5)
     assert len(calls) == 2
     assert set(calls) == {"llama": {None}, "gemma2": {8, None}, "mistral": {8}}[family]
@@ -172,4 +164,4 @@ def test_dropout_is_refused() -> None:
     plan = plan_of(random_trees(0))
     x = torch.zeros(1, 2, len(plan.tree), 16)
     with pytest.raises(UserError, match="attention_dropout"):
-        flex_tree_attention(x, x, x, plan, 0.1, None, None, None)
+        flex_tree_attention(x, x, x, plan, AttentionOptions(dropout=0.1))

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefopt.engine import head as heads
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
 from prefopt.plugin import Vocab
+from tests.engine import families
 
 N, H, V = 23, 12, 301
 EVERYTHING = frozenset({Vocab.LOG_SUM_SQ, Vocab.KL})
@@ -307,3 +308,12 @@ def test_nothing_is_kept_without_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         token_stats(hidden, targets(), head)
     assert seen[0].kept == []
+
+
+def test_the_head_of_each_scaled_family() -> None:
+    assert Head.of(families.model("cohere")).scale == 0.0625
+    assert Head.of(families.model("granite")).scale == 1 / 8
+    assert Head.of(families.model("hyperclovax")).scale == 0.125
+    assert Head.of(families.model("falcon_h1")).scale == 0.5
+    assert Head.of(families.model("gemma2")).softcap == 3.0
+    assert Head.of(families.model("recurrent_gemma")).softcap == 3.0

@@ -15,7 +15,7 @@ from torch import nn
 from prefopt.engine import gates
 from prefopt.engine.attention import NAME
 from prefopt.engine.forward import attention_name
-from prefopt.engine.gates import Verdict, choose_layout
+from prefopt.engine.gates import LayoutVerdict, choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.head import TokenStats
 from prefopt.engine.layout import Tree, lay_out
@@ -72,11 +72,11 @@ def test_a_closed_policy_scores_no_trees() -> None:
 
 def test_a_verdict_is_trusted_and_the_gates_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = []
-    monkeypatch.setattr(gates, "_judge", lambda model, causal: judged.append(causal) or Verdict("tree", "judged"))
+    monkeypatch.setattr(gates, "_judge", lambda model, causal: judged.append(causal) or LayoutVerdict("tree", "judged"))
     model = tiny.model("llama")
-    assert Policy(model).layout == Policy(model).layout == choose_layout(model) == Verdict("tree", "judged")
+    assert Policy(model).layout == Policy(model).layout == choose_layout(model) == LayoutVerdict("tree", "judged")
     assert judged == [model]
-    assert Policy(tiny.model("llama"), Verdict("padded", "so")).layout == Verdict("padded", "so")
+    assert Policy(tiny.model("llama"), LayoutVerdict("padded", "so")).layout == LayoutVerdict("padded", "so")
     assert len(judged) == 1
 
 
@@ -115,6 +115,9 @@ def test_a_deep_copy_runs_its_own_weights() -> None:
     with torch.no_grad():
         for weight in twin.parameters():
             weight.zero_()
+        tokens = torch.ones(1, 3, dtype=torch.long)
+        assert (twin.model(input_ids=tokens).logits == 0).all()
+        assert (policy.model(input_ids=tokens).logits != 0).any()
         assert (twin(ROW).logp + torch.tensor(float(tiny.VOCAB)).log()).abs().max() < 1e-5
         assert (policy(ROW).logp + torch.tensor(float(tiny.VOCAB)).log()).abs().max() > 0.1
 

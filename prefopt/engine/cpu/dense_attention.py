@@ -50,8 +50,8 @@ class _Attention(torch.autograd.Function):
         # Positions before heads in memory: the next layer reads rows of positions.
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         for at, keys in _blocks(q, k):
-            weights, _ = _weights(q[at], k[keys], _cut(mask, q, at, keys), scale)
-            out[at] = times_transposed(weights, v[keys].t()).view_as(out[at])
+            scores, _ = _scores(q[at], k[keys], _cut(mask, q, at, keys), scale)
+            out[at] = times_transposed(scores.softmax(-1), v[keys].t()).view_as(out[at])
         return out
 
     @staticmethod
@@ -60,11 +60,12 @@ class _Attention(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for at, keys in _blocks(q, k):
-            weights, scaled = _weights(q[at], k[keys], _cut(mask, q, at, keys), ctx.scale)
+            scores, scaled = _scores(q[at], k[keys], _cut(mask, q, at, keys), ctx.scale)
+            with torch.enable_grad():
+                weights = scores.requires_grad_().softmax(-1)
             g = grad[at].reshape(-1, grad.shape[-1])
-            dv[keys] += times_transposed(weights.t(), g.t())
-            d_weights = times_transposed(g, v[keys])
-            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            dv[keys] += times_transposed(weights.detach().t(), g.t())
+            (d_scores,) = torch.autograd.grad(weights, scores, times_transposed(g, v[keys]))
             dk[keys] += times_transposed(d_scores.t(), scaled.t())
             dq[at] = times_transposed(d_scores, k[keys].t()).mul_(ctx.scale).view_as(dq[at])
         return dq, dk, dv, None, None
@@ -98,8 +99,8 @@ def _triangle(n: int, dtype: torch.dtype) -> Tensor:
     return torch.full((n, n), -torch.inf, dtype=dtype).triu_(1)
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(heads * n, m) softmax of the stacked scores, and the stacked queries, scaled."""
+def _scores(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(heads * n, m) stacked scores, and the stacked queries, scaled."""
     scaled = (q * scale).reshape(-1, q.shape[-1])
     scores = times_transposed(scaled, k)
     last = scores.view(*q.shape[:-1], -1)[..., -mask.shape[1] :]
@@ -107,4 +108,4 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, 
         last.masked_fill_(~mask, -torch.inf)
     else:
         last.add_(mask)
-    return scores.softmax(-1), scaled
+    return scores, scaled

@@ -8,9 +8,7 @@ Weights stay where they are. A module gets the fused forward only if its own giv
 from __future__ import annotations
 
 import copy
-import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from prefopt.engine.cpu import matmul
+from prefopt.engine.cpu.kernels import Forward, is_bare, kernel, replace_forward
 from prefopt.engine.cpu.matmul import times_transposed
 
+# The layers of a gated MLP, and their sizes in a probe.
+LAYERS = {"gate_proj": (16, 24), "up_proj": (16, 24), "down_proj": (24, 16)}
 # Modules that were probed, and whether the fused forward gives the same.
 _PROBED: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -75,15 +75,17 @@ class _RMSNorm(torch.autograd.Function):
         return d_unit.sub_(unit.mul_(along)).mul_(scale), d_weight, None
 
 
+@kernel
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     layers = (self.gate_proj, self.up_proj, self.down_proj)
-    if not _supported(x, *(layer.weight for layer in layers)) or any(_is_more(layer) for layer in layers):
+    if not _supported(x, *(layer.weight for layer in layers)) or not all(map(_is_plain, layers)):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     # Reshaped here: the output of a Function may be changed in place, as Llama 4 does, only if it is not a view.
     out: Tensor = _GatedMLP.apply(x.reshape(-1, x.shape[-1]), *(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
+@kernel
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
     if not _supported(x, self.weight):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
@@ -100,11 +102,9 @@ def _supported(x: Tensor, *weights: Tensor) -> bool:
     )
 
 
-def _is_more(layer: nn.Module) -> bool:
-    """Whether calling a linear layer does more than multiply: it has an adapter, a hook or another forward."""
-    forward = vars(layer).get("forward")
-    replaced = forward is not None and getattr(forward, "__func__", None) not in matmul.KERNELS
-    return type(layer) is not nn.Linear or bool(layer._forward_hooks or layer._forward_pre_hooks) or replaced
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is a linear one without bias, adapter or hook."""
+    return type(layer) is nn.Linear and layer.bias is None and is_bare(layer)
 
 
 def _eps(module: Any) -> float:
@@ -112,11 +112,11 @@ def _eps(module: Any) -> float:
     return float(module.eps if eps is None else eps)
 
 
-def _candidate(module: Any) -> Callable[..., Tensor] | None:
+def _candidate(module: Any) -> Forward | None:
     """The fused forward that the names in a module suggest."""
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if "forward" in vars(module) or not is_bare(module):
         return None
-    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    layers = [getattr(module, name, None) for name in LAYERS]
     if all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
         return _mlp_forward
     has_eps = hasattr(module, "variance_epsilon") or hasattr(module, "eps")
@@ -126,21 +126,18 @@ def _candidate(module: Any) -> Callable[..., Tensor] | None:
     return None
 
 
-KERNELS = (_mlp_forward, _norm_forward)
-
-
 def install(model: nn.Module) -> list[nn.Module]:
     """Replace the forward of a model's gated MLPs and RMS norms where the fused one gives the same; returns them."""
     taken = []
     for module in model.modules():
         forward = _candidate(module)
         if forward is not None and _same(module, forward):
-            module.forward = types.MethodType(forward, module)
+            replace_forward(module, forward)
             taken.append(module)
     return taken
 
 
-def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
+def _same(module: Any, forward: Forward) -> bool:
     """Whether a module's own forward and the fused one give the same; False where that cannot be told."""
     weight = module.weight if forward is _norm_forward else module.gate_proj.weight
     if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.dtype != torch.float32:
@@ -150,7 +147,7 @@ def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
     return _PROBED[module]
 
 
-def _probe(module: Any, forward: Callable[..., Tensor]) -> bool:
+def _probe(module: Any, forward: Forward) -> bool:
     """Compare the two on a copy with random weights in training mode, on small and large inputs.
 
     The module's own weights may be zero, a clamp shows in large values alone, and dropout in training alone.
@@ -186,13 +183,13 @@ def _norm_twin(module: Any, random: torch.Generator) -> Any | None:
 
 def _mlp_twin(module: Any, random: torch.Generator) -> Any | None:
     """A gated MLP with three small random layers in place of its own, or None if it has other parameters."""
-    names = ("gate_proj", "up_proj", "down_proj")
-    if {name for name, _ in module.named_parameters()} != {f"{name}.weight" for name in names}:
+    if {name for name, _ in module.named_parameters()} != {f"{name}.weight" for name in LAYERS}:
         return None
-    twin = copy.copy(module)  # not the weights
-    twin._modules = {name: copy.deepcopy(child) for name, child in module._modules.items() if name not in names}
-    for name, (wide, out) in zip(names, ((16, 24), (16, 24), (24, 16)), strict=True):
-        layer = nn.Linear(wide, out, bias=False)
-        nn.init.normal_(layer.weight, std=wide**-0.5, generator=random)
-        setattr(twin, name, layer)
-    return twin
+    layers = {id(getattr(module, name)): _small_layer(random, *sizes) for name, sizes in LAYERS.items()}
+    return copy.deepcopy(module, layers)
+
+
+def _small_layer(random: torch.Generator, wide: int, out: int) -> nn.Linear:
+    layer = nn.Linear(wide, out, bias=False)
+    nn.init.normal_(layer.weight, std=wide**-0.5, generator=random)
+    return layer

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import types
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from prefopt.engine.cpu.kernels import kernel, replace_forward
+
 SWITCH = "PREFOPT_MATMUL"  # "torch" turns this module off
 
+# upstream: oneDNN's product has no public name, and MKL's is slow on some processors (pytorch/builder#504)
+ONEDNN_LINEAR = "_linear_pointwise"
 # With fewer multiplications a call costs more than the product.
 _SMALL = 2**18
 
@@ -32,7 +35,7 @@ def available() -> bool:
         return False
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not hasattr(torch.ops.mkldnn, ONEDNN_LINEAR):
         return False
     return _vendor() not in ("GenuineIntel", "")
 
@@ -50,7 +53,7 @@ def _vendor() -> str:
 def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """`a @ b.T + bias`, (M, N), of `a` (M, K) and `b` (N, K); not differentiable."""
     if _is_faster(a, b):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        product: Tensor = getattr(torch.ops.mkldnn, ONEDNN_LINEAR)(a, b, bias, "none", [], "")
         return product
     return F.linear(a, b, bias)
 
@@ -82,6 +85,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
+@kernel
 def _forward(self: nn.Linear, x: Tensor) -> Tensor:
     if (
         type(self.weight) is nn.Parameter  # neither sharded nor quantized
@@ -96,14 +100,11 @@ def _forward(self: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, self.weight, self.bias)
 
 
-KERNELS = (_forward,)
-
-
 def install(model: nn.Module) -> list[nn.Linear]:
     """Send the products of a model's linear layers to oneDNN where that is faster; returns those layers."""
     if not available():
         return []
     layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     for layer in layers:
-        layer.forward = types.MethodType(_forward, layer)  # type: ignore[method-assign]
+        replace_forward(layer, _forward)
     return layers

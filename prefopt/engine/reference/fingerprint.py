@@ -110,11 +110,9 @@ def _adapters(model: Any, causal: Any) -> tuple[Any, set[str], set[str]]:
             found = _in_effect(module, configs)
             if found:
                 counted |= set(found)
-                scaling = getattr(module, "scaling", {})
-                scaling = {a: scaling[a] for a in found if a in scaling}
-                applied[path.removeprefix(f"{at}.")] = [
-                    found, scaling, module.disable_adapters, module.merged_adapters
-                ]  # fmt: skip
+                scaling = {a: s for a, s in getattr(module, "scaling", {}).items() if a in found}
+                how = [found, scaling, module.disable_adapters, module.merged_adapters]
+                applied[path.removeprefix(f"{at}.")] = how
                 others = set(configs) - set(found)
                 idle |= {f"{_join(path, kind)}.{a}" for kind in module.adapter_layer_names for a in others}
             else:

@@ -106,16 +106,7 @@ def reference_table(
     store.check()
     keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
     with opened(model) as policy:
-        work = _Pass(policy, records, keys, store, entropy)
-        missing = work.missing()
-        hits = sum(map(len, keys)) - sum(map(len, missing.values()))
-        if hits > 0:
-            work.verify()
-        progress(len(records) - len(missing))
-        rank, count = process
-        # Shared out by content, not by place among the missing: processes may see different stores.
-        mine = [i for i in missing if int.from_bytes(keys[i][0][:8], "little") % count == rank]
-        work.fill({i: missing[i] for i in mine}, max_tokens, progress)
+        hits = _Pass(policy, records, keys, store, entropy).run(max_tokens, process, progress)
     barrier()
     store.refresh()
     found = [store.get(k, entropy) for record in keys for k in record]
@@ -144,6 +135,19 @@ class _Pass:
     store: ReferenceStore
     entropy: bool
 
+    def run(self, max_tokens: int, process: tuple[int, int], progress: Callable[[int], None]) -> int:
+        """Compute this process's share of what the store lacks; returns the number of entries that it has."""
+        missing = self.missing()
+        hits = sum(map(len, self.keys)) - sum(map(len, missing.values()))
+        if hits > 0:
+            self.verify()
+        progress(len(self.records) - len(missing))
+        rank, count = process
+        # Shared out by content, not by place among the missing: processes may see different stores.
+        mine = [i for i in missing if int.from_bytes(self.keys[i][0][:8], "little") % count == rank]
+        self.fill({i: missing[i] for i in mine}, max_tokens, progress)
+        return hits
+
     def missing(self) -> dict[int, list[int]]:
         """Record -> its completions that the store lacks, each text once."""
         missing: dict[int, list[int]] = {}
@@ -161,7 +165,9 @@ class _Pass:
         tokens, since = 0, time.monotonic()
         for batch in self._batches(missing, FORWARDS * max_tokens):
             for i, scored in zip(batch, self._score(batch, missing, max_tokens, progress), strict=True):
-                entries |= self._entries(i, missing[i], scored)
+                assert scored.token is not None
+                for n, c in enumerate(missing[i]):
+                    entries[self.keys[i][c]] = scored.token[n], scored.entropy[n] if scored.entropy else None
                 tokens += int(scored.num_tokens.sum())
             if tokens >= PART_TOKENS or time.monotonic() - since >= PART_SECONDS:
                 self.store.add(entries)
@@ -223,13 +229,6 @@ class _Pass:
                     for c, value in zip(completions[i], values, strict=True):
                         _check_finite(what, value, f"completion {c + 1} of record {self.records[i].id}")
         return found
-
-    def _entries(self, record: int, completions: Sequence[int], scored: Scored) -> dict[Key, Entry]:
-        assert scored.token is not None
-        return {
-            self.keys[record][c]: (scored.token[n], scored.entropy[n] if scored.entropy is not None else None)
-            for n, c in enumerate(completions)
-        }
 
 
 def _part_of(record: TokenRecord, completions: Sequence[int]) -> TokenRecord:

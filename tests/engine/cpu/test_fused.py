@@ -22,7 +22,7 @@ from transformers import (
 
 from prefopt.engine.cpu import matmul
 from prefopt.engine.cpu.fused import install as fuse
-from prefopt.engine.cpu.install import Kernels, is_kernel
+from prefopt.engine.cpu.kernels import Kernels, is_kernel
 
 SIZES = {
     "vocab_size": 61,

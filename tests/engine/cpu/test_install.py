@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prefopt.engine.cpu import dense_attention, install, is_kernel, matmul
-from prefopt.engine.gates import Verdict
+from prefopt.engine.cpu import dense_attention, install, matmul
+from prefopt.engine.cpu.kernels import is_kernel
+from prefopt.engine.gates import LayoutVerdict
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from tests.engine import families, tiny
@@ -33,7 +34,7 @@ def every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(model: Any, layout: Any) -> dict[str, Tensor]:
     """Per-token log-probs, and the gradient of every weight, by name."""
     model.zero_grad()
-    with Policy(model, Verdict(layout, "of the test")) as policy:
+    with Policy(model, LayoutVerdict(layout, "of the test")) as policy:
         out = MicroBatch.of(BRANCHES, layout).forward(policy)
         out.sum.sum().backward()
     found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from prefopt.engine import generation
+from prefopt.engine import decoders
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.errors import UserError
@@ -29,18 +29,19 @@ PROMPTS = [
     [90, 80, 70, 60, 50],
     [90, 80, 70, 60, 51],
 ]
-NEW = 10
+NEW = 8
 
 
 def plain_greedy(model: Any) -> tuple[list[list[int]], list[int]]:
     """The text behind each prompt (one row, no padding, no cache), and tokens that end some of them early."""
-    texts = []
-    for prompt in PROMPTS:
+    found = {}
+    for prompt in dict.fromkeys(map(tuple, PROMPTS)):
         ids = list(prompt)
         for _ in range(NEW):
             with torch.no_grad():
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        texts.append(ids[len(prompt) :])
+        found[prompt] = ids[len(prompt) :]
+    texts = [found[tuple(prompt)] for prompt in PROMPTS]
     ends = [texts[1][2], texts[-1][5]]
     cut = [next((i + 1 for i, token in enumerate(text) if token in ends), NEW) for text in texts]
     return [text[:length] for text, length in zip(texts, cut, strict=True)], ends
@@ -57,9 +58,9 @@ def test_texts_are_those_of_plain_forwards(family: str) -> None:
     assert len({len(text) for text in expected}) > 1  # rows end at different steps
     assert greedy(model, ends) == expected
     assert greedy(model, ends, batch_size=2) == expected
-    # Nothing falls back to the slow way unnoticed.
-    ways = {**dict.fromkeys(KEYS, "_KeyValues"), **dict.fromkeys(STATES, "_States")}
-    assert generation.WAYS[model].__name__ == ways.get(family, "_Recomputed")
+    # Nothing falls back to the slow decoder unnoticed.
+    named = {**dict.fromkeys(KEYS, "KeyValueDecoder"), **dict.fromkeys(STATES, "StateDecoder")}
+    assert decoders.DECODERS[model].__name__ == named.get(family, "PlainDecoder")
 
 
 @pytest.mark.parametrize("family", ["mamba2", "rwkv", "lfm2"])
@@ -82,7 +83,7 @@ def test_a_cache_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch, caplog:
         return own(self, **call)
 
     monkeypatch.setattr(type(model), "forward", forgetful)
-    with caplog.at_level(logging.WARNING, "prefopt.engine.generation"):
+    with caplog.at_level(logging.WARNING, "prefopt.engine.decoders"):
         assert greedy(model, ends) == expected
     assert "LlamaForCausalLM: no cache gives the numbers" in caplog.text
 
@@ -123,7 +124,7 @@ def test_logits_that_are_not_finite(value: float, temperature: float) -> None:
         model.get_output_embeddings().weight.data[5] = value
         with pytest.raises(UserError, match="logits are not finite"):
             generate(model, [[3, 4]], max_new_tokens=3, eos_token_id=2, temperature=temperature)
-        assert model not in generation.WAYS  # judged once its weights are mended
+        assert model not in decoders.DECODERS  # judged once its weights are mended
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-320])
@@ -154,7 +155,7 @@ def test_tokens_beyond_the_vocabulary(token: int) -> None:
 def test_the_verdict_is_remembered(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = families.model(family)
     once = greedy(model, [2])
-    monkeypatch.setattr(generation, "_reproduces", lambda *args: pytest.fail("judged again"))
+    monkeypatch.setattr(decoders, "_reproduces", lambda *args: pytest.fail("judged again"))
     assert greedy(model, [2]) == once
 
 
@@ -162,7 +163,7 @@ def test_what_trees_have_shown_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
     model = families.model("llama")
     expected, ends = plain_greedy(model)
     assert choose_layout(model).layout == "tree"
-    monkeypatch.setattr(generation, "_reproduces", lambda *args: pytest.fail("tried"))
+    monkeypatch.setattr(decoders, "_reproduces", lambda *args: pytest.fail("tried"))
     assert greedy(model, ends) == expected
 
 
@@ -178,4 +179,4 @@ def test_qwen_3_5() -> None:
     model = tiny.model("qwen3_5_text", **{k: v for k, v in sizes.items() if "expert" not in k and "moe" not in k})
     expected, ends = plain_greedy(model)
     assert greedy(model, ends) == expected
-    assert generation.WAYS[model].__name__ == "_States"
+    assert decoders.DECODERS[model].__name__ == "StateDecoder"
