@@ -16,9 +16,13 @@ HOLD = """
 import multiprocessing, sys, time
 from pathlib import Path
 from prefopt.common.locks import locked_folder
+
+def child():
+    print("locked", flush=True)  # said by the child, which has by now run what it runs after a fork
+    time.sleep(30)
+
 with locked_folder(Path(sys.argv[1])):
-    multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,), daemon=True).start()
-    print("locked", flush=True)
+    multiprocessing.get_context("fork").Process(target=child, daemon=True).start()
     time.sleep(600)
 """
 
