@@ -17,6 +17,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -89,13 +90,27 @@ class Ranking(Enum):
     LISTWISE = "listwise"  # terms compare a whole list
 
 
-class Audit(Enum):
-    """The strongest source that a loss was checked against."""
+class Level(Enum):
+    """The strongest kind of source that a loss was checked against."""
 
     SECONDARY = "secondary"  # another library, or somebody else's account of the paper
     DERIVED = "derived"  # the paper's equations, derived again
     AUTHORS_CODE = "authors' code"
     CONFIRMED = "confirmed"  # an author confirmed it
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The claim that a loss was checked: against what kind of source, which one exactly, and when."""
+
+    level: Level
+    source: str  # "owner/repository path@commit", or the paper and its equation
+    date: str  # year-month-day
+
+    def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ValueError("an audit without a source is not a check: name the file and commit, or the equation")
+        date.fromisoformat(self.date)
 
 
 @dataclass(frozen=True)
@@ -114,13 +129,12 @@ class Traits:
     A plugin declares a trait as a class variable of the same name and leaves out what does not apply.
 
     Attributes:
-        needs: what it reads.
         ranking: by default, the usual one of its shape of data.
         chosen_rises: True where a likelihood term raises the chosen completion's own log-prob, False where the loss
             lowers it by design, None where it only asks for a gap.
         target_margin: the reward margin at which the loss is least, where one number holds for every pair.
         learning_rates: those that were published with the method.
-        audit: what its formula and defaults were checked against; None for no claim.
+        audit: what its formula and defaults were checked against, and when; None for no claim.
     """
 
     needs: Needs = Needs(data=Data.PAIRS, reference=True)
@@ -182,9 +196,7 @@ class Logps:
     @property
     def reference(self) -> Tensor:
         """`ref_sum`; raises where the batch has no reference."""
-        if self.ref_sum is None:
-            raise ValueError("this batch has no reference log-probs: declare `Needs(reference=True)`")
-        return self.ref_sum
+        return self._given("ref_sum", "reference=True")
 
     @property
     def ratio(self) -> Tensor:
@@ -194,16 +206,12 @@ class Logps:
     @property
     def per_token(self) -> Tensor:
         """(B, T) `token`; raises where the batch has none."""
-        if self.token is None:
-            raise ValueError("this batch has no per-token log-probs: declare `Needs(tokens=True)`")
-        return self.token
+        return self._given("token", "tokens=True")
 
     @property
     def ref_per_token(self) -> Tensor:
         """(B, T) `ref_token`; raises where the batch has none."""
-        if self.ref_token is None:
-            raise ValueError("no reference per-token log-probs: declare `Needs(tokens=True, reference=True)`")
-        return self.ref_token
+        return self._given("ref_token", "tokens=True, reference=True")
 
     @property
     def mask(self) -> Tensor:
@@ -216,9 +224,12 @@ class Logps:
 
     def vocab(self, name: str) -> Tensor:
         """(B, T) a whole-vocabulary statistic by name; raises where the batch has none."""
+        return self._given(name, "vocab=...")
+
+    def _given(self, name: str, needs: str) -> Tensor:
         value: Tensor | None = getattr(self, name)
         if value is None:
-            raise ValueError(f"this batch has no {name}: declare it in `Needs(vocab=...)`")
+            raise ValueError(f"this batch has no {name}: declare `Needs({needs})`")
         return value
 
 
@@ -286,13 +297,6 @@ class DemoLogps:
 
 AnyLogps = PairLogps | UnpairedLogps | ListLogps | DemoLogps
 
-SHAPES: dict[Data, type[Any]] = {
-    Data.PAIRS: PairLogps,
-    Data.UNPAIRED: UnpairedLogps,
-    Data.LISTS: ListLogps,
-    Data.DEMONSTRATIONS: DemoLogps,
-}
-
 
 def _precise(value: Tensor) -> Tensor:
     """At least float32: bfloat16 has 8 bits, too few for differences and means of log-probs."""
@@ -311,8 +315,7 @@ class LossOutput:
 
     Attributes:
         loss: (B,) one value per example, with gradient; the trainer reduces.
-        chosen_reward: (B,) implicit reward of the chosen side, detached (pairs only).
-        rejected_reward: (B,) implicit reward of the rejected side, detached (pairs only).
+        chosen_reward, rejected_reward: (B,) implicit reward of each side, detached (pairs only).
         reward: implicit reward per completion, detached: (B,) for unpaired and demonstrations, (B, K) for lists.
         metrics: further values to log, detached: (B,) per example, or () for the whole batch.
         state: the running state after this batch (losses with `needs.state` only).

@@ -48,7 +48,9 @@ def describe(name: str) -> dict[str, Any]:
         "package": registry.package_of(name),
         "needs": loss.needs.flags(),
         "ranking": declared.ranking.value,
-        "audit": declared.audit.value if declared.audit is not None else None,
+        "audit": declared.audit.level.value if declared.audit is not None else None,
+        "source": declared.audit.source if declared.audit is not None else None,
+        "audit_date": declared.audit.date if declared.audit is not None else None,
         "paper": cls.paper,
         "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
     }
@@ -72,7 +74,7 @@ def _plain(value: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefopt losses", description="List the losses.")
     parser.add_argument("--json", action="store_true",
-                        help="print a list: name, needs, ranking, audit, paper, hyperparameters")  # fmt: skip
+                        help="print a list: name, needs, ranking, audit, source, paper, hyperparameters")  # fmt: skip
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="check | docs")
     check = commands.add_parser("check", help="run the conformance kit; exit code 3 when a loss fails")
@@ -87,15 +89,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_menu() -> None:
-    table = Table("name", "data", "needs", "hyper-parameters", "paper", box=None, pad_edge=False, header_style="bold")
+    columns = ("name", "data", "ranking", "needs", "hyper-parameters", "paper", "audit", "source")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for name in registry.names():
         loss = describe(name)
         flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
         settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
         paper = loss["paper"].removeprefix("https://")
-        table.add_row(name, loss["needs"]["data"], " ".join(flags), " ".join(settings), paper)
+        table.add_row(
+            name, loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings), paper,
+            loss["audit"], loss["source"],
+        )  # fmt: skip
     console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)  # a pipe has no width to fit into
+    (console if console.is_terminal else Console(width=360)).print(table)  # a pipe has no width to fit into
 
 
 def _check(names: list[str], *, everything: bool, as_json: bool) -> int:

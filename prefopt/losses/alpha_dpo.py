@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, State, require
+from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,9 @@ class AlphaDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.10148"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "junkangwu/alpha-DPO scripts/simpo_trainer.py@fab3209", "2026-11-29"
+    )
 
     beta: float = 2.5  # reward per (nat/token); useful range 2 to 10
     gamma_beta_ratio: float = 0.6  # target margin in nats/token; 0.1 to 0.8

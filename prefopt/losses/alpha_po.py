@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import expm1_or_tangent
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class AlphaPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.03884"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "huggingface/trl, pull request 3776", "2026-11-29")
 
     beta: float = 2.5  # reward per unit of r; useful range 2 to 10
     alpha: float = 0.25  # power of the reward, no unit; useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)

@@ -9,7 +9,18 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    Level,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    UnpairedLogps,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +40,7 @@ class AOT:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -70,7 +81,7 @@ class AOTUnpaired:
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from prefopt.plugin import (
     Audit,
     Data,
+    Level,
     LossOutput,
     Needs,
     PairLogps,
@@ -54,7 +55,7 @@ class BCO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.04656, definition of the reward shift", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     threshold: Threshold = Threshold.BALANCED  # balanced (the paper's) or pooled (TRL's)
@@ -102,7 +103,9 @@ class BCOPair:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "huggingface/trl trl/trainer/dpo_trainer.py@c050ebc", "2026-11-29"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -145,7 +148,7 @@ class BCOPairZero:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class BDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.12725"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2506.12725", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 0.5  # lambda, share of the policy in the mixture; useful range 0.1 to 1 (which is `dpo`), above 0

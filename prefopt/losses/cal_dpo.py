@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class CalDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.14516"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2412.14516, the calibrated objective", "2026-11-29")
 
     beta: float = 1e-3  # per nat: the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class CPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     chosen_rises: ClassVar[bool] = True
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "fe1ixxu/CPO_SIMPO scripts/cpo_trainer.py@dd6caf5", "2026-11-29")
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the likelihood term, per (nat/token); useful range 0 to 2
@@ -67,7 +67,7 @@ class CPOSimPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "fe1ixxu/CPO_SIMPO scripts/cpo_trainer.py@dd6caf5", "2026-11-29")
 
     beta: float = 10.0  # reward per (nat/token); useful range 2 to 10
     gamma_beta_ratio: float = 0.54  # target margin in nats/token; 0.1 to 0.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, SearchSpace, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class CSFT:
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=False, lengths=True, control_text=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "ContextualAI/HALOs train/dataloader.py@5931b71", "2026-11-29")
 
     good: str = "<|good|>"  # text before a desirable completion; any text that the data does not hold
     bad: str = "<|bad|>"  # text before an undesirable completion; any text that the data does not hold

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, DemoLogps, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Audit, Data, DemoLogps, Level, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class DFT:
     needs: ClassVar[Needs] = Needs(data=Data.DEMONSTRATIONS, reference=False, lengths=True, tokens=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/sft_trainer.py", "2026-11-29")
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         token = logps.chosen.per_token

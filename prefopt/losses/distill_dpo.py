@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class DistillDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.19316"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2405.19316", "2026-11-29")
 
     beta: float = 1.0  # units of score per nat of log-ratio; useful range 0.01 to 1
 

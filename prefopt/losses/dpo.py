@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class DPO:
     learning_rates: ClassVar[LearningRates] = LearningRates(
         3e-7, 1e-6, "arXiv:2305.18290 (1e-6), arXiv:2310.16944 (5e-7), arXiv:2405.14734 (3e-7 to 1e-6)"
     )
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "eric-mitchell/direct-preference-optimization trainers.py@f8b8c0f", "2026-11-29"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1, smaller lets the policy go further
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class DPOShift:
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.07599"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "Meaquadddd/DPO-Shift scripts/dposhift_trainer.py@52eebac", "2026-11-29"
+    )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 0.7  # lambda, weight of the rejected reward; useful range 0.5 to 1 (which is `dpo`), above 0

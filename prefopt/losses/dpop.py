@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class DPOP:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.13228"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(
+        Level.SECONDARY, "turbo-llm/turbo-alignment turbo_alignment/trainers/dpo.py@72e737d", "2026-11-29"
+    )
 
     beta: float = 0.3  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 50.0  # lambda, weight of the penalty, nats per nat; useful range 1 to 50 (0 is `dpo`)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class DrDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.07880"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "junkangwu/Dr_DPO trainers.py@3c0678f", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     beta_prime: float = 1.0  # temperature over the batch, nats of loss; useful range 0.1 to 10 (infinity is `dpo`)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,9 @@ class EXO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.00856"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "haozheji/exact-optimization src/align_stage/loss.py@a8ab360", "2026-11-29"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     label_smoothing: float = 1e-3  # epsilon, probability of a flipped label; useful range 1e-5 to 0.1, above 0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import exp_or_tangent
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Convex(Enum):
@@ -43,7 +43,7 @@ class GPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05749"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2402.05749", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     f: Convex = Convex.TRUNCATED_SQUARE  # logistic, hinge, square, exponential, truncated_square or savage

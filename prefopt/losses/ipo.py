@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,9 @@ class IPO:
     search_space: ClassVar[SearchSpace] = {"tau": (0.1, 0.5, 2.0, 8.0)}
     target_margin: ClassVar[float] = 0.5  # tau * 1/(2 tau)
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
-    audit: ClassVar[Audit] = Audit.CONFIRMED
+    audit: ClassVar[Audit] = Audit(
+        Level.CONFIRMED, "huggingface/trl, pull request 1265; arXiv:2310.12036, Eq. 17", "2026-11-29"
+    )
 
     tau: float = 0.1  # regularisation, per (nat/token); useful range 0.05 to 10; the target margin is 1/(2 tau)
 
@@ -65,7 +67,7 @@ class IPOSum:
     search_space: ClassVar[SearchSpace] = {"tau": (0.03, 0.1, 0.3, 1.0)}
     target_margin: ClassVar[float] = 0.5  # tau * 1/(2 tau)
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2310.12036, Eq. 17", "2026-11-29")
 
     tau: float = 0.1  # regularisation, per nat; useful range 0.01 to 1; the target margin is 1/(2 tau) nats
 

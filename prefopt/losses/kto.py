@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, SearchSpace, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class KTO:
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, mismatched=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 5e-6, "arXiv:2402.01306 (5e-7 to 5e-6)")
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "ContextualAI/HALOs train/trainers.py@4831988", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     desirable_weight: float = 1.0  # lambda_D; keep lambda_D n_D / (lambda_U n_U) within 1 to 3/2, n the label counts
@@ -74,7 +74,7 @@ class KTOZero:
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 5e-6, "arXiv:2402.01306 (5e-7 to 5e-6)")
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "ContextualAI/HALOs train/trainers.py@5931b71", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     desirable_weight: float = 1.0  # lambda_D; keep lambda_D n_D / (lambda_U n_U) within 1 to 3/2, n the label counts

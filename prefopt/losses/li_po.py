@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._lists import better_pairs
-from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class LiPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01878"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2402.01878, LiPO-lambda", "2026-11-29")
 
     beta: float = 0.05  # reward per nat of log-ratio; useful range 0.01 to 1
 

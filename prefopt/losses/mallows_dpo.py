@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class MallowsDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.14953"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.REF_ENTROPY}))
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "haoxian-chen/MallowsPO mallowsPO_trainer.py@c188a2e", "2026-11-29"
+    )
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up
     beta: float = 0.1  # reward per nat of log-ratio at phi = 1; useful range 0.01 to 1

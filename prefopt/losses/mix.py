@@ -15,6 +15,7 @@ from prefopt.plugin import (
     Audit,
     Data,
     DemoLogps,
+    Level,
     Loss,
     LossOutput,
     Needs,
@@ -47,7 +48,7 @@ class Mix:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2411.10442, the weights of MPO", "2026-11-29")
 
     terms: dict[str, float] = field(default_factory=lambda: dict(_MPO))  # name -> weight; useful range by term
     options: dict[str, Any] = field(default_factory=dict)  # name -> {hyper-parameter: value}; defaults where left out

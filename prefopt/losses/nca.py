@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class NCA:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment preference_trainer.py@cbb9248", "2026-11-29"
+    )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
 
@@ -62,7 +64,9 @@ class NCAList:
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment reward_trainer.py@cbb9248", "2026-11-29"
+    )
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
@@ -97,7 +101,9 @@ class InfoNCA:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment reward_trainer.py@cbb9248", "2026-11-29"
+    )
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1

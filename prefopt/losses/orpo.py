@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.losses._numerics import log_odds
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class ORPO:
     learning_rates: ClassVar[LearningRates] = LearningRates(
         3e-7, 8e-6, "arXiv:2403.07691 (5e-6 to 8e-6), arXiv:2405.14734 (3e-7 to 1e-6)"
     )
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2403.07691, Eqs. 3, 4, 6 and 7", "2026-11-29")
 
     lam: float = 0.1  # lambda, weight of the odds term; useful range 0.05 to 10 (the paper: 0.1 to 0.25)
 

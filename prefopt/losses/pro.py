@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from prefopt.losses._lists import best, best_first
-from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class PRO:
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.03, 0.05, 0.1)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2306.17492, the loss with temperatures", "2026-11-29")
 
     beta: float = 0.05  # weight of the likelihood term, times (K - 1)^2; useful range 0 to 0.1
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses.mallows_dpo import dispersion
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class RainbowPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04203"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.REF_ENTROPY}))
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 5.0, 10.0, 15.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "CapitalOne-Research/RainbowPO trl/trainer/dpo_trainer.py@6dccae3", "2026-11-29"
+    )
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up
     beta: float = 10.0  # reward per (nat/token) at phi = 1; useful range 2 to 15

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class REBEL:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "ZhaolinGao/REBEL src/ultrafeedback/rebel.py@4ad7c11", "2026-11-29"
+    )
 
     eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 1e6, above 0
 

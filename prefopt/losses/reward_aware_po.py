@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Distance(Enum):
@@ -40,7 +40,11 @@ class RewardAwarePO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00203"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.2, 0.5, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE,
+        "NVIDIA/NeMo-Aligner nemo_aligner/models/nlp/gpt/megatron_gpt_dpo_model.py@af2b3bd",
+        "2026-11-29",
+    )
 
     beta: float = 0.2  # reward per nat of log-ratio; useful range 0.01 to 1
     eta: float = 1.0  # reward per unit of score; useful range 0.1 to 10

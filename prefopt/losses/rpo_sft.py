@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,11 @@ class RPOSFT:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.05, 0.15, 0.5)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE,
+        "YSLIU627/Regularized-Preference-Optimization alignment-handbook/scripts/rpo_trainer.py@d0389c4",
+        "2026-11-29",
+    )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 0.5
     eta: float = 0.005  # weight of the likelihood term, per unit of reward; useful range 0.001 to 0.2

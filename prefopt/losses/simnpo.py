@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class SimNPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (1.0, 2.5, 3.5, 5.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "OPTML-Group/Unlearn-Simple MUSE/baselines/baselines/iterative.py@f1a355d", "2026-11-29"
+    )
 
     beta: float = 2.5  # reward per (nat/token); useful range 1 to 5
     gamma: float = 0.0  # margin in nats/token; useful range 0 to 1

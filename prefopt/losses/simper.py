@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SimPER:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2502.00883, the loss", "2026-11-29")
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LearningRates, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class SimPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734 (3e-7 to 1e-6)")
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "princeton-nlp/SimPO scripts/simpo_trainer.py@1b3e8f3", "2026-11-29"
+    )
 
     beta: float = 2.0  # reward per (nat/token); useful range 2 to 10, far above DPO's 0.1
     gamma_beta_ratio: float = 0.5  # target margin in nats/token; 0.1 to 0.8

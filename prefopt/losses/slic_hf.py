@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SLiCHF:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
     search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2305.10425, the calibration loss", "2026-11-29")
 
     delta: float = 1.0  # margin of the hinge, nats; useful range 0.5 to 10
     lam: float = 0.1  # lambda, weight of the likelihood, nats per nat; useful range 0 to 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._lists import best, worst
-from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SPPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 
@@ -64,7 +64,7 @@ class SPPOSoft:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-(P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 
@@ -100,7 +100,7 @@ class SPPOList:
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are (P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,9 @@ class TDPO1:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, vocab=frozenset({Vocab.KL}))
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "Vance0124/Token-level-Direct-Preference-Optimization trainers.py@2a736ec", "2026-11-29"
+    )
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
 
@@ -61,7 +63,9 @@ class TDPO2:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.11999"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, vocab=frozenset({Vocab.KL}))
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.AUTHORS_CODE
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "Vance0124/Token-level-Direct-Preference-Optimization trainers.py@2a736ec", "2026-11-29"
+    )
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
     alpha: float = 0.5  # weight of the KL correction, no unit; useful range 0 (which is `dpo`) to 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._lists import best, best_first, worst
-from prefopt.plugin import Audit, Data, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class TPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/experimental/tpo/tpo_trainer.py", "2026-11-29")
 
     beta: float = 0.01  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1
@@ -69,7 +69,7 @@ class TPOL:
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 1.0, 10.0)}
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/experimental/tpo/tpo_trainer.py", "2026-11-29")
 
     beta: float = 0.01  # reward per (nat/token); useful range 0.01 to 10
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TRDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.09656"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, moving_reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/callbacks.py", "2026-11-29")
 
     beta: float = 0.05  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.6  # share of the policy in the new reference; useful range 0.5 to 0.8 (soft), 1 (hard), above 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class Unlikelihood:
     Identities: unlikelihood(alpha=0) = n sft.
 
     Differences: not the token form -sum_t log(1 - p_t) of Welleck et al. (1908.04319). Unbounded below: the rejected
-    side can fall without limit. alpha in [0, 1] as in the paper, whose value is not stated.
+    side can fall without limit. The paper gives alpha in [0, 1] (Sec. 6, methods) and sweeps it, with no single value;
+    the default is ours.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
@@ -27,7 +28,7 @@ class Unlikelihood:
     search_space: ClassVar[SearchSpace] = {"alpha": (0.01, 0.03, 0.1, 0.3)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit.SECONDARY
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "arXiv:2305.18290, Sec. 6, methods", "2026-11-29")
 
     alpha: float = 0.1  # weight of the rejected side, nats per nat; useful range 0 to 0.3, at most 1
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class WPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11827"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit.DERIVED
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2406.11827, Eq. 2", "2026-11-29")
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1
 

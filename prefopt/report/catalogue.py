@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prefopt.losses import MENU, load_class
-from prefopt.plugin import Audit, Data, Needs, comments, traits
+from prefopt.plugin import Data, Level, Needs, comments, traits
 from prefopt.testing.kit import example
 from prefopt.testing.numbers import build, call
 
@@ -59,10 +59,10 @@ falls, at the defaults; for single completions, of a desirable (black) and an un
 
 
 _CHECKED = {
-    Audit.SECONDARY: "secondary sources",
-    Audit.DERIVED: "the paper's equations",
-    Audit.AUTHORS_CODE: "the authors' code",
-    Audit.CONFIRMED: "an author's confirmation",
+    Level.SECONDARY: "secondary sources",
+    Level.DERIVED: "the paper's equations",
+    Level.AUTHORS_CODE: "the authors' code",
+    Level.CONFIRMED: "an author's confirmation",
 }
 
 
@@ -163,7 +163,8 @@ def _section(name: str) -> str:
         lines.append("")
     lines += [f"- Data: {needs.data.value}. Needs: {_needs_text(needs)}. Ranking: {declared.ranking.value}."]
     if declared.audit is not None:
-        lines += [f"- Checked against: {_CHECKED[declared.audit]}."]
+        audit = declared.audit
+        lines += [f"- Checked on {audit.date} against {_CHECKED[audit.level]}: {audit.source}."]
     lines += [f"- Value at policy = reference: {parts.at_reference}"]
     if claims := identities_with(name):
         lines += ["- Identities:", *(f"  - {claim}" for claim in claims)]

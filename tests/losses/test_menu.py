@@ -19,7 +19,7 @@ import prefopt.losses
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
-from prefopt.plugin import Audit, Data, Needs, Ranking, Traits, traits
+from prefopt.plugin import Audit, Data, Level, Needs, Ranking, Traits, traits
 from prefopt.report import catalogue
 from prefopt.testing import check_loss, evaluate, example
 
@@ -198,7 +198,19 @@ def test_contributing_shows_how() -> None:
 
 @pytest.mark.parametrize("name", MENU)
 def test_every_loss_declares_how_far_it_was_checked(name: str) -> None:
-    assert isinstance(traits(example(load_class(name))).audit, Audit)
+    audit = traits(example(load_class(name))).audit
+    assert audit is not None
+    if audit.level is Level.AUTHORS_CODE:
+        assert re.fullmatch(r"\S+/\S+( \S+@[0-9a-f]{7}|, pull request \d+)", audit.source)
+    else:
+        assert audit.source
+
+
+def test_a_claim_without_a_source_or_a_date_is_refused() -> None:
+    with pytest.raises(ValueError, match="without a source"):
+        Audit(Level.DERIVED, " ", "2026-11-29")
+    with pytest.raises(ValueError, match="isoformat"):
+        Audit(Level.DERIVED, "Eq. 7", "yesterday")
 
 
 def test_a_plugin_that_declares_nothing_has_neutral_traits() -> None:
