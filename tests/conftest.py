@@ -27,15 +27,6 @@ settings.register_profile("suite", derandomize=True, deadline=None, suppress_hea
 settings.load_profile("suite")
 
 
-CACHE = os.environ["PREFOPT_CACHE"]
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start every test with the suite's cache, whatever a test before it left in the environment."""
-    monkeypatch.setenv("PREFOPT_CACHE", CACHE)
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real preference data: `$PREFOPT_SHARED_DATA`, or `shared/data` next to the project."""
@@ -53,7 +44,6 @@ def world_files() -> WorldFiles:
     """The default review world: models and pairs. Built once (20 seconds), then cached."""
     from prefopt import worlds
 
-    os.environ["PREFOPT_CACHE"] = CACHE  # fixtures of the session are set up before `shared_cache`
     return worlds.resolve()
 
 

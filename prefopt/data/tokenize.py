@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,17 +207,35 @@ def _on_disk(records: RecordTable, folder: Path, encoder: Encoder, config: DataC
             made = encoder.rows(decode(row, repeats.get(i, 0)) for row, i in zip(rows, indices, strict=True))
             return {name: [row[name] for row in made] for name in SCHEMA.names}
 
-        source.map(
-            batch, with_indices=True, batched=True, batch_size=BATCH_ROWS, writer_batch_size=BATCH_ROWS,
-            remove_columns=source.column_names, features=datasets.Features.from_arrow_schema(SCHEMA),
-            cache_file_name=str(target / "tokens.arrow"), new_fingerprint="tokens", desc="tokenize",
-            num_proc=workers if workers > 1 else None,
-        )  # fmt: skip
+        with _same_environment():
+            source.map(
+                batch, with_indices=True, batched=True, batch_size=BATCH_ROWS, writer_batch_size=BATCH_ROWS,
+                remove_columns=source.column_names, features=datasets.Features.from_arrow_schema(SCHEMA),
+                cache_file_name=str(target / "tokens.arrow"), new_fingerprint="tokens", desc="tokenize",
+                num_proc=workers if workers > 1 else None,
+            )  # fmt: skip
 
     place = data_cache(config.cache_dir) / f"tokens-{of_json([code_key(), folder.name, encoder.key()])}"
     files = sorted(cached_folder(place, write).glob("*.arrow"))
     with reading(place):
         return pa.concat_tables([open_arrow(file, SCHEMA) for file in files])
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Keep `os.environ` the object that it is: `Dataset.map` with `num_proc` leaves a copy in its place.
+
+    Whoever holds the old object (monkeypatch, `from os import environ`) would otherwise no longer change the new one.
+    """
+    environment, parallelism = os.environ, os.environ.get("TOKENIZERS_PARALLELISM")
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003
+        if parallelism is None:
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallelism
 
 
 def _result(table: pa.Table) -> TokenResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ def write(path: Path, count: int, prompts: int | None = None, start: int = 0) ->
 
 def test_processes_give_the_same_table(tmp_path: Path) -> None:
     path, made = write(tmp_path / "a.jsonl", 600), tokenizer()
+    environment, before = os.environ, dict(os.environ)
     tables = [
         prepare(DataConfig(path=path, num_proc=n, cache_dir=str(tmp_path / f"cache{n}")), made, Data.PAIRS).train
         for n in (1, 2)
     ]
     assert tables[0].ids() == tables[1].ids()
     assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(*tables, strict=True))
+    assert os.environ is environment
+    assert dict(os.environ) == before
 
 
 def test_second_start_tokenizes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
