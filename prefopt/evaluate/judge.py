@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from prefopt.common.digest import FileState, of_files, source_files
 from prefopt.errors import UserError, first_line
+from prefopt.models.folder import check_files
 from prefopt.models.identity import model_files
 
 Floats = NDArray[np.float64]
@@ -85,6 +86,7 @@ def check(judge: str) -> None:
         function(judge)
         return
     with _explaining(judge):
+        check_files(judge)
         _one_output(judge, AutoConfig.from_pretrained(judge, trust_remote_code=False))
         AutoTokenizer.from_pretrained(judge, trust_remote_code=False)
     if Path(judge).is_dir() and not any(Path(judge).glob("*.safetensors")):
@@ -118,6 +120,7 @@ def reward_model(path: str) -> Score:
 @lru_cache(maxsize=1)
 def _reward_model(path: str, files: tuple[FileState, ...]) -> Score:
     with _explaining(path):
+        check_files(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     _one_output(path, model.config)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from prefopt.common.digest import FileState, of_files
 
-OF_A_MODEL = (".safetensors", ".json", ".jinja", ".gguf", ".model", ".py")  # suffixes of files that change its output
+OF_A_MODEL = (
+    ".safetensors",
+    ".bin",
+    ".json",
+    ".jinja",
+    ".gguf",
+    ".model",
+    ".py",
+)  # suffixes of files that change its output
 VOCABULARIES = ("merges.txt", "vocab.txt")
 OF_A_RUN = (".lock", "jobs", "manifest.json", "trainer_state.json")  # a folder with one of these is no part of a model
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_file
@@ -27,6 +26,7 @@ from prefopt.models.adapters import (
     merged,
     saved_settings,
 )
+from prefopt.models.folder import check_files, check_layers
 
 PACKAGE = "package:"  # prefix of paths that name an installed Python package with a GGUF file inside
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -59,6 +59,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     path = resolve(config.path)
     with _explaining(path):
+        check_files(path, config.revision, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -179,7 +180,7 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
     if quantization is not None:
         how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
     with _explaining(resolved):
-        check_kernels(PreTrainedConfig.get_config_dict(resolved, revision=revision)[0], resolved)
+        check_files(resolved, revision, trust_remote_code=config.trust_remote_code)
         settings = AutoConfig.from_pretrained(resolved, **shared)
         check_layers(settings, resolved)
         without_dropout(settings)
@@ -192,39 +193,6 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
                         f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
     return model
-
-
-def check_kernels(settings: Any, path: str) -> None:
-    """Raise UserError where a model's `config.json` names a kernel to download: machine code of whoever uploaded it."""
-    if isinstance(settings, dict):
-        for name, value in settings.items():
-            if str(name).endswith("attn_implementation") and "/" in str(value):
-                raise UserError(f"model.path={path}: its config names an attention kernel to be downloaded "
-                                f"({value}); take {name} out of config.json")  # fmt: skip
-            check_kernels(value, path)
-
-
-def check_layers(settings: Any, path: str) -> None:
-    """Raise UserError where a model's config asks for more layers than its files can have.
-
-    Making millions of layers takes hours, before anybody notices that there are no weights for them.
-    """
-    tensors = _count_tensors(Path(path))
-    layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
-    if tensors is not None and isinstance(layers, int) and layers > tensors:
-        raise UserError(
-            f"model.path={path}: its config asks for {layers} layers, its files have {tensors} tensors in all"
-        )
-
-
-def _count_tensors(folder: Path) -> int | None:
-    """The number of tensors in the safetensors files of a folder; None where there are no files."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    count = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            count += len(tensors.keys())
-    return count if files else None
 
 
 def without_dropout(settings: Any) -> None:

@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from prefopt.engine.policy import Policy
 from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.models.folder import check_files
 from prefopt.train import fsdp
 
 OPTIMIZER, SCHEDULE, SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
@@ -63,6 +64,7 @@ def load_weights(model: Any, folder: Path) -> None:
     if file.is_file() and not _missing(model, (weights := load_file(file)).keys()):
         model.load_state_dict(weights, strict=False)
     else:  # several files, or names that transformers changes as it saves and loads
+        check_files(str(folder))
         loaded = type(model).from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True)
         model.load_state_dict(loaded.state_dict())
 

@@ -151,6 +151,70 @@ def test_code_in_a_model_folder_is_not_run(where: str, model: Path) -> None:
     assert not Path(__file__).with_name("payload-was-here").exists()
 
 
+OUTSIDE = ["w.bin", "../other/model.safetensors", "{other}/model.safetensors", "a/../../other/model.safetensors", "", 3]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "own.safetensors.index.json"])
+def test_shards_are_safetensors_in_the_folder(index: str, name: Any, model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    (model / "w.bin").write_bytes(pickle.dumps(Payload()))
+    if isinstance(name, str):
+        name = name.format(other=other)
+    (model / index).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, name)}))
+    if index.startswith("own"):
+        changed(model, "config.json", transformers_weights=index)
+    with pytest.raises(UserError, match="weight_map names"):
+        load_model(ModelConfig(path=str(model)))
+    assert not Path(__file__).with_name("payload-was-here").exists()
+
+
+def test_a_model_in_several_shards_is_loaded(model: Path) -> None:
+    whole = load_model(ModelConfig(path=str(model)))
+    (model / "model.safetensors").unlink()
+    whole.save_pretrained(model, max_shard_size="20KB")
+    assert len(list(model.glob("model-*.safetensors"))) > 1
+    again = load_model(ModelConfig(path=str(model)))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "entries"),
+    [
+        ("config.json", {"transformers_weights": "adapter_model.bin"}),
+        ("config.json", {"transformers_weights": "../other/model.safetensors"}),
+        ("config.json", {"configuration_files": ["../other/config.4.0.0.json"]}),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../other/tokenizer.4.0.json"]}),
+        ("tokenizer_config.json", {"gguf_file": "/other/model.gguf"}),
+        ("tokenizer_config.json", {"merges_file": "/other/merges.txt"}),
+    ],
+)
+def test_configs_name_no_file_outside_the_folder(file: str, entries: dict[str, Any], model: Path) -> None:
+    changed(model, file, **entries)
+    with pytest.raises(UserError, match=f"{file}: {next(iter(entries))}"):
+        use(model)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "LlamaForCausalLMFast", "AutoTokenizer", "pipeline",
+                                  "BasicTokenizer", "HiggsAudioV2TokenizerModel", ["LlamaTokenizer"]])  # fmt: skip
+def test_a_tokenizer_class_is_a_tokenizer(name: Any, file: str, model: Path) -> None:
+    changed(model, file, tokenizer_class=name)
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UserError, match=r"tokenizer_class=.* is not a tokenizer"):
+        load_tokenizer(ModelConfig(path=str(model)))
+
+
+@pytest.mark.parametrize(
+    "name", ["PreTrainedTokenizerFast", "TokenizersBackend", "CodeGenTokenizer", "GPT2TokenizerFast", "OursTokenizer"]
+)
+def test_tokenizer_classes_that_are_read(name: str, model: Path) -> None:
+    changed(model, "tokenizer_config.json", tokenizer_class=name)
+    assert load_tokenizer(ModelConfig(path=str(model)))("a word").input_ids
+
+
 def test_weights_that_are_not_there_are_not_made_up(model: Path) -> None:
     """transformers fills them with random numbers, and prints a warning."""
     weights = load_file(model / "model.safetensors")

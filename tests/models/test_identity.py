@@ -20,7 +20,9 @@ def test_weights_have_a_digest(tmp_path: Path) -> None:
     assert digest_of_weights("org/model") == "org/model"
 
 
-@pytest.mark.parametrize("name", ["weights.gguf", "tokenizer.model", "merges.txt", "additional_chat_templates/a.jinja"])
+@pytest.mark.parametrize(
+    "name", ["weights.gguf", "pytorch_model.bin", "tokenizer.model", "merges.txt", "additional_chat_templates/a.jinja"]
+)
 def test_whatever_a_model_is_read_from_counts(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     digests = {digest_of_weights(str(tmp_path))}
