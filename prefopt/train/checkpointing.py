@@ -15,13 +15,14 @@ from transformers.trainer_callback import ExportableState
 
 from prefopt.common.files import write_link
 from prefopt.engine.policy import Policy
-from prefopt.errors import TrainingError, UserError
+from prefopt.errors import TrainingError
 from prefopt.models.adapters import own_weights
 from prefopt.train import checkpoints, replay, saving
 from prefopt.train.batches import Batcher, Share
 from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums
 from prefopt.train.metrics import Tally, Unlogged
+from prefopt.train.states import check_form
 from prefopt.train.step import Step
 
 
@@ -126,11 +127,12 @@ def load_weights(run: Run, folder: Path) -> None:
         saving.load_weights(run.model, folder)
         if run.step.loss.needs.state:
             run.step.state = load_file(folder / saving.LOSS_STATE)
-            if run.step.state.keys() != run.step.loss.initial_state().keys():  # type: ignore[attr-defined]
-                raise UserError(f"{folder}: {saving.LOSS_STATE} is of another version of the loss; start the run again")
+            check_form(run.step.state, run.step.loss.initial_state(), saving.LOSS_STATE)  # type: ignore[attr-defined]
         if run.step.reference is not None and run.step.loss.needs.moving_reference:
             weights = load_file(folder / saving.REFERENCE)
-            for name, weight in own_weights(run.step.reference.model, run.model).items():
+            own = own_weights(run.step.reference.model, run.model)
+            check_form(weights, dict(own), saving.REFERENCE)
+            for name, weight in own.items():
                 weight.data.copy_(weights[name])
 
 
@@ -154,7 +156,9 @@ def load_states(run: Run, folder: Path) -> bool:
         kept: Any = state.stateful_callbacks or {}
         for callback in run.callbacks.callbacks:
             if isinstance(callback, ExportableState) and type(callback).__name__ in kept:
-                vars(callback).update(kept[type(callback).__name__]["attributes"])
+                attributes = kept[type(callback).__name__]["attributes"]
+                check_form(attributes, callback.state()["attributes"], type(callback).__name__)
+                vars(callback).update(attributes)
         if not (folder / saving.FIGURES).is_file():
             return False
         figures = saving.load_figures(folder)

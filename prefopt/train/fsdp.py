@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from prefopt.errors import UserError
+from prefopt.train.states import check_optimizer
 
 SWITCH = "ACCELERATE_USE_FSDP"  # set by `accelerate launch --use_fsdp`
 LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # set by it, too, unless told otherwise
@@ -153,8 +154,9 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Load states that any number of processes wrote, with shards or without; each takes its shards of them.
 
     Raises:
-        KeyError, ValueError: they are of another model.
+        KeyError, TypeError, ValueError: they do not fit the weights.
     """
+    check_optimizer(state, optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def shard_of(value: Any, weight: Tensor) -> Any:

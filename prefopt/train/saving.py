@@ -29,6 +29,7 @@ from prefopt.engine.policy import Policy
 from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.models.folder import check_files
 from prefopt.train import fsdp
+from prefopt.train.states import check_form
 
 OPTIMIZER, SCHEDULE, SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
 STATE = "trainer_state.json"
@@ -58,7 +59,9 @@ def save_weights(policy: Policy, folder: Path, *, writes: bool) -> None:
 def load_weights(model: Any, folder: Path) -> None:
     """Load what `save_weights` wrote into a model that is not sharded yet."""
     if hasattr(model, "get_base_model"):
-        model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
+        found = model.load_adapter(str(folder), model.active_adapters[0], is_trainable=True)
+        if others := [*found.missing_keys, *found.unexpected_keys]:
+            raise ValueError(f"its adapter and the model's differ in {others[0]}")
         return
     file = folder / SAFE_WEIGHTS_NAME
     if file.is_file() and not _missing(model, (weights := load_file(file)).keys()):
@@ -108,6 +111,10 @@ def load_generators(folder: Path, args: TrainingArguments) -> None:
     with reading(folder):
         with safe_globals():  # type: ignore[no-untyped-call]
             states = torch.load(file, weights_only=True)
+        own: Any = np.random.get_state()
+        check_form(states["numpy"], own, file.name)
+        if not 0 <= states["numpy"][2] <= len(own[1]):  # numpy would read beyond its end
+            raise ValueError(f"{file.name}: the place in numpy's state is {states['numpy'][2]}")
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
@@ -138,9 +145,12 @@ def load_optimizer(optimizer: Any, schedule: Any, scaler: Any, folder: Path) -> 
     """Restore what `save_optimizer` wrote, each process its shards."""
     state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
     fsdp.load_optimizer_state(optimizer, state)
-    schedule.load_state_dict(torch.load(folder / SCHEDULE, weights_only=True))
-    if scaler is not None and (folder / SCALER).is_file():
-        scaler.load_state_dict(torch.load(folder / SCALER, weights_only=True))
+    for part, name in ((schedule, SCHEDULE), (scaler, SCALER)):
+        if part is None or (part is scaler and not (folder / name).is_file()):
+            continue
+        kept = torch.load(folder / name, weights_only=True)
+        check_form(kept, part.state_dict(), name)
+        part.load_state_dict(kept)
 
 
 # ---- state and figures

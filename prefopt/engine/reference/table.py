@@ -154,7 +154,12 @@ class _Pass:
         seen: set[Key] = set()
         for i, record in enumerate(self.keys):
             for c, key in enumerate(record):
-                if key not in seen and self.store.get(key, self.entropy) is None:
+                entry = self.store.get(key, self.entropy)
+                if entry is not None and len(entry[0]) != len(self.records[i].completions[c]):
+                    raise UserError(f"the reference store {self.store.folder} has {len(entry[0])} tokens for a text of "
+                                    f"record {self.records[i].id} with {len(self.records[i].completions[c])}; delete "
+                                    f"it with `prefopt reference prune {self.store.folder.name}`")  # fmt: skip
+                if key not in seen and entry is None:
                     seen.add(key)
                     missing.setdefault(i, []).append(c)
         return missing

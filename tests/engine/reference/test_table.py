@@ -290,6 +290,14 @@ def test_entries_that_the_model_does_not_give_are_an_error(model: Any, tmp_path:
         table(model, DATA, tmp_path)
 
 
+def test_entries_of_another_length_than_their_text_are_an_error(model: Any, tmp_path: Path) -> None:
+    record = DATA[0]
+    store = ReferenceStore(tmp_path, fingerprint(model))
+    store.add({entry_key(record.prompt, record.completions[1]): (np.zeros(3, np.float32), None)})
+    with pytest.raises(UserError, match=rf"3 tokens for a text of record {record.id} with 7; .*reference prune"):
+        table(model, DATA, tmp_path)
+
+
 @pytest.mark.parametrize("what", ["log-prob", "entropy"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_what_is_not_finite_is_refused_and_not_kept(
