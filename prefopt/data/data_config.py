@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +63,7 @@ class DataConfig:
     desirable_above: float | None = None  # the score above which a completion of a list counts as desirable
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
+    date: str = "2024-07-26"  # what templates that write today's date write, whatever the day
     system: str = "keep"  # keep | merge (into the first user turn, for templates without system turns) | drop
     max_length: int = 1024  # tokens of the prompt and its longest completion
     truncation: str = "drop"  # drop the record | keep_end | keep_start of the prompt; completions are never cut
@@ -93,6 +95,10 @@ class DataConfig:
         for name in ("eval_records", "max_length"):
             if getattr(self, name) < (least := 2 if name == "max_length" else 0):
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError as error:
+            raise UserError(f"data.date={self.date} is not a date such as 2024-07-26") from error
         if self.max_records is not None and self.max_records < 1:
             raise UserError(f"data.max_records={self.max_records} must be at least 1, or null for all")
 

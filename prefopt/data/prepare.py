@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prefopt.data.data_config import DataConfig
 from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Rejection
+from prefopt.data.templates import CLOCK, template_source
 from prefopt.data.token_table import TokenTable
 from prefopt.data.tokenize import TokenResult, tokenize
 from prefopt.data.views import to_view
@@ -68,6 +69,8 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tup
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
     warnings = _warnings(train, len(log), data)
+    if CLOCK in (template_source(config.template, tokenizer) or ""):
+        warnings.append(f"the chat template writes today's date, which is data.date={config.date} in every text")
     return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema, warnings=warnings)
 
 

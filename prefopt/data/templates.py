@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import jinja2
 
+from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Message, RowError, Text
 from prefopt.errors import UserError
 
 NAMED = Path(__file__).with_name("chat_templates")
 SENTINEL = "prefopt0sentinel"
+CLOCK = "strftime_now"  # the function by which templates read today's date
+DIRECTIVES = "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"  # of its formats
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,19 @@ class Chat:
         return text
 
 
-def renderer(tokenizer: Any, template: str, system: str = "keep") -> Plain | Chat:
+def renderer(tokenizer: Any, template: str, system: str = "keep", date: str = DataConfig.date) -> Plain | Chat:
     """The renderer that `data.template` names, for this tokenizer."""
     source = template_source(template, tokenizer)
-    return Plain(system) if source is None else Chat(tokenizer, source, system)
+    return Plain(system) if source is None else Chat(tokenizer, on_date(source, date), system)
+
+
+def on_date(source: str, date: str) -> str:
+    """A template in which it is always this day, so that the same records give the same tokens on any day."""
+    if CLOCK not in source:
+        return source
+    day = datetime.date.fromisoformat(date)
+    replaced = "".join(f".replace('%{d}', {day.strftime(f'%{d}')!r})" for d in DIRECTIVES)
+    return f"{{% macro {CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
 
 
 def with_system(prompt: Text, policy: str) -> Text:

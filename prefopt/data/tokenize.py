@@ -72,7 +72,7 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token (eos_token): a completion would never end; set one")
         self.tokenizer = tokenizer
-        self.render: Plain | Chat = renderer(tokenizer, config.template, config.system)
+        self.render: Plain | Chat = renderer(tokenizer, config.template, config.system, config.date)
         self.max_length, self.truncation = config.max_length, config.truncation
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]

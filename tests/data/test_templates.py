@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from prefopt.data import DataConfig, Record, tokenize
 from prefopt.data.fields import blank
 from prefopt.data.record import Message
+from prefopt.data.templates import on_date
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -213,6 +215,32 @@ def test_named_templates(name: str) -> None:
     made = tokenizer()
     (row,) = tokenize([record], made, DataConfig(path="x", template=name)).records
     assert made.decode(row.completions[0]) in ("Hello</s>", "Hello<|im_end|>")
+
+
+CLOCKED = (
+    "   {%- if strftime_now is defined %}{%- set today = strftime_now('%d %b %Y, %Y-%m-%d') %}{%- endif %}\n"
+    "Today is {{ today }}.\n{%- for m in messages %}\n<{{ m.role }}>{{ m.content }}<|im_end|>{%- endfor %}"
+)
+
+
+def test_a_template_with_a_clock_always_writes_the_date_of_the_data(tmp_path: Path) -> None:
+    """Whatever the day, and nothing else of the text is different."""
+    file = tmp_path / "clock.jinja"
+    file.write_text(CLOCKED)
+    made = tokenizer()
+    turns = [{"role": "user", "content": "Hi"}]
+    for date, written in (("2024-07-26", "26 Jul 2024, 2024-07-26"), ("2031-01-02", "02 Jan 2031, 2031-01-02")):
+        (row,) = tokenize(
+            [Record(id="x", kind=Data.DEMONSTRATIONS, prompt="Hi", completions=("Ho",))],
+            made, DataConfig(path="x", template=str(file), date=date),
+        ).records  # fmt: skip
+        today = made.apply_chat_template(turns, chat_template=CLOCKED, tokenize=False)
+        assert written not in today
+        start = re.sub(r"(?<=Today is ).*?(?=\.)", written, today)
+        assert made.decode([*row.prompt, *row.completions[0]]).startswith(start)
+    assert on_date("{{ messages }}", "2024-07-26") == "{{ messages }}"
+    with pytest.raises(UserError, match=r"data\.date=today is not a date such as 2024-07-26"):
+        DataConfig(path="x", date="today").check()
 
 
 def test_unknown_template() -> None:
