@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,10 +15,10 @@ from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
-from prefopt.data.schemas.base import PLACES, Made, Schema
+from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema
 from prefopt.data.schemas.verdicts import decode
 from prefopt.data.string_forms import parsed
-from prefopt.data.unread import WatchedRow, unread, without
+from prefopt.data.unread import Watched, unread, unread_of_members, without
 from prefopt.errors import UserError
 
 SAMPLE_ROWS = 64  # from which the schema is recognised
@@ -81,16 +82,15 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     rows = _readable(chain(sample, opened.rows), source, log)
     for where, row in rows if schema.gather is None else schema.gather(rows):
         made = _made(schema, row, log)
-        _account(made, where, row.get(PLACES), log)
+        _account(made, where, len(row.get(PLACES, [where])), log)
         for record in made:
             if isinstance(record, Record):
                 yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
 
 
-def _account(made: list[Made], where: str, places: list[str] | None, log: Log) -> None:
+def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
     """Count the rows that became records, and list what did not; each row is in exactly one of the two."""
     errors = [error for error in made if isinstance(error, RowError)]
-    rows = len(places) if places else 1
     rest = rows - sum(error.rows or 0 for error in errors)
     log.counts["rows"] += rows
     if len(errors) < len(made):
@@ -100,15 +100,19 @@ def _account(made: list[Made], where: str, places: list[str] | None, log: Log) -
         covered = error.rows or 0
         if error.rows is None:
             covered, rest = rest, 0
-        place = places[error.member] if places and error.member is not None else where
-        log.reject(Rejection(source=place, reason=error.reason, detail=error.detail, rows=covered))
+        log.reject(Rejection(source=error.place or where, reason=error.reason, detail=error.detail, rows=covered))
 
 
 def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
-    watched = WatchedRow(row)
+    watched = Watched(row)
+    names: Counter[str] = Counter()
+    refused: dict[int, RowError] = {}
     try:
         made = schema.read(watched)
-        left = [] if PLACES in row else unread(watched)
+        if schema.gather is None:
+            names.update(unread(watched))
+        else:
+            names, refused = unread_of_members(watched)
         if schema.verdict is not None:
             found = schema.verdict(row)
             log.counts[f"verdict/{found.code}/{found.side}"] += 1
@@ -118,13 +122,16 @@ def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
         return [RowError("too_deep", "its values are nested too deeply")]
     except UnicodeError:
         return [RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding")]
-    log.counts.update({f"unread/{name}": 1 for name in left})
+    if refused:  # read again without them
+        rest = {key: [one for i, one in enumerate(row[key]) if i not in refused] for key in (MEMBERS, PLACES)}
+        return [*refused.values(), *(_made(schema, rest, log) if rest[MEMBERS] else [])]
+    log.counts.update({f"unread/{name}": count for name, count in names.items()})
     return made
 
 
 def _changed(row: Row, source: Source) -> Row:
     """The row as the settings of its source change it."""
-    renamed = without(parsed(rename(parsed(row), source.fields)), source.ignore)
+    renamed: Row = without(parsed(rename(parsed(row), source.fields)), source.ignore)
     return decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

@@ -59,8 +59,8 @@ class Rejection:
 class RowError(Exception):
     """A row that cannot become a record; the reader turns it into a `Rejection`."""
 
-    def __init__(self, reason: str, detail: str, *, rows: int | None = None, member: int | None = None) -> None:
+    def __init__(self, reason: str, detail: str, *, rows: int | None = None, place: str = "") -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
         self.rows = rows  # of a gathered record that it accounts for, None for all that no record uses
-        self.member = member  # the row of a gathered record that it is about
+        self.place = place  # of the row of a gathered record that it is about

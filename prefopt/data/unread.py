@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefopt.data.record import RowError
-from prefopt.data.rows import Row
-from prefopt.data.schemas.base import is_turns
+from prefopt.data.schemas.base import MEMBERS, PLACES
 
 # Columns that change what a prompt, an answer or its share in the loss means.
 MEANINGFUL = {
@@ -15,69 +15,96 @@ MEANINGFUL = {
     "documents", "document", "passage", "context", "contexts", "input", "history", "system", "system_prompt",
     "initial_reason_steps", "weight", "weights", "sample_weight", "loss_weight",
 }  # fmt: skip
-TURN_KEYS = {"role", "from", "user", "content", "value", "text", "body", "tool_calls", "function_call", "name"}
+SPEAKERS = {"role", "from"}
+CALLS = ("tool_calls", "function_call")
 MEANINGFUL_IN_TURNS = {"reasoning_content", "reasoning", "thinking", "images", "image", "audio", "tools", "prefix",
                        "weight", "loss_weight", "train"}  # fmt: skip
 NEUTRAL = {"weight": 1, "weights": 1, "sample_weight": 1, "loss_weight": 1, "train": True, "prefix": False}
 
 
-class WatchedRow(dict[str, Any]):
-    """A row that remembers which columns were read by name."""
+class Watched(dict[str, Any]):
+    """A row, or an object in a row, that remembers which of its keys were read by name."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         super().__init__(row)
         self.read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return super().__getitem__(name)
+        value = super().__getitem__(name)
+        if name not in self.read:
+            self.read.add(name)
+            super().__setitem__(name, value := _watched(value))
+        return value
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a column, noted as read."""
+        if name in self:
+            return self[name]
         self.read.add(name)
-        return super().get(name, default)
+        return default
 
 
-def unread(row: WatchedRow) -> list[str]:
-    """The names of columns and of keys of turns, as `turns.KEY`, that hold something and were not read.
+def _watched(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_watched(one) for one in value]
+    return Watched(value) if isinstance(value, dict) else value
+
+
+def unread(row: Watched) -> list[str]:
+    """The names of columns, of keys of turns (`turns.KEY`) and of objects (`COLUMN.KEY`), that were not read.
 
     Raises:
         RowError: one of them carries meaning.
     """
-    names = [name for name, value in row.items() if name not in row.read and _holds(name, value)]
-    for name in names:
-        if name in MEANINGFUL:
-            raise _refused(f"the column {name!r}", name)
-    keys = set()
-    for name, value in row.items():
-        if name in row.read:
-            keys |= set(_turn_keys(value))
-    for key in sorted(keys & MEANINGFUL_IN_TURNS):
-        raise _refused(f"the key {key!r} of a turn", key)
-    return [*names, *(f"turns.{key.strip()}" for key in sorted(keys))]
+    left = sorted(_left(row, ""), key=lambda one: one[0].count("."))  # columns first
+    for name, key in left:
+        if name.startswith("turns.") and key in MEANINGFUL_IN_TURNS:
+            raise _refused(f"the key {key!r} of a turn", key)
+        if not name.startswith("turns.") and key in MEANINGFUL:
+            raise _refused(f"the column {name!r}", key)
+    return list(dict.fromkeys(name for name, _ in left))
 
 
-def without(row: Row, names: list[str]) -> Row:
-    """The row without the columns, and the keys of turns, that `data.ignore` names."""
-    if not names:
-        return row
-    return {name: _without(value, names) for name, value in row.items() if name not in names}
+def unread_of_members(row: Watched) -> tuple[Counter[str], dict[int, RowError]]:
+    """The names that a gathered row's members hold unread, with their counts, and the members to refuse."""
+    names: Counter[str] = Counter()
+    refused = {}
+    read = set().union(*(member.read for member in row[MEMBERS]))  # a rejected member was read in part
+    for i, member in enumerate(row[MEMBERS]):
+        member.read |= read
+        try:
+            names.update(unread(member))
+        except RowError as error:
+            refused[i] = RowError(error.reason, error.detail, rows=1, place=row[PLACES][i])
+    return names, refused
 
 
-def _without(value: Any, names: list[str]) -> Any:
-    if is_turns(value):
-        return [{k: v for k, v in turn.items() if k not in names} if isinstance(turn, dict) else turn for turn in value]
+def _left(value: Any, place: str, *, last: bool = True) -> Iterator[tuple[str, str]]:
+    """(name, key) of what is left unread in a value; an object of which no key was read by name was read whole."""
+    if isinstance(value, list):
+        for i, one in enumerate(value):
+            yield from _left(one, place, last=i == len(value) - 1)
+    if not isinstance(value, Watched) or (place and not value.read):
+        return
+    if place and not SPEAKERS.isdisjoint(value):
+        place = "turns."
+    for key, held in value.items():
+        if key in value.read:
+            yield from _left(held, f"{place}{key}.")
+        elif _holds(key, held):
+            # The weight of a turn before the last, which is the prompt's anyway, means nothing.
+            yield f"{place}{key}", "" if key in NEUTRAL and not last else key
+
+
+def without(value: Any, names: list[str]) -> Any:
+    """The row without the columns, and the keys of turns and objects in it, that `data.ignore` names."""
+    if isinstance(value, list) and names:
+        return [without(one, names) for one in value]
+    if isinstance(value, dict) and names:
+        return {
+            name: held if name in CALLS else without(held, names) for name, held in value.items() if name not in names
+        }
     return value
-
-
-def _turn_keys(value: Any) -> Iterator[str]:
-    """The keys not read; that of a weight with a space in turns before the last, which are the prompt's anyway."""
-    turns = value if is_turns(value) else [value] if isinstance(value, dict) else []
-    for i, turn in enumerate(turns):
-        if isinstance(turn, dict) and not {"role", "from"}.isdisjoint(turn):
-            for key, held in turn.items():
-                if key not in TURN_KEYS and _holds(key, held):
-                    yield f"{key} " if key in NEUTRAL and i < len(turns) - 1 else key
 
 
 def _holds(name: str, value: Any) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
-PLACES = "places of the rows"  # of a row that `gather` made: where each of its rows stands
+MEMBERS, PLACES = "rows of the record", "places of the rows"  # of a row that `gather` made
 Made = Record | RowError  # a row may hold several records, of which some may fail
 
 
@@ -35,10 +36,17 @@ class Schema:
 
 
 def has(row: Row, *columns: str) -> bool:
-    """Whether the row has all these columns, and none is null."""
-    return all(row.get(column) is not None for column in columns)
+    """Whether the row has all these columns, and none is null; to look is not to read, see `prefopt.data.unread`."""
+    return all(dict.get(row, column) is not None for column in columns)
 
 
 def is_turns(value: object) -> bool:
     """Whether a value looks like a list of chat turns."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def joined(rows: Iterable[tuple[str, Row]], key: Callable[[Row], Any]) -> Iterator[tuple[str, Row]]:
+    """Join successive rows with the same key into one row, of MEMBERS and PLACES."""
+    for _, group in groupby(rows, key=lambda found: key(found[1])):
+        together = list(group)
+        yield together[0][0], {MEMBERS: [row for _, row in together], PLACES: [place for place, _ in together]}

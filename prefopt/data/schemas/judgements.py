@@ -76,7 +76,7 @@ def summaries(row: Row) -> list[Made]:
 
 def scored_answers(row: Row) -> list[Made]:
     """Two answers, each with a score."""
-    question = row.get("question", row.get("prompt"))
+    question = first(row, "question", "prompt")
     text = question.get("full_text") if isinstance(question, dict) else question
     one, two = (string(row.get(f"answer_{i}"), f"answer_{i}") for i in (0, 1))
     return [_decided(user(string(text, "question")), one, two, scored_verdict(row))]
@@ -101,7 +101,7 @@ def _decided(prompt: Text, one: Text, two: Text, found: Verdict) -> Record:
 
 
 def _prompt(row: Row) -> Text:
-    if is_turns(row.get("context")):
+    if is_turns(dict.get(row, "context")):  # a text there is not the prompt, and not read
         return messages(row["context"], "context")
     if has(row, "instruction"):
         return instruction(row)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 
 from prefopt.data.fields import blank, first, label, number, string
 from prefopt.data.make import ranked
 from prefopt.data.record import RowError
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import PLACES, Made, Schema, has, is_turns
+from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, is_turns, joined
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence")  # 0 to 4; not verbosity and complexity, which are no merit
-GATHERED = "answers of one prompt"
+PROMPT = ("prompt", "system", "system_prompt", "history")
 
 
 def graded_solutions(row: Row) -> list[Made]:
@@ -68,34 +67,33 @@ def response_columns(row: Row) -> list[Made]:
 def attribute_scores(row: Row) -> list[Made]:
     """HelpSteer: the answers to one prompt, scored by the mean of helpfulness, correctness and coherence."""
     made: list[Made] = []
-    texts, scores, members = [], [], []
-    for i, answer in enumerate(row[GATHERED]):
+    texts, scores, places, prompts = [], [], [], []
+    for place, answer in zip(row[PLACES], row[MEMBERS], strict=True):
         try:
             text = string(answer.get("response"), "response")
             if blank(text):
                 raise RowError("empty_completion", "the response is empty or blank")
             score = sum(number(answer.get(name), name) for name in ATTRIBUTES) / len(ATTRIBUTES)
+            prompts.append(prompt_of(answer))
         except RowError as error:
-            made.append(RowError(error.reason, error.detail, rows=1, member=i))
+            made.append(RowError(error.reason, error.detail, rows=1, place=place))
             continue
         texts.append(text)
         scores.append(score)
-        members.append(i)
+        places.append(place)
     try:
-        made.append(ranked(prompt_of(row), texts, scores))
+        made.append(ranked(prompts[0] if prompts else "", texts, scores))
     except RowError as error:
-        made += [RowError(error.reason, error.detail, rows=1, member=i) for i in members]
+        detail = error.detail
+        if error.reason == "too_few_completions":
+            detail = f"{detail}; the answers to one prompt must be successive rows"
+        made += [RowError(error.reason, detail, rows=1, place=place) for place in places]
     return made
 
 
-def neighbours(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """Join successive rows with the same prompt into one row."""
-    for _, group in groupby(rows, key=lambda found: found[1].get("prompt")):
-        together = list(group)
-        yield (
-            together[0][0],
-            {**together[0][1], GATHERED: [row for _, row in together], PLACES: [place for place, _ in together]},
-        )
+def same_prompt(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Join successive rows with the same prompt, system text and history."""
+    return joined(rows, lambda row: [row.get(column) for column in PROMPT])
 
 
 def _objects(value: object, name: str) -> list[Row]:
@@ -132,6 +130,6 @@ SCHEMAS = [
     ),
     Schema(
         name="attribute_scores", columns="prompt, response, helpfulness, correctness, coherence", read=attribute_scores,
-        matches=lambda row: has(row, "prompt", "response", *ATTRIBUTES), gather=neighbours,
+        matches=lambda row: has(row, "prompt", "response", *ATTRIBUTES), gather=same_prompt,
     ),
 ]  # fmt: skip

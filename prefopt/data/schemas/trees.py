@@ -3,114 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.data.fields import ROLES, number, shown, string
+from prefopt.data.fields import ROLES, blank, number, shown, string
 from prefopt.data.make import ranked
 from prefopt.data.record import Message, RowError
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import PLACES, Made, Schema, has
+from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, joined
 
-TREE = "messages of one tree"
+SHOWN = 10  # messages that are named in an error
+
+
+@dataclass(eq=False)
+class Node:
+    """A message of a tree and its replies; `place` is that of its row, nothing where the whole tree is one row."""
+
+    row: Row
+    place: str = ""
+    name: str | float | None = None
+    parent: str | float | None = None
+    replies: list[Node] = field(default_factory=list)
+    used: bool = False  # in a ranked list, as prompt or answer
+    failed: bool = False  # listed with an error of its own
+
+    def fail(self, reason: str, detail: str, rows: int = 1) -> RowError:
+        """The error of this message, which accounts for `rows` rows."""
+        self.failed = True
+        return RowError(reason, detail, rows=rows if self.place else 0, place=self.place)
+
+    def below(self) -> list[Node]:
+        """This message and all below it."""
+        found = [self]
+        for node in found:
+            found += node.replies
+        return found
+
+    def deleted(self) -> bool:
+        """Whether the message is marked as deleted, also in words as in CSV files."""
+        return str(self.row.get("deleted")).lower() in ("true", "1")
 
 
 def nested_tree(row: Row) -> list[Made]:
     """A tree as one object, `prompt` with nested `replies`; one list for each turn with ranked answers."""
-    return list(_lists(_node(row.get("prompt")), ()))
+    broken: list[Made] = []
+    root = _nested(row.get("prompt"), broken)
+    made = [*broken, *_ranked(root)]
+    if not root.used and isinstance(made[0], RowError):
+        raise RowError(made[0].reason, made[0].detail)
+    return made
+
+
+def _nested(value: Any, broken: list[Made]) -> Node:
+    if not isinstance(value, dict):
+        raise RowError("wrong_type", f"a message of a tree must be an object, not {type(value).__name__}", rows=0)
+    node = Node(value, name=value.get("message_id") or shown(value.get("text")))
+    replies = value.get("replies") or []
+    if not isinstance(replies, list):
+        raise RowError("wrong_type", f"'replies' must be a list of messages, not {type(replies).__name__}", rows=0)
+    for reply in replies:
+        try:
+            node.replies.append(_nested(reply, broken))
+        except RowError as error:
+            broken.append(error)
+    return node
 
 
 def tree_messages(row: Row) -> list[Made]:
     """A tree as rows, one message each, joined by `message_tree_id`."""
-    nodes: dict[Any, Row] = {}
-    made: list[Made] = []
-    for i, message in enumerate(row[TREE]):
-        name = _id(message, "message_id")
-        if name is None or name in nodes:
-            reason = "no 'message_id'" if name is None else f"the 'message_id' {shown(name)} of an earlier message"
-            made.append(RowError("broken_tree", f"the message has {reason}", rows=1, member=i))
+    nodes: dict[Any, Node] = {}
+    broken: list[RowError] = []
+    for place, message in zip(row[PLACES], row[MEMBERS], strict=True):
+        node = Node(message, place)
+        message.get("message_tree_id")  # which joined the rows
+        try:
+            node.name, node.parent = _id(message, "message_id"), _id(message, "parent_id")
+        except RowError as error:
+            broken.append(node.fail(error.reason, error.detail))
             continue
-        nodes[name] = {**message, "replies": []}
-    roots = []
-    for node in nodes.values():
-        parent = _id(node, "parent_id")
-        if parent is None:
-            roots.append(node)
-        elif parent in nodes:
-            nodes[parent]["replies"].append(node)
-        else:
-            message = shown(node.get("message_id"))
-            raise RowError("broken_tree", f"message {message} answers {shown(parent)}, which is missing")
+        if node.name is None or node.name in nodes:
+            what = "no 'message_id'" if node.name is None else f"the 'message_id' {shown(node.name)} of an earlier one"
+            broken.append(node.fail("broken_tree", f"the message has {what}"))
+            continue
+        nodes[node.name] = node
+    roots = [node for node in nodes.values() if node.parent is None]
     if len(roots) != 1:
         raise RowError("broken_tree", f"the tree has {len(roots)} first messages instead of one")
-    found = list(_lists(roots[0], ()))
-    used = _used(roots[0])
-    if not used:
-        return [*made, *found]
-    if rest := len(nodes) - len(used):
-        errors = [error for error in found if isinstance(error, RowError)]
-        for error in errors:
-            error.rows = 0
-        if errors:
-            errors[0].rows = rest
-        else:
-            left = ", ".join(shown(name) for name in nodes if name not in used)[:200]
-            found.append(RowError("not_ranked", f"messages without a rank or outside ranked turns: {left}", rows=rest))
-    return [*made, *found]
+    broken += _apart(nodes)
+    made = [*broken, *_ranked(roots[0])]
+    if broken and not roots[0].used:
+        raise RowError(broken[0].reason, broken[0].detail)
+    return made
 
 
-def _used(node: Row) -> set[Any]:
-    """The ids of the messages at and below a node whose text is in a ranked list, as prompt or answer."""
-    used: set[Any] = set()
-    try:
-        replies = [reply for reply in node["replies"] if not reply.get("deleted")]
-        answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
-        known = [reply for reply in answers if _rank(reply) is not None]
-        is_user = ROLES.get(str(node.get("role")).lower()) == "user"
-        if is_user and len(known) >= 2 and all(isinstance(reply.get("text"), str) for reply in known):
-            used |= {reply["message_id"] for reply in known}
-    except RowError:
-        return used
-    for reply in replies:
-        used |= _used(reply)
-    return used | {node["message_id"]} if used else used
+def _apart(nodes: dict[Any, Node]) -> Iterator[RowError]:
+    """Join the replies to their messages, and list those that do not belong to the tree."""
+    orphans = []
+    for node in nodes.values():
+        if node.parent in nodes:
+            nodes[node.parent].replies.append(node)
+        elif node.parent is not None:
+            orphans.append(node)
+    inside = {node for root in nodes.values() if root.parent is None for node in root.below()}
+    for orphan in orphans:
+        lost = orphan.below()
+        more = f", and {len(lost) - 1} more are below it" if len(lost) > 1 else ""
+        detail = f"message {shown(orphan.name)} answers {shown(orphan.parent)}, which is missing{more}"
+        yield orphan.fail("broken_tree", detail, len(lost))
+        inside.update(lost)
+    if circle := [node for node in nodes.values() if node not in inside]:
+        yield circle[0].fail(
+            "broken_tree", f"messages that answer each other in a circle: {_names(circle)}", len(circle)
+        )
 
 
 def one_tree(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """Join the successive messages of a tree into one row."""
-    for _, group in groupby(rows, key=lambda found: found[1].get("message_tree_id")):
-        together = list(group)
-        yield together[0][0], {TREE: [row for _, row in together], PLACES: [place for place, _ in together]}
+    return joined(rows, lambda row: row.get("message_tree_id"))
 
 
-def _lists(node: Row, before: tuple[Message, ...]) -> Iterator[Made]:
-    """The ranked lists at and below a node; rank 0 is the best, and answers without a rank are left out."""
+def _ranked(root: Node) -> list[Made]:
+    """The ranked lists of a tree, and errors that account for all messages that are in none of them."""
+    made = list(_lists((root,), ()))
+    left = [node for node in root.below() if not (node.used or node.failed)]
+    if deleted := [node for node in left if node.deleted()]:
+        made.append(deleted[0].fail("deleted", f"deleted messages: {_names(deleted)}", len(deleted)))
+        left = [node for node in left if node not in deleted]
+    lists = [error for error in made if isinstance(error, RowError) and error.reason == "too_few_completions"]
+    if left and lists and root.place:
+        lists[0].rows = len(left)
+    elif left and not lists:
+        detail = f"messages without a rank or outside ranked turns: {_names(left)}"
+        made.append(left[0].fail("not_ranked", detail, len(left)))
+    return made
+
+
+def _lists(path: tuple[Node, ...], before: tuple[Message, ...]) -> Iterator[Made]:
+    """The ranked lists at and below the last message of a path; rank 0 is the best, and only ranked answers count."""
+    node = path[-1]
     try:
-        turn = _turn(node)
-        listed = node.get("replies") or []
-        if not isinstance(listed, list):
-            raise RowError("wrong_type", f"'replies' must be a list of messages, not {type(listed).__name__}")
-        replies = [_node(reply) for reply in listed if not _node(reply).get("deleted")]
+        here = (*before, _turn(node.row))
     except RowError as error:
-        yield error
+        yield node.fail(error.reason, error.detail)
         return
-    here = (*before, turn)
-    answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
-    if answers and turn["role"] == "user":
-        ranks = [(reply, _rank(reply)) for reply in answers]
-        known = [(reply, rank) for reply, rank in ranks if rank is not None]
+    replies = [reply for reply in node.replies if not reply.deleted()]
+    answers = [reply for reply in replies if ROLES.get(str(reply.row.get("role")).lower()) == "assistant"]
+    if answers and here[-1]["role"] == "user":
+        known = []
+        for reply in answers:
+            try:
+                if (rank := _rank(reply.row)) is not None:
+                    known.append((reply, _said(reply.row), rank))
+            except RowError as error:
+                yield reply.fail(error.reason, error.detail)
         try:
             if len(known) < 2:
+                where = "; a tree's messages must be successive rows" if node.place else ""
                 raise RowError(
-                    "too_few_completions", f"only {len(known)} of a turn's {len(answers)} answers are ranked"
+                    "too_few_completions", f"only {len(known)} of a turn's {len(answers)} answers are ranked{where}"
                 )
-            yield ranked(here, [_turn(reply)["content"] for reply, _ in known], [-rank for _, rank in known])
+            made = ranked(here, [text for _, text, _ in known], [-rank for *_, rank in known])
+            for used in (*path, *[reply for reply, *_ in known]):
+                used.used = True
+            yield made
         except RowError as error:
-            yield error
+            yield RowError(error.reason, error.detail, rows=0, place=node.place)
     elif not replies and not before:
-        yield RowError("too_few_completions", "the first message has no answers")
+        yield RowError("too_few_completions", "the first message has no answers", rows=0, place=node.place)
     for reply in replies:
-        yield from _lists(reply, here)
+        if not reply.failed:
+            yield from _lists((*path, reply), here)
+
+
+def _said(row: Row) -> str:
+    if blank(text := _turn(row)["content"]):
+        raise RowError("empty_completion", "the answer is empty or blank")
+    return text
+
+
+def _names(nodes: list[Node]) -> str:
+    return ", ".join(shown(node.name) for node in nodes[:SHOWN])[:200]
 
 
 def _turn(node: Row) -> Message:
@@ -118,12 +190,6 @@ def _turn(node: Row) -> Message:
     if role not in ROLES:
         raise RowError("unknown_role", f"'role' is {shown(node.get('role'))}; known roles are {sorted(ROLES)}")
     return {"role": ROLES[role], "content": string(node.get("text"), "text")}
-
-
-def _node(value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise RowError("wrong_type", f"a message of a tree must be an object, not {type(value).__name__}")
-    return value
 
 
 def _id(message: Row, name: str) -> str | int | float | None:
