@@ -6,13 +6,14 @@ import errno
 import io
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from typing import Any
 
 from prefopt import __version__
 from prefopt.cli.overrides import check_overrides
 from prefopt.cli.verbs import VERBS
+from prefopt.common.json_output import only_json
 from prefopt.common.redact import printable, redact
 from prefopt.errors import PrefoptError, UserError, nearest
 
@@ -21,7 +22,7 @@ INVALID_PATH = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; an error that the user can fix is one line on stderr and an exit code, never a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
+    own_process, argv = argv is None, sys.argv[1:] if argv is None else argv
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
         _module("completion").answer()
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prefopt {__version__}")
         return 0
     try:
-        return _run(argv[0], argv[1:])
+        with only_json(for_good=own_process) if _prints_json(argv[1:]) else nullcontext():
+            return _run(argv[0], argv[1:])
     except (PrefoptError, OSError) as error:
         if os.environ.get("PREFOPT_TRACEBACK"):
             raise
@@ -46,6 +48,12 @@ def _run(verb: str, argv: list[str]) -> int:
         raise UserError(f"unknown verb {verb!r}{nearest(verb, list(VERBS))}; see `prefopt --help`")
     check_overrides(verb, argv)
     return int(_module(verb).main(argv))
+
+
+def _prints_json(argv: list[str]) -> bool:
+    """Whether a verb is asked for JSON: by `--json`, which may be shortened, or by `progress=json`."""
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    return any(word == "progress=json" or (len(word) > 2 and "--json".startswith(word)) for word in own)
 
 
 def _module(verb: str) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from prefopt.errors import UserError
 
 MODEL = "a run folder, a model or adapter folder, a hub id, package:NAME or world"
+
+
+SETTING = re.compile(r"[+~]*[\w.]+=.*", re.DOTALL)  # KEY=VALUE; a folder such as p/a=b is none
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float) -> None:
@@ -40,8 +44,8 @@ def split_settings(settings: Sequence[str], *own: str) -> tuple[Any, ...]:
     found: dict[str, str | None] = dict.fromkeys(own)
     rest = []
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
+        key, _, value = setting.partition("=")
+        if not SETTING.fullmatch(setting):
             raise UserError(f"{setting!r} is not a setting: write KEY=VALUE, such as data.path=pairs.jsonl")
         if key in found:
             found[key] = value

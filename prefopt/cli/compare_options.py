@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
 from prefopt.config.compose import KEYS
+from prefopt.config.grammar import literal
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 
@@ -45,7 +46,7 @@ def parse(argv: list[str]) -> tuple[CompareConfig, Comparison]:
     Raises:
         UserError: an unknown option, with the nearest name, or a value that it cannot have.
     """
-    own, overrides, rows = _sort(argv)
+    own, overrides, rows = _sort(literal(argv))
     node = OmegaConf.structured(CompareConfig)
     for part in (node, node.measure):  # frozen dataclasses become read-only nodes
         OmegaConf.set_readonly(part, False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import redirect_stdout
 
 
 def main(argv: list[str]) -> int:
@@ -19,8 +17,8 @@ def main(argv: list[str]) -> int:
     if unknown := [arg for arg in more if arg.startswith("-")]:
         parser.error(f"unknown option {unknown[0]}")
     args.what += more
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.cli.data_inspection import check, show
+    from prefopt.cli.data_inspection import check, show
+
     return check(args) if args.command == "check" else show(args)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from prefopt.common.json_output import print_json
 from prefopt.config.compose import compose
+from prefopt.config.grammar import value_of
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor import examine, thresholds
 from prefopt.data.doctor.console import show as show_report
@@ -36,16 +35,15 @@ def check(args: argparse.Namespace) -> int:
     Raises:
         ThresholdError: a figure is beyond its threshold.
     """
-    with redirect_stdout(sys.stderr):
-        limits = thresholds(args.threshold)
-        tokenizer = _tokenizer(args)
-        scorer = partial(score, load_model(ModelConfig(path=resolve_path(args.model)))) if args.model else None
-        reports = [examine(c, tokenizer=tokenizer, score=scorer, limits=limits) for c in _configs(args.what)]
+    limits = thresholds(args.threshold)
+    tokenizer = _tokenizer(args)
+    scorer = partial(score, load_model(ModelConfig(path=resolve_path(args.model)))) if args.model else None
+    reports = [examine(c, tokenizer=tokenizer, score=scorer, limits=limits) for c in _configs(args.what)]
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
         Path(args.html).write_text(doctor_page(reports), encoding="utf-8")
     if args.json:
-        print(json.dumps(_plain(reports), indent=2))
+        print_json(_plain(reports), indent=2)
     else:
         for report in reports:
             show_report(report, Console())
@@ -97,7 +95,7 @@ def _configs(words: list[str]) -> list[DataConfig]:
     chosen = [] if any(o.startswith("data=") for o in overrides) else ["data=auto"]
     if not files and not any(o.startswith(("data=", "data.path=", "data.mixture=")) for o in overrides):
         raise UserError("give a FILE, a folder or a hub name (or data=PRESET)")
-    paths = [[f"data.path={json.dumps(file)}"] for file in files] or [[]]
+    paths = [[f"data.path={value_of(file)}"] for file in files] or [[]]
     return [compose([*chosen, *path, *overrides]).data for path in paths]
 
 

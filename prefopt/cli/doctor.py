@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
-import sys
-from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from rich.table import Table
 
 from prefopt import __version__
 from prefopt.common.cache import cache_dir
+from prefopt.common.json_output import print_json
 from prefopt.common.versions import version_of
 
 # What each optional package is for, and how to install it.
@@ -41,10 +39,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="prefopt doctor", description="Show versions and what this machine supports.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        found = examine()
+    found = examine()
     if args.json:
-        print(json.dumps(found, indent=1))
+        print_json(found, indent=1)
     else:
         _show(found)
     return 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from contextlib import redirect_stdout
 
 from prefopt.cli.arguments import MODEL, split_settings
+from prefopt.common.json_output import print_json
 
 EXAMPLES = """examples:
   prefopt eval runs/mine                                   against the model it was tuned from, on its held-out records
@@ -32,12 +30,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(argv)
     against, overrides = split_settings(args.settings, "against")
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.cli.evaluation import evaluate, show
+    from prefopt.cli.evaluation import evaluate, show
 
-        found = evaluate(args.model, against, overrides)
+    found = evaluate(args.model, against, overrides)
     if args.json:
-        print(json.dumps(found.plain()))
+        print_json(found.plain())
     else:
         show(found)
     return 0

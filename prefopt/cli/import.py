@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
 
@@ -34,17 +32,16 @@ def main(argv: list[str]) -> int:
     words = argv[at + 1 :]
     if (args.file is None) == (not words):
         raise UserError("give a file, or a command line after `--`; see `prefopt import --help`")
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.migrate.convert import convert
+    from prefopt.migrate.convert import convert
 
-        found = convert(args.file or words, kind=args.kind, processes=args.processes)
+    found = convert(args.file or words, kind=args.kind, processes=args.processes)
     if args.to is not None:
         if args.to.exists() and not args.force:
             raise UserError(f"{args.to} already exists: choose another name, or add --force")
         args.to.parent.mkdir(parents=True, exist_ok=True)
         args.to.write_text(found.yaml())
     if args.json:
-        print(json.dumps(found.plain(), indent=1))
+        print_json(found.plain(), indent=1)
     else:
         _show(found, args.to)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from prefopt.common.json_output import print_json
 from prefopt.errors import ThresholdError, UserError
 from prefopt.losses import registry
 from prefopt.plugin import traits
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if args.command == "docs":
         return _docs(args.output)
     if args.json:
-        print(json.dumps([describe(name) for name in registry.names()], indent=2))
+        print_json([describe(name) for name in registry.names()], indent=2)
     else:
         _print_menu()
     return 0
@@ -112,7 +112,7 @@ def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
     results = {name: check_loss(example(cls)) for name, cls in classes.items()}
     failed = [name for name, checks in results.items() if not all(check.ok for check in checks)]
     if as_json:
-        print(json.dumps({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2))
+        print_json({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2)
     else:
         for name, checks in results.items():
             print(f"{name}: {'ok' if name not in failed else 'FAILED'} ({len(checks)} checks)")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from prefopt.common.json_output import print_json
 from prefopt.errors import UserError
 from prefopt.planning.devices import DEVICES, device
 from prefopt.planning.shape import SHAPES, shape
@@ -38,10 +36,9 @@ def main(argv: list[str]) -> int:
         UserError: anything that the run itself would reject.
     """
     args = _parser().parse_intermixed_args(argv)
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        plain = _plan_shape(args) if args.model_shape else _plan_run(args)
+    plain = _plan_shape(args) if args.model_shape else _plan_run(args)
     if args.json:
-        print(json.dumps(plain, indent=1))
+        print_json(plain, indent=1)
     return 0
 
 

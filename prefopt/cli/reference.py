@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from prefopt.common.cache import cache_dir
+from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import ThresholdError, UserError
 
@@ -38,8 +36,7 @@ def main(argv: list[str]) -> int:
         raise UserError("which store? give a name from `prefopt reference list`, or --all")
     if args.command == "prune" and (args.name is not None) + args.all + (args.older_than is not None) > 1:
         raise UserError("give only one of a name, --all and --older-than")
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.engine.reference.store import stores
+    from prefopt.engine.reference.store import stores
 
     folder = args.folder or cache_dir() / "reference"
     tidies = args.command == "prune" and not args.all and args.name is None and args.older_than is None
@@ -110,7 +107,7 @@ def _build(overrides: list[str]) -> int:
 def _list(root: Path, found: list[Any], *, as_json: bool) -> int:
     facts = [store.facts() for store in found]
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print_json(facts, indent=1)
         return 0
     table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from contextlib import redirect_stdout
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -18,18 +16,20 @@ def main(argv: list[str]) -> int:
         prog="prefopt report", description="Write the page of a run again, from its files, and print the verdict."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    parser.add_argument("--json", action="store_true", help="print a JSON object; a list of them for several runs")
     args = parser.parse_args(argv)
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        from prefopt.report.run import write_run_page
-        from prefopt.report.verdict import judge
-        from prefopt.runs.run_folder import RunFolder
+    from prefopt.common.json_output import print_json
+    from prefopt.report.run import write_run_page
+    from prefopt.report.verdict import judge
+    from prefopt.runs.run_folder import RunFolder
 
+    found: list[dict[str, Any]] = []
     for folder in args.runs:
         run = RunFolder.open(folder)
         page, verdict = write_run_page(run.path), judge(run)
-        if args.json:
-            print(json.dumps({"run": folder, "page": page, **verdict.plain()}))
-        else:
+        found.append({"run": folder, "page": page, **verdict.plain()})
+        if not args.json:
             print("\n".join([*verdict.lines(), f"the page: {page}"]))
+    if args.json:
+        print_json(found if len(found) > 1 else found[0])
     return 0

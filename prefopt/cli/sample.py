@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from prefopt.cli.arguments import add_sampling, sampling_options
+from prefopt.cli.arguments import SETTING, add_sampling, sampling_options
+from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
 from prefopt.report.text_diff import marked
@@ -25,7 +23,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str]) -> int:
-    """Sample texts and print them side by side, or as JSON lines.
+    """Sample texts and print them side by side, or as JSON.
 
     Raises:
         UserError: models or prompts that cannot be used.
@@ -42,15 +40,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--count", type=int, default=3, metavar="N",
                         help="the number of prompts to take from the data (default: %(default)s)")  # fmt: skip
     add_sampling(parser, max_new_tokens=128, temperature=0.0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
+    parser.add_argument("--json", action="store_true", help="print one JSON list, an object for each prompt")
     args = parser.parse_intermixed_args(argv)
-    if all("=" in word for word in args.what):
+    if all(map(SETTING.fullmatch, args.what)):
         raise UserError("which models? give at least one folder, such as runs/mine")
-    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
-        rows = _texts(args)
+    rows = _texts(args)
     if args.json:
-        for row in rows:
-            print(json.dumps(row))
+        print_json(rows, indent=1)
     else:
         _show(rows)
     return 0
@@ -72,8 +68,8 @@ def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
     from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
     quiet(keep_data_bars=True)
-    models = [word for word in args.what if "=" not in word]
-    settings = [word for word in args.what if "=" in word]
+    models = [word for word in args.what if not SETTING.fullmatch(word)]
+    settings = [word for word in args.what if SETTING.fullmatch(word)]
     owner = next((name for name in models if is_run(name)), models[0])  # whose data it is
     if len(models) == 1 and is_run(models[0]):
         models = [RunFolder.open(models[0]).start, models[0]]

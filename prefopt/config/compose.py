@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt.common.redact import redact
 from prefopt.config.experiments import from_file
+from prefopt.config.grammar import literal
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stages import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
@@ -177,7 +178,7 @@ def implied(overrides: list[str]) -> list[str]:
 
     The world's model brings a learning rate, steps and a batch that would ruin another model.
     """
-    overrides = from_file(overrides)
+    overrides = literal(from_file(overrides))
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
     extra = []
     for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from prefopt.config.grammar import value_of
 from prefopt.errors import UserError, first_line
 
 PREFIX = "experiment="
@@ -37,4 +38,4 @@ def _store(path: Path) -> str:
     if not isinstance(found, DictConfig):
         raise UserError(f"experiment={path} is not a table of settings")
     ConfigStore.instance().store(group="experiment", name=path.stem, node=found, package="_global_")
-    return path.stem
+    return value_of(path.stem)

@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
 from prefopt.errors import UserError, nearest
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}  # our extras
@@ -51,6 +49,8 @@ def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
 
 
 def _check_installed(name: str) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     if name not in INTEGRATION_TO_CALLBACK:
         known = sorted(INTEGRATION_TO_CALLBACK)
         raise UserError(f"tracking.report_to={name} is not one of none, {', '.join(known)}{nearest(name, known)}")

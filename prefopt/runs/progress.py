@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import TrainerCallback
 
+from prefopt.common.json_output import finite, json_stream
 from prefopt.common.memory import memory_gib
 from prefopt.common.processes import is_first_process
 from prefopt.common.redact import printable
@@ -237,7 +238,7 @@ class JsonProgress(RunProgress):
 
     def emit(self, event: str, **content: Any) -> None:
         """Print an event."""
-        print(json.dumps({"event": event, **_finite(content)}), file=self.stream, flush=True)
+        print(json.dumps({"event": event, **finite(content)}), file=self.stream, flush=True)
 
     def inform(self, line: str) -> None:
         self.emit("message", text=line)
@@ -282,7 +283,8 @@ def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProg
     """
     if mode not in MODES:
         raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
-    stream = sys.stdout if stream is None else stream
+    if stream is None:
+        stream = json_stream() if mode == "json" else sys.stdout
     if not is_first_process():
         mode = "quiet"
     elif mode == "auto":
@@ -309,15 +311,6 @@ def clock(seconds: float) -> str:
 
 def _held_out(figures: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in figures.items()}
-
-
-def _finite(value: Any) -> Any:
-    """The value with nan and infinities, which JSON does not have, as their names."""
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @functools.cache

@@ -12,11 +12,12 @@ from typing import Any
 
 from prefopt.common.redact import redacted
 from prefopt.config.effects import Effect, options_with
+from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.runs.manifest import setting
 from prefopt.runs.run import run
-from prefopt.runs.run_folder import RunFolder, is_run, value_of
+from prefopt.runs.run_folder import RunFolder, is_run
 from prefopt.train.checksums import checksums
 
 # Figures that depend on the machine, not on the run.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import typing
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from prefopt.config.compose import compose
+from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
@@ -27,9 +27,6 @@ from prefopt.train.arguments import schema
 
 CONFIG, FINAL = "config.yaml", "final"
 ADAPTER = "adapter_config.json"
-# What Hydra's grammar reads as text without quotes: starts with a letter or a slash, and is no keyword. Inside a list
-# or a dict a colon needs quotes.
-_PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][\w./:-]*")
 # What may be a relative path, seen from where the run was started.
 _PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
 _OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that are not of the training itself
@@ -254,24 +251,6 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
         if value is not dataclasses.MISSING:
             found[field.name] = json.loads(json.dumps(value, default=str))
     return found
-
-
-def value_of(value: Any, *, inside: bool = False) -> str:
-    """A value in Hydra's grammar, which has quoted strings and JSON-like lists and dicts."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return str(value)  # inf and nan as Hydra spells them
-    if isinstance(value, str):
-        if _PLAIN.fullmatch(value) and not (inside and ":" in value):
-            return value
-        escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
-        return f"'{escaped}'"
-    if isinstance(value, list):
-        return f"[{','.join(value_of(item, inside=True) for item in value)}]"
-    return "{" + ",".join(f"{key}:{value_of(item, inside=True)}" for key, item in value.items()) + "}"
 
 
 def is_run(path: str | Path) -> bool:

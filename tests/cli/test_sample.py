@@ -14,7 +14,7 @@ Capture = pytest.CaptureFixture[str]
 
 def test_sample_puts_a_run_beside_where_it_started(tuned: Path, model_folder: Path, capsys: Capture) -> None:
     assert main(["sample", str(tuned), "--count", "2", "--max-new-tokens", "4", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = json.loads(capsys.readouterr().out)
     kept = [json.loads(line) for line in (tuned / "samples.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == [k["prompt"] for k in kept[:2]]
     for row, k in zip(rows, kept, strict=False):
