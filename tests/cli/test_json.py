@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import prefopt.cli
 from prefopt.cli import main
 from prefopt.common.json_output import only_json, print_json
 
@@ -65,3 +66,10 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
         print("a greeting")
         print_json({"figure": [float("nan"), float("inf"), 0.5]})
     assert capsys.readouterr() == ('{"figure": ["nan", "inf", 0.5]}\n', "a greeting\n")
+
+
+def test_verbs_print_json_in_one_way() -> None:
+    for file in Path(prefopt.cli.__file__).parent.glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert "print(json" not in source, file.name
+        assert '"--json"' not in source or "print_json(" in source or file.name in ("__init__.py", "data.py"), file.name
