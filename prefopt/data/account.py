@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 SHOWN_CODES = 8
+MEANINGS = {"first": "first better", "second": "second better", "tie": "a tie"}
 
 
 def verdict_lines(counts: Mapping[str, int]) -> list[str]:
@@ -18,9 +19,12 @@ def verdict_lines(counts: Mapping[str, int]) -> list[str]:
     for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0])):
         code, side = name.rsplit("/", 1)
         sides[side] += count
-        codes.append(f"{code} is {'a tie' if side == 'tie' else f'{side} better'}: {count}")
+        codes.append(f"{code} is {MEANINGS.get(side, side)}: {count}")
     more = f"; {len(codes) - SHOWN_CODES} more codes" if len(codes) > SHOWN_CODES else ""
-    summary = f"verdicts: first better {sides['first']}, second better {sides['second']}, tie {sides['tie']}"
+    if "desirable" in sides or "undesirable" in sides:
+        summary = f"labels: desirable {sides['desirable']}, undesirable {sides['undesirable']}"
+    else:
+        summary = f"verdicts: first better {sides['first']}, second better {sides['second']}, tie {sides['tie']}"
     return [f"{summary} ({'; '.join(codes[:SHOWN_CODES])}{more})"]
 
 

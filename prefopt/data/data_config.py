@@ -8,9 +8,11 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from prefopt.data.fields import code_of
 from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
+MEANINGS = (*SIDES, "desirable", "undesirable")
 CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
@@ -80,8 +82,11 @@ class DataConfig:
             raise UserError(f"data.world is for data.path=world, not for data.path={self.path}")
         if bool(self.path) == bool(self.mixture):
             raise UserError("give data.path=FILE_FOLDER_OR_HUB_NAME (or data.mixture, but not both)")
-        if unknown := [v for source in self.sources() for v in source.verdicts.values() if v not in SIDES]:
-            raise UserError(f"data.verdicts has the meaning {unknown[0]!r}; give each code first, second or tie")
+        if unknown := [v for source in self.sources() for v in source.verdicts.values() if v not in MEANINGS]:
+            raise UserError(
+                f"data.verdicts has the meaning {unknown[0]!r}; give each code first, second or tie, or "
+                "desirable or undesirable where it is about one answer"
+            )
         held_out = {"eval_path": self.eval_path, "eval_split": self.eval_split,
                     "eval_records": self.eval_records, "eval_fraction": self.eval_fraction}  # fmt: skip
         if len(given := [f"data.{name}" for name, value in held_out.items() if value]) > 1:
@@ -125,8 +130,8 @@ class DataConfig:
 
 
 def _codes(verdicts: dict[Any, str]) -> dict[str, str]:
-    """The codes as texts, written as numbers are in `data.verdicts` whatever their type: 1 for 1.0."""
-    return {(f"{code:g}" if isinstance(code, float) else str(code)): side for code, side in verdicts.items()}
+    """The codes as texts, the same whatever their type."""
+    return {code_of(code): side for code, side in verdicts.items()}
 
 
 def _source(settings: Any) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
 
+NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d*)?")
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
@@ -76,6 +78,15 @@ def number(value: Any, name: str) -> float:
     return found
 
 
+def code_of(value: Any) -> str:
+    """A code as text, the same for each spelling of a number or boolean: 1 for 1.0 and "1.0", true for "True"."""
+    text = value.strip() if isinstance(value, str) else str(value) if isinstance(value, bool | int | float) else ""
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    return plain(float(text)) if NUMBER.fullmatch(text) else text
+
+
+LABEL_COLUMNS = ("label", "kto_tag")
 LABELS = {
     "true": True, "good": True, "desirable": True, "chosen": True, "1": True,
     "false": False, "bad": False, "undesirable": False, "rejected": False, "0": False, "-1": False,
@@ -90,10 +101,12 @@ def label(value: Any, name: str = "label") -> bool:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError("not_finite", f"{name!r} is {value}")
-    key = plain(value) if isinstance(value, int | float) else value.strip().lower() if isinstance(value, str) else None
-    if key not in LABELS:
-        raise RowError("bad_label", f"{name!r} must be true or false (or 1/0, good/bad), not {shown(value)}")
-    return LABELS[key]
+    key = code_of(value)
+    if key.lower() not in LABELS:
+        error = RowError("bad_label", f"{name!r} must be true or false (or 1/0, good/bad), not {shown(value)}")
+        error.code = f"{name}={key}" if NUMBER.fullmatch(key) else ""
+        raise error
+    return LABELS[key.lower()]
 
 
 def content(value: Any, name: str) -> str:

@@ -16,7 +16,7 @@ from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema
-from prefopt.data.schemas.verdicts import decode
+from prefopt.data.schemas.verdicts import check_codes, decode
 from prefopt.data.string_forms import parsed
 from prefopt.data.unread import Watched, unread, unread_of_members, without
 from prefopt.errors import UserError
@@ -59,6 +59,7 @@ def read(config: DataConfig) -> ReadResult:
             yield record
             if i == config.max_records:
                 log.counts["max_records"] = i
+        check_codes(log.counts)
 
     records, log = stored("records", of_json([content, config.max_records]), make, config.cache_dir)
     if not records:
@@ -97,6 +98,8 @@ def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
         log.counts["rows_used"] += rest
         rest = 0
     for error in errors:
+        if error.code:
+            log.counts[f"unknown_code/{error.code}"] += 1
         covered = error.rows or 0
         if error.rows is None:
             covered, rest = rest, 0

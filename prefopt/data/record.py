@@ -64,3 +64,4 @@ class RowError(Exception):
         self.reason, self.detail = reason, detail
         self.rows = rows  # of a gathered record that it accounts for, None for all that no record uses
         self.place = place  # of the row of a gathered record that it is about
+        self.code = ""  # COLUMN=CODE, where it is a code without a known meaning

@@ -101,3 +101,87 @@ def test_an_index_that_counts_from_one_is_refused(tmp_path: Path) -> None:
 def test_a_meaning_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'good'; give each code first, second or tie"):
         judged(tmp_path, {"label": 1}, verdicts={1: "good"})
+
+
+@pytest.mark.parametrize("column", ["chosen_index", "best", "human_vote", "win", "is_a_better", "rank_a"])
+def test_a_verdict_in_a_column_of_another_name_is_asked_for(tmp_path: Path, column: str) -> None:
+    with pytest.raises(UserError, match=r"data\.fields=\{winner: COLUMN\}"):
+        judged(tmp_path, {column: 0}, {column: 1})
+    fields = {"winner": column}
+    with pytest.raises(UserError, match=r"0: first, 1: second"):
+        judged(tmp_path, {column: 0}, {column: 1}, fields=fields)
+    found = judged(tmp_path, {column: 0}, {column: 1}, fields=fields, verdicts={0: "first", 1: "second"})
+    assert [r.completions[0] for r in found.records] == ["first", "second"]
+
+
+@pytest.mark.parametrize(("good", "bad"), [(True, False), ("True", "false"), ("1.0", "0.0"), (1, "0"), (1.0, 0)])
+def test_spellings_of_one_code(tmp_path: Path, good: Any, bad: Any) -> None:
+    codes = {True: "first", False: "second"} if str(good) == "True" else {1: "first", 0: "second"}
+    found = judged(tmp_path, {"winner": good}, {"winner": bad}, verdicts=codes)
+    assert [r.completions[0] for r in found.records] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"winner": "A", "preference_strength": 2}, {"winner": "B", "choice": 0}, {"winner": "A", "preferred": "B"},
+     {"preferred": "tie", "better_response_id": 1}, {"winner": "tie", "overall_preference": -1}],
+)  # fmt: skip
+def test_two_columns_that_contradict_each_other_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    one, two = row
+    with pytest.raises(UserError, match="choose which column decides") as caught:
+        judged(tmp_path, row)
+    for column, other in ((one, two), (two, one)):
+        assert f"data.ignore=[{column}]" in str(caught.value)
+        (line,) = account(judged(tmp_path, row, ignore=[column]).counts)
+        assert f"({other}" in line
+
+
+@pytest.mark.parametrize("column", ["preference_strength", "overall_preference", "choice", "better_response_id"])
+def test_a_scale_on_which_the_first_never_wins_is_refused(tmp_path: Path, column: str) -> None:
+    rows = [{column: 1}] * 10
+    with pytest.raises(UserError, match=rf"'{column}' is (never below 0|1 in all) .*10 rows.*data\.verdicts"):
+        judged(tmp_path, *rows)
+    found = judged(tmp_path, *rows, verdicts={1: "first", 2: "second"})
+    assert {r.completions[0] for r in found.records} == {"first"}
+    other = -1 if "prefer" in column and "id" not in column else 0
+    assert len(judged(tmp_path, *rows, {column: other}).records) == 11
+
+
+@pytest.mark.parametrize("code", ["A", "b", "tie", "[[B]]"])
+def test_an_index_in_words(tmp_path: Path, code: str) -> None:
+    (record,) = judged(tmp_path, {"choice": code}).records
+    assert record.scores == ((0.5, 0.5) if code == "tie" else (1, 0))
+
+
+@pytest.mark.parametrize("preference", [0, -1, 2.5, "3"])
+def test_a_preference_outside_the_scale_of_alpaca_eval_is_refused(tmp_path: Path, preference: Any) -> None:
+    row = {"instruction": "q", "output_1": "first", "output_2": "second", "preference": preference}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"'preference' is the number .*data\.verdicts"):
+        read(DataConfig(path=str(tmp_path / "a.jsonl")))
+
+
+def labelled(tmp_path: Path, *labels: Any, **settings: Any) -> ReadResult:
+    path = tmp_path / "labelled.jsonl"
+    rows = ({"prompt": f"q{i}", "completion": "a", "label": label} for i, label in enumerate(labels))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read(DataConfig(path=str(path), **settings))
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (1, 2, 3, 4, 5), (1, 0, -1), (0.0, 1.0, 0.3), ("1", "5"), (1, 0, 2)])
+def test_labels_on_a_scale_are_refused(tmp_path: Path, labels: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match=r"may mean good or bad there.*data\.verdicts"):
+        labelled(tmp_path, *labels)
+    codes = {label: "desirable" if float(label) > 0.5 else "undesirable" for label in labels}
+    found = labelled(tmp_path, *labels, verdicts=codes)
+    assert [record.desirable for record in found.records] == [float(label) > 0.5 for label in labels]
+
+
+@pytest.mark.parametrize(
+    "labels", [(1, 0, 1), (True, False, True), ("1.0", "0.0", 1), (1, -1, 1), ("good", "bad", "Good")]
+)
+def test_how_labels_were_understood_is_said(tmp_path: Path, labels: tuple[Any, ...]) -> None:
+    found = labelled(tmp_path, *labels)
+    assert [record.desirable for record in found.records] == [True, False, True]
+    (line,) = account(found.counts)
+    assert line.startswith("labels: desirable 2, undesirable 1 (label=")

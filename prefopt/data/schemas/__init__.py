@@ -40,8 +40,10 @@ def recognise(rows: Sequence[Row], where: str) -> Schema:
     fits = Counter(schema.name for row in rows for schema in SCHEMAS.values() if schema.matches(row))
     if not fits:
         columns = sorted({column for row in rows for column in row})
+        judged = "name the verdict on its two answers with 'data.fields={winner: COLUMN}'; or "
         raise UserError(
-            f"{where} has the columns {columns}, which fit no known schema; map them with "
+            f"{where} has the columns {columns}, which fit no known schema; "
+            f"{judged if any(map(judgements.has_answers, rows)) else ''}map them with "
             "'data.fields={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}' (or prompt, completion, label), "
             f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
         )

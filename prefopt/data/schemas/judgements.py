@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from prefopt.data.data_config import SIDES
 from prefopt.data.fields import first, messages, number, string
 from prefopt.data.make import pair
 from prefopt.data.record import Record, RowError, Text
@@ -19,7 +20,7 @@ from prefopt.data.schemas.prompts import (
     shared_turns,
     user,
 )
-from prefopt.data.schemas.verdicts import Verdict, has_verdict, in_words, verdict
+from prefopt.data.schemas.verdicts import Verdict, has_verdict, verdict
 
 STEMS = ("response", "answer", "output", "completion")
 ENDS = (("a", "b"), ("1", "2"), ("0", "1"))
@@ -56,12 +57,12 @@ def ab_history(row: Row) -> list[Made]:
 
 def ab_verdict(row: Row) -> Verdict:
     """1 where A is preferred, 0 where B is."""
-    if isinstance(row.get("labels"), str) and (said := in_words(row["labels"], "labels")):
-        return said
+    if row.get("labels") in SIDES:
+        return verdict({"labels": row["labels"]})
     label = number(row.get("labels"), "labels")
     if label not in (0.0, 1.0):
         raise RowError("bad_label", f"'labels' must be 1 (A is preferred) or 0, not {label:g}")
-    return Verdict(first=label, second=1 - label, code=f"labels={label:g}")
+    return Verdict(first=label, second=1 - label, code=f"labels={label:g}", column="labels")
 
 
 def summaries(row: Row) -> list[Made]:
@@ -86,7 +87,7 @@ def scored_verdict(row: Row) -> Verdict:
     """The higher score is better."""
     first, second = (number(row.get(f"score_{i}"), f"score_{i}") for i in (0, 1))
     sign = "<" if first < second else ">" if first > second else "="
-    return Verdict(first=first, second=second, code=f"score_0{sign}score_1")
+    return Verdict(first=first, second=second, code=f"score_0{sign}score_1", column="score_0")
 
 
 def judged_verdict(row: Row) -> Verdict:
@@ -130,7 +131,8 @@ def _answers(row: Row) -> tuple[str, str] | None:
     return None
 
 
-def _has_answers(row: Row) -> bool:
+def has_answers(row: Row) -> bool:
+    """Whether the row has columns of two answers, or of more."""
     try:
         return _answers(row) is not None
     except RowError:
@@ -163,7 +165,7 @@ SCHEMAS = [
         name="judged_pair", columns="prompt, response_a, response_b, winner (or several judges)", read=judged_pair,
         verdict=judged_verdict,
         matches=lambda row: (
-            _has_answers(row) and has_verdict(row) and _has_prompt(row)
+            has_answers(row) and has_verdict(row) and _has_prompt(row)
         ),
     ),
 ]  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.data.data_config import SIDES
-from prefopt.data.fields import number, plain, shown
+from prefopt.data.fields import LABEL_COLUMNS, code_of, number, plain, shown
 from prefopt.data.record import RowError
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import has
@@ -29,6 +29,11 @@ COMPARISONS = {
 }  # fmt: skip
 PANDA_CODES = {"0": "tie", "1": "first", "2": "second", "1.5": "tie"}  # PandaLM and AlpacaFarm document these
 LARGEST_CODE = 10  # a larger number is no verdict, only a bad row
+ONE_SIDED = 10  # rows after which a code for one side, without one for the other, is doubted
+ONE_OR_TWO = (
+    ": then 1 may be the first answer or the second; say which with "
+    "'data.verdicts={1: first, 2: second}' or 'data.verdicts={0: first, 1: second, 2: tie}'"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class Verdict:
     first: float
     second: float
     code: str  # "winner=model_a"; the column alone where the codes are numbers on a scale
+    column: str
 
     @property
     def side(self) -> str:
@@ -50,27 +56,76 @@ def verdict(row: Row, answers: tuple[str, str] = ("", "")) -> Verdict:
 
     Raises:
         RowError: no verdict, or one that says nothing.
-        UserError: a number that could mean either side; the message gives the option that decides.
+        UserError: a number that could mean either side, or two columns that contradict each other; the message gives
+            the option that decides.
     """
-    for column in (*STRENGTH_COLUMNS, *INDEX_COLUMNS):
-        if isinstance(row.get(column), str) and (said := in_words(row[column], column)):
-            return said
-    for column in STRENGTH_COLUMNS:
-        if has(row, column):
-            strength = number(row[column], column)
-            return Verdict(first=max(-strength, 0.0), second=max(strength, 0.0), code=f"{column}{_sign(strength)}0")
-    for column in INDEX_COLUMNS:
-        if has(row, column):
-            return _index(row[column], column)
-    if answers == ("output_1", "output_2") and _is_number(row.get("preference")):
-        return _alpaca(number(row["preference"], "preference"))
-    votes = [(name, value, _side(value, name, answers)) for name, value in _votes(row)]
-    if not votes:
+    found = [_scaled(row, column) for column in (*STRENGTH_COLUMNS, *INDEX_COLUMNS) if has(row, column)]
+    if not found and answers == ("output_1", "output_2") and _is_number(row.get("preference")):
+        found = [_alpaca(number(row["preference"], "preference"))]
+    for name, votes in _votes(row).items():
+        if not found or all(_known(vote, answers) for vote in votes):
+            found.append(_counted(name, votes, answers))
+    if not found:
         raise RowError("missing_field", f"the row has no verdict in any of {', '.join(VERDICT_COLUMNS)}")
-    sides = [side for _, _, side in votes]
+    for other in found[1:]:
+        if other.side != found[0].side:
+            raise UserError(
+                f"{found[0].code} means that {_means(found[0])} and {other.code} that {_means(other)}: choose which "
+                f"column decides, by data.ignore=[{other.column}] or data.ignore=[{found[0].column}]"
+            )
+    return found[0]
+
+
+def check_codes(counts: Mapping[str, int]) -> None:
+    """Refuse codes that are ambiguous beside the others in the data.
+
+    Raises:
+        UserError: the numbers of a column do not fit the scale on which they were read.
+    """
+    found = {name.split("/")[1]: count for name, count in counts.items() if name.startswith("verdict/")}
+    unknown = {name.removeprefix("unknown_code/") for name in counts if name.startswith("unknown_code/")}
+    for column in LABEL_COLUMNS:
+        codes = [code for code in ("-1", "0", "1") if f"{column}={code}" in found]
+        strange = sorted(name.partition("=")[2] for name in unknown if name.startswith(f"{column}="))
+        if (codes and strange) or {"-1", "0"} <= set(codes):
+            raise UserError(
+                f"the labels {column!r} are the numbers {', '.join([*codes, *strange])}: {codes[-1]} may mean good or "
+                "bad there; give each code a meaning, such as 'data.verdicts={1: undesirable, 5: desirable}'"
+            )
+    for column in STRENGTH_COLUMNS:
+        if found.get(f"{column}>0", 0) >= ONE_SIDED and f"{column}<0" not in found:
+            raise UserError(
+                f"{column!r} is never below 0 in {found[f'{column}>0']} rows: a scale from 0 or 1 does not say which "
+                "answer is better; give each code a meaning, such as 'data.verdicts={1: first, 2: tie, 3: second}'"
+            )
+    for column in INDEX_COLUMNS:
+        if found.get(f"{column}=1", 0) >= ONE_SIDED and f"{column}=0" not in found:
+            raise UserError(f"{column!r} is 1 in all {found[f'{column}=1']} rows{ONE_OR_TWO}")
+
+
+def _scaled(row: Row, column: str) -> Verdict:
+    """The verdict of a column whose numbers have a documented meaning; also in words."""
+    value = row[column]
+    if isinstance(value, str) and not _is_number(value):
+        return _counted(column, [value], ("", ""))
+    if column in INDEX_COLUMNS:
+        return _index(value, column)
+    strength = number(value, column)
+    return Verdict(
+        first=max(-strength, 0.0), second=max(strength, 0.0), code=f"{column}{_sign(strength)}0", column=column
+    )
+
+
+def _counted(name: str, votes: list[Any], answers: Sequence[str]) -> Verdict:
+    """The shares of the votes in a column, or of several judges."""
+    sides = [_side(vote, name, answers) for vote in votes]
     first, second = (sides.count(side) + sides.count("tie") / 2 for side in ("first", "second"))
-    code = f"{votes[0][0]}={shown(votes[0][1])}" if len(votes) == 1 else f"{len(votes)} votes"
-    return Verdict(first=first / len(votes), second=second / len(votes), code=code)
+    code = f"{name}={shown(votes[0])}" if len(votes) == 1 else f"{len(votes)} votes"
+    return Verdict(first=first / len(votes), second=second / len(votes), code=code, column=name)
+
+
+def _means(found: Verdict) -> str:
+    return "it is a tie" if found.side == "tie" else f"the {found.side} is better"
 
 
 def has_verdict(row: Row) -> bool:
@@ -81,78 +136,70 @@ def has_verdict(row: Row) -> bool:
 
 def decode(row: Row, meanings: Mapping[str, str]) -> Row:
     """The row with its verdicts in the words of `data.verdicts`, code -> first, second or tie."""
-    columns = (*VERDICT_COLUMNS, *INDEX_COLUMNS, *STRENGTH_COLUMNS)
+    columns = (*VERDICT_COLUMNS, *INDEX_COLUMNS, *STRENGTH_COLUMNS, *LABEL_COLUMNS)
     return {
         name: _decoded(value, meanings) if name in columns or _is_annotator(name) else value
         for name, value in row.items()
     }
 
 
-def in_words(value: Any, column: str) -> Verdict | None:
-    """The verdict of a value in the words of `data.verdicts`; None for any other value."""
-    if value not in SIDES:
-        return None
-    first = {"first": 1.0, "second": 0.0, "tie": 0.5}[value]
-    return Verdict(first=first, second=1 - first, code=f"{column}={value}")
-
-
 def _decoded(value: Any, meanings: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_decoded(one, meanings) for one in value]
-    return meanings.get(_text(value), value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return plain(value) if isinstance(value, int | float) else value.strip() if isinstance(value, str) else ""
+    return meanings.get(code_of(value), value)
 
 
 def _index(value: Any, column: str) -> Verdict:
     index = number(value, column)
     if index == 2.0:
-        raise UserError(
-            f"{column!r} is 2 in a row: then 1 may be the first answer or the second; say which with "
-            "'data.verdicts={1: first, 2: second}' or 'data.verdicts={0: first, 1: second, 2: tie}'"
-        )
+        raise UserError(f"{column!r} is 2 in a row{ONE_OR_TWO}")
     if index not in (0.0, 1.0):
         raise RowError("bad_label", f"{column!r} must be 0 or 1, not {index:g}")
-    return Verdict(first=1 - index, second=index, code=f"{column}={index:g}")
+    return Verdict(first=1 - index, second=index, code=f"{column}={index:g}", column=column)
 
 
 def _alpaca(preference: float) -> Verdict:
     """AlpacaEval's preference for output_2, from 1 (none) to 2 (certain)."""
+    if not 1.0 <= preference <= 2.0 and abs(preference) <= LARGEST_CODE:
+        raise _ambiguous("preference", plain(preference))
     if not 1.0 <= preference <= 2.0:
         raise RowError("bad_label", f"'preference' of output_1 and output_2 must be from 1 to 2, not {preference:g}")
     code = f"preference={preference:g}" if preference in (1.0, 1.5, 2.0) else f"preference{_sign(preference - 1.5)}1.5"
-    return Verdict(first=2 - preference, second=preference - 1, code=code)
+    return Verdict(first=2 - preference, second=preference - 1, code=code, column="preference")
 
 
-def _votes(row: Row) -> Iterator[tuple[str, Any]]:
+def _votes(row: Row) -> dict[str, list[Any]]:
+    """The votes of each column; those of several judges are together."""
+    found: dict[str, list[Any]] = {}
     for name in row:
-        if not (name in VERDICT_COLUMNS or _is_annotator(name)) or (value := row.get(name)) is None:
-            continue
-        for vote in value if isinstance(value, list) else [value]:
-            yield name, vote
+        if (name in VERDICT_COLUMNS or _is_annotator(name)) and (value := row.get(name)) is not None:
+            into = next((other for other in found if _is_annotator(other)), name) if _is_annotator(name) else name
+            found.setdefault(into, []).extend(value if isinstance(value, list) else [value])
     flags = {side: row.get(f"winner_{column}") for side, column in
              (("tie", "tie"), ("first", "model_a"), ("second", "model_b"))}  # fmt: skip
     if any(flag is not None for flag in flags.values()):
-        chosen = [side for side, flag in flags.items() if flag in (1, True, "1", "True", "true")]
-        yield "winner_*", chosen[0] if len(chosen) == 1 else None
+        chosen = [side for side, flag in flags.items() if code_of(flag).lower() in ("1", "true")]
+        found["winner_*"] = [chosen[0] if len(chosen) == 1 else None]
+    return found
 
 
 def _is_annotator(name: str) -> bool:
     return name.startswith(("annotator", "judge_")) and name[-1].isdigit()
 
 
-def _side(value: Any, name: str, answers: Sequence[str]) -> str:
-    word = re.sub(r"[\s-]+", "_", _text(value).lower().strip("[]")) if not isinstance(value, bool) else ""
+def _known(value: Any, answers: Sequence[str]) -> str | None:
+    """The side that a verdict in words names."""
+    word = re.sub(r"[\s-]+", "_", code_of(value).lower().strip("[]")) if not isinstance(value, bool) else ""
     own = [re.sub(r"[\s-]+", "_", column.lower()) for column in answers]
     if word and word in own:
         return SIDES[own.index(word)]
-    if found := WORDS.get(word) or COMPARISONS.get(word.replace("_", "")):
+    return WORDS.get(word) or COMPARISONS.get(word.replace("_", ""))
+
+
+def _side(value: Any, name: str, answers: Sequence[str]) -> str:
+    if found := _known(value, answers):
         return found
-    code = _text(value)
+    code = code_of(value)
     if name.startswith("annotator") and code in PANDA_CODES:
         return PANDA_CODES[code]
     if _is_number(value) and abs(float(value)) <= LARGEST_CODE:
