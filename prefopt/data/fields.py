@@ -145,10 +145,34 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
         "content": content("" if said is None and calls else said, f"{name}.content"),
     }
     if calls:
-        turn["tool_calls"] = json.loads(json.dumps(calls if isinstance(calls, list) else [calls], default=str))
+        turn["tool_calls"] = tool_calls(calls, name)
     if isinstance(value.get("name"), str):
         turn["name"] = string(value["name"], f"{name}.name")
     return turn
+
+
+def tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
+    """The tool calls of a turn. Arguments that are written as JSON are parsed, so that templates encode them once."""
+    value = _json(value, f"{name}.tool_calls") if isinstance(value, str) else value
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        if not isinstance(call, Mapping):
+            raise RowError("bad_tool_call", f"a tool call in {name!r} must be an object, not {shown(call)}")
+        made = {key: held for key, held in json.loads(json.dumps(call, default=str)).items() if held is not None}
+        inner = made.get("function", made)
+        if isinstance(inner, dict) and isinstance(arguments := inner.get("arguments"), str):
+            inner["arguments"] = {} if blank(arguments) else _json(arguments, f"the arguments of a call in {name!r}")
+        if not isinstance(inner, dict) or not isinstance(inner.get("arguments", {}), dict):
+            raise RowError("bad_tool_call", f"a tool call in {name!r} needs an object of arguments: {shown(call)}")
+        calls.append(made)
+    return calls
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RowError("bad_tool_call", f"{what} are not JSON: {shown(text)}") from None
 
 
 def messages(value: Any, name: str) -> tuple[Message, ...]:

@@ -200,12 +200,29 @@ def _table(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[dict[str,
     """
     limit = Limit(stored)
     for batch in batches:
+        called = _has_arguments(batch.schema)
         batch.validate(full=True)
         limit.count_rows(batch.num_rows)
         for start in range(0, batch.num_rows, ROWS):
             rows = batch.slice(start, ROWS).to_pylist()
             limit.count(sum(len(value) for row in rows for value in row.values() if isinstance(value, str | bytes)))
-            yield from rows
+            yield from (map(_given_arguments, rows) if called else rows)
+
+
+def _has_arguments(schema: pa.Schema) -> bool:
+    """Whether rows hold arguments of tool calls as structures, which have the parameters of all functions."""
+    return any("arguments: struct<" in str(kind) for kind in schema.types)
+
+
+def _given_arguments(value: Any, inside: bool = False) -> Any:
+    """A row without the nulls that Arrow puts in place of the parameters that a call does not give."""
+    if isinstance(value, dict):
+        return {
+            name: _given_arguments(held, inside or name == "arguments")
+            for name, held in value.items()
+            if not inside or held is not None
+        }
+    return [_given_arguments(held, inside) for held in value] if isinstance(value, list) else value
 
 
 class Limit:
@@ -273,4 +290,7 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
             f"({type(error).__name__}: {first_line(error)[:200]}); check the name and the network, or download the set "
             "and give its path"
         ) from error
-    return Opened(key, ((f"{source.path}:{i}", dict(row)) for i, row in enumerate(loaded)))
+    features = getattr(loaded, "features", None)
+    called = features is not None and _has_arguments(features.arrow_schema)
+    rows = (_given_arguments(dict(row)) if called else dict(row) for row in loaded)
+    return Opened(key, ((f"{source.path}:{i}", row) for i, row in enumerate(rows)))

@@ -10,7 +10,7 @@ from rich.text import Text as Styled
 
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.record_checks import turns
-from prefopt.data.record import Record, Rejection, Text
+from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.tokenize import Encoder, tokenize
 from prefopt.errors import UserError
 
@@ -48,7 +48,12 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
         return
     encoder = Encoder(tokenizer, config)
     rejected = tokenize([record], tokenizer, config).rejections
-    prompt, completions = encoder.encode(record)
+    try:
+        prompt, completions = encoder.encode(record)
+    except RowError as error:
+        raise UserError(
+            f"record {record.id} ({record.source}) is rejected as {error.reason}: {error.detail}"
+        ) from error
     console.print(
         Styled.assemble(
             ("■ ", TEMPLATE),

@@ -152,7 +152,10 @@ class Encoder:
         shared = min(_common(head, ids) for ids in full)
         if not shared:
             raise RowError("empty_prompt", "prompt and completions share no first token")
-        completions = [self._closed(ids[shared:], single) for ids, single in zip(full, texts.single, strict=True)]
+        completions = [
+            self._closed(ids[shared:], single, end)
+            for ids, single, end in zip(full, texts.single, texts.ends, strict=True)
+        ]
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
@@ -168,9 +171,11 @@ class Encoder:
         start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
         return [self.bos] * (start > 0 or self.adds_bos) + ids[start:]
 
-    def _closed(self, ids: list[int], single: bool) -> list[int]:
+    def _closed(self, ids: list[int], single: bool, end: str | None) -> list[int]:
         """A completion that ends with its end token, and has no other."""
-        ends = self._end_tokens()
+        ends = {self.tokenizer.eos_token_id}
+        if end is not None:
+            ends.add(self.tokenizer.convert_tokens_to_ids(end))
         if not ids or ids[-1] not in ends:
             ids = [*ids, self.tokenizer.eos_token_id]
         if single and any(token in ends for token in ids[:-1]):
@@ -178,12 +183,6 @@ class Encoder:
         if all(token in ends for token in ids) or blank(self.tokenizer.decode(ids[:-1])):
             raise RowError("empty_completion", "the completion is empty under this template")
         return ids
-
-    def _end_tokens(self) -> set[int]:
-        ends = {self.tokenizer.eos_token_id}
-        if isinstance(self.render, Chat) and self.render.end_token is not None:
-            ends.add(self.tokenizer.convert_tokens_to_ids(self.render.end_token))
-        return ends
 
     def _too_long(self, prompt: int | None, completions: list[list[int]], remark: str) -> RowError:
         sizes = (

@@ -94,10 +94,8 @@ def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
     ends = set(end_tokens(model, tokenizer))
     data = run.config.get("data", {})
     shape = renderer(tokenizer, str(data.get("template", "auto")), str(data.get("system", DataConfig.system)))
-    if isinstance(shape, Chat):
-        shape.render(({"role": "user", "content": "?"},), ("!",))
-        if shape.end_token is not None:
-            ends.add(tokenizer.convert_tokens_to_ids(shape.end_token))
+    if isinstance(shape, Chat) and shape.end_token is not None:
+        ends.add(tokenizer.convert_tokens_to_ids(shape.end_token))
     settings = model.generation_config
     settings.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
     if settings.pad_token_id is None:

@@ -223,6 +223,11 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", str(path), "--row", "3"]) == 2
     assert "empty_completion" in capsys.readouterr().err
     assert main(["data", "show", str(path), "--row", "77"]) == 2
+    write(path, [{**pairs(1)[0], "chosen": "Hi<|im_end|>"}])
+    assert main(["data", "show", str(path), "--row", "0", "--model", str(tmp_path / "model")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "a.jsonl:0" in line
+    assert "end_token_inside" in line
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -67,12 +67,18 @@ def completion_of(value: object, column: str) -> Text:
 
 
 def split_answer(turns: tuple[Message, ...], column: str) -> tuple[tuple[Message, ...], Text]:
-    """(The turns before the last one, the last one) of a dialogue that ends with an assistant turn."""
+    """(The turns before the last one, the last one) of a dialogue that ends with an assistant turn.
+
+    An answer that follows another assistant turn continues it as a paragraph of its own, as in `merge_speakers`.
+    """
     if turns[-1]["role"] != "assistant":
         raise RowError("not_an_answer", f"the last turn of {column!r} is {turns[-1]['role']}'s, not the assistant's")
     if len(turns) == 1:
         raise RowError("empty_prompt", f"{column!r} has an answer, but no prompt")
-    return turns[:-1], simple(turns[-1:])
+    *earlier, before, last = turns
+    if before["role"] == "assistant" and not before.get("tool_calls") and last["content"]:
+        before = {**before, "content": before["content"] + "\n\n"}
+    return (*earlier, before), simple((last,))
 
 
 def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Text, Text, Text]:
