@@ -92,7 +92,7 @@ def disk(records: int) -> dict[str, Any]:
     }
 
 
-def passes(model: Any, records: list[TokenRecord], max_tokens: int) -> dict[str, Any]:
+def passes(model: Any, records: list[TokenRecord]) -> dict[str, Any]:
     """Run a first and a second pass over the records, each with a newly opened store."""
     fed = sum(fed_tokens(r, "tree") for r in records)
     choose_layout(model)
@@ -103,7 +103,7 @@ def passes(model: Any, records: list[TokenRecord], max_tokens: int) -> dict[str,
         hashed = time.perf_counter() - start
         for _ in range(2):
             start, start_cpu = time.perf_counter(), time.process_time()
-            found.append(reference_table(model, records, ReferenceStore(Path(folder), name), max_tokens=max_tokens))
+            found.append(reference_table(model, records, ReferenceStore(Path(folder), name)))
             seconds.append(time.perf_counter() - start)
             cpu.append(time.process_time() - start_cpu)
         size = ReferenceStore(Path(folder), name).size_bytes
@@ -173,8 +173,8 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {"disk": disk(args.records)}
     if args.save:
-        result["world"] = passes(*world_records(args.world), max_tokens=4096)
-        result["smollm2"] = passes(*real_records(args.pairs, args.data), max_tokens=4096)
+        result["world"] = passes(*world_records(args.world))
+        result["smollm2"] = passes(*real_records(args.pairs, args.data))
         result["extrapolated"] = extrapolate(result)
         result["setting"] = {
             "threads": 1,

@@ -36,6 +36,7 @@ class Policy(nn.Module):
     Attributes:
         model: the wrapped model.
         layout: the layout of its rows, and why.
+        frozen_modes: modules that stay in evaluation mode in training, because they are random in it.
 
     Raises:
         UserError: no causal language model, or one that the gates refuse.
@@ -46,6 +47,7 @@ class Policy(nn.Module):
         check_model(model)
         self.model = model
         self.layout = layout if isinstance(layout, LayoutVerdict) else choose_layout(model, layout)
+        self.frozen_modes: Sequence[nn.Module] = ()
         self._kernels = install(model)
         self._own_attention: str | None = None
         if self.layout.layout == "tree":
@@ -69,6 +71,13 @@ class Policy(nn.Module):
     def get_base_model(self) -> Any:
         """The wrapped model."""
         return self.model
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation mode, but for `frozen_modes`."""
+        super().train(mode)
+        for module in self.frozen_modes:
+            module.training = False
+        return self
 
     def forward(self, row: Row, options: Options = PLAIN) -> TokenStats | Tensor:
         """Per-token statistics of a row, (N,); hidden states (N, H) with `options.hidden_only`."""

@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -96,15 +97,39 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
     require_peft()
     from peft import PeftModel
 
+    ends = _tied_ends(model)
     if not (Path(folder) / WEIGHTS).is_file():
         raise UserError(f"{folder} has {SETTINGS} but no {WEIGHTS}: adapters in other formats are not read")
     try:
         with _quiet():
-            return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except Exception as error:  # of peft, torch or safetensors
         raise UserError(
             f"the adapter in {folder} does not fit the model that it is for: {first_line(error)[:300]}"
         ) from error
+    _check_attached(adapted, folder, ends)
+    return adapted
+
+
+def _check_attached(model: Any, folder: str, ends: Collection[str]) -> None:
+    """Raise UserError where a saved adapter is not whole, or changes one of the `ends` that share their weights."""
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    changed = (name for name, m in model.get_base_model().named_modules()
+               if name in ends and isinstance(m, BaseTunerLayer | ModulesToSaveWrapper))  # fmt: skip
+    if (name := next(changed, None)) is not None:
+        raise UserError(f"the adapter in {folder} changes {name}, which {_TIED}; make one without it, or give the "
+                        "model an output embedding of its own (tie_word_embeddings=false)")  # fmt: skip
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    unused = {name for name in saved - wanted if ".lora_" in name}
+    for names, what in ((wanted - saved, "are not in its file; they would be untrained"), (unused, "match no layer")):
+        if names:
+            raise UserError(f"the adapter in {folder} does not fit the model that it is for: {len(names)} of its "
+                            f"weights ({', '.join(sorted(names)[:3])}) {what}")  # fmt: skip
 
 
 def saved_settings(path: str) -> dict[str, Any] | None:
@@ -189,12 +214,19 @@ def check_targets(model: Any, targets: Iterable[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             raise UserError(f"peft.target_modules: no layer of {type(model).__name__} is called {target!r}"
                             f"{nearest(target, known)}; its layers: {', '.join(known)}")  # fmt: skip
-        head = model.get_output_embeddings()
-        tied = head is not None and head.weight is model.get_input_embeddings().weight
-        ends = {name for name, module in model.named_modules() if module in (head, model.get_input_embeddings())}
-        if tied and any(name == target or name.endswith(f".{target}") for name in ends):
-            raise UserError(f"peft.target_modules: {target} shares its weights between input and output of this model, "
-                            "so an adapter on it could not be merged; leave it out")  # fmt: skip
+        if any(name == target or name.endswith(f".{target}") for name in _tied_ends(model)):
+            raise UserError(f"peft.target_modules: {target} {_TIED}; leave it out")
+
+
+_TIED = "shares its weights between input and output of this model, so an adapter on it could not be merged"
+
+
+def _tied_ends(model: Any) -> set[str]:
+    """The names of input and output embedding where they share their weights."""
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is None or last.weight is not first.weight:
+        return set()
+    return {name for name, module in model.named_modules() if module is first or module is last}
 
 
 def _layers(model: Any) -> dict[str, nn.Module]:
@@ -204,9 +236,10 @@ def _layers(model: Any) -> dict[str, nn.Module]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ignore the warning that peft causes in transformers by reading an attribute under its old name."""
+    """Ignore peft's warnings of what is checked here, and of an attribute that it reads under its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)
+        warnings.filterwarnings("ignore", r"Found missing adapter keys|.*tie_word_embeddings=True")
         yield
 
 

@@ -69,7 +69,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> Any:
-    """Load a causal language model from safetensors, without dropout, so that policy and reference are comparable.
+    """Load a causal language model from safetensors.
 
     A folder with an adapter gives the model below it with the adapter merged.
 
@@ -183,7 +183,6 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         check_files(resolved, revision, trust_remote_code=config.trust_remote_code)
         settings = AutoConfig.from_pretrained(resolved, **shared)
         check_layers(settings, resolved)
-        without_dropout(settings)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolved, config=settings, output_loading_info=True, **how, **shared
         )
@@ -193,13 +192,6 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
                         f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
     return model
-
-
-def without_dropout(settings: Any) -> None:
-    """Set every dropout probability of a model's config to zero."""
-    for name, value in list(vars(settings).items()):
-        if isinstance(value, float) and ("dropout" in name or name.endswith(("_pdrop", "_drop"))):
-            setattr(settings, name, 0.0)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "hyperparameters": metadata_checks.hyperparameters,
     "runs": value_checks.runs,
     "value at reference": value_checks.stated_value,
+    "rounding at reference": value_checks.rounding_at_reference,
     "direction": value_checks.direction,
     "gradient": value_checks.gradient,
     "extremes": value_checks.extremes,

@@ -94,6 +94,16 @@ def at_reference(numbers: Numbers) -> Named:
     return same
 
 
+def jittered(numbers: Numbers, seed: int) -> Named:
+    """Change the policy's log-probs by a millionth of themselves up or down, as another packing of a forward does."""
+    generator = torch.Generator().manual_seed(seed)
+    near = dict(numbers)
+    for name, value in numbers.items():
+        if f"ref_{name}" in numbers:
+            near[name] = value * (1 + 2e-6 * (torch.rand(value.shape, generator=generator, dtype=value.dtype) - 0.5))
+    return near
+
+
 def extreme_numbers(data: Data) -> Named:
     """Log-ratios of +-1e4, probabilities of 1, lengths 1 and 64, in every combination of the sides; float64."""
     points = [(-10000.5, -0.5), (-0.5, -10000.5), (0.0, -10000.0), (-10000.0, 0.0), (-1e-6, -0.5), (-3.0, -3.0)]

@@ -21,6 +21,7 @@ from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
 from prefopt.engine.packing import Cost, Packer
 from prefopt.engine.policy import Policy
+from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import ReferenceStore
 from prefopt.engine.reference.table import ReferenceTable, reference_table
@@ -148,11 +149,13 @@ def _build(
     for feed in feeds.values():  # what cannot be packed or scored is refused before the reference is computed
         _check_lengths(feed, model, batch, layout)
     name, tables = _reference_pass(model, feeds, needs, given, args, batch, clock)
+    is_start = given.reference is None or name == fingerprint(model, _precision(args))
     live = given.reference
     if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
         live = twin(model, given.reference)
     live = live if needs.moving_reference or Vocab.KL in needs.vocab else None
     policy, live_policy = _policies(model, live, batch.layout)
+    remove_randomness(policy)
     budget, process = batch.budget(args.device.type), (args.process_index, args.world_size)
     batcher = Batcher(needs, policy.layout.layout, budget, cost_of(model), process)
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -160,7 +163,7 @@ def _build(
         split: Offline(feed, records=batch.records, seed=seed, shuffle=split == "train", reference=tables.get(split))
         for split, feed in feeds.items()
     }
-    reference = RunReference(name=name, tables=tables, policy=live_policy, is_start=given.reference is None)
+    reference = RunReference(name=name, tables=tables, policy=live_policy, is_start=is_start)
     settings = replace(given, callbacks=[*given.callbacks, *early_stopping(given.trainer)])
     return PreferenceTrainer(policy, loss, args, sources, batcher, reference, settings)
 
@@ -186,9 +189,8 @@ def _reference_pass(
     referee = (model if given.reference is None else given.reference).to(args.device)
     choose_layout(referee, batch.layout)
     about = {"model": referee.config.name_or_path, "dtype": str(referee.dtype)}
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     start = time.perf_counter()
-    name = fingerprint(referee, precision)
+    name = fingerprint(referee, _precision(args))
     check_same_weights(name)
     store = ReferenceStore(given.store or cache_dir() / "reference", name, about)
     tables = {}
@@ -198,7 +200,6 @@ def _reference_pass(
                 referee,
                 feed,
                 store,
-                max_tokens=batch.budget(args.device.type),
                 entropy=Vocab.REF_ENTROPY in needs.vocab,
                 process=(args.process_index, args.world_size),
                 barrier=PartialState().wait_for_everyone,
@@ -206,6 +207,10 @@ def _reference_pass(
             )
     clock(time.perf_counter() - start)
     return name, tables
+
+
+def _precision(args: TrainingArguments) -> str | None:
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else None
 
 
 def _policies(model: Any, live: Any, wish: str) -> tuple[Policy, Policy | None]:

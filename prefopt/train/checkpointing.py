@@ -98,7 +98,8 @@ def _figures(run: Run, evaluation_due: bool) -> dict[str, Any]:
     sums, losses, tokens = zip(*run.from_all(mine), strict=True)
     run.count_tokens(tokens)
     return {"sums": sums, "losses": losses, "loss_of_earlier_logs": run.unlogged.earlier,
-            "last_logged": run.unlogged.after, "evaluation_due": evaluation_due}  # fmt: skip
+            "last_logged": run.unlogged.after, "evaluation_due": evaluation_due,
+            "at_reference": run.step.at_reference}  # fmt: skip
 
 
 def _save_extras(run: Run, folder: Path) -> None:
@@ -159,9 +160,11 @@ def load_states(run: Run, folder: Path) -> bool:
                 attributes = kept[type(callback).__name__]["attributes"]
                 check_form(attributes, callback.state()["attributes"], type(callback).__name__)
                 vars(callback).update(attributes)
+        run.step.at_reference = False
         if not (folder / saving.FIGURES).is_file():
             return False
         figures = saving.load_figures(folder)
+        run.step.at_reference = figures["at_reference"]
         sums, losses = figures["sums"], figures["losses"]
         rank, count = run.args.process_index, run.args.world_size
         if len(sums) == count:

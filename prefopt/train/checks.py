@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError, UserError
-from prefopt.plugin import Loss, LossOutput, value_at_reference
+from prefopt.plugin import Logps, Loss, LossOutput, value_at_reference
 from prefopt.train.examples import BatchLoss
 from prefopt.train.replay import side
 
@@ -114,10 +115,7 @@ def check_first_batch(outcome: BatchLoss, loss: Loss, precision: torch.dtype) ->
     """
     logps = outcome.logps
     if logps.ref_sum is not None:
-        off = (logps.sum.detach() - logps.ref_sum).abs()
-        # Stored log-probs are float32; rounding errors of tokens add up like a random walk.
-        tolerance = max(TOLERANCE.get(precision, 0.25), TOLERANCE[torch.float32])
-        excess = off / (tolerance * logps.num_tokens.sqrt())
+        excess = (logps.sum.detach() - logps.ref_sum).abs() / _allowed(logps, precision)
         worst = int(excess.argmax())
         if not excess[worst] <= 1:
             ids = [f.id for f in outcome.facts for _ in range(f.completions)]
@@ -137,6 +135,38 @@ def check_first_batch(outcome: BatchLoss, loss: Loss, precision: torch.dtype) ->
             f"the first batch's loss is {got:.5g}, but where policy and reference are equal this loss is {want:.5g}. "
             f"{_REMEDY}"
         )
+
+
+def at_reference(logps: Logps, precision: torch.dtype) -> Logps:
+    """Log-probs of a policy that still is its reference: what differs by no more than rounding is equal.
+
+    Losses with a kink at policy = reference (a relu, a sort) would otherwise take their first gradients from the
+    rounding of two forwards. Values become the reference's, whatever the packing; gradients stay the policy's.
+    """
+    changed = {}
+    if logps.ref_sum is not None:
+        same = (logps.sum.detach() - logps.ref_sum).abs() <= _allowed(logps, precision)
+        changed["sum"] = _equal(logps.sum, logps.ref_sum, same)
+        if logps.token is not None and logps.ref_token is not None:
+            changed["token"] = _equal(logps.token, logps.ref_token, same[:, None])
+    if logps.kl is not None:
+        changed["kl"] = _equal(logps.kl, torch.zeros_like(logps.kl), logps.kl.abs() <= _tolerance(precision))
+    return replace(logps, **changed)
+
+
+def _equal(value: Tensor, to: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, to.to(value.dtype) + (value - value.detach()), value)
+
+
+def _allowed(logps: Logps, precision: torch.dtype) -> Tensor:
+    """(C,) how far policy and reference may be apart where they are one model; rounding errors add up like a random
+    walk."""
+    return _tolerance(precision) * logps.num_tokens.sqrt()
+
+
+def _tolerance(precision: torch.dtype) -> float:
+    """The same for one token; stored log-probs are float32."""
+    return max(TOLERANCE.get(precision, 0.25), TOLERANCE[torch.float32])
 
 
 _REMEDY = (

@@ -71,17 +71,5 @@ def _as_wide(value: Tensor, like: Tensor) -> Tensor:
     return value if value.ndim == 1 else value[:, : like.shape[1]]
 
 
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Of this process's generators, so that a second pass draws the same dropout."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Go back to `random_state`."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
-
-
 def _plain(value: Tensor) -> Tensor:
     return value.detach().cpu()

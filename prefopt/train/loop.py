@@ -94,7 +94,7 @@ class PreferenceTrainer:
         self.num_weights = sum(p.numel() for p in policy.parameters())
         self.wrapped: Any = policy  # in DDP or sharded, from the beginning of training on
         self.step = Step(policy, policy, loss, args, self.accelerator, reference.policy,
-                         check_first=reference.is_start and loss.needs.reference,
+                         at_reference=reference.is_start and loss.needs.reference,
                          after_micro_batch=partial(self.event, "on_substep_end"))  # fmt: skip
         self.optimizer: Any = None
         self.schedule: Any = None
@@ -143,6 +143,7 @@ class PreferenceTrainer:
                     self.optimizer.step()
                     self.event("on_optimizer_step")
                     self.rate = learning_rate(self.args, self.optimizer, self.schedule)
+                    self.step.at_reference &= self.rate == 0  # the first step of a warm-up changes nothing
                     if not by_metric(self.args) and not self.optimizer.step_was_skipped:
                         self.schedule.step()
                     self.wrapped.zero_grad()

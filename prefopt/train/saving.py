@@ -193,6 +193,7 @@ def load_figures(folder: Path) -> dict[str, Any]:
         "loss_of_earlier_logs": float(kept["loss_of_earlier_logs"]),
         "last_logged": int(kept["last_logged"]),
         "evaluation_due": bool(kept["evaluation_due"]),
+        "at_reference": bool(kept.get("at_reference", False)),
     }
 
 

@@ -22,9 +22,9 @@ from prefopt.errors import UserError
 from prefopt.plugin import Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.batches import Share, Work
-from prefopt.train.checks import check_finite, check_first_batch, check_output
+from prefopt.train.checks import at_reference, check_finite, check_first_batch, check_output
 from prefopt.train.examples import BatchLoss, Facts, examples_of
-from prefopt.train.gradient_cache import Whole, carried, random_state, set_random_state
+from prefopt.train.gradient_cache import Whole, carried
 from prefopt.train.metrics import Tally, tally_batch
 
 
@@ -39,7 +39,8 @@ class Step:
         args: precision, device and processes.
         accelerator: scales and runs the backward.
         reference: a live reference, for losses that need its whole vocabulary or move it.
-        check_first: the policy starts as the reference, so the loss of the first step is known beforehand.
+        at_reference: the policy still is the reference: it starts as it, and no update has changed it. Their log-probs
+            are then equal, and the loss of the first step is known beforehand.
         after_micro_batch: called after each.
         state: the running state of a loss that has one.
         tally: the figures since it was last replaced.
@@ -51,7 +52,7 @@ class Step:
     args: TrainingArguments
     accelerator: Accelerator
     reference: Policy | None = None
-    check_first: bool = False
+    at_reference: bool = False
     after_micro_batch: Callable[[], None] = lambda: None
     state: State | None = None
     tally: Tally = field(default_factory=Tally)
@@ -92,10 +93,9 @@ class Step:
 
     def _in_two_passes(self, share: Share, number: int) -> Tensor:
         """The same for a loss on the whole global batch: see `prefopt.train.gradient_cache`."""
-        states, scored = [], []
+        scored = []
         with torch.no_grad():
             for work in share.work:
-                states.append(random_state(self.args.device))
                 scored.append(self.score(work))
                 self.after_micro_batch()
         whole = Whole.gather(share.work, scored, self.args.world_size)
@@ -105,8 +105,7 @@ class Step:
             tally_batch(self.tally, outcome)
         objective = outcome.weighted.sum() / share.examples
         gradients = whole.gradients(objective, leaves)
-        for work, state in zip(share.work, states, strict=True):
-            set_random_state(state, self.args.device)
+        for work in share.work:
             with self._gradients_exchanged(last=work is share.work[-1]):
                 part = carried(self.score(work), [gradients[r] for r in work.index] if work.real else [])
                 self.accelerator.backward(part * self.args.world_size)
@@ -150,7 +149,8 @@ class Step:
             NotFinite: it is not.
             TrainingError: at step 1 it is not what the plugin says that it is where policy and reference are equal.
         """
-        examples = examples_of(facts, logps, self.loss.needs)
+        tied = at_reference(logps, computed_in(self.args, self.policy)) if self.at_reference else logps
+        examples = examples_of(facts, tied, self.loss.needs)
         name = type(self.loss).__name__
         try:
             output = self.loss(examples.logps, *((self.state,) if self.loss.needs.state else ()))
@@ -163,7 +163,7 @@ class Step:
         found = BatchLoss(facts, logps, examples, output)
         if number is not None:
             check_finite(found, number)
-            if self.check_first and number == 1:
+            if self.at_reference and number == 1:
                 check_first_batch(found, self.loss, computed_in(self.args, self.policy))
             if output.state is not None:
                 self.state = {key: value.detach().clone() for key, value in output.state.items()}

@@ -30,6 +30,21 @@ def test_a_run_is_repeated_bit_for_bit(run: Run, capsys: pytest.CaptureFixture[s
     assert "already has a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", [["batch.max_tokens=100"], ["loss=kto", "batch.layout=padded"],
+                                   ["seed=5", "data.max_records=30"]], ids=str)  # fmt: skip
+def test_a_run_is_repeated_in_a_cache_that_another_run_filled(
+    other: list[str], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A log-prob of the reference has the same bits, whoever computed it and beside what."""
+    assert run("batch.max_tokens=400") == 0
+    monkeypatch.setenv("PREFOPT_CACHE", str(run.out.with_name("cache")))
+    assert run(*other, f"output_dir={run.out}-other") == 0
+    again = run.out.with_name("again")
+    assert main(["rerun", str(run.out), "--output-dir", str(again)]) == 0
+    assert "identical: " in capsys.readouterr().out
+    assert json.loads((again / "summary.json").read_text())["reference"]["found"] > 0
+
+
 def test_another_run_is_not_identical_and_the_step_is_named(run: Run, finished: Path) -> None:
     assert run("seed=1", f"output_dir={run.out}-1") == 0
     assert run("trainer.dataloader_num_workers=1", f"output_dir={run.out}-workers") == 0

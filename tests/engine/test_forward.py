@@ -15,8 +15,8 @@ from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Head
 from prefopt.engine.layout import Layout
 from prefopt.engine.policy import Policy
+from prefopt.engine.randomness import switch_off
 from prefopt.engine.scoring import Branch, MicroBatch, score
-from prefopt.models.load import without_dropout
 from tests.engine import families, tiny
 from tests.engine.gradients import DATA, apart, engine_grads, flat, grads, plain_grads, weights_of, worst
 
@@ -89,7 +89,7 @@ def test_frozen_parts(frozen: list[str]) -> None:
 def test_activation_checkpointing(family: str, reentrant: bool) -> None:
     """The plan travels with the call: a recomputation of the first row after the second was run gets its own plan."""
     model = families.model(family)
-    without_dropout(model.config)
+    switch_off(model)
     parts = [DATA[:1], DATA[1:]]
     want = [plain_grads(model, part) for part in parts]
     model.activation_checkpointing_enable({"use_reentrant": reentrant})

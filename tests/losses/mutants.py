@@ -83,6 +83,20 @@ class BroadcastMeanDPO(DPO):
 
 
 @mutant
+class JumpingDPO(DPO):
+    """The value jumps where policy = reference, so that rounding decides it."""
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        loss = super().__call__(logps).loss
+        return pair_output(torch.where(logps.chosen.ratio < 0, loss + 0.5, loss), logps)
+
+
+@mutant
+class SilentDPOP(DPOP):
+    """A kink where every run starts, and no word about it."""
+
+
+@mutant
 class ReferenceSimPO(SimPO):
     """3. A reference declared, loaded and run, and never used."""
 

@@ -20,6 +20,8 @@ CAUGHT_BY_THE_KIT = [
     (mutants.LengthByNonZeroIPO, "value at reference", "nan"),
     (mutants.BroadcastDPO, "runs", "one value per example"),
     (mutants.BroadcastMeanDPO, "batch laws", "declare `coupled`"),
+    (mutants.JumpingDPO, "rounding at reference", "up to rounding, stated"),
+    (mutants.SilentDPOP, "rounding at reference", "must say what happens at step 0"),
     (mutants.ReferenceSimPO, "needs", "reference is declared, but"),
     (mutants.WrongSignKTO, "direction", "the wrong way"),
     (mutants.PlusRobustDPO, "value at reference", "stated"),

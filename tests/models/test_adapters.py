@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.models.adapters import PeftConfig, attach, base_twin, check_targets, own_weights, twin
-from prefopt.models.load import ModelConfig, load_model, load_policy, load_reference
+from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_policy, load_reference
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from tests.train import tiny
@@ -210,6 +212,67 @@ def test_a_head_that_is_also_the_embedding_is_refused() -> None:
     check_targets(tiny.model(), ["lm_head"])
     assert not any("lm_head" in n for n, p in attach(tied, PeftConfig(method="lora"), seed=0).named_parameters()
                    if p.requires_grad)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": "all-linear"},
+                                 {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+                                 {"target_modules": ["embed_tokens"]}], ids=str)  # fmt: skip
+def test_a_loaded_adapter_on_a_tied_head_is_refused(how: dict[str, Any], tmp_path: Path) -> None:
+    """Whoever made it: merged, it would change the input embedding, too."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny.model(dtype=torch.float32, tie_word_embeddings=True)
+    base.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about just this
+        made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **how))
+        made.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+        made.save_pretrained(tmp_path / "adapter")
+    config, ends = ModelConfig(path=str(tmp_path / "adapter")), str(how)
+    loads = [lambda: load_model(config), lambda: load_as_trained(config),
+             lambda: load_policy(config, PeftConfig(method="lora", r=4, alpha=8), seed=0)]  # fmt: skip
+    for load_it in loads:
+        if "lm_head" in ends or "embed_tokens" in ends:
+            with pytest.raises(UserError, match=r"(lm_head|embed_tokens), which shares its weights.*without it"):
+                load_it()
+        else:
+            assert load_it() is not None
+
+
+@pytest.mark.parametrize("change", ["fewer", "more"])
+def test_a_loaded_adapter_that_is_not_whole_is_refused(folder: str, change: str, tmp_path: Path) -> None:
+    policy(folder).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    if change == "fewer":
+        del weights[name]
+    else:
+        weights[name.replace("layers.0", "layers.7")] = weights[name].clone()
+    save_file(weights, file)
+    says = "not in its file" if change == "fewer" else "match no layer"
+    with pytest.raises(UserError, match=rf"does not fit.*1 of its weights .*lora_A.* {says}"):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_dropout_of_a_loaded_adapter_is_switched_off_and_not_saved(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy(folder).save_pretrained(tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_dropout": 0.5}))
+    losses = []
+    for path in ("adapter", "plain"):
+        if path == "plain":
+            policy(folder).save_pretrained(tmp_path / path)
+        config = ModelConfig(path=str(tmp_path / path))
+        model = load_policy(config, PeftConfig(method="lora", r=4, alpha=8), seed=0)
+        kept = tiny.run(load("simpo"), DATA, tmp_path / "run" / path, model, max_steps=3)
+        kept.trainer.save_model(tmp_path / "final" / path)
+        losses.append(kept.losses)
+    assert losses[0] == losses[1]
+    assert json.loads((tmp_path / "final" / "adapter" / "adapter_config.json").read_text())["lora_dropout"] == 0.0
+    assert "switched off in training, because it is random: lora_dropout=0.5" in caplog.text
 
 
 @pytest.mark.parametrize(

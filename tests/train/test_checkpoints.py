@@ -59,17 +59,6 @@ def test_resumed_run_is_bit_identical(name: str, step: int, workers: int, tmp_pa
     assert tiny.apart(resumed.weights, whole.weights) == 0.0
 
 
-def test_resume_draws_the_same_dropout(tmp_path: Path) -> None:
-    loss, options = loss_and_options("simpo")
-    whole, resumed = (
-        tiny.run(loss, DATA, tmp_path, tiny.model(attention_dropout=0.3), resume=resume, **options)
-        for resume in (None, tmp_path / "checkpoint-2")
-    )
-    plain = tiny.run(loss, DATA, tmp_path, **options)
-    assert resumed.losses == whole.losses
-    assert plain.losses != whole.losses
-
-
 def test_a_full_disk_is_a_named_error_and_leaves_the_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,9 +69,11 @@ def test_another_live_reference_stops_the_run(tmp_path: Path) -> None:
         _with_reference(right, _table(right), live).train()
 
 
-def test_dropout_in_the_policy_stops_the_run(tmp_path: Path) -> None:
+def test_dropout_that_was_turned_on_again_stops_the_run(tmp_path: Path) -> None:
+    trainer = tiny.make(load("dpo"), PAIRS, tmp_path, tiny.model())
+    trainer.model.model.layers[0].self_attn.attention_dropout = 0.5
     with pytest.raises(TrainingError, match="dropout"):
-        tiny.run(load("dpo"), PAIRS, tmp_path, tiny.model(attention_dropout=0.5))
+        trainer.train()
 
 
 def test_a_reference_given_as_another_model_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from tests.train import tiny
 DESIGN = {"loss", "logps/chosen", "logps_mean/chosen", "lengths/chosen"}
 
 
-def _loss(name: str) -> Any:
+def loss_of(name: str) -> Any:
     loss = example(load_class(name))
     return replace(loss, vocab_size=tiny.VOCAB) if hasattr(loss, "vocab_size") else loss
 
 
-def _data(loss: Any) -> list[Any]:
+def data_of(loss: Any) -> list[Any]:
     data = tiny.records(loss.needs.data, 8)
     if loss.needs.data is Data.LISTS:  # three completions each: some lists have a gold one
         data = [r for r in tiny.records(Data.LISTS, 40) if len(r.completions) == 3][:8]
@@ -33,8 +33,8 @@ def _data(loss: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", sorted(MENU))
 def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str, tmp_path: Path) -> None:
-    loss = _loss(name)
-    data = _data(loss)
+    loss = loss_of(name)
+    data = data_of(loss)
     kept = tiny.make(loss, data, tmp_path, eval=data, max_steps=2, weight_decay=0.0)
     (batch,) = kept.shares("train")
     with torch.no_grad():
@@ -59,8 +59,8 @@ def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str,
 
 def _moved(name: str, tmp_path: Path, how: str) -> bool:
     """Whether the loss of a batch on the real way changes where one thing that it is handed does."""
-    loss = _loss(name)
-    trainer = tiny.make(loss, _data(loss), tmp_path)
+    loss = loss_of(name)
+    trainer = tiny.make(loss, data_of(loss), tmp_path)
     (batch,) = trainer.shares("train")
     (work,) = batch.work
     with torch.no_grad():
@@ -93,7 +93,7 @@ def _value(trainer: Any, facts: Any, logps: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", [*tiny.CORE, "odpo", "rebel", "plackett_luce", "pro", "cpo", "bco"])
 @pytest.mark.parametrize("how", ["reference", "lengths", "scores"])
 def test_a_declared_need_is_a_used_need(name: str, how: str, tmp_path: Path) -> None:
-    needs = _loss(name).needs
+    needs = loss_of(name).needs
     if how == "scores" and needs.data not in (Data.PAIRS, Data.LISTS):
         assert not needs.scores
         return

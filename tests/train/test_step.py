@@ -103,28 +103,3 @@ def test_applied_gradient_is_autograd_on_plain_log_probs(
     assert kept.losses[0] == pytest.approx(float(value.detach()), rel=1e-5)
     size = max(float(g.abs().max()) for g in wanted.values())
     assert tiny.apart(kept.gradients[0], wanted) < 1e-5 * size
-
-
-def test_the_second_pass_of_a_coupled_loss_draws_the_same_dropout(tmp_path: Path) -> None:
-    config = BatchConfig(records=12, max_tokens=60)
-    policy = tiny.model(attention_dropout=0.3)
-    trainer = tiny.make(load("aot"), tiny.records(Data.PAIRS, 12), tmp_path, policy, batch=config,
-                        reference=tiny.model(), max_steps=1)  # fmt: skip
-    score, sums = trainer.step.score, []
-
-    def kept(*args: Any) -> Any:
-        flat = score(*args)
-        sums.append((torch.is_grad_enabled(), flat.sum.detach()))
-        return flat
-
-    trainer.step.score = kept  # type: ignore[method-assign]
-    trainer.train()
-    count = len(sums) // 2
-    assert count > 1
-    assert [graph for graph, _ in sums] == [False] * count + [True] * count
-    for (_, first), (_, second) in zip(sums[:count], sums[count:], strict=True):
-        assert torch.equal(first, second)
-    with torch.no_grad():
-        trainer.model.eval()
-        (batch,) = trainer.shares("train")
-        assert not torch.allclose(score(batch.work[0]).sum, sums[0][1]), "there is dropout"

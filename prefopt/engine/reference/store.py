@@ -43,6 +43,7 @@ Entry = tuple[Array, Array | None]  # per-token log-probs, and entropies where t
 
 ARRAYS = ("keys", "offsets", "token", "entropy")
 NAME = re.compile(r"[0-9a-f]{32}")
+COMPUTED = b"alone"  # how entries are computed: a change of it changes their bits, so old ones must not be found
 DIGEST = re.compile(r"[0-9a-f]{32}")
 # Nobody still writes a `tmp-` folder of this age: a part is written in seconds.
 LEFTOVER_SECONDS = 3600.0
@@ -50,7 +51,7 @@ LEFTOVER_SECONDS = 3600.0
 
 def entry_key(prompt: Array, completion: Array) -> Key:
     """The name of an entry: a hash of its token ids."""
-    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16)
+    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=16, person=COMPUTED)
     digest.update(prompt.astype(np.int32).tobytes())
     digest.update(completion.astype(np.int32).tobytes())
     return digest.digest()

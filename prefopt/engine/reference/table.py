@@ -3,6 +3,10 @@
 Entries are named after the token ids of prompt and completion, so pairs, lists and single completions of the same texts
 share them, and so do losses, seeds, orders and length limits. A later run computes only what is missing, and checks a
 few of the entries that it reuses by computing them again.
+
+A result must not depend on who filled the store. On a CPU each entry is therefore computed in a forward of its own, so
+that its bits depend on its token ids alone. On a GPU, where that would take several times as long, forwards have a size
+of their own, whatever `batch.max_tokens` is: the bits are the same for runs that find the same texts missing.
 """
 
 from __future__ import annotations
@@ -21,14 +25,16 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import rounding
 from prefopt.engine.policy import opened
 from prefopt.engine.reference.store import Array, Entry, Key, ReferenceStore, entry_key
-from prefopt.engine.scoring import Scored, score
+from prefopt.engine.scoring import Scored, fed_tokens, score
 from prefopt.errors import UserError
 
 # A part is written after so many tokens or seconds, whichever comes first: a kill loses no more.
 PART_TOKENS = 200_000
 PART_SECONDS = 60.0
-# Completion tokens scored between two looks at the clock, as a multiple of the tokens of a forward.
-FORWARDS = 8
+# Tokens scored between two looks at the clock.
+BATCH_TOKENS = 16_384
+# Tokens of a forward on a GPU.
+FORWARD_TOKENS = 4096
 # Entries computed again when a store is reused.
 VERIFIED = 4
 
@@ -80,7 +86,6 @@ def reference_table(
     records: Sequence[TokenRecord],
     store: ReferenceStore,
     *,
-    max_tokens: int = 4096,
     entropy: bool = False,
     process: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
@@ -92,7 +97,6 @@ def reference_table(
         model: the reference, as the store's fingerprint saw it; a model or a `Policy`.
         records: the records to score.
         store: where entries are kept.
-        max_tokens: tokens of one forward.
         entropy: also keep the entropies of the reference's distributions.
         process: (rank, count) of the processes that build the table together; each computes its share of what is
             missing, and `barrier` waits for the others.
@@ -106,7 +110,7 @@ def reference_table(
     store.check()
     keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
     with opened(model) as policy:
-        hits = _Pass(policy, records, keys, store, entropy).run(max_tokens, process, progress)
+        hits = _Pass(policy, records, keys, store, entropy).run(process, progress)
     barrier()
     store.refresh()
     found = [store.get(k, entropy) for record in keys for k in record]
@@ -135,7 +139,7 @@ class _Pass:
     store: ReferenceStore
     entropy: bool
 
-    def run(self, max_tokens: int, process: tuple[int, int], progress: Callable[[int], None]) -> int:
+    def run(self, process: tuple[int, int], progress: Callable[[int], None]) -> int:
         """Compute this process's share of what the store lacks; returns the number of entries that it has."""
         missing = self.missing()
         hits = sum(map(len, self.keys)) - sum(map(len, missing.values()))
@@ -145,7 +149,7 @@ class _Pass:
         rank, count = process
         # Shared out by content, not by place among the missing: processes may see different stores.
         mine = [i for i in missing if int.from_bytes(self.keys[i][0][:8], "little") % count == rank]
-        self.fill({i: missing[i] for i in mine}, max_tokens, progress)
+        self.fill({i: missing[i] for i in mine}, progress)
         return hits
 
     def missing(self) -> dict[int, list[int]]:
@@ -164,12 +168,12 @@ class _Pass:
                     missing.setdefault(i, []).append(c)
         return missing
 
-    def fill(self, missing: dict[int, list[int]], max_tokens: int, progress: Callable[[int], None]) -> None:
+    def fill(self, missing: dict[int, list[int]], progress: Callable[[int], None]) -> None:
         """Compute what is missing, and write it part by part."""
         entries: dict[Key, Entry] = {}
         tokens, since = 0, time.monotonic()
-        for batch in self._batches(missing, FORWARDS * max_tokens):
-            for i, scored in zip(batch, self._score(batch, missing, max_tokens, progress), strict=True):
+        for batch in self._batches(missing, BATCH_TOKENS):
+            for i, scored in zip(batch, self._score(batch, missing, progress), strict=True):
                 assert scored.token is not None
                 for n, c in enumerate(missing[i]):
                     entries[self.keys[i][c]] = scored.token[n], scored.entropy[n] if scored.entropy else None
@@ -187,7 +191,7 @@ class _Pass:
         chosen = random.Random(hashlib.blake2b(b"".join(self.keys[i][c] for i, c in have)).digest())
         for i, c in chosen.sample(have, min(VERIFIED, len(have))):
             entry = self.store.get(self.keys[i][c], self.entropy)
-            (scored,) = self._score([i], {i: [c]}, 2**31)
+            (scored,) = self._score([i], {i: [c]})
             assert entry is not None
             assert scored.token is not None
             error = float(np.abs(scored.token[0] - entry[0]).max())
@@ -199,7 +203,7 @@ class _Pass:
                 )
 
     def _batches(self, missing: dict[int, list[int]], tokens: int) -> list[list[int]]:
-        """Records in batches of about so many tokens, longest first: a budget that is too small shows at once."""
+        """Records in batches of about so many tokens, longest first: a lack of memory shows at once."""
         size = {
             i: len(self.records[i].prompt) + sum(len(self.records[i].completions[c]) for c in completions)
             for i, completions in missing.items()
@@ -218,7 +222,6 @@ class _Pass:
         self,
         batch: Sequence[int],
         completions: dict[int, list[int]],
-        max_tokens: int,
         progress: Callable[[int], None] = lambda n: None,
     ) -> list[Scored]:
         """Log-probs of some completions of some records.
@@ -227,7 +230,10 @@ class _Pass:
             UserError: one that is not finite, which would spoil every run that finds it in the store.
         """
         cut = [_part_of(self.records[i], completions[i]) for i in batch]
-        found = score(self.policy, cut, max_tokens=max_tokens, tokens=True, entropy=self.entropy, progress=progress)
+        budget = (
+            None if self.policy.device.type == "cpu" else max(FORWARD_TOKENS, *(fed_tokens(r, "padded") for r in cut))
+        )
+        found = score(self.policy, cut, max_tokens=budget, tokens=True, entropy=self.entropy, progress=progress)
         for i, scored in zip(batch, found, strict=True):
             for what, values in (("log-prob", scored.token), ("entropy", scored.entropy)):
                 if values is not None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_any_view_of_the_same_texts_hits(model: Any, tmp_path: Path) -> None:
     """Other seeds, orders, batch sizes, methods; pairs as single completions, as lists, with weights and scores."""
     first = table(model, DATA, tmp_path)
     assert counts(first) == (0, COMPLETIONS)
-    again = table(model, DATA[::-1], tmp_path, max_tokens=40)
+    again = table(model, DATA[::-1], tmp_path)
     assert counts(again) == (COMPLETIONS, 0)
     np.testing.assert_array_equal(again.sum.reshape(-1, 2)[::-1], first.sum.reshape(-1, 2))
     single = [
@@ -107,6 +108,18 @@ def test_any_view_of_the_same_texts_hits(model: Any, tmp_path: Path) -> None:
     grown = table(model, longer, tmp_path)
     assert counts(grown) == (COMPLETIONS, len(DATA))
     np.testing.assert_array_equal(grown.sum.reshape(-1, 3)[:, [1, 0]], first.sum.reshape(-1, 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_the_bits_of_an_entry_do_not_depend_on_who_computed_it(name: str, entropy: bool, tmp_path: Path) -> None:
+    """Other records beside it, one side alone, or entropies that were asked for as well."""
+    model = tiny.model(name)
+    whole = table(model, DATA, tmp_path / "a")
+    other = tmp_path / "b"
+    table(model, [replace(DATA[0], completions=DATA[0].completions[1:]), DATA[3]], other, entropy=entropy)
+    table(model, DATA[2:], other)
+    np.testing.assert_array_equal(table(model, DATA[::-1], other).sum.reshape(-1, 2)[::-1].ravel(), whole.sum)
 
 
 def test_a_repeated_text_is_computed_once(model: Any, tmp_path: Path) -> None:
@@ -185,12 +198,12 @@ def _build_until_killed(root: Path) -> None:
         real(path, array)
 
     np.save = save
-    table(tiny.model("llama"), DATA, root, max_tokens=16)
+    table(tiny.model("llama"), DATA, root)
 
 
 def test_a_killed_build_goes_on_where_it_was(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "PART_TOKENS", 1)
-    monkeypatch.setattr(references, "FORWARDS", 1)
+    monkeypatch.setattr(references, "BATCH_TOKENS", 16)
     job = multiprocessing.get_context("fork").Process(target=_build_until_killed, args=(tmp_path,))
     job.start()
     job.join(120)
