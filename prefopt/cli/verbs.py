@@ -15,6 +15,8 @@ VERBS = {
     "demo": "compare six methods in a small world whose reward is known",
     "export": "export a tuned model for transformers, vLLM and llama.cpp: prefopt export RUN --to DIR",
     "losses": "list the losses, or check one: prefopt losses check NAME",
+    "vectors": "write conformance vectors of losses as JSON: prefopt vectors --out DIR",
+    "referee": "check another library's losses against the vectors: prefopt referee trl",
     "data": "inspect preference data: prefopt data check FILE, prefopt data show FILE --row ID",
     "import": "convert settings of TRL or LLaMA-Factory: prefopt import FILE --to OURS.yaml",
     "doctor": "show versions and what this machine supports",

@@ -58,20 +58,20 @@ def _settings_act(loss: Loss) -> Failures:
     batches = [samples.declared(loss.needs, numbers) for numbers in batches]
     enums = [f.name for f in dataclasses.fields(loss) if isinstance(getattr(loss, f.name), Enum)]  # type: ignore[arg-type]
     # An option may act under one method only, so try it under each.
-    bases = [loss] + [_replaced(loss, name, value) for name in enums for value in type(getattr(loss, name))]
+    bases = [loss] + [replaced(loss, name, value) for name in enums for value in type(getattr(loss, name))]
     failures = []
     for field in dataclasses.fields(loss):  # type: ignore[arg-type]
         value = getattr(loss, field.name)
-        others = _other_values(value)
+        others = other_values(value)
         if not others:
             continue  # tables act through their entries
-        pairs = [(base, _replaced(base, field.name, other)) for base in bases for other in others]
+        pairs = [(base, replaced(base, field.name, other)) for base in bases for other in others]
         if not any(_differ(base, changed, batches) for base, changed in pairs if base is not None):
             failures.append(f"{field.name} changes nothing: {value!r} and {others} give the same")
     return failures
 
 
-def _other_values(value: Any) -> list[Any]:
+def other_values(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, Enum):
@@ -84,7 +84,7 @@ def _other_values(value: Any) -> list[Any]:
     return []
 
 
-def _replaced(loss: Any, name: str, value: Any) -> Any:
+def replaced(loss: Any, name: str, value: Any) -> Any:
     try:
         return dataclasses.replace(loss, **{name: value})
     except ValueError:

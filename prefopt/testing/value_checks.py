@@ -213,7 +213,7 @@ def extremes(loss: Loss) -> Failures:
     numbers = samples.declared(loss.needs, samples.extreme_numbers(loss.needs.data))
     for dtype in (torch.float32, torch.bfloat16):
         rounded = samples.cast(numbers, dtype)
-        exact, sensitivity = _sensitivity(loss, samples.cast(rounded, torch.float64))
+        exact, moves = sensitivity(loss, samples.cast(rounded, torch.float64))
         value = call(loss, build(loss.needs, rounded)).loss.double()
         gradients = _gradients(loss, rounded)
         if not value.isfinite().all():
@@ -223,8 +223,8 @@ def extremes(loss: Loss) -> Failures:
         if bad:
             failures.append(f"{dtype}: gradient on {', '.join(bad)} is not finite")
         if loss.needs.coupled:  # a rounded tie may decide which example gets a share of the value
-            value, exact, sensitivity = (x.mean().unsqueeze(0) for x in (value, exact, sensitivity))
-        allowed = 4 * torch.finfo(dtype).eps * (exact.abs() + sensitivity + 1)
+            value, exact, moves = (x.mean().unsqueeze(0) for x in (value, exact, moves))
+        allowed = 4 * torch.finfo(dtype).eps * (exact.abs() + moves + 1)
         wrong = ((value - exact).abs() > allowed).nonzero().squeeze(-1).tolist()
         if wrong:
             i = wrong[0]
@@ -234,7 +234,7 @@ def extremes(loss: Loss) -> Failures:
     return failures
 
 
-def _sensitivity(loss: Loss, numbers: Numbers) -> tuple[Tensor, Tensor]:
+def sensitivity(loss: Loss, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """(B,) the values, and the sum over inputs x of |x| |d value/dx|: their relative sensitivity."""
     floating = [n for n, v in numbers.items() if v.is_floating_point()]
     tracked = dict(numbers) | {n: numbers[n].clone().requires_grad_() for n in floating}

@@ -1,0 +1,302 @@
+"""Calls TRL's own loss code on given log-probs, through a stand-in for the trainer and the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import trl
+from torch import Tensor
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+
+from prefopt.losses.registry import load
+from prefopt.testing.numbers import build, call
+from prefopt.testing.referee import Case, Way
+
+PROMPT = 3  # tokens of the prompt in front of each completion
+Options = dict[str, Any]
+ACCELERATOR = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+
+
+def version() -> str:
+    return f"TRL {trl.__version__}"
+
+
+def per_token(inputs: dict[str, Tensor], side: str, lengths: str, width: int) -> Tensor:
+    """(B, T) the log-probs of a side, spread evenly over its tokens where only their sum is given."""
+    given = inputs.get(f"{side}_token")
+    if given is not None:
+        return F.pad(given, (0, width - given.shape[-1]))
+    inside = torch.arange(width) < inputs[lengths].unsqueeze(-1)
+    return (inputs[side] / inputs[lengths]).unsqueeze(-1) * inside
+
+
+class Answers(torch.nn.Module):
+    """Stands in for a model: gives the frozen figures to whoever calls it."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self, log_probs: Tensor, log_sum_sq: Tensor) -> None:
+        super().__init__()
+        self.eval()
+        zero = torch.zeros_like(log_probs)
+        self.outputs = SimpleNamespace(
+            log_probs=log_probs, log_sum_sq_probs=log_sum_sq, entropy=zero, mean_logits=zero, is_top1=zero.bool()
+        )
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.outputs
+
+
+def dpo_loss(inputs: dict[str, Tensor], loss_type: str | list[str], **settings: Any) -> Tensor:
+    """The mean over a batch of pairs, from `DPOTrainer`; a batch without a reference gets one of 0."""
+    types = [loss_type] if isinstance(loss_type, str) else loss_type
+    sides = ("chosen", "rejected") if "rejected" in inputs or "rejected_token" in inputs else ("chosen", "chosen")
+    lengths = torch.cat([inputs[f"{side}_num_tokens"] for side in sides])
+    width = int(lengths.max())
+
+    def rows(name: str) -> Tensor:
+        """(2B, L - 1) chosen rows, then rejected rows, 0 on the prompt."""
+        found = [
+            per_token(inputs, name.format(side=side), f"{side}_num_tokens", width)
+            if name.format(side=side) in inputs or name.format(side=side) + "_token" in inputs
+            else torch.zeros(
+                len(inputs["ids"]), width, dtype=per_token(inputs, side, f"{side}_num_tokens", width).dtype
+            )
+            for side in sides
+        ]
+        return F.pad(torch.cat(found), (PROMPT - 1, 0))
+
+    statistics = [inputs.get(f"{side}_log_sum_sq") for side in sides]
+    log_probs, reference = rows("{side}"), rows("ref_{side}")
+    log_sum_sq = torch.zeros_like(log_probs)
+    if statistics[0] is not None:
+        log_sum_sq = F.pad(torch.cat([F.pad(s, (0, width - s.shape[-1])) for s in statistics]), (PROMPT - 1, 0))
+    options = {
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "ld_alpha": None,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "use_weighting": False,
+        "loss_weights": [1.0] * len(types),
+    } | settings
+    trainer = SimpleNamespace(
+        model=Answers(log_probs, log_sum_sq),
+        ref_model=Answers(reference, torch.zeros_like(reference)),
+        accelerator=ACCELERATOR,
+        args=SimpleNamespace(discopop_tau=options.pop("discopop_tau", 0.05), gradient_checkpointing_kwargs=None),
+        loss_types=types,
+        aux_loss_enabled=False,
+        precompute_ref_logps=False,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        **options,
+    )
+    place = torch.arange(PROMPT + width)
+    mask = ((place >= PROMPT) & (place < PROMPT + lengths.unsqueeze(-1))).long()
+    batch = {"input_ids": torch.ones_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    # upstream: the loss has no public function of its own; the trainer's public entry needs a model and an optimizer
+    return DPOTrainer._compute_loss(trainer, trainer.model, batch, return_outputs=False)  # type: ignore[no-any-return]
+
+
+def kto_loss(inputs: dict[str, Tensor], loss_type: str, **settings: Any) -> Tensor:
+    """The mean over a batch of single completions, from `KTOTrainer`."""
+    size = len(inputs["desirable"])
+    one_token = inputs["completion"].unsqueeze(-1)  # its sum is all that the loss reads
+    zero = torch.zeros_like(one_token)
+    outputs = SimpleNamespace(log_probs=one_token, entropy=zero, mean_logits=zero)
+    nothing = torch.zeros(size)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=ACCELERATOR,
+        _compute_kl_logps=lambda model, batch: inputs.get("mismatched", nothing),
+        aux_loss_enabled=False,
+        precompute_ref_logps=True,
+        calculate_KL=loss_type == "kto",
+        loss_type=loss_type,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        **({"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0} | settings),
+    )
+    batch = {
+        "input_ids": torch.ones(size, 2, dtype=torch.int64),
+        "attention_mask": torch.ones(size, 2),
+        "completion_mask": torch.ones(size, 2, dtype=torch.int64),
+        "label": inputs["desirable"],
+        "ref_logps": inputs["ref_completion"],
+        "ref_KL_logps": inputs.get("ref_mismatched", nothing),
+    }
+    # upstream: as in dpo_loss
+    loss: Tensor = KTOTrainer._compute_loss(trainer, lambda **kwargs: outputs, batch, return_outputs=False)
+    return loss
+
+
+def logits_with(token_logps: Tensor) -> Tensor:
+    """(B, L, 2) logits under which token 1 has these log-probs."""
+    return torch.stack([torch.log(-torch.expm1(token_logps)), token_logps], -1)
+
+
+def odds_or_cpo_loss(trainer_class: Any, inputs: dict[str, Tensor], **settings: Any) -> Tensor:
+    """The mean over a batch of pairs, from the whole of `CPOTrainer` or `ORPOTrainer` after the model's logits."""
+    batch, log_probs = {}, []
+    width = max(int(inputs[f"{side}_num_tokens"].max()) for side in ("chosen", "rejected"))
+    for side in ("chosen", "rejected"):
+        inside = torch.arange(width) < inputs[f"{side}_num_tokens"].unsqueeze(-1)
+        attended = F.pad(inside, (1, 0), value=True).long()  # behind a prompt of one token
+        batch |= {f"{side}_input_ids": torch.ones_like(attended), f"{side}_attention_mask": attended}
+        batch[f"{side}_labels"] = F.pad(torch.where(inside, 1, -100), (1, 0), value=-100)
+        tokens = per_token(inputs, side, f"{side}_num_tokens", width)
+        log_probs.append(torch.where(inside, tokens, -0.5))
+    logits = F.pad(logits_with(torch.cat(log_probs)), (0, 0, 0, 1))
+    stub = SimpleNamespace(
+        **({"is_encoder_decoder": False, "pad_token_id": 0, "padding_value": 0, "aux_loss_enabled": False,
+            "accelerator": ACCELERATOR, "label_smoothing": 0.0, "alpha": 0.0} | settings),
+        concatenated_inputs=trainer_class.concatenated_inputs, get_batch_logps=trainer_class.get_batch_logps,
+    )  # fmt: skip
+    for method in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
+        if hasattr(trainer_class, method):
+            setattr(stub, method, partial(getattr(trainer_class, method), stub))
+    loss, _ = trainer_class.get_batch_loss_metrics(stub, lambda *a, **k: SimpleNamespace(logits=logits), batch)
+    return loss  # type: ignore[no-any-return]
+
+
+def dft_loss(inputs: dict[str, Tensor]) -> Tensor:
+    """The mean over a batch of demonstrations, from `SFTTrainer`."""
+    log_probs = inputs["chosen_token"]
+    inside = torch.arange(log_probs.shape[-1]) < inputs["chosen_num_tokens"].unsqueeze(-1)
+    zero = torch.zeros_like(log_probs)
+    outputs = SimpleNamespace(log_probs=log_probs, label_mask=inside, entropy=zero, is_top1=zero.bool())
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(parallelism_config=None, num_processes=1, gather_for_metrics=lambda x: x),
+        args=SimpleNamespace(loss_type="dft", average_tokens_across_devices=False),
+        aux_loss_enabled=False,
+        compute_loss_func=None,
+        label_smoother=None,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    loss: Tensor = SFTTrainer.compute_loss(trainer, lambda **kwargs: outputs, {"labels": None})
+    return loss
+
+
+def _dpo(loss_type: str | list[str], options: Callable[[Options], Options] = dict, **way: Any) -> Way:
+    return Way(lambda case: dpo_loss(_paired(case.inputs), loss_type, **options(case.hyperparameters)), **way)
+
+
+def _paired(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Desirable and undesirable items side by side, as TRL takes them for `aot_unpaired`; pairs as they are."""
+    if "desirable" not in inputs:
+        return inputs
+    sides = {"chosen": inputs["desirable"], "rejected": ~inputs["desirable"]}
+    names = {"completion": "", "ref_completion": "ref_", "num_tokens": None}
+    found = {"ids": inputs["ids"][sides["chosen"]]}
+    for side, which in sides.items():
+        for name, prefix in names.items():
+            found[f"{side}_num_tokens" if prefix is None else f"{prefix}{side}"] = inputs[name][which]
+    return found
+
+
+def _kto(loss_type: str) -> Way:
+    return Way(lambda case: kto_loss(case.inputs, loss_type, **case.hyperparameters))
+
+
+def _logits(trainer: Any, options: Callable[[Options], Options], **way: Any) -> Way:
+    return Way(lambda case: odds_or_cpo_loss(trainer, case.inputs, **options(case.hyperparameters)), **way)
+
+
+def _ours(name: str) -> Callable[[Case], Tensor]:
+    """The values of another loss of ours on a case."""
+
+    def values(case: Case) -> Tensor:
+        loss = load(name, **case.hyperparameters)
+        return call(loss, build(loss.needs, case.inputs)).loss
+
+    return values
+
+
+def _renamed(given: Options, **names: str) -> Options:
+    return {names.get(name, name): value for name, value in given.items()}
+
+
+def _f_divergence(given: Options) -> Options:
+    kinds = {"reverse_kl": "reverse_kl", "forward_kl": "forward_kl", "jensen_shannon": "js_divergence"}
+    kind = kinds.get(given["divergence"], "alpha_divergence")
+    return {"beta": given["beta"], "f_divergence_type": kind, "f_alpha_divergence_coef": 1 - given["alpha"]}
+
+
+def _simpo(given: Options, *, absolute: bool, nll: float = 0.0) -> Options:
+    gamma = given["gamma_beta_ratio"] * (given["beta"] if absolute else 1)
+    return {"loss_type": "simpo", "beta": given["beta"], "simpo_gamma": gamma, "cpo_alpha": nll}
+
+
+def _simpo_with_likelihood(given: Options, *, absolute: bool) -> Options:
+    return _simpo(given, absolute=absolute, nll=given["alpha"])
+
+
+def _alpha_po(given: Options, *, absolute: bool) -> Options:
+    return _simpo(given, absolute=absolute) | {"alpha": given["alpha"]}
+
+
+def _either_gamma(options: Callable[..., Options]) -> tuple[Way, Way]:
+    """To the letter, with gamma where the vectors have it, as a ratio; and as TRL has it."""
+    return (
+        _logits(CPOTrainer, partial(options, absolute=False)),
+        _logits(CPOTrainer, partial(options, absolute=True), convention="γ absolute"),
+    )
+
+
+def _wpo_without_min(case: Case) -> Tensor:
+    """WPO whose weight may exceed 1."""
+    aligned, ratios = [], []
+    for side in ("chosen", "rejected"):
+        log_prob, statistic = case.inputs[side], case.inputs[f"{side}_log_sum_sq"].sum(-1)
+        aligned.append((log_prob.detach() - statistic) / case.inputs[f"{side}_num_tokens"])
+        ratios.append(log_prob - case.inputs[f"ref_{side}"])
+    return (aligned[0] + aligned[1]).exp() * F.softplus(case.hyperparameters["beta"] * (ratios[1] - ratios[0]))
+
+
+PEER: dict[str, tuple[Way, ...]] = {
+    "dpo": (_dpo("sigmoid"),),
+    "hinge": (_dpo("hinge"),),
+    "ipo": (_dpo("ipo", partial(_renamed, tau="beta")),),
+    "ipo_sum": (_dpo("ipo", partial(_renamed, tau="beta"), convention="divided by lengths", expected=_ours("ipo")),),
+    "exo": (_dpo("exo_pair"),),
+    "nca": (_dpo("nca_pair"),),
+    "robust_dpo": (_dpo("robust"),),
+    "bco_pair": (_dpo("bco_pair", convention="threshold of 0", expected=_ours("bco_pair_zero")),),
+    "bco_pair_zero": (_dpo("bco_pair"),),
+    "sppo": (_dpo("sppo_hard"),),
+    "aot": (_dpo("aot"),),
+    "aot_unpaired": (_dpo("aot_unpaired"),),
+    "apo_zero": (_dpo("apo_zero"),),
+    "apo_down": (_dpo("apo_down"),),
+    "discopop_lrml": (_dpo("discopop", partial(_renamed, tau="discopop_tau")),),
+    "dpo_norm": (_dpo("sigmoid_norm"),),
+    "sft": (_dpo("sft"),),
+    "sft_token_mean": (_dpo("sft"),),
+    "dft": (Way(lambda case: dft_loss(case.inputs)),),
+    "irpo": (_dpo(["sigmoid", "sft"], lambda g: {"beta": g["beta"], "loss_weights": [1.0, g["alpha"]]}),),
+    "ld_dpo": (_dpo("sigmoid", partial(_renamed, alpha="ld_alpha")),),
+    "f_dpo": (_dpo("sigmoid", _f_divergence),),
+    "wpo": (
+        _dpo("sigmoid", lambda given: given | {"use_weighting": True}),
+        _dpo("sigmoid", lambda given: given | {"use_weighting": True},
+             convention="weight not limited to 1", expected=_wpo_without_min),
+    ),
+    "kto": (_kto("kto"),),
+    "kto_zero": (_kto("apo_zero_unpaired"),),
+    "cpo": (_logits(CPOTrainer, lambda g: {"loss_type": "sigmoid", "beta": g["beta"], "cpo_alpha": g["alpha"]}),),
+    "cpo_simpo": _either_gamma(_simpo_with_likelihood),
+    "simpo": _either_gamma(_simpo),
+    "alpha_po": _either_gamma(_alpha_po),
+    "orpo": (_logits(ORPOTrainer, lambda given: {"beta": given["lam"]}),),
+}  # fmt: skip

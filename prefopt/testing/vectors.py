@@ -1,0 +1,142 @@
+"""Builds conformance vectors: inputs, hyper-parameters and expected values that any library can be checked with.
+
+`docs/vectors.md` describes the files. Inputs are multiples of 1/256, so that float32 holds them exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.losses.registry import loss_class
+from prefopt.plugin import Loss, traits, value_at_reference
+from prefopt.testing import samples
+from prefopt.testing.kit import example
+from prefopt.testing.metadata_checks import other_values, replaced
+from prefopt.testing.numbers import SIDES, build, call, value_of
+from prefopt.testing.value_checks import sensitivity
+
+VERSION = 1  # rises when a number in the vectors changes
+EXAMPLES = 4
+_FILLERS = {"_token": -1.0, "_log_sum_sq": -0.5, "_ref_entropy": 1.0, "_kl": 0.25}
+
+
+def vectors(name: str) -> dict[str, Any]:
+    """Return the vectors of one loss: its first case at the top level, the others under `cases`."""
+    loss = example(loss_class(name))
+    declared, ordinary = traits(loss), numbers(loss, seed=1)
+    first, *others = cases = list(_cases(loss, ordinary))
+    for before, case in reversed(list(pairwise(cases))):
+        if case["inputs"] == before["inputs"]:
+            del case["inputs"]
+    return {
+        "loss": name,
+        "version": VERSION,
+        "paper": loss.paper,
+        "source": declared.audit.source if declared.audit is not None else None,
+        "needs": declared.needs.flags(),
+        "depends_on_ids": _depends_on_ids(loss, ordinary),
+        **first,
+        "cases": others,
+    }
+
+
+def dumps(vectors: dict[str, Any]) -> str:
+    """Format vectors as JSON with one array of numbers a line."""
+    text = json.dumps(vectors, indent=1, allow_nan=False)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
+
+
+def numbers(loss: Loss, *, seed: int, scale: float = 1.0, equal_lengths: bool = False) -> samples.Named:
+    """Draw what a loss reads; `scale` multiplies log-probs, `equal_lengths` gives every completion 6 tokens."""
+    drawn = samples.random_numbers(loss.needs.data, seed=seed, examples=EXAMPLES)
+    for name, value in drawn.items():
+        if equal_lengths:
+            filler = next((number for end, number in _FILLERS.items() if name.endswith(end)), None)
+            if name.endswith("num_tokens"):
+                drawn[name] = torch.where(value > 0, 6, value)
+            elif filler is not None:
+                drawn[name] = torch.where(value == 0, 1.25 * filler if name.startswith("ref_") else filler, value)
+        if name.endswith("_token"):
+            drawn[name] = drawn[name] * scale
+        if drawn[name].is_floating_point():
+            drawn[name] = (drawn[name] * 256).round() / 256
+    for side, lengths in SIDES[loss.needs.data]:
+        for prefix in ("", "ref_"):
+            inside = drawn[lengths].unsqueeze(-1) > torch.arange(6)
+            drawn[f"{prefix}{side}_token"] = drawn[f"{prefix}{side}_token"] * inside
+            drawn[f"{prefix}{side}"] = drawn[f"{prefix}{side}_token"].sum(-1)
+    return samples.declared(loss.needs, drawn)
+
+
+def _cases(loss: Any, ordinary: samples.Named) -> Iterator[dict[str, Any]]:
+    equal, extreme = numbers(loss, seed=1, equal_lengths=True), numbers(loss, seed=2, scale=1000.0)
+    changed = {field.name: _changed(loss, field.name) for field in dataclasses.fields(loss)}
+    # A hyper-parameter that acts through lengths shows nothing where they are equal.
+    shows = {n for n, other in changed.items() if not torch.equal(value_of(other, equal), value_of(loss, equal))}
+    yield _case("ordinary", loss, ordinary)
+    yield _case("ordinary, float32", loss, ordinary, torch.float32)
+    for name in changed:
+        if name not in shows and changed[name] is not loss:
+            yield _case(f"ordinary, {name} changed", changed[name], ordinary)
+    yield _case("equal lengths", loss, equal)
+    for name in sorted(shows):
+        yield _case(f"equal lengths, {name} changed", changed[name], equal)
+    yield _case("extremes", loss, extreme)
+    yield _case("extremes, float32", loss, extreme, torch.float32)
+
+
+def _changed(loss: Any, name: str) -> Any:
+    """The loss with another value of a hyper-parameter, or itself where there is none to try."""
+    others = (replaced(loss, name, value) for value in other_values(getattr(loss, name)))
+    return next((other for other in others if other is not None), loss)
+
+
+def _case(name: str, loss: Any, inputs: samples.Named, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """One case; its expected values are exact ones, computed in float64 whatever precision it is meant for."""
+    leaves = {leaf: inputs[leaf].clone().requires_grad_() for leaf in samples.leaves(loss.needs, inputs)}
+    value = call(loss, build(loss.needs, inputs | leaves)).loss
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+    exact, moves = sensitivity(loss, inputs)
+    return {
+        "name": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "hyperparameters": {f.name: _plain(getattr(loss, f.name)) for f in dataclasses.fields(loss)},
+        "inputs": {name: value.tolist() for name, value in inputs.items()},
+        "expected": {
+            "loss": value.tolist(),
+            "gradients": {
+                leaf: (torch.zeros_like(inputs[leaf]) if gradient is None else gradient).tolist()
+                for leaf, gradient in zip(leaves, gradients, strict=True)
+            },
+            "at_reference": _at_reference(loss, inputs),
+        },
+        # What rounding of the inputs alone can change, and some.
+        "tolerance": 64 * torch.finfo(dtype).eps * float((exact.abs() + moves).max() + 1),
+    }
+
+
+def _at_reference(loss: Any, inputs: samples.Named) -> list[float] | None:
+    same = samples.declared(loss.needs, samples.at_reference(inputs))
+    stated = value_at_reference(loss, build(loss.needs, same))
+    if stated is None:
+        return None
+    return torch.as_tensor(stated, dtype=torch.float64).expand(EXAMPLES).tolist()  # type: ignore[no-any-return]
+
+
+def _depends_on_ids(loss: Loss, ordinary: samples.Named) -> bool:
+    """Whether the loss draws at random by the ids of records, so that other libraries draw otherwise."""
+    others: list[Tensor] = [value_of(loss, ordinary | {"ids": ordinary["ids"] + shift}) for shift in range(1, 9)]
+    return any(not torch.equal(other, value_of(loss, ordinary)) for other in others)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

@@ -1,0 +1,101 @@
+"""The conformance vectors: what is committed is what the losses give, and the runner needs numpy only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.losses import MENU
+from prefopt.testing.vectors import dumps, vectors
+
+FOLDER = Path(__file__).parents[2] / "docs" / "vectors"
+
+
+def committed(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def assert_same(ours: Any, theirs: Any, place: str) -> None:
+    """Equal but for rounding, which may depend on the machine."""
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs), place
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), place
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(one, other, f"{place}[{index}]")
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12), place
+    else:
+        assert ours == theirs, place
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_the_committed_vectors_are_what_the_loss_gives(name: str) -> None:
+    """A number that changes on purpose raises `VERSION`: then run `prefopt vectors --out docs/vectors`."""
+    assert_same(vectors(name), committed(name), name)
+
+
+def test_every_file_is_of_a_loss() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == {*MENU, "schema"}
+
+
+def test_the_files_obey_the_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    schema = committed("schema")
+    for name in MENU:
+        jsonschema.validate(committed(name), schema)
+
+
+def test_each_hyperparameter_is_changed_in_some_case() -> None:
+    cases = [case["name"] for case in committed("kto")["cases"]]
+    assert {name.split(", ")[1] for name in cases if "changed" in name} == {
+        "beta changed", "desirable_weight changed", "undesirable_weight changed"
+    }  # fmt: skip
+
+
+def test_the_verb_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vectors", "dpo", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "dpo.json").read_text() == dumps(vectors("dpo"))
+    found = json.loads((tmp_path / "dpo.json").read_text())
+    assert {"inputs", "hyperparameters", "expected", "dtype", "version"} <= set(found)
+    assert set(found["expected"]) == {"loss", "gradients", "at_reference"}
+    capsys.readouterr()
+    assert main(["vectors", "dqo", "--out", str(tmp_path)]) == 2
+    assert "unknown loss" in capsys.readouterr().err
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The runner in an interpreter that can import neither prefopt nor torch."""
+    block = "import sys; sys.modules['prefopt'] = sys.modules['torch'] = None; import runpy; "
+    block += f"sys.argv = [{str(FOLDER / 'run_vectors.py')!r}, *{arguments!r}]; sys.path.insert(0, {str(cwd)!r}); "
+    block += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_runner_passes_without_prefopt(tmp_path: Path) -> None:
+    assert len((FOLDER / "run_vectors.py").read_text().splitlines()) < 150
+    result = run(str(FOLDER), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("pass") == 4
+
+
+def test_the_runner_catches_a_wrong_library(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "import numpy as np\n"
+        "def dpo(inputs, given):  # the beta is ignored\n"
+        "    d = inputs['chosen'] - inputs['ref_chosen'] - inputs['rejected'] + inputs['ref_rejected']\n"
+        "    return np.logaddexp(0.0, -0.1 * d)\n"
+        "LOSSES = {'dpo': dpo}\n"
+    )
+    result = run(str(FOLDER), "wrong", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "beta changed: values off" in result.stdout
+    assert "ordinary: " not in result.stdout
