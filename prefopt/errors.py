@@ -35,8 +35,12 @@ class Stopped(PrefoptError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, on one line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's error says, on one line; its type where it says nothing.
+
+    A first line that ends in a colon only announces the reason, which follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ def value_of(value: Any, *, inside: bool = False) -> str:
     if isinstance(value, str):
         plain = PLAIN.fullmatch(value) and not (inside and ":" in value)
         return value if plain else quoted(value.replace("${", r"\${"))  # else an interpolation
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{','.join(value_of(item, inside=True) for item in value)}]"
     keys = (re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value)
     return "{" + ",".join(f"{k}:{value_of(v, inside=True)}" for k, v in zip(keys, value.values(), strict=True)) + "}"

@@ -130,22 +130,31 @@ def _data(t: Translation, folder: Path) -> None:
     home = folder / str(t.take("dataset_dir", "data"))
     names = t.take("dataset")
     names = names.split(",") if isinstance(names, str) else list(names or [])
-    paths = [_path_of(t, name.strip(), home) for name in names]
-    if len(paths) > 1:
-        t.set(data__mixture=[{"path": path} for path in paths])
+    sources = [_source(t, name.strip(), home) for name in names] or [{"path": "???"}]
+    if len(sources) > 1:
+        t.set(data__mixture=sources)
     else:
-        t.set(data__path=paths[0] if paths else "???")
-    held_out = t.take("eval_dataset")
+        t.set(**{f"data__{key}": value for key, value in sources[0].items()})
+    held_out = t.take("eval_dataset") or []
+    held_out = held_out.split(",") if isinstance(held_out, str) else list(held_out)
     if held_out:
-        first = held_out.split(",")[0] if isinstance(held_out, str) else held_out[0]
-        t.set(data__eval_path=_path_of(t, first.strip(), home))
+        t.set(data__eval_path=_source(t, held_out[0].strip(), home)["path"])
+    if len(held_out) > 1:
+        t.no_equal["eval_dataset"] = f"one file is held out, {held_out[0].strip()}: join {len(held_out)} in one file"
     size = float(t.take("val_size", 0.0))
     if size >= 1:
         t.set(data__eval_records=int(size))
     elif size:
         t.set(data__eval_fraction=size)
-    most = t.take("max_samples")
-    t.set(data__max_records=int(most) if most else None, data__num_proc=t.take("preprocessing_num_workers"))
+    if most := t.take("max_samples"):
+        if len(sources) == 1:
+            t.set(data__max_records=int(most))
+        else:
+            t.differs.append(f"max_samples={most}: LLaMA-Factory takes so many records of each data set, and "
+                             "data.max_records counts them all together, so all records are used")  # fmt: skip
+        if held_out:
+            t.differs.append(f"max_samples={most}: LLaMA-Factory cuts eval_dataset too; here all of it is held out")
+    t.set(data__num_proc=t.take("preprocessing_num_workers"))
     t.set(data__max_length=int(t.take("cutoff_len", CUTOFF)), data__truncation="keep_end")
     t.differs.append(
         "cutoff_len: LLaMA-Factory cuts prompt and completion in proportion; here the prompt is cut, a completion "
@@ -160,16 +169,20 @@ def _data(t: Translation, folder: Path) -> None:
     t.drop("neat_packing", "packed records never attend to each other")
 
 
-def _path_of(t: Translation, name: str, home: Path) -> str:
-    """Look up a name in `dataset_info.json`: a file or a hub id."""
+def _source(t: Translation, name: str, home: Path) -> dict[str, str]:
+    """Look up a name in `dataset_info.json`: a file or a hub id, which may have a subset and a split."""
     try:
         entries = json.loads((home / "dataset_info.json").read_text())
         entry = entries[name]
     except (OSError, ValueError, KeyError, TypeError):
         t.no_equal[f"dataset: {name}"] = f"not found in {home}/dataset_info.json: give data.path"
-        return "???"
+        return {"path": "???"}
     if entry.get("columns") or entry.get("tags"):
         t.no_equal[f"columns of {name}"] = "detected again: check with `prefopt data show`, or give data.fields"
+    if entry.get("num_samples"):
+        t.no_equal[f"num_samples of {name}"] = "all of its records are used: cut the file, or weight it in data.mixture"
     if "file_name" in entry:
-        return str(home / entry["file_name"])
-    return str(entry.get("hf_hub_url") or entry.get("ms_hub_url") or "???")
+        return {"path": str(home / entry["file_name"])}
+    hub = {"path": entry.get("hf_hub_url") or entry.get("ms_hub_url") or "???", "subset": entry.get("subset"),
+           "split": entry.get("split")}  # fmt: skip
+    return {key: str(value) for key, value in hub.items() if value}

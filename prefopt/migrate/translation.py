@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 import yaml
+
+from prefopt.config.grammar import value_of
 
 COMPAT = "experiment/compat"  # presets; the third comment line of each says how the formula differs
 
@@ -59,7 +59,7 @@ class Translation:
         """The overrides for `prefopt train`."""
         return [
             *(f"{group}={choice}" for group, choice in self.groups.items()),
-            *(f"{name}={_value(value)}" for name, value in self.settings.items()),
+            *(f"{name}={value_of(value)}" for name, value in self.settings.items()),
         ]
 
     def plain(self) -> dict[str, Any]:
@@ -95,19 +95,3 @@ def difference(preset: str) -> str | None:
     comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     documented = comments[2] if len(comments) > 2 else ""
     return None if documented in ("", "The same.") else f"{comments[1]}: {documented}"
-
-
-def _value(value: Any) -> str:
-    """A value in Hydra's grammar of overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_value, value)) + "]"
-    text = str(value)
-    if isinstance(value, str) and not re.fullmatch(r"[\w./@-]+", text):
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return text

@@ -28,7 +28,7 @@ from prefopt.errors import UserError, first_line, nearest
 METHODS = ("none", "lora", "dora")
 ALL_LINEAR = "all-linear"  # every linear layer but the output embedding
 WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
+SETTINGS, BASE = "adapter_config.json", "base_model_name_or_path"
 
 
 @dataclass(kw_only=True)
@@ -104,10 +104,15 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
         with _quiet():
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except Exception as error:  # of peft, torch or safetensors
+        resized = "size mismatch" in str(error)
+        way = "; if its model was resized for new tokens, save the resized one and name it in " + SETTINGS
         raise UserError(
-            f"the adapter in {folder} does not fit the model that it is for: {first_line(error)[:300]}"
+            f"the adapter in {folder} does not fit the model that it is for: {first_line(error)[:500]}"
+            f"{way if resized else ''}"
         ) from error
     _check_attached(adapted, folder, ends)
+    for settings in adapted.peft_config.values():
+        settings.base_model_name_or_path = model.config.name_or_path  # what is saved can be used from any folder
     return adapted
 
 
@@ -135,6 +140,8 @@ def _check_attached(model: Any, folder: str, ends: Collection[str]) -> None:
 def saved_settings(path: str) -> dict[str, Any] | None:
     """The settings of the adapter in a folder, or None where the folder has no adapter.
 
+    The folder of its model may be named by a relative path, from here or from the adapter.
+
     Raises:
         UserError: the settings cannot be read.
     """
@@ -145,15 +152,16 @@ def saved_settings(path: str) -> dict[str, Any] | None:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
-    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    base = settings.get(BASE) if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
-        raise UserError(f"{file} does not name the model of the adapter (base_model_name_or_path)")
+        raise UserError(f"{file} does not name the model of the adapter ({BASE})")
     if settings.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{file} has an adapter of type {settings['peft_type']!r:.40}: LoRA and DoRA are read")
     if settings.get("megatron_config") is not None:
         raise UserError(f"{file} names a module to import (megatron_config), which no adapter may do: take it out")
     assert isinstance(settings, dict)
-    return settings
+    places = (base, os.path.join(path, base))
+    return settings | {BASE: next((os.path.abspath(place) for place in places if os.path.isdir(place)), base)}
 
 
 def check_settings(saved: dict[str, Any], config: PeftConfig, path: str) -> None:

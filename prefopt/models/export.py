@@ -20,6 +20,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, first_line
+from prefopt.models.processor import copy_processor
 from prefopt.plugin import Data
 
 PROBES = 4
@@ -41,6 +42,7 @@ def export_model(
     tokenizer: Any,
     target: Path,
     *,
+    source: str,
     texts: Sequence[list[int]] = (),
     readme: Callable[[ExportCheck], str] | None = None,
 ) -> ExportCheck:
@@ -51,6 +53,7 @@ def export_model(
         trained: the model as training left it, to check against.
         tokenizer: its tokenizer.
         target: the folder to make; absent or empty.
+        source: the model's folder, whose processor is copied.
         texts: token ids of texts that the model is about, for the check.
         readme: makes the content of `README.md` from what the check found.
 
@@ -62,6 +65,7 @@ def export_model(
         with new_folder(target) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            copy_processor(source, folder)
             found = check(folder, trained, tokenizer, dtype, texts)
             if readme is not None:
                 (folder / "README.md").write_text(readme(found), encoding="utf-8")

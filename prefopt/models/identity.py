@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from prefopt.common.digest import FileState, of_files
+from prefopt.models.adapters import BASE, saved_settings
 
 OF_A_MODEL = (
     ".safetensors",
@@ -51,9 +51,5 @@ def model_files(path: str) -> list[FileState]:
 
 def _below(folder: Path) -> str:
     """The folder of an adapter's base model; empty for a whole model, and where the base is a hub id."""
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        below = str(settings["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    below = str((saved_settings(str(folder)) or {}).get(BASE, ""))
     return below if os.path.isdir(below) else ""

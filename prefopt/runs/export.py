@@ -72,6 +72,7 @@ def export(
         load_as_trained(ModelConfig(path=final, dtype=trained_dtype)),
         tokenizer,
         target,
+        source=final,
         texts=[
             tokenizer(f"{row.get('prompt', '')}{row.get('after', '')}", add_special_tokens=False)["input_ids"]
             for row in folder.lines("samples.jsonl")[:2]
@@ -83,7 +84,7 @@ def export(
 
 def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
     """Give the tokenizer the chat template that the run's prompts were made with, if they had one."""
-    name = str(run.config.get("data", {}).get("template", "auto"))
+    name = str(run.located.get("data", {}).get("template", "auto"))
     source = template_source(name, tokenizer)
     if source is not None:
         tokenizer.chat_template = source
@@ -92,7 +93,7 @@ def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
 def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
     """Set every token that ends an answer: the model's own, the tokenizer's, and the template's."""
     ends = set(end_tokens(model, tokenizer))
-    data = run.config.get("data", {})
+    data = run.located.get("data", {})
     shape = renderer(tokenizer, str(data.get("template", "auto")), str(data.get("system", DataConfig.system)))
     if isinstance(shape, Chat) and shape.end_token is not None:
         ends.add(tokenizer.convert_tokens_to_ids(shape.end_token))

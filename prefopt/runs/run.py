@@ -26,7 +26,8 @@ from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
 from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side
-from prefopt.models.load import load_policy, load_reference, load_tokenizer
+from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
+from prefopt.models.processor import copy_processor
 from prefopt.runs.manifest import manifest, write_record
 from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved
@@ -124,7 +125,7 @@ def _run(
     callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
     result = _train(loaded, progress, checkpoint, callbacks=callbacks, sentinels=sentinels, **tracking)
     try:
-        _save_final(out, result, loaded.tokenizer, signals)
+        _save_final(out, result, loaded.tokenizer, loaded.config.model, signals)
         measured = _measure(loaded, result)
     except Stopped:
         result.trainer.save_last_step()
@@ -200,12 +201,13 @@ def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **op
         )
 
 
-def _save_final(out: Path, result: Result, tokenizer: Any, signals: Signals) -> None:
+def _save_final(out: Path, result: Result, tokenizer: Any, model: ModelConfig, signals: Signals) -> None:
     first = is_first_process()
     with signals.patience(), writing(out / "final", writes=first) as folder:
         result.trainer.save_model(str(folder))
         if first:
             tokenizer.save_pretrained(folder)
+            copy_processor(model.path, folder, model.revision)
     signals.check()
 
 

@@ -21,12 +21,12 @@ from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
+from prefopt.models.adapters import BASE, saved_settings
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.runs.resolve import resolve_path
 from prefopt.train.arguments import schema
 
 CONFIG, FINAL = "config.yaml", "final"
-ADAPTER = "adapter_config.json"
 # What may be a relative path, seen from where the run was started.
 _PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
 _OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that are not of the training itself
@@ -274,7 +274,6 @@ def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     path = model_path(name)
     config = ModelConfig(path=path, dtype=dtype)
     model = load_model(config)
-    adapter = Path(path) / ADAPTER
-    if adapter.is_file() and not Path(path, "tokenizer_config.json").is_file():  # peft alone saves no tokenizer
-        config = ModelConfig(path=json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if (saved := saved_settings(path)) and not Path(path, "tokenizer_config.json").is_file():
+        config = ModelConfig(path=saved[BASE])  # peft alone saves no tokenizer
     return model.to(PartialState().device), load_tokenizer(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.config.compose import compose
 from prefopt.migrate.convert import convert
 from tests.migrate.settings import composed, written
 
@@ -50,3 +51,27 @@ def test_llama_factorys_data_are_found_by_name(tmp_path: Path) -> None:
     found = convert(written(tmp_path, LLAMA_FACTORY, "theirs.yaml"))
     assert found.settings["data.path"] == str(tmp_path / "data" / "mine.json")
     assert set(found.no_equal) == {"neftune_noise_alpha"}
+
+
+def test_what_a_limit_of_each_data_set_means(tmp_path: Path) -> None:
+    """`max_samples` is of each data set there, and of all together here; what else is left out is listed."""
+    (tmp_path / "data").mkdir()
+    entries = {
+        "a": {"file_name": "a.json", "num_samples": 5},
+        "b": {"hf_hub_url": "org/b", "subset": "x", "split": "s"},
+    }
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(entries))
+    one = convert(written(tmp_path, LLAMA_FACTORY | {"dataset": "b", "max_samples": 1000}, "one.yaml"))
+    assert {k: one.settings[f"data.{k}"] for k in ("path", "subset", "split")} == {
+        "path": "org/b", "subset": "x", "split": "s",
+    }  # fmt: skip
+    assert one.settings["data.max_records"] == 1000
+    assert not any("max_samples" in text for text in one.differs)
+    given = LLAMA_FACTORY | {"dataset": "a, b", "max_samples": 1000, "eval_dataset": "a,b", "val_size": 0}
+    both = convert(written(tmp_path, given, "both.yaml"))
+    assert both.settings["data.mixture"][1] == {"path": "org/b", "subset": "x", "split": "s"}
+    assert "data.max_records" not in both.settings
+    assert sum("max_samples=1000" in text for text in both.differs) == 2
+    assert {"num_samples of a", "eval_dataset"} <= set(both.no_equal)
+    mixture = compose([o for o in both.overrides if "eval" not in o]).data.mixture
+    assert [source.path for source in mixture] == [str(tmp_path / "data" / "a.json"), "org/b"]
