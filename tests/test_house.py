@@ -61,7 +61,7 @@ MAY_NAME_METHODS = {
 
 
 def test_nobody_knows_a_method_by_its_name(house: House) -> None:
-    """Facts about a method are declared on its plugin; `migrate` and `testing.peers` translate other libraries' names."""
+    """Facts about a method are declared on its plugin; `migrate` and `testing.peers` translate others' names."""
     found = [
         f"{module.at(node.lineno)} names {node.value}"
         for module in house.modules.values()

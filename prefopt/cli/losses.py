@@ -3,20 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from enum import Enum
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from prefopt.common.json_output import print_json
-from prefopt.errors import ThresholdError, UserError
-from prefopt.losses import registry
-from prefopt.plugin import traits
-from prefopt.testing import check_loss, example
 
 
 def main(argv: list[str]) -> int:
@@ -27,48 +14,13 @@ def main(argv: list[str]) -> int:
         ThresholdError: `check` found a loss that fails.
     """
     args = _parser().parse_args(argv)
+    from prefopt.cli.loss_menu import check, print_menu, write_docs
+
     if args.command == "check":
-        return _check(args.names, everything=args.all, as_json=args.json)
+        return check(args.names, everything=args.all, as_json=args.json)
     if args.command == "docs":
-        return _docs(args.output)
-    if args.json:
-        print_json([describe(name) for name in registry.names()], indent=2)
-    else:
-        _print_menu()
-    return 0
-
-
-def describe(name: str) -> dict[str, Any]:
-    """A loss as plain values: what it needs and declares, and hyper-parameters with defaults (None: must be given)."""
-    cls = registry.loss_class(name)
-    loss = _with_needs(cls)
-    declared = traits(loss)
-    return {
-        "name": name,
-        "package": registry.package_of(name),
-        "needs": loss.needs.flags(),
-        "ranking": declared.ranking.value,
-        "audit": declared.audit.level.value if declared.audit is not None else None,
-        "source": declared.audit.source if declared.audit is not None else None,
-        "audit_date": declared.audit.date if declared.audit is not None else None,
-        "paper": cls.paper,
-        "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
-    }
-
-
-def _with_needs(cls: type[Any]) -> Any:
-    """A plugin class, or an example of it where the needs depend on the instance (`mix`)."""
-    return example(cls) if isinstance(cls.needs, property) else cls
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
+        return write_docs(args.output)
+    return print_menu(as_json=args.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,47 +38,3 @@ def _parser() -> argparse.ArgumentParser:
     docs.add_argument("--output", type=Path, default=Path("docs"), help="the folder of losses.md (default: docs)")
     docs.set_defaults(command="docs")
     return parser
-
-
-def _print_menu() -> None:
-    columns = ("name", "data", "ranking", "needs", "hyper-parameters", "paper", "audit", "source")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for name in registry.names():
-        loss = describe(name)
-        flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
-        settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
-        paper = loss["paper"].removeprefix("https://")
-        table.add_row(
-            name, loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings), paper,
-            loss["audit"], loss["source"],
-        )  # fmt: skip
-    console = Console()
-    (console if console.is_terminal else Console(width=360)).print(table)  # a pipe has no width to fit into
-
-
-def _check(names: list[str], *, everything: bool, as_json: bool) -> int:
-    if everything == bool(names):
-        raise UserError("name the losses to check, or give --all")
-    torch.set_num_threads(1)  # tensors of a few numbers
-    classes = {name: registry.loss_class(name) for name in (registry.names() if everything else names)}
-    results = {name: check_loss(example(cls)) for name, cls in classes.items()}
-    failed = [name for name, checks in results.items() if not all(check.ok for check in checks)]
-    if as_json:
-        print_json({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2)
-    else:
-        for name, checks in results.items():
-            print(f"{name}: {'ok' if name not in failed else 'FAILED'} ({len(checks)} checks)")
-            for check in checks:
-                if check.detail:
-                    print(f"  {check.name}: {check.detail}")
-    if failed:
-        raise ThresholdError(f"{len(failed)} of {len(results)} losses failed the kit: {', '.join(failed)}")
-    return 0
-
-
-def _docs(output: Path) -> int:
-    from prefopt.report.catalogue import write
-
-    for path in write(output):
-        print(path)
-    return 0

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
                         "interrupted (default: FOLDER-rerun, with a number if that is taken)")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if the run did")
     args = parser.parse_args(argv)
-    from prefopt.cli.train import run_and_report
+    from prefopt.cli.training import run_and_report
     from prefopt.runs.rerun import folder_for, rerun, shown
 
     folder: Path = args.folder

@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import textwrap
+from importlib.metadata import entry_points
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 
-from torch import distributed
+from prefopt.losses import MENU
 
-from prefopt.common.processes import is_first_process
-from prefopt.common.redact import redact
-from prefopt.config.compose import run_hydra
-from prefopt.config.run_config import RunConfig
-from prefopt.errors import ThresholdError
-from prefopt.report.run import write_run_page
-from prefopt.report.terminal import show_end
-from prefopt.report.verdict import judge
-from prefopt.runs import run as runs
-from prefopt.runs.progress import JsonProgress, RunProgress, run_progress
-from prefopt.runs.run_folder import RunFolder
-from prefopt.runs.stages import run_stages
+HELP = """usage: prefopt train [-m] KEY=VALUE ...
+
+  prefopt train loss=simpo loss.beta=2.5 model.path=MODEL data.path=FILE output_dir=DIR
+  prefopt train -m loss=dpo,ipo loss.beta=0.1,0.5     one run for each combination
+  prefopt train experiment=FILE.yaml                  settings from a file, as `prefopt import` writes them
+  prefopt train loss=simpo --cfg job                  print all options and their values, and run nothing
+
+Groups, each with the choices for GROUP=CHOICE:
+"""
+OUTSIDE = {"losses": "prefopt.losses", "presets": "prefopt.conf"}  # entry points of other packages
 
 
 def main(argv: list[str]) -> int:
-    """Compose the configuration and run it."""
-    run_hydra(_run, argv, "prefopt train")
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    return 0
+    """Compose the configuration and run it, or print what can be chosen."""
+    if argv in (["-h"], ["--help"]):  # with other words Hydra shows what they compose
+        print(HELP + "\n".join(_choices()))
+        return 0
+    from prefopt.cli.training import compose_and_run
+
+    return compose_and_run(argv)
 
 
-def _run(config: RunConfig) -> dict[str, Any]:
-    progress = run_progress(config.progress, config.loss_name)
-    what = f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"
-    progress.print(redact(what))
-    summary = run_stages(config, log=progress.print, run=run_and_report)
-    _show_result(progress, config.output_dir, summary)
-    return summary
+def _choices() -> list[str]:
+    """The choices in each group, from the names of losses and of files."""
+    found = {"loss": {*MENU, *(point.name for point in entry_points(group=OUTSIDE["losses"]))}}
+    for package in ("prefopt.conf", *(point.value for point in entry_points(group=OUTSIDE["presets"]))):
+        for group in files(package).iterdir():
+            if group.is_dir() and (names := set(_presets(group, ""))):
+                found.setdefault(group.name, set()).update(names)
+    return [
+        textwrap.fill(" ".join(sorted(names)), 100, initial_indent=f"  {group:12}", subsequent_indent=" " * 14,
+                      break_on_hyphens=False)
+        for group, names in sorted(found.items())
+    ]  # fmt: skip
 
 
-def run_and_report(config: RunConfig, *, log: Callable[[str], None]) -> dict[str, Any]:
-    """Run a training and write its page, also where a sentinel fails the finished run."""
-    try:
-        summary = runs.run(config, log=log)
-    except ThresholdError:
-        _write_page(config.output_dir, log)
-        raise
-    _write_page(config.output_dir, log)
-    return summary
-
-
-def _write_page(folder: Path, log: Callable[[str], None]) -> None:
-    if not is_first_process() or not (folder / "summary.json").exists():  # stopped before its end
-        return
-    try:
-        write_run_page(folder)
-    except Exception as error:  # the run is whole without its page
-        log(f"warning: report.html could not be made ({error}); `prefopt report {folder}` tries again")
-
-
-def _show_result(progress: RunProgress, folder: Path, summary: dict[str, Any]) -> None:
-    """Print the verdict, the held-out table and where everything is, in the way of the run's progress."""
-    if isinstance(progress, JsonProgress):
-        verdict = judge(RunFolder(folder)).plain()
-        progress.emit("end", output_dir=str(folder), summary=summary, verdict=verdict)
-    elif (console := progress.console) is not None:
-        show_end(console, folder, summary)
+def _presets(folder: Traversable, prefix: str) -> list[str]:
+    found = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found += _presets(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml") and not entry.name.startswith("_"):
+            found.append(prefix + entry.name.removesuffix(".yaml"))
+    return found

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from prefopt.losses import MENU
-from prefopt.losses.registry import loss_class
-from prefopt.testing.vectors import dumps, vectors
 
 
 def main(argv: list[str]) -> int:
@@ -22,6 +18,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="losses (default: all built-in ones)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write to")
     args = parser.parse_args(argv)
+    import torch
+
+    from prefopt.losses.registry import loss_class
+    from prefopt.testing.vectors import dumps, vectors
+
     torch.set_num_threads(1)  # tensors of a few numbers
     names = args.names or sorted(MENU)
     for name in names:

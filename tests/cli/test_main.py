@@ -11,6 +11,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.cli.overrides import check_overrides
 from prefopt.cli.verbs import VERBS
+from prefopt.config.compose import OBJECTS, group_choices, register
 
 SLOW_TO_IMPORT = "torch transformers datasets accelerate peft hydra omegaconf numpy pandas pyarrow scipy matplotlib"
 RUN = """
@@ -31,7 +32,8 @@ HELP = [
     ["--help"],
     ["--version"],
     ["compare"],
-    *([verb, "--help"] for verb in VERBS if verb not in ("train", "losses")),
+    *([verb, "--help"] for verb in VERBS),
+    ["train", "-h"],
 ]
 WRONG = [
     (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
@@ -61,6 +63,22 @@ def test_help_and_common_mistakes_import_no_slow_library() -> None:
     for (argv, message), (_, error, _) in zip(WRONG, found[len(HELP) :], strict=True):
         assert message in error, argv
         assert error.count("\n") == 1
+
+
+def test_help_of_train_has_the_choices_that_hydra_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    shown: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.partition("GROUP=CHOICE:\n")[2].splitlines():
+        group, *choices = line.split()
+        if line.startswith(" " * 14):  # goes on
+            shown[next(reversed(shown))] += [group, *choices]
+        else:
+            shown[group] = choices
+    register()
+    assert set(shown) == {*OBJECTS, "trainer", "sweep", "experiment"}
+    for group in (*OBJECTS, "trainer", "sweep"):
+        assert set(shown[group]) == set(group_choices(group)), group
+    assert {"compat/trl_dpo", "sft_then_dpo"} <= set(shown["experiment"])
 
 
 def test_losses_of_a_sweep_and_of_presets_are_left_to_hydra() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,20 @@ from prefopt.models.adapters import BASE, PeftConfig
 from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_policy, load_tokenizer
 from tests.data.tiny import tokenizer
 
-TEXT = {"vocab_size": 90, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = {**TEXT, "model_type": "clip_vision_model", "projection_dim": 8, "image_size": 28, "patch_size": 14}
+TEXT: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+VISION: dict[str, Any] = {
+    **TEXT,
+    "model_type": "clip_vision_model",
+    "projection_dim": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 @pytest.fixture
@@ -98,7 +111,7 @@ def test_the_reason_why_a_resized_adapter_does_not_fit(base: Path, tmp_path: Pat
     resized = LlamaForCausalLM.from_pretrained(base)
     resized.resize_token_embeddings(94)
     adapter = get_peft_model(resized, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]))
-    adapter.save_pretrained(tmp_path / "resized", save_embedding_layers=False)
+    adapter.save_pretrained(str(tmp_path / "resized"), save_embedding_layers=False)
     said = refusal(tmp_path / "resized")
     assert "size mismatch" in said
     assert "embed_tokens" in said

@@ -1,0 +1,68 @@
+"""Runs what `prefopt train` composes, writes the page of the run and prints its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from prefopt.common.processes import is_first_process
+from prefopt.common.redact import redact
+from prefopt.config.compose import run_hydra
+from prefopt.config.run_config import RunConfig
+from prefopt.errors import ThresholdError
+from prefopt.report.run import write_run_page
+from prefopt.report.terminal import show_end
+from prefopt.report.verdict import judge
+from prefopt.runs import run as runs
+from prefopt.runs.progress import JsonProgress, RunProgress, run_progress
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.stages import run_stages
+
+
+def compose_and_run(argv: list[str]) -> int:
+    """Compose the configuration and run it."""
+    run_hydra(_run, argv, "prefopt train")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return 0
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
+    progress = run_progress(config.progress, config.loss_name)
+    what = f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"
+    progress.print(redact(what))
+    summary = run_stages(config, log=progress.print, run=run_and_report)
+    _show_result(progress, config.output_dir, summary)
+    return summary
+
+
+def run_and_report(config: RunConfig, *, log: Callable[[str], None]) -> dict[str, Any]:
+    """Run a training and write its page, also where a sentinel fails the finished run."""
+    try:
+        summary = runs.run(config, log=log)
+    except ThresholdError:
+        _write_page(config.output_dir, log)
+        raise
+    _write_page(config.output_dir, log)
+    return summary
+
+
+def _write_page(folder: Path, log: Callable[[str], None]) -> None:
+    if not is_first_process() or not (folder / "summary.json").exists():  # stopped before its end
+        return
+    try:
+        write_run_page(folder)
+    except Exception as error:  # the run is whole without its page
+        log(f"warning: report.html could not be made ({error}); `prefopt report {folder}` tries again")
+
+
+def _show_result(progress: RunProgress, folder: Path, summary: dict[str, Any]) -> None:
+    """Print the verdict, the held-out table and where everything is, in the way of the run's progress."""
+    if isinstance(progress, JsonProgress):
+        verdict = judge(RunFolder(folder)).plain()
+        progress.emit("end", output_dir=str(folder), summary=summary, verdict=verdict)
+    elif (console := progress.console) is not None:
+        show_end(console, folder, summary)
