@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 SHOWN_CODES = 8
+LEAST_VERDICTS = 100  # below, one side wins more often by chance
 MEANINGS = {"first": "first better", "second": "second better", "tie": "a tie"}
 
 
@@ -26,6 +27,19 @@ def verdict_lines(counts: Mapping[str, int]) -> list[str]:
     else:
         summary = f"verdicts: first better {sides['first']}, second better {sides['second']}, tie {sides['tie']}"
     return [f"{summary} ({'; '.join(codes[:SHOWN_CODES])}{more})"]
+
+
+def winner_side(counts: Mapping[str, int]) -> tuple[float, str] | None:
+    """(how often the side that wins more often wins, in words); None for fewer than 100 verdicts."""
+    sides: Counter[str] = Counter()
+    for name, count in counts.items():
+        if name.startswith("verdict/"):
+            sides[name.rpartition("/")[2]] += count
+    decided = sides["first"] + sides["second"]
+    if decided < LEAST_VERDICTS:
+        return None
+    side = max("first", "second", key=lambda side: sides[side])
+    return sides[side] / decided, f"the {side} answer wins {sides[side]} of {decided}"
 
 
 def account(counts: Mapping[str, int]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.account import winner_side
 from prefopt.data.data_config import DataConfig
 from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Rejection
@@ -19,6 +20,7 @@ from prefopt.errors import UserError
 from prefopt.plugin import Data
 
 FEW_RECORDS = 1000
+ONE_SIDED = 0.6  # share of verdicts for one place
 RARE_LABEL = 0.2  # share of a label below which its weight matters
 
 
@@ -68,14 +70,14 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tup
     counts |= {"train": len(train), "eval": len(held_out) if held_out is not None else 0}
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
-    warnings = _warnings(train, len(log), data)
+    warnings = _warnings(train, len(log), data, counts)
     if CLOCK in (template_source(config.template, tokenizer) or ""):
         warnings.append(f"the chat template writes today's date, which is data.date={config.date} in every text")
     return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema, warnings=warnings)
 
 
-def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
-    """The checks of the doctor that cost nothing.
+def _warnings(train: TokenTable, rejected: int, data: Data, counts: dict[str, int]) -> list[str]:
+    """The checks of the doctor that cost nothing; what they find is also counted.
 
     Raises:
         UserError: all labels are the same, and the loss compares them.
@@ -87,6 +89,15 @@ def _warnings(train: TokenTable, rejected: int, data: Data) -> list[str]:
         found.append(
             f"more rows were rejected ({rejected}) than kept ({len(train)}): `prefopt data check` lists the reasons"
         )
+    if marked := train.marked():
+        counts["template_marks"] = marked
+        found.append(f"{marked} records have marks of a chat template in their texts, which the template of this run "
+                     "prints again: extract the turns instead (`prefopt data check` lists the records)")  # fmt: skip
+    if lower := train.scored_lower():
+        counts["chosen_scored_lower"] = lower
+        found.append(f"{lower} pairs have the higher score on the rejected side (`prefopt data check` lists them)")
+    if (side := winner_side(counts)) and side[0] > ONE_SIDED:
+        found.append(f"{side[1]}: check what the codes mean, and whether the judge saw both orders")
     if data is Data.UNPAIRED and train.kind is Data.UNPAIRED:
         good = train.desirable_share()
         if good in (0.0, 1.0):

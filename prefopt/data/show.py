@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from prefopt.data.data_config import DataConfig
-from prefopt.data.doctor.record_checks import turns
+from prefopt.data.doctor.words import turns
 from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.tokenize import Encoder, tokenize
 from prefopt.errors import UserError

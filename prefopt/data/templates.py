@@ -25,7 +25,8 @@ DIRECTIVES = "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"  # of its formats
 QUESTION: Message = {"role": "user", "content": SENTINEL}
 ANSWER: Message = {"role": "assistant", "content": SENTINEL}
 TEMPLATE_MARKS = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|assistant|user|system|end)\|>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|(?:start|end)_header_id|assistant|user|system|end|return|channel)\|>"
+    r"|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>|<｜[^｜\s]+｜>|<\|(?:START|END)_OF_TURN_TOKEN\|>"
 )
 THOUGHT = re.compile(r"</?think>")
 

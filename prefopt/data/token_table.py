@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("weight", pa.float64()),
         ("source", pa.string()),
         ("prompt_key", pa.int64()),  # equal for equal prompts
+        ("marked", pa.bool_()),  # whether a text of a turn holds special tokens or marks of a chat template
         ("truncated", pa.int32()),  # prompt tokens that were cut
         ("reason", pa.string()),  # why the record is rejected; null if it is not
         ("detail", pa.string()),
@@ -111,6 +112,17 @@ class TokenTable(Sequence[TokenRecord]):
     def desirable_share(self) -> float:
         """The share of desirable completions (UNPAIRED records)."""
         return float(pc.mean(self._column("desirable").cast(pa.float64())).as_py())
+
+    def marked(self) -> int:
+        """The number of records with marks of a chat template in their texts."""
+        return pc.sum(self._column("marked")).as_py() or 0
+
+    def scored_lower(self) -> int:
+        """The number of pairs whose rejected side has the higher score."""
+        scores = pc.drop_null(self._column("scores"))
+        if self.kind is not Data.PAIRS or not len(scores):
+            return 0
+        return int(pc.sum(pc.less(pc.list_element(scores, 0), pc.list_element(scores, 1))).as_py())
 
     def select(self, positions: NDArray[np.int64]) -> TokenTable:
         """The records at these positions."""

@@ -108,6 +108,7 @@ class Encoder:
             "weight": record.weight,
             "source": record.source,
             "prompt_key": int(content_hash(record.prompt), 16) - 2**63,
+            "marked": self._marked(record),
             "truncated": 0,
             "reason": None,
             "detail": None,
@@ -118,6 +119,13 @@ class Encoder:
         except RowError as error:
             row |= {"reason": error.reason, "detail": error.detail}
         return row
+
+    def _marked(self, record: Record) -> bool:
+        """Whether a text holds marks of a chat template, which then prints them a second time."""
+        marks = self.render.marks
+        texts = (record.prompt, *record.completions)
+        contents = (part if isinstance(part, str) else "\n".join(t["content"] for t in part) for part in texts)
+        return marks is not None and any(map(marks.search, contents))
 
     def _fit(self, record: Record) -> tuple[list[int], list[list[int]], int]:
         """(prompt, completions, number of prompt tokens cut) within `max_length` tokens."""

@@ -75,6 +75,134 @@ def test_contradictions(tmp_path: Path) -> None:
     assert figures(check(tmp_path, [*rows, turned]))["contradictory_prompts"] == 1
 
 
+def verdicts(tmp_path: Path, rows: list[dict[str, Any]]) -> float:
+    return figures(check(tmp_path, rows))["contradictory_prompts"]
+
+
+def better(*texts: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": "Q?", "chosen": texts[0], "rejected": texts[1], **more}
+
+
+def test_a_ranking_is_no_contradiction_and_a_circle_is_one(tmp_path: Path) -> None:
+    ranking = [better("A", "B"), better("B", "C"), better("A", "C")]
+    assert verdicts(tmp_path, ranking) == 0
+    assert verdicts(tmp_path, [*ranking, better("C", "A")]) == 1
+    assert verdicts(tmp_path, [better("A", "B"), better("B", "C"), better("C", "A")]) == 1
+    assert verdicts(tmp_path, [better("A", "B"), {**better("B", "A"), "prompt": "Another?"}]) == 0
+
+
+def test_ties_are_no_contradiction(tmp_path: Path) -> None:
+    judged = {"prompt": "Q?", "response_a": "A", "response_b": "B", "winner": "tie"}
+    swapped = {**judged, "response_a": "B", "response_b": "A"}
+    decided = [{**judged, "prompt": f"Q{i}?", "winner": "A"} for i in range(3)]
+    assert verdicts(tmp_path, [judged, swapped, *decided]) == 0
+    assert verdicts(tmp_path, [judged, {**judged, "winner": "A"}, *decided]) == 0
+    assert verdicts(tmp_path, [{**judged, "winner": "A"}, {**swapped, "winner": "A"}, *decided]) == 1
+    assert verdicts(tmp_path, [{**judged, "winner": "A"}, {**swapped, "winner": "B"}, *decided]) == 0
+
+
+def test_labels_and_lists_contradict_each_other_on_the_same_texts(tmp_path: Path) -> None:
+    def labelled(text: str, label: bool) -> dict[str, Any]:
+        return {"prompt": "Q?", "completion": text, "label": label}
+
+    assert verdicts(tmp_path, [labelled("A", True), labelled("B", False), labelled("C", True)]) == 0
+    assert verdicts(tmp_path, [labelled("A", True), labelled("B", False), labelled("B", True)]) == 1
+    lists = [
+        {"prompt": "Q?", "completions": list(texts), "scores": [3, 2, 1]} for texts in ("ABC", "ABD", "BCD", "DCA")
+    ]
+    assert [verdicts(tmp_path, lists[:count]) for count in (3, 4)] == [0, 1]
+
+
+def test_an_answer_that_fits_everywhere(tmp_path: Path) -> None:
+    rows = pairs(100)
+    for i in range(12):
+        rows[i]["rejected"] = "I cannot help  with that."
+    report = check(tmp_path, [*rows, rows[0]])
+    finding = report.findings["repeated_answers"]
+    assert (finding.figure, finding.total, finding.noticed) == (12, 100, True)
+    assert "'I cannot help with that.'" in finding.note
+    assert figures(check(tmp_path, [better("A", "B"), better("A", "C"), better("A", "D")]))["repeated_answers"] == 0
+
+
+def test_placeholders(tmp_path: Path) -> None:
+    rows = pairs(20)
+    rows[0]["prompt"] += " Input: <noinput>"
+    rows[1]["chosen"] = "<nooutput>"
+    rows[2]["rejected"] = "[deleted]"
+    rows[3]["rejected"] = "The value is null."
+    assert figures(check(tmp_path, rows))["placeholders"] == 3
+
+
+def test_scores_that_contradict_the_pair(tmp_path: Path) -> None:
+    rows = [{**row, "score_chosen": 2 + (i % 5), "score_rejected": 3} for i, row in enumerate(pairs(20))]
+    report = check(tmp_path, [*rows, *pairs(5, seed=1)])
+    finding = report.findings["chosen_scored_lower"]
+    assert (finding.figure, finding.total, finding.noticed, finding.ok) == (4, 20, True, True)
+
+
+def test_the_side_that_wins(tmp_path: Path) -> None:
+    def judged(count: int, second: int) -> list[dict[str, Any]]:
+        return [
+            {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"],
+             "winner": "B" if i < second else "A"} for i, row in enumerate(pairs(count))
+        ]  # fmt: skip
+
+    finding = check(tmp_path, judged(120, 114)).findings["winner_side"]
+    assert (finding.figure, finding.noticed, finding.note) == (0.95, True, "the second answer wins 114 of 120")
+    assert not check(tmp_path, judged(120, 55)).findings["winner_side"].noticed
+    assert "winner_side" not in check(tmp_path, judged(90, 80)).findings
+
+
+LONG = {
+    "Chinese": "请你详细说明为什么山区的夜晚比海边更冷，并举出三个在日常生活中可以观察到的例子，"
+               "同时解释其中的物理原因以及人们如何应对这种现象。",
+    "Japanese": "山の夜が海辺よりも寒くなる理由を詳しく説明し、日常生活で観察できる例を三つ挙げて、"
+                "その物理的な原因と人々の対処法についても述べてください。",
+    "Thai": "โปรดอธิบายโดยละเอียดว่าเหตุใดกลางคืนบนภูเขาจึงหนาวกว่าชายทะเลและยกตัวอย่างสามข้อที่สังเกตได้ในชีวิตประจำวัน",
+    "Arabic": "اشرح بالتفصيل لماذا يكون الليل في الجبال أبرد منه على شاطئ البحر، واذكر ثلاثة أمثلة يمكن ملاحظتها "
+              "في الحياة اليومية، ثم بيّن الأسباب الفيزيائية وكيف يتعامل الناس مع هذه الظاهرة في القرى والمدن",
+    "English": "Explain in detail why the night in the mountains is colder than at the sea, and name three examples "
+               "that can be observed in daily life, then give the reasons and how people in villages deal with it",
+}  # fmt: skip
+GREETING = {"Chinese": "你好！", "Japanese": "こんにちは。", "Thai": "สวัสดี", "Arabic": "مرحبا! ", "English": "Hello! "}
+ENDS = {"Chinese": "。", "Japanese": "！", "Thai": "?", "Arabic": "؟", "English": "?"}
+
+
+@pytest.mark.parametrize("language", LONG)
+def test_near_duplicates_and_leaks_in_every_script(tmp_path: Path, language: str) -> None:
+    text = LONG[language]
+    middle = len(text) // 2
+    spaced = language in ("Arabic", "English")
+    draw, parts = random.Random(0), text.split() if spaced else list(text)
+    long = (" " if spaced else "").join(part for _ in range(4) for part in draw.sample(parts, len(parts)))
+    third = len(long) // 3
+    other = f"7{long[1:third]}7{long[third + 1 : 2 * third]}7{long[2 * third + 1 :]}"  # three characters differ
+    rows = [{"prompt": long, "chosen": "1", "rejected": "2"}, *pairs(5)]
+    near = {"prompt": other, "chosen": "1", "rejected": "3"}
+    assert figures(check(tmp_path, [*rows, near]))["near_duplicates"] == 1
+    held_out = write(tmp_path / "held_out.jsonl", [{"prompt": text, "chosen": "3", "rejected": "4"}])
+    greeted = {"prompt": GREETING[language] + text, "chosen": "5", "rejected": "6"}
+    found = figures(check(tmp_path, [greeted, *pairs(5)], eval_path=str(held_out)))
+    assert (found["leaked_prompts"], found["near_leaks"]) == (0, 1)
+    halves = {"prompt": text[:middle] + text[:middle:-1], "chosen": "5", "rejected": "6"}  # the other half reversed
+    assert figures(check(tmp_path, [halves, *pairs(5)], eval_path=str(held_out)))["near_leaks"] == 0
+
+
+@pytest.mark.parametrize("language", LONG)
+def test_shortcuts_in_every_script(tmp_path: Path, language: str) -> None:
+    draw = random.Random(0)
+    letters = LONG[language].replace(" ", "")
+    rows = []
+    for i in range(300):
+        said = ["".join(draw.choice(letters) for _ in range(30)).strip() for _ in range(2)]
+        rows.append(
+            {"prompt": f"{i}", "chosen": f"{letters[5:8]} {said[0]}{ENDS[language]}", "rejected": f"{said[1]} 1"}
+        )
+    found = figures(check(tmp_path, rows))
+    assert found["format_rule"] > 0.9  # the mark at the end
+    assert found["word_rule"] > 0.9
+
+
 def test_a_rule_of_length(tmp_path: Path) -> None:
     rows = [{**row, "chosen": row["chosen"] + " and more"} if i % 4 else row for i, row in enumerate(pairs(40))]
     found = figures(check(tmp_path, rows))
@@ -161,7 +289,10 @@ def test_check_of_every_file(shared_data: Path, name: str, capsys: pytest.Captur
 
 ODDITIES = {
     "llama-factory/dpo_en_demo.json": {"duplicate_rows": 5, "control_characters": 1},
-    "llama-factory/kto_en_demo.json": {"contradictory_prompts": 1, "label_balance": 0.5},
+    "llama-factory/kto_en_demo.json": {
+        "contradictory_prompts": 0,
+        "label_balance": 0.5,
+    },  # two texts, one good, one bad
     "llms-from-scratch/instruction-data-with-preference.json": {"repeated_prompts": 25},
     "hh-rlhf/harmless-base-test.jsonl.gz": {"duplicate_rows": 0, "damaged_encoding": 0},
 }

@@ -143,6 +143,31 @@ def test_warnings(tmp_path: Path) -> None:
     assert enough.warnings == []
 
 
+def test_what_the_doctor_finds_cheaply_is_warned_about_and_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"Q{i}?", "chosen": f"a{i}", "rejected": "no"} for i in range(1000)]
+    rows[0]["prompt"] = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    rows[1]["prompt"] = [{"role": "user", "content": "[INST] Hi [/INST]"}]
+    rows[2] |= {"score_chosen": 2, "score_rejected": 8}
+    rows[3] |= {"score_chosen": 8, "score_rejected": 2}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(path=str(tmp_path / "a.jsonl"), template="chatml")
+    ready = prepare(config, tokenizer(), Data.PAIRS)
+    assert (ready.counts["template_marks"], ready.counts["chosen_scored_lower"]) == (2, 1)
+    assert [warning.split(" (")[0].split(",")[0] for warning in ready.warnings] == [
+        "2 records have marks of a chat template in their texts",
+        "1 pairs have the higher score on the rejected side",
+    ]
+    plain = prepare(DataConfig(path=config.path, template="plain"), tokenizer(), Data.PAIRS)  # marks may be meant
+    assert "template_marks" not in plain.counts
+
+    judged = [
+        {"prompt": f"Q{i}?", "response_a": f"a{i}", "response_b": "no", "winner": "AB"[i % 9 > 0]} for i in range(900)
+    ]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    ready = prepare(DataConfig(path=str(tmp_path / "b.jsonl")), tokenizer(), Data.PAIRS)
+    assert any(warning.startswith("the second answer wins 800 of 900") for warning in ready.warnings)
+
+
 def test_nothing_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too_long 3"):
         prepare(DataConfig(path=write(tmp_path / "a.jsonl", 3), max_length=4), tokenizer(), Data.PAIRS)

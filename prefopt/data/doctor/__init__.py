@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.account import account
+from prefopt.data.account import account, winner_side
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
@@ -17,6 +18,7 @@ from prefopt.data.doctor.shortcuts import FormatRule, LengthRule, WordRule
 from prefopt.data.doctor.token_lengths import TokenLengths
 from prefopt.data.reader import read
 from prefopt.data.record import Record
+from prefopt.data.templates import renderer
 from prefopt.data.tokenize import tokenize
 from prefopt.data.views import to_view
 
@@ -42,7 +44,7 @@ def examine(
     found = read(config)
     lengths = LengthRule()
     checks: list[RecordCheck] = [
-        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), Marks()
+        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), Marks(_marks(config, tokenizer))
     ]  # fmt: skip
     if held_out := config.held_out():
         checks.append(Leaks(read(held_out).records))
@@ -63,12 +65,19 @@ def examine(
         account=account(found.counts),
     )
     findings = [finding for check in checks for finding in check.findings()]
+    if side := winner_side(found.counts):
+        findings.append(Finding(name="winner_side", figure=round(side[0], 4), note=side[1]))
     if tokenizer is not None:
         report, in_tokens = _with_tokens(report, usable.records, tokenizer, config, score)
         findings += in_tokens
     kept = Finding(name="kept", figure=report.kept, total=report.kept + len(report.rejections))
     size = Finding(name="size", figure=report.kept, note=f"{report.kept} {kind}")
     return dataclasses.replace(report, findings=_limited([kept, size, *findings], limits or {}))
+
+
+def _marks(config: DataConfig, tokenizer: Any) -> re.Pattern[str] | None:
+    """The marks of the tokenizer and its template, which have no place in texts."""
+    return renderer(tokenizer, config.template, config.system).marks if tokenizer is not None else None
 
 
 def _with_tokens(

@@ -47,6 +47,10 @@ MEANINGS: dict[str, Meaning] = {
         says="records that repeat an earlier one exactly", share=True, fails=0.1, notice=0.01,
         advice="remove them: each counts twice",
     ),
+    "repeated_answers": Meaning(
+        says="prompts with the most frequent answer, if 3 or more have it", share=True, notice=0.02,
+        advice="look at that answer: a refusal or an error message that fits everywhere is learnt first",
+    ),
     "near_duplicates": Meaning(
         says="records nearly the same as an earlier one (word triples, Jaccard 0.8 or more)", share=True, notice=0.02,
         advice="remove most of them: they are not independent evidence",
@@ -55,8 +59,16 @@ MEANINGS: dict[str, Meaning] = {
         says="records whose prompt an earlier record has", advice="hold out by prompt, as data.eval_records does",
     ),
     "contradictory_prompts": Meaning(
-        says="prompts with contradictory labels (unpaired: good and bad; pairs: one text both chosen and rejected)",
-        share=True, fails=0.05, notice=0.0, advice="decide which label is right, or drop both rows",
+        says="prompts with opposite verdicts on the same texts, directly or in a circle (labels: a text good and bad)",
+        share=True, fails=0.05, notice=0.0, advice="decide which verdict is right, or drop both rows",
+    ),
+    "chosen_scored_lower": Meaning(
+        says="pairs whose rejected side has the higher score", share=True, fails=0.5, notice=0.0,
+        advice="one of the two is wrong: find out whether low scores are good, or drop these pairs",
+    ),
+    "winner_side": Meaning(
+        says="how often the side that wins more often wins (0.5 is no bias)", notice=0.6,
+        advice="the place gives the verdict away: check what the codes mean, and whether the judge saw both orders",
     ),
     "leaked_prompts": Meaning(
         says="records whose prompt is among the held-out ones", share=True, fails=0.0,
@@ -104,6 +116,10 @@ MEANINGS: dict[str, Meaning] = {
     "template_tokens": Meaning(
         says="records with a chat template's tokens in their text", share=True, fails=0.05, notice=0.0,
         advice="the text was already formatted: extract the turns instead",
+    ),
+    "placeholders": Meaning(
+        says="records with <noinput>, [deleted], null or the like in place of a text", share=True, notice=0.0,
+        advice="remove the placeholder, or the record",
     ),
     "speaker_marks": Meaning(
         says="records with 'Human:' or 'Assistant:' inside a turn", share=True, notice=0.01,

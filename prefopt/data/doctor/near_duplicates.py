@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.doctor.findings import Finding
-from prefopt.data.doctor.record_checks import turns, words
+from prefopt.data.doctor.words import turns, words
 from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Text
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise, product
 from typing import Protocol
 
 from prefopt.data.doctor.findings import Finding
+from prefopt.data.doctor.words import turns
 from prefopt.data.make import content_hash
-from prefopt.data.record import Record, Text
+from prefopt.data.record import Record
+from prefopt.data.templates import TEMPLATE_MARKS
 from prefopt.plugin import Data
+
+LEAST_REPEATED = 3  # prompts that have the same answer
+LIMIT = "good above, bad below"  # what texts with labels are compared with
 
 
 class RecordCheck(Protocol):
@@ -22,17 +29,18 @@ class RecordCheck(Protocol):
 
 
 class Repetitions:
-    """Finds repeated records and prompts, and prompts with contradictory labels."""
+    """Finds repeated records, prompts and answers, and prompts with contradictory verdicts."""
 
     def __init__(self) -> None:
         self.total = 0
         self._contents: set[str] = set()
-        self._prompts: set[str] = set()
-        self._good: dict[str, set[str]] = defaultdict(set)
-        self._bad: dict[str, set[str]] = defaultdict(set)
+        self._verdicts: dict[str, set[tuple[str, str]]] = defaultdict(set)  # prompt -> (better text, worse text)
         self._example: dict[str, str] = {}
         self._duplicates: list[str] = []
         self._repeated: list[str] = []
+        self._answered: set[int] = set()  # hashes of prompt and answer
+        self._answers: Counter[str] = Counter()  # answer -> prompts that have it
+        self._shown: dict[str, str] = {}
         self._kind: Data | None = None
 
     def see(self, record: Record) -> None:
@@ -44,64 +52,101 @@ class Repetitions:
         content = content_hash([prompt, texts, record.desirable, record.scores])
         if content in self._contents:
             self._duplicates.append(record.id)
-        elif prompt in self._prompts:
+        elif prompt in self._example:
             self._repeated.append(record.id)
         self._contents.add(content)
-        self._prompts.add(prompt)
         self._example.setdefault(prompt, record.id)
-        if record.kind is Data.PAIRS:
-            self._good[prompt].add(texts[0])
-            self._bad[prompt].add(texts[1])
-        elif record.kind is Data.UNPAIRED:
-            (self._good if record.desirable else self._bad)[prompt].add(texts[0])
+        self._verdicts[prompt].update(_verdicts(record, texts))
+        for name, text in zip(texts, record.completions, strict=True):
+            if (key := hash((prompt, name))) not in self._answered:
+                self._answered.add(key)
+                self._answers[name] += 1
+                if self._answers[name] == LEAST_REPEATED:
+                    self._shown[name] = " ".join(" ".join(turns(text)).split())[:60]
 
     def findings(self) -> Iterator[Finding]:
-        """Duplicates, repeated prompts and contradictions."""
+        """Duplicates, repeated prompts and answers, and contradictions."""
         yield Finding(
             name="duplicate_rows", figure=len(self._duplicates), total=self.total, ids=tuple(self._duplicates)
         )
         again = self._duplicates + self._repeated
         yield Finding(name="repeated_prompts", figure=len(again), total=self.total, ids=tuple(again))
-        if self._kind in (Data.PAIRS, Data.UNPAIRED):
-            both = [p for p in self._good if self._contradicts(self._good[p], self._bad.get(p, set()))]
-            ids = tuple(self._example[prompt] for prompt in both)
-            yield Finding(name="contradictory_prompts", figure=len(both), total=len(self._prompts), ids=ids)
+        often = {name: self._answers[name] for name in self._shown}
+        top = max(often, key=lambda name: often[name], default="")
+        note = f"{self._shown[top]!r}; {len(often)} answers belong to {LEAST_REPEATED} prompts or more" if often else ""
+        yield Finding(name="repeated_answers", figure=often.get(top, 0), total=len(self._example), note=note)
+        if self._kind is not Data.DEMONSTRATIONS:
+            wrong = [prompt for prompt, verdicts in self._verdicts.items() if _has_cycle(verdicts)]
+            ids = tuple(self._example[prompt] for prompt in wrong)
+            yield Finding(name="contradictory_prompts", figure=len(wrong), total=len(self._example), ids=ids)
 
-    def _contradicts(self, good: set[str], bad: set[str]) -> bool:
-        return bool(good & bad) if self._kind is Data.PAIRS else bool(good and bad)
+
+def _verdicts(record: Record, texts: list[str]) -> Iterator[tuple[str, str]]:
+    """(better, worse) texts: in a list the next below each, in a tie none; a label compares a text with the limit."""
+    if record.kind is Data.UNPAIRED:
+        yield (texts[0], LIMIT) if record.desirable else (LIMIT, texts[0])
+    elif record.kind is Data.LISTS or (record.scores and record.scores[0] == record.scores[1]):
+        scores = record.scores or ()
+        ranks = sorted(set(scores), reverse=True)
+        for above, below in pairwise([t for t, s in zip(texts, scores, strict=True) if s == rank] for rank in ranks):
+            yield from product(above, below)
+    elif record.kind is Data.PAIRS:
+        yield texts[0], texts[1]
 
 
-DAMAGE = re.compile("\ufffd|Ã[\u0080-\u00bf©¨¡³±§¶¼¤]|â€[™œ\u009d“”˜¦]|Â[ °»«©®]")
+def _has_cycle(verdicts: set[tuple[str, str]]) -> bool:
+    """Whether a text is better than itself: by two opposite verdicts, or by a circle of more."""
+    if len(verdicts) < 2:
+        return False
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for better, worse in verdicts:
+        order.add(better, worse)
+    try:
+        order.prepare()
+    except CycleError:
+        return True
+    return False
+
+
+# UTF-8 read as Latin-1 (European, Chinese and Japanese, Thai, Arabic), or as GBK.
+DAMAGE = re.compile(
+    "\ufffd|Ã[\u0080-\u00bf©¨¡³±§¶¼¤]|â€[™œ\u009d“”˜¦]|Â[ °»«©®]|[ä-é][\u0080-\u00bf]{2}|(?:à[¸¹][\u0080-\u00bf]){2}"
+    "|(?:[ØÙ][\u0080-\u00bf]){2}|锟斤拷"
+)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 MARKUP = re.compile(
     r"</?(?:p|br|div|span|b|i|a|ul|ol|li|h[1-6]|table|tr|td)\b[^<>]*>|&(?:amp|lt|gt|quot|nbsp|#\d+);", re.I
 )
-TEMPLATE = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|assistant|user|system|end)\|>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>"
+SPEAKER = re.compile(
+    r"\b(?:Human|Assistant):|(?:用户|用戶|人类|助手|ユーザー|アシスタント|ผู้ใช้|ผู้ช่วย|المستخدم|المساعد)[:：]"
 )
-SPEAKER = re.compile(r"\b(?:Human|Assistant):")
+PLACEHOLDER = re.compile(r"<no[ _-]?(?:in|out)put>", re.I)
+PLACEHOLDER_TURN = re.compile(r"\s*(?:\[(?:deleted|removed)\]|null|nan|n/a|undefined)\s*", re.I)
 PATTERNS = {
     "damaged_encoding": DAMAGE,
     "control_characters": CONTROL,
     "markup": MARKUP,
-    "template_tokens": TEMPLATE,
+    "template_tokens": TEMPLATE_MARKS,
     "speaker_marks": SPEAKER,
+    "placeholders": PLACEHOLDER,
 }
 
 
 class Marks:
     """Finds damaged characters, markup and template tokens in texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: re.Pattern[str] | None = None) -> None:
         self.total = 0
+        self._patterns = {**PATTERNS, "template_tokens": marks or TEMPLATE_MARKS}
         self._found: dict[str, list[str]] = {name: [] for name in PATTERNS}
 
     def see(self, record: Record) -> None:
         """Look at one record."""
         self.total += 1
-        text = "\n".join(said for part in (record.prompt, *record.completions) for said in turns(part))
-        for name, pattern in PATTERNS.items():
-            if pattern.search(text):
+        parts = [said for part in (record.prompt, *record.completions) for said in turns(part)]
+        text = "\n".join(parts)
+        for name, pattern in self._patterns.items():
+            if pattern.search(text) or (name == "placeholders" and any(map(PLACEHOLDER_TURN.fullmatch, parts))):
                 self._found[name].append(record.id)
 
     def findings(self) -> Iterator[Finding]:
@@ -111,12 +156,14 @@ class Marks:
 
 
 class Labels:
-    """Finds unbalanced labels (with weights for KTO), and lists whose first completion is the best."""
+    """Finds unbalanced labels (with weights for KTO), lists whose first completion is the best, and scores that
+    contradict the pair."""
 
     def __init__(self) -> None:
         self._good = self._bad = 0
         self._firsts = self._expected = 0.0
-        self._lists = 0
+        self._lists = self._scored = 0
+        self._lower: list[str] = []
 
     def see(self, record: Record) -> None:
         """Look at one record."""
@@ -128,6 +175,10 @@ class Labels:
             self._lists += 1
             self._firsts += record.scores[0] == best
             self._expected += record.scores.count(best) / len(record.scores)
+        elif record.kind is Data.PAIRS and record.scores:
+            self._scored += 1
+            if record.scores[0] < record.scores[1]:
+                self._lower.append(record.id)
 
     def findings(self) -> Iterator[Finding]:
         """The balance of labels, and the position of the best completion in lists."""
@@ -136,6 +187,9 @@ class Labels:
         if self._lists >= 100:
             excess = (self._firsts - self._expected) / self._lists
             yield Finding(name="first_is_best", figure=excess, note=f"{self._lists} lists with a best completion")
+        if self._scored:
+            lower = tuple(self._lower)
+            yield Finding(name="chosen_scored_lower", figure=len(lower), total=self._scored, ids=lower)
 
     def _weights(self) -> str:
         """The weights for which desirable_weight * good / (undesirable_weight * bad) is in KTO's range, 1 to 4/3."""
@@ -148,13 +202,3 @@ class Labels:
         if good < bad:
             return f"{counts}: kto with loss.desirable_weight={bad / good:.3g} to {4 / 3 * bad / good:.3g}"
         return f"{counts}: kto with loss.undesirable_weight={3 / 4 * good / bad:.3g} to {good / bad:.3g}"
-
-
-def turns(text: Text) -> list[str]:
-    """The content of each turn."""
-    return [text] if isinstance(text, str) else [turn["content"] for turn in text]
-
-
-def words(text: str) -> list[str]:
-    """Words and punctuation marks, in lower case."""
-    return re.findall(r"\w+|[^\w\s]", text.lower())

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
 from prefopt.data.doctor.findings import Finding, Histogram
-from prefopt.data.doctor.record_checks import turns, words
+from prefopt.data.doctor.words import terms, turns
 from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Text
 from prefopt.plugin import Data
@@ -136,7 +136,7 @@ class WordRule:
 
     def _buckets(self, text: Text | None) -> set[int]:
         found = set()
-        for word in words(" ".join(turns(text))) if text is not None else ():
+        for word in terms(" ".join(turns(text))) if text is not None else ():
             bucket = zlib.crc32(word.encode()) % WORD_BUCKETS
             self._names.setdefault(bucket, word)
             found.add(bucket)
@@ -164,17 +164,24 @@ def _fit(x: csr_matrix, labels: NDArray[np.float64], *, intercept: bool) -> NDAr
     return np.asarray(found.x)
 
 
+ENDS = ".!?\"')" + "。．｡！？…؟۔।॥”’»」』）］】》"
+LIST_ITEM = re.compile(r"^\s*(?:(?:[-*•]|\d+[.)])\s|[・●▪]|[（(]?(?:\d+|[一二三四五六七八九十]+)[）、．])", re.M)
+APOLOGY = re.compile(
+    r"\b(?:sorry|apologi[sz]e|cannot|can't|unable)\b|抱歉|对不起|對不起|无法|無法|申し訳|すみません|できません|ขอโทษ|ขออภัย"
+    r"|ไม่สามารถ|آسف|عذر|أعتذر|لا أستطيع|لا يمكن",
+    re.I,
+)
 FEATURES: dict[str, Callable[[str], bool]] = {
     "begins with a space": lambda text: text[:1].isspace(),
     "ends with a space": lambda text: text[-1:].isspace(),
-    "ends with punctuation": lambda text: text.rstrip()[-1:] in ".!?\"')",
-    "has a list": lambda text: re.search(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.M) is not None,
+    "ends with punctuation": lambda text: text.rstrip()[-1:] in ENDS,
+    "has a list": lambda text: LIST_ITEM.search(text) is not None,
     "has code": lambda text: "```" in text,
     "has bold": lambda text: "**" in text,
-    "has a question": lambda text: "?" in text,
+    "has a question": lambda text: re.search("[?？؟]", text) is not None,
     "has several paragraphs": lambda text: "\n\n" in text.strip(),
-    "apologises": lambda text: re.search(r"\b(?:sorry|apologi[sz]e|cannot|can't|unable)\b", text, re.I) is not None,
-    "has an exclamation mark": lambda text: "!" in text,
+    "apologises": lambda text: APOLOGY.search(text) is not None,
+    "has an exclamation mark": lambda text: re.search("[!！]", text) is not None,
     "begins with a capital": lambda text: text.strip()[:1].isupper(),
 }
 
