@@ -72,4 +72,4 @@ def test_columnar_files_do_not_add_the_parameters_of_other_functions(tmp_path: P
     found, expected = (read(DataConfig(path=str(one))).records for one in (path, jsonl))
     assert [record.completions for record in found] == [record.completions for record in expected]
     assert [record.id for record in found] == [record.id for record in expected]
-    assert found[0].completions[0][0]["tool_calls"] == [called({"city": "Rome"})]  # type: ignore[index,typeddict-item]
+    assert found[0].completions[0][0]["tool_calls"] == [called({"city": "Rome"})]  # type: ignore[index]

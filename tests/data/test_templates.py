@@ -236,10 +236,10 @@ def test_a_template_with_a_clock_always_writes_the_date_of_the_data(tmp_path: Pa
             [Record(id="x", kind=Data.DEMONSTRATIONS, prompt="Hi", completions=("Ho",))],
             made, DataConfig(path="x", template=str(file), date=date),
         ).records  # fmt: skip
-        today = made.apply_chat_template(turns, chat_template=CLOCKED, tokenize=False)
+        today = str(made.apply_chat_template(turns, chat_template=CLOCKED, tokenize=False))
         assert written not in today
         start = re.sub(r"(?<=Today is ).*?(?=\.)", written, today)
-        assert made.decode([*row.prompt, *row.completions[0]]).startswith(start)
+        assert str(made.decode([*row.prompt, *row.completions[0]])).startswith(start)
     assert on_date("{{ messages }}", "2024-07-26") == "{{ messages }}"
     with pytest.raises(UserError, match=r"data\.date=today is not a date such as 2024-07-26"):
         DataConfig(path="x", date="today").check()
