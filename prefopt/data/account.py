@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from prefopt.data.record import Record
+from prefopt.data.tokenize import TokenResult
+from prefopt.data.views import ViewResult, pair_counts
 
 SHOWN_CODES = 8
 LEAST_VERDICTS = 100  # below, one side wins more often by chance
@@ -43,16 +47,63 @@ def winner_side(counts: Mapping[str, int]) -> tuple[float, str] | None:
 
 
 def account(counts: Mapping[str, int]) -> list[str]:
-    """The lines that `data check`, `train` and reports print about the reading of data."""
+    """The lines that `data check`, `train` and reports print about what became of the data."""
     most = counts.get("max_records")
     stopped = [f"data.max_records: reading stopped after {most} records"] if most else []
-    return [*file_lines(counts), *stopped, *column_lines(counts), *verdict_lines(counts)]
+    lines = [
+        *file_lines(counts), *flow_lines(counts), *stopped, *column_lines(counts), *verdict_lines(counts)
+    ]  # fmt: skip
+    held_out = {name.removeprefix("eval_"): count for name, count in counts.items() if name.startswith("eval_")}
+    return [*lines, *(f"held-out {line}" for line in account(held_out))] if held_out else lines
+
+
+def stations(read: Mapping[str, int], shaped: ViewResult, tokenized: TokenResult | None = None) -> dict[str, int]:
+    """The counts of the stations that records pass, with the records that reach each, and those rejected there."""
+    counts = dict(read) | {"records_read": read["records"]}
+    for name, result in (("shaped", shaped), ("tokenized", tokenized)):
+        if result is None:
+            continue
+        for key, count in result.counts.items():
+            counts[key] = counts.get(key, 0) + count if key.startswith("rejected/") else count
+        counts |= {f"records_{name}": len(result.records), f"rejected_{name}": len(result.rejections)}
+    return counts
+
+
+def flow_lines(counts: Mapping[str, int]) -> list[str]:
+    """What is left at each station: rows, records, records as the loss takes them, and in tokens."""
+    if "records_read" not in counts:
+        return []
+    stops = [_stop(counts["rows"], "rows", counts["rows"] - counts["rows_used"], "rejected")]
+    stops.append(_stop(counts["records_read"], "records", counts.get("left_out_by_weight", 0), "left out by weight",
+                       counts.get("copied_by_weight", 0), "copies by weight"))  # fmt: skip
+    if counts["records_shaped"] != counts["records_read"] or counts["rejected_shaped"]:
+        stops.append(_stop(counts["records_shaped"], "converted", counts["rejected_shaped"], "rejected",
+                           counts.get("pairs_tied", 0), "pairs in lists tied",
+                           counts.get("completions_unused", 0), "completions in no pair"))  # fmt: skip
+    if "records_tokenized" in counts:
+        stops.append(_stop(counts["records_tokenized"], "in tokens", counts["rejected_tokenized"], "rejected"))
+    return [f"flow: {' → '.join(stops)}"]
+
+
+def _stop(count: int, what: str, *more: int | str) -> str:
+    notes = [f"{number} {words}" for number, words in zip(more[::2], more[1::2], strict=True) if number]
+    return f"{count} {what} ({', '.join(notes)})" if notes else f"{count} {what}"
+
+
+def pairing_line(records: Iterable[Record]) -> str:
+    """How many pairs each value of `data.pairs_from` makes of lists."""
+    return "as pairs: " + "; ".join(
+        f"data.pairs_from={pairing} "
+        + _stop(found["pairs"], "pairs", found["pairs_tied"], "tied", found["no_preference"], "lists without one")
+        for pairing, found in pair_counts(records).items()
+    )
 
 
 def column_lines(counts: Mapping[str, int]) -> list[str]:
     """The columns and keys of turns that were not read, with the number of rows that have them."""
     unread = {name.removeprefix("unread/"): count for name, count in counts.items() if name.startswith("unread/")}
-    return [f"not read: {', '.join(f'{name} ({count} rows)' for name, count in unread.items())}"] if unread else []
+    words = ", ".join(f"{name.strip() or repr(name)} ({count} rows)" for name, count in unread.items())
+    return [f"not read: {words}"] if unread else []
 
 
 def file_lines(counts: Mapping[str, int]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.account import winner_side
+from prefopt.data.account import stations, winner_side
 from prefopt.data.data_config import DataConfig
 from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Rejection
@@ -142,10 +142,7 @@ def _tokens(
     if not view.records:
         raise UserError(f"no record is left as {data.value} ({_summary(view.counts)})")
     result = tokenize(view.records, tokenizer, config, control_text=control_text)
-    counts = dict(found.counts)
-    for more in (view.counts, result.counts):
-        for name, count in more.items():
-            counts[name] = counts.get(name, 0) + count if name.startswith("rejected/") else count
+    counts = stations(found.counts, view, result)
     return result, [*found.rejections, *view.rejections, *result.rejections], counts
 
 

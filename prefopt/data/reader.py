@@ -32,8 +32,8 @@ class ReadResult:
         records: in the order of the rows, read from disk on access.
         rejections: one for each rejected row.
         schema: the name of the schema (several joined by "+" for a mixture).
-        counts: `rows` (the sum of `rows_used` and of the `rows` of the rejections), `records`, `unread/COLUMN`, and
-            `rejected/REASON` for each reason.
+        counts: `rows` (the sum of `rows_used` and of the `rows` of the rejections); `records` (`records_made`, less
+            `left_out_by_weight`, with `copied_by_weight`); `unread/COLUMN`, and `rejected/REASON` for each reason.
     """
 
     records: Sequence[Record]
@@ -151,9 +151,12 @@ def _copies(record: Record, weight: float, log: Log) -> Iterator[Record]:
     """Repeat a record by its source's weight; its id decides about the fraction, so every run draws the same."""
     times, fraction = divmod(weight, 1.0)
     times += int(record.id, 16) / 2**64 < fraction
+    log.counts["records_made"] += 1
     if not times:
         log.counts["left_out_by_weight"] += 1
-    for _ in range(int(times)):
+    for i in range(int(times)):
+        if i:
+            log.counts["copied_by_weight"] += 1
         yield record
 
 

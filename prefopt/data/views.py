@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 
 from prefopt.common.digest import of_json
 from prefopt.data import make
@@ -48,7 +49,7 @@ def to_view(
         raise UserError(f"the mixture has {' and '.join(sorted(k.value for k in kinds))}; mix records of one kind only")
     kind = kinds.pop()
     convert = _converter(kind, data, pairs_from, desirable_above)
-    split_ties = _tie_rule(ties) if kind is Data.PAIRS or convert in PAIRINGS.values() else None
+    split_ties = _tie_rule(ties) if kind is Data.PAIRS else None
     split = _two_labelled if split_pairs and kind is Data.PAIRS and data is Data.UNPAIRED else None
     if convert is None and split is None and not (split_ties and _has_ties(records)):
         return ViewResult(records=records, rejections=[], counts={"records": len(records)})
@@ -67,7 +68,7 @@ def to_view(
     return ViewResult(records=listed, rejections=log.rejections, counts={**log.counts, "records": len(listed)})
 
 
-Step = Callable[[Record], Iterable[Record]]
+Step = Callable[[Record, Log], Iterable[Record]]
 
 
 def _apply(steps: list[Step], record: Record, log: Log) -> Iterator[Record]:
@@ -75,7 +76,7 @@ def _apply(steps: list[Step], record: Record, log: Log) -> Iterator[Record]:
         yield record
         return
     try:
-        made = list(steps[0](record))
+        made = list(steps[0](record, log))
     except RowError as error:
         log.reject(Rejection(source=record.source, id=record.id, reason=error.reason, detail=error.detail))
         return
@@ -92,16 +93,16 @@ def _converter(kind: Data, data: Data, pairs_from: str | None, desirable_above: 
                 "the data has lists, the loss needs pairs: choose data.pairs_from=best_worst (one pair a "
                 "list), adjacent (neighbours in rank) or all (every pair)"
             )
-        return PAIRINGS[pairs_from]
+        return lambda record, log: _preferences(record, pairs_from, log)
     if (kind, data) == (Data.LISTS, Data.UNPAIRED):
         if desirable_above is None:
             raise UserError(
                 "the data has lists, the loss needs labels: choose data.desirable_above=SCORE, the score "
                 "above which a completion counts as desirable (0.5 where scores are 1 for right, 0 for wrong)"
             )
-        return lambda record: _labelled(record, desirable_above)
+        return lambda record, log: _labelled(record, desirable_above)
     if (kind, data) == (Data.LISTS, Data.DEMONSTRATIONS):
-        return lambda record: _best(record, desirable_above)
+        return lambda record, log: _best(record, desirable_above, log)
     if (kind, data) == (Data.PAIRS, Data.LISTS):
         return _two_list
     if (kind, data) == (Data.UNPAIRED, Data.DEMONSTRATIONS):
@@ -133,30 +134,52 @@ def _ranking(record: Record) -> list[int]:
     return sorted(range(len(record.scores)), key=lambda i: -record.scores[i])  # type: ignore[index]
 
 
-def _best_worst(record: Record) -> Iterator[Record]:
-    best, *_, worst = _ranking(record)
-    yield from _preferences(record, [(best, worst)])
+Places = list[tuple[int, int]]
+PAIRINGS: dict[str, Callable[[list[int]], Places]] = {  # positions from best to worst -> (better, worse)
+    "best_worst": lambda ranking: [(ranking[0], ranking[-1])],
+    "adjacent": lambda ranking: list(pairwise(ranking)),
+    "all": lambda ranking: list(combinations(ranking, 2)),
+}
 
 
-def _adjacent(record: Record) -> Iterator[Record]:
-    yield from _preferences(record, list(pairwise(_ranking(record))))
-
-
-def _all(record: Record) -> Iterator[Record]:
-    yield from _preferences(record, list(combinations(_ranking(record), 2)))
-
-
-def _preferences(record: Record, positions: list[tuple[int, int]]) -> Iterator[Record]:
-    """The pairs at these positions with unequal scores: equal scores express no preference."""
-    assert record.scores is not None
-    unequal = [(i, j) for i, j in positions if record.scores[i] > record.scores[j]]
+def _preferences(record: Record, pairing: str, log: Log) -> Iterator[Record]:
+    """The pairs with unequal scores, because equal ones express no preference; what makes none is counted or listed."""
+    unequal, tied = _places(record, pairing)
     if not unequal:
         raise RowError("no_preference", "all completions to pair have the same score")
+    made, errors = {}, []
     for better, worse in unequal:
-        yield _pair(record, better, worse)
+        try:
+            made[better, worse] = _pair(record, better, worse)
+        except RowError as error:
+            errors.append(error)
+    if not made:
+        raise errors[0]
+    for one in errors:
+        log.reject(Rejection(source=record.source, id=record.id, reason=one.reason, detail=one.detail, rows=0))
+    for name, count in (("pairs_tied", tied), ("completions_unused", len(record.completions) - len(set(chain(*made))))):
+        if count:
+            log.counts[name] += count
+    yield from made.values()
 
 
-PAIRINGS: dict[str | None, Step] = {"best_worst": _best_worst, "all": _all, "adjacent": _adjacent}
+def _places(record: Record, pairing: str) -> tuple[Places, int]:
+    """The positions of the pairs of a list with unequal scores, and the number of pairs with equal ones."""
+    assert record.scores is not None
+    places = PAIRINGS[pairing](_ranking(record))
+    unequal = [(i, j) for i, j in places if record.scores[i] > record.scores[j]]
+    return unequal, len(places) - len(unequal)
+
+
+def pair_counts(records: Iterable[Record]) -> dict[str, Counter[str]]:
+    """For each value of `data.pairs_from` what it makes of lists: pairs, pairs_tied, and lists that make none."""
+    counts: dict[str, Counter[str]] = {pairing: Counter() for pairing in PAIRINGS}
+    for record in records:
+        for pairing, found in counts.items():
+            unequal, tied = _places(record, pairing)
+            pairs = sum(record.completions[i] != record.completions[j] for i, j in unequal)
+            found.update({"pairs": pairs, "pairs_tied": tied if pairs else 0, "no_preference": not pairs})
+    return counts
 
 
 def _labelled(record: Record, threshold: float) -> Iterator[Record]:
@@ -166,26 +189,27 @@ def _labelled(record: Record, threshold: float) -> Iterator[Record]:
         yield dataclasses.replace(single, id=f"{record.id}:{i}")
 
 
-def _best(record: Record, threshold: float | None) -> Iterator[Record]:
+def _best(record: Record, threshold: float | None, log: Log) -> Iterator[Record]:
     assert record.scores is not None
     best = _ranking(record)[0]
     if threshold is not None and record.scores[best] <= threshold:
         raise RowError("none_desirable", f"no completion scores above data.desirable_above={threshold}")
+    log.counts["completions_unused"] += len(record.completions) - 1
     single = make.demonstration(record.prompt, record.completions[best], weight=record.weight)
     yield dataclasses.replace(single, id=f"{record.id}:{best}")
 
 
-def _two_labelled(record: Record) -> Iterator[Record]:
+def _two_labelled(record: Record, log: Log) -> Iterator[Record]:
     for side, completion in zip(("chosen", "rejected"), record.completions, strict=True):
         single = make.unpaired(record.prompt, completion, side == "chosen", weight=record.weight)
         yield dataclasses.replace(single, id=f"{record.id}:{side}")
 
 
-def _two_list(record: Record) -> Iterator[Record]:
+def _two_list(record: Record, log: Log) -> Iterator[Record]:
     yield dataclasses.replace(record, kind=Data.LISTS, scores=record.scores or (1.0, 0.0))
 
 
-def _desirable_only(record: Record) -> Iterator[Record]:
+def _desirable_only(record: Record, log: Log) -> Iterator[Record]:
     if not record.desirable:
         raise RowError("undesirable", "an undesirable completion cannot be a demonstration")
     yield dataclasses.replace(record, kind=Data.DEMONSTRATIONS, desirable=None)
@@ -200,12 +224,12 @@ def _has_ties(records: Sequence[Record]) -> bool:
 
 
 def _tie_rule(ties: str) -> Step | None:
-    def drop(record: Record) -> Iterator[Record]:
+    def drop(record: Record, log: Log) -> Iterator[Record]:
         if _is_tie(record):
             raise RowError("tie", "both sides have the same score; data.ties=split or data.ties=keep accepts such rows")
         yield record
 
-    def split(record: Record) -> Iterator[Record]:
+    def split(record: Record, log: Log) -> Iterator[Record]:
         if not _is_tie(record):
             yield record
             return

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from prefopt.data import DataConfig, ReadResult, prepare, read
+from prefopt.data import DataConfig, Prepared, ReadResult, prepare, read
 from prefopt.data.account import account
 from prefopt.data.doctor import examine
 from prefopt.errors import UserError
+from prefopt.losses.dpo import DPO
 from prefopt.plugin import Data
+from prefopt.train.sources.feed import Feed
+from prefopt.train.sources.offline import Offline
 from tests.data.test_schemas import CASES
 from tests.data.tiny import tokenizer
 
@@ -83,6 +87,30 @@ def as_hub_folder(path: Path, rows: Rows) -> None:
     (path / "data" / "test-00000-of-00001.jsonl").write_bytes(lines(rows[:1]))
 
 
+def as_shards(path: Path, rows: Rows) -> None:
+    """As the hub holds a set: two shards, another split, and files that are not data."""
+    (path / "data").mkdir(parents=True)
+    half = len(rows) // 2
+    for name, part in (("train-00000-of-00002", rows[:half]), ("train-00001-of-00002", rows[half:]),
+                       ("test-00000-of-00001", rows[:1])):  # fmt: skip
+        pyarrow.parquet.write_table(pa.Table.from_pylist(part), path / "data" / f"{name}.parquet")
+    for name in ("README.md", "dataset_infos.json", ".gitattributes"):
+        (path / name).write_text("{}")
+
+
+def as_config(path: Path, rows: Rows) -> None:
+    """One configuration in a folder of its own."""
+    (path / "default").mkdir(parents=True)
+    (path / "default" / "train-00000-of-00001.jsonl").write_bytes(lines(rows))
+    (path / "default" / "test-00000-of-00001.jsonl").write_bytes(lines(rows[:1]))
+    (path / "dataset_infos.json").write_text("{}")
+
+
+def as_splits(path: Path, rows: Rows) -> None:
+    table = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(path)
+
+
 CONTAINERS: dict[str, Callable[[Path, Rows], Any]] = {
     "a.json": lambda path, rows: path.write_text(json.dumps(rows)),
     "a.jsonl": lambda path, rows: path.write_bytes(lines(rows)),
@@ -95,6 +123,9 @@ CONTAINERS: dict[str, Callable[[Path, Rows], Any]] = {
     "a.arrow": as_arrow,
     "folder": as_folder,
     "hub": as_hub_folder,
+    "shards": as_shards,
+    "config": as_config,
+    "splits": as_splits,
     "saved": lambda path, rows: datasets.Dataset.from_list(rows).save_to_disk(path),
 }
 
@@ -151,6 +182,76 @@ def test_ties_count_the_same_in_the_check_and_in_training(tmp_path: Path) -> Non
     assert report.kept == len(ready.train) == 40
     assert report.reasons()["tie"]["count"] == ready.counts["rejected/tie"] == 60
     assert report.account == account(ready.counts)
+
+
+def consistent(ready: Prepared, rows: int) -> None:
+    """The sums agree from the rows to the records that an epoch trains on."""
+    counts, by_reason = ready.counts, Counter(r.reason for r in ready.rejections)
+    dropped = counts.get("rejected/prompt_held_out", 0)
+    read = [r for r in ready.rejections if not r.id]
+    assert counts["rows"] == rows == counts["rows_used"] + sum(r.rows for r in read)
+    assert counts["records_read"] == (
+        counts["records_made"] - counts.get("left_out_by_weight", 0) + counts.get("copied_by_weight", 0)
+    )
+    assert counts["records_tokenized"] == counts["records_shaped"] - counts["rejected_tokenized"]
+    assert counts["records_tokenized"] == counts["train"] + counts["eval"] + dropped
+    assert len(ready.rejections) == len(read) + counts["rejected_shaped"] + counts["rejected_tokenized"] + dropped
+    assert {name: n for name, n in counts.items() if name.startswith("rejected/") and n} == {
+        f"rejected/{reason}": n for reason, n in by_reason.items()
+    }
+    source = Offline(Feed(ready.train, DPO.needs, whole=False, seed=0), records=4, seed=1)
+    for epoch in range(3):
+        used = [place for step in range(len(source)) for place in source.step(epoch * len(source) + step).index]
+        assert sorted(used) == list(range(counts["train"]))
+
+
+BAD: Rows = [{"chosen": " "}, {"rejected": "a"}, {"margin": 0}, {"chosen": "word " * 200}, {"chosen": "a</s>b"},
+             {"rejected": "a</s>"}, {"prompt": None}, {"margin": "wide"}]  # fmt: skip
+
+
+def test_each_record_is_at_one_station(tmp_path: Path) -> None:
+    config = DataConfig(path=pairs(tmp_path / "a.jsonl", *BAD, count=30), max_length=128, eval_records=5)
+    ready = prepare(config, tokenizer(), Data.PAIRS)
+    consistent(ready, 38)
+    assert {name: ready.counts[f"records_{name}"] for name in ("read", "shaped", "tokenized")} == {
+        "read": 34, "shaped": 33, "tokenized": 30
+    }  # fmt: skip
+    (line,) = account(ready.counts)
+    assert line == ("flow: 38 rows (4 rejected) → 34 records → 33 converted (1 rejected) → 30 in tokens (3 rejected)")
+    assert examine(config, tokenizer=tokenizer()).account == [line]
+
+
+def test_copies_and_parts_by_weight_are_counted(tmp_path: Path) -> None:
+    paths = [pairs(tmp_path / f"{name}.jsonl", count=count) for name, count in (("a", 10), ("b", 40), ("c", 5))]
+    mixture: Any = [{"path": path, "weight": weight} for path, weight in zip(paths, (2.5, 0.5, 1), strict=True)]
+    ready = prepare(DataConfig(mixture=mixture), tokenizer(), Data.PAIRS)
+    consistent(ready, 55)
+    left, copied = ready.counts["left_out_by_weight"], ready.counts["copied_by_weight"]
+    assert ready.counts["train"] == 55 - left + copied
+    assert f"{left} left out by weight, {copied} copies by weight" in account(ready.counts)[0]
+
+
+def test_a_held_out_file_has_an_account_of_its_own(tmp_path: Path) -> None:
+    train, held_out = pairs(tmp_path / "a.jsonl", *BAD), pairs(tmp_path / "b.jsonl", {"chosen": " "}, count=3)
+    ready = prepare(DataConfig(path=train, eval_path=held_out, max_length=128), tokenizer(), Data.PAIRS)
+    assert [line.split(":")[0] for line in account(ready.counts)] == ["flow", "held-out flow"]
+    assert account(ready.counts)[1].startswith("held-out flow: 4 rows (1 rejected) → 3 records")
+
+
+@pytest.mark.parametrize("pairs_from", ["best_worst", "adjacent", "all"])
+def test_lists_under_each_pairing(tmp_path: Path, pairs_from: str) -> None:
+    scores = [[3, 2, 1], [1, 1, 0], [1, 1, 1], [0, 5, 5]]
+    rows = [{"prompt": f"q{i}", "completions": ["x", "y", "z"], "scores": one} for i, one in enumerate(scores)]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+    config = DataConfig(path=str(tmp_path / "a.jsonl"), pairs_from=pairs_from)
+    ready = prepare(config, tokenizer(), Data.PAIRS)
+    tied = {"best_worst": 0, "adjacent": 2, "all": 2}[pairs_from]
+    expected = {"best_worst": 3, "adjacent": 4, "all": 7}[pairs_from]
+    assert (ready.counts["train"], ready.counts.get("pairs_tied", 0)) == (expected, tied)
+    assert [r.reason for r in ready.rejections] == ["no_preference"]
+    *_, line = examine(config).account
+    words = f"{expected} pairs ({f'{tied} tied, ' if tied else ''}1 lists without one)"
+    assert f"data.pairs_from={pairs_from} {words}" in line
 
 
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:

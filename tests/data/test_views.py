@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefopt.data import Record, make, to_view
+from prefopt.data.views import pair_counts
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 
@@ -20,12 +21,13 @@ TIE = make.pair("T?", "one", "other", scores=(0.5, 0.5))
 
 
 @pytest.mark.parametrize(
-    ("pairs_from", "expected"),
+    ("pairs_from", "unused", "expected"),
     [
-        ("best_worst", [("best", "worst")]),
-        ("adjacent", [("best", "middle"), ("middle too", "worst")]),  # the two middles are equal
+        ("best_worst", {"completions_unused": 2}, [("best", "worst")]),
+        ("adjacent", {"pairs_tied": 1}, [("best", "middle"), ("middle too", "worst")]),  # the two middles are equal
         (
             "all",
+            {"pairs_tied": 1},
             [
                 ("best", "middle"),
                 ("best", "middle too"),
@@ -36,12 +38,22 @@ TIE = make.pair("T?", "one", "other", scores=(0.5, 0.5))
         ),
     ],
 )
-def test_lists_to_pairs(pairs_from: str, expected: list[tuple[str, str]]) -> None:
+def test_lists_to_pairs(pairs_from: str, unused: dict[str, int], expected: list[tuple[str, str]]) -> None:
     view = to_view([LIST, FLAT], Data.PAIRS, pairs_from=pairs_from)
     assert texts(view.records) == expected
     assert len({record.id for record in view.records}) == len(expected)
     assert [(r.id, r.reason) for r in view.rejections] == [(FLAT.id, "no_preference")]
-    assert view.counts == {"records": len(expected), "rejected/no_preference": 1}
+    assert view.counts == {"records": len(expected), "rejected/no_preference": 1, **unused}
+    counted = pair_counts([LIST, FLAT])[pairs_from]
+    assert counted == {"pairs": len(expected), "pairs_tied": unused.get("pairs_tied", 0), "no_preference": 1}
+
+
+def test_only_the_identical_pair_of_a_list_is_left_out() -> None:
+    record = make.ranked("Q?", ["same", "same", "other"], [2.0, 1.0, 0.0])
+    view = to_view([record], Data.PAIRS, pairs_from="all")
+    assert texts(view.records) == [("same", "other"), ("same", "other")]
+    assert [(r.id, r.reason, r.rows) for r in view.rejections] == [(record.id, "identical_sides", 0)]
+    assert pair_counts([record])["all"]["pairs"] == 2
 
 
 def test_list_pairs_carry_their_scores() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.account import account, winner_side
+from prefopt.data.account import account, pairing_line, stations, winner_side
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
@@ -19,8 +19,9 @@ from prefopt.data.doctor.token_lengths import TokenLengths
 from prefopt.data.reader import read
 from prefopt.data.record import Record
 from prefopt.data.templates import renderer
-from prefopt.data.tokenize import tokenize
+from prefopt.data.tokenize import TokenResult, tokenize
 from prefopt.data.views import to_view
+from prefopt.plugin import Data
 
 __all__ = ["MEANINGS", "Finding", "Histogram", "Report", "examine", "thresholds"]
 
@@ -62,13 +63,16 @@ def examine(
         rejections=[*found.rejections, *usable.rejections],
         findings={},
         histograms=[lengths.histogram()],
-        account=account(found.counts),
+        account=[],
     )
+    result = None if tokenizer is None else tokenize(usable.records, tokenizer, config)
+    pairings = [pairing_line(found.records)] if kind == Data.LISTS.value else []
+    report = dataclasses.replace(report, account=[*account(stations(found.counts, usable, result)), *pairings])
     findings = [finding for check in checks for finding in check.findings()]
     if side := winner_side(found.counts):
         findings.append(Finding(name="winner_side", figure=round(side[0], 4), note=side[1]))
-    if tokenizer is not None:
-        report, in_tokens = _with_tokens(report, usable.records, tokenizer, config, score)
+    if result is not None:
+        report, in_tokens = _with_tokens(report, usable.records, result, tokenizer, config, score)
         findings += in_tokens
     kept = Finding(name="kept", figure=report.kept, total=report.kept + len(report.rejections))
     size = Finding(name="size", figure=report.kept, note=f"{report.kept} {kind}")
@@ -81,10 +85,14 @@ def _marks(config: DataConfig, tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def _with_tokens(
-    report: Report, records: Sequence[Record], tokenizer: Any, config: DataConfig, score: Scorer | None
+    report: Report,
+    records: Sequence[Record],
+    result: TokenResult,
+    tokenizer: Any,
+    config: DataConfig,
+    score: Scorer | None,
 ) -> tuple[Report, list[Finding]]:
     """The report and the findings about records in tokens."""
-    result = tokenize(records, tokenizer, config)
     uncut = result.records
     findings: list[Finding] = []
     if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
