@@ -107,6 +107,8 @@ def column_lines(counts: Mapping[str, int]) -> list[str]:
 
 
 def file_lines(counts: Mapping[str, int]) -> list[str]:
-    """The files that were not read, with the reason; none where every file was."""
+    """The files that were not read, with the reason, and those that were read together; none for one file."""
     unread = [name.removeprefix("unread_files/") for name in counts if name.startswith("unread_files/")]
-    return [f"files: {counts.get('files', 0)} read; not read: {'; '.join(unread)}"] if unread else []
+    notes = [f"not read: {'; '.join(unread)}"] if unread else []
+    notes += [f"read together: {name.removeprefix('read_files/')}" for name in counts if name.startswith("read_files/")]
+    return ["; ".join([f"files: {counts.get('files', 0)} read", *notes])] if notes else []

@@ -35,7 +35,7 @@ def string(value: Any, name: str) -> str:
             "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
         )
     if not isinstance(value, str):
-        raise RowError("wrong_type", f"{name!r} must be text, not {type(value).__name__} {shown(value)}")
+        raise RowError("wrong_type", f"{name!r} must be text, not {type_of(value)} {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -43,6 +43,11 @@ def string(value: Any, name: str) -> str:
             "bad_unicode", f"{name!r} has a lone surrogate at character {error.start}; fix the file's encoding"
         ) from None
     return value
+
+
+def type_of(value: Any) -> str:
+    """The name of a value's type as in a file: dict for any mapping."""
+    return "dict" if isinstance(value, Mapping) else type(value).__name__
 
 
 def shown(value: Any) -> str:
@@ -68,7 +73,7 @@ def number(value: Any, name: str) -> float:
         except ValueError:
             raise RowError("wrong_type", f"{name!r} must be a number, not {shown(value)}") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError("wrong_type", f"{name!r} must be a number, not {type(value).__name__}")
+        raise RowError("wrong_type", f"{name!r} must be a number, not {type_of(value)}")
     try:
         found = float(value)
     except OverflowError:
@@ -119,7 +124,7 @@ def content(value: Any, name: str) -> str:
             texts.append(string(part, name))
             continue
         if not isinstance(part, Mapping):
-            raise RowError("wrong_type", f"{name!r} must be text or a list of text parts, not {type(part).__name__}")
+            raise RowError("wrong_type", f"{name!r} must be text or a list of text parts, not {type_of(part)}")
         if part.get("type", "text") != "text":
             kind = shown(part["type"])
             raise RowError("not_text", f"{name!r} has a part of type {kind}; only text can be trained on")
@@ -132,9 +137,7 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
     if isinstance(value, str) and default_role is not None:
         return {"role": default_role, "content": string(value, name)}
     if not isinstance(value, Mapping):
-        raise RowError(
-            "wrong_type", f"{name!r} must be a message such as {{role, content}}, not {type(value).__name__}"
-        )
+        raise RowError("wrong_type", f"{name!r} must be a message such as {{role, content}}, not {type_of(value)}")
     spoken = first(value, "role", "from", "user") or default_role
     if not isinstance(spoken, str) or spoken.strip().lower() not in ROLES:
         raise RowError("unknown_role", f"{name!r} has the role {shown(spoken)}; known roles are {sorted(ROLES)}")
@@ -187,7 +190,7 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
             "missing_field", f"no {name!r} in this row; if it has another name there, map it with data.fields"
         )
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
-        raise RowError("wrong_type", f"{name!r} must be a list of messages, not {type(value).__name__}")
+        raise RowError("wrong_type", f"{name!r} must be a list of messages, not {type_of(value)}")
     if not value:
         raise RowError("empty_messages", f"{name!r} has no messages")
     return tuple(message(turn, name) for turn in value)

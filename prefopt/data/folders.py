@@ -18,6 +18,9 @@ SPLIT = re.compile(
 )
 SPLITS = {"training": "train", "testing": "test", "valid": "validation", "val": "validation", "dev": "validation",
           "eval": "test", "evaluation": "test"}  # fmt: skip
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")  # as the hub names the files of a split
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+WHOLE = "default"  # the hub's name for the only configuration of a set
 SHOWN_FILES = 20  # of those that are not read for one reason
 
 
@@ -37,24 +40,35 @@ def list_folder(folder: Path, source: Source) -> Listing:
     """
     if source.subset and (folder / source.subset).is_dir():
         folder = _inside(folder, source.subset)
+    elif source.subset not in (None, WHOLE):
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise UserError(f"{folder} has no folder {source.subset!r} for data.subset; it has {names}")
     if (folder / "dataset_dict.json").is_file():
         names = _listed(folder / "dataset_dict.json", "splits")
         split = choose_split(names, source)
         others = {f"split {name}, data.split={name} reads it": [name] for name in names if name != split}
-        return _saved(_inside(folder, split), others)
+        return _saved(_inside(folder, split), folder, others)
     if (folder / "state.json").is_file():
         if source.split:
             raise UserError(f"{folder} has no splits; set data.split=null")
-        return _saved(folder, {})
+        return _saved(folder, folder, {})
     return _plain(folder, source)
 
 
-def _saved(folder: Path, unread: dict[str, list[str]]) -> Listing:
-    """The files that a saved set or split lists."""
-    if (folder / "state.json").is_file():
-        files = [(_inside(folder, name), name) for name in _listed(folder / "state.json", "_data_files", "filename")]
-        return Listing(files, _counts(files, unread))
-    return _plain(folder, Source(path=str(folder)), unread)
+def _saved(folder: Path, root: Path, splits: dict[str, list[str]]) -> Listing:
+    """The files that a saved set or split lists; `splits` are those that are not read, by reason."""
+    if not (folder / "state.json").is_file():
+        return _plain(folder, Source(path=str(folder)), splits)
+    files = [(_inside(folder, name), name) for name in _listed(folder / "state.json", "_data_files", "filename")]
+    unread: dict[str, list[str]] = defaultdict(list, splits)
+    known = {path for path, _ in files}
+    elsewhere = tuple(f"{name}/" for names in splits.values() for name in names)
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        reason = _why_not(path, root) or ("" if path.is_dir() else "not in the list of the saved set")
+        if reason and path not in known and path.name not in DESCRIPTIONS and not f"{name}/".startswith(elsewhere):
+            unread[reason].append(name)
+    return Listing(files, _counts(files, unread))
 
 
 def _plain(folder: Path, source: Source, others: dict[str, list[str]] | None = None) -> Listing:
@@ -87,7 +101,11 @@ def _plain(folder: Path, source: Source, others: dict[str, list[str]] | None = N
 
 
 def _split_named(name: str) -> str | None:
-    found = SPLIT.search(re.sub(r"\.\w+$", "", name.lower()))
+    """The split that a file's name says, as the hub writes it (train_prefs-00000-of-00002) or in other ways."""
+    stem = re.sub(r"(\.\w+)+$", "", name.lower())
+    found = SPLIT.search(stem)
+    if found and (shard := SHARD.fullmatch(stem.rpartition("/")[2])) and SPLIT.search(shard[1]):
+        return SPLITS.get(shard[1], shard[1])
     return SPLITS.get(found[1], found[1]) if found else None
 
 
@@ -103,7 +121,7 @@ def _why_not(path: Path, folder: Path) -> str:
         return "hidden"
     if not path.is_file():
         return "no regular file"
-    if path.name in ("dataset_info.json", "state.json", "dataset_infos.json"):
+    if path.name in DESCRIPTIONS:
         return "a description of a saved set by its name"
     return "" if is_data(path) else "no data format"
 
@@ -111,9 +129,15 @@ def _why_not(path: Path, folder: Path) -> str:
 def _counts(files: list[tuple[Path, str]], unread: dict[str, list[str]]) -> dict[str, int]:
     counts = {"files": len(files)}
     for reason, names in unread.items():
-        more = f", … {len(names) - SHOWN_FILES} more" if len(names) > SHOWN_FILES else ""
-        counts[f"unread_files/{reason}: {', '.join(names[:SHOWN_FILES])}{more}"] = len(names)
+        counts[f"unread_files/{reason}: {_some(names)}"] = len(names)
+    if len(files) > 1:
+        counts[f"read_files/{_some([name for _, name in files])}"] = len(files)
     return counts
+
+
+def _some(names: list[str]) -> str:
+    more = f", … {len(names) - SHOWN_FILES} more" if len(names) > SHOWN_FILES else ""
+    return f"{', '.join(names[:SHOWN_FILES])}{more}"
 
 
 def _first(unread: dict[str, list[str]]) -> str:

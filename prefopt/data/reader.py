@@ -59,6 +59,8 @@ def read(config: DataConfig) -> ReadResult:
             yield record
             if i == config.max_records:
                 log.counts["max_records"] = i
+        for one in opened:
+            log.counts.update(one.counts)
         check_codes(log.counts)
 
     records, log = stored("records", of_json([content, config.max_records]), make, config.cache_dir)
@@ -68,7 +70,6 @@ def read(config: DataConfig) -> ReadResult:
 
 
 def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
-    log.counts.update(opened.counts)
     sample = list(islice(opened.rows, SAMPLE_ROWS))
     good = [_changed(row, source) for _, row in sample if not isinstance(row, Rejection)]
     if not good:

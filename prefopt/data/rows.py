@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from prefopt.common.digest import of_file, of_json
 from prefopt.data.data_config import Source
-from prefopt.data.folders import COMPRESSIONS, FORMATS, choose_split, is_data, list_folder
+from prefopt.data.folders import COMPRESSIONS, FORMATS, WHOLE, choose_split, is_data, list_folder
 from prefopt.data.record import Rejection
 from prefopt.errors import UserError, first_line
 
@@ -32,17 +32,24 @@ Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row or its reje
 ROWS = 64  # converted to Python objects at a time
 # A file that unpacks to more is taken for a decompression bomb: text shrinks to a fiftieth at best.
 MOST_EXPANSION, SLACK_BYTES, SLACK_ROWS = 100, 256 * 2**20, 100_000
-ROW_COLUMNS = {"prompt", "chosen", "rejected", "completion", "question", "instruction", "response", "label"}
+ROW_COLUMN = re.compile(
+    r"prompt|query|question|instruction|input|messages|conversations?|chosen|rejected|label|winner|"
+    r"(completion|response|answer|output)s?([ _-]?[ab0-9])?"
+)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The rows of a source, and a key that changes with its content."""
+    """The rows of a source, and a key that changes with its content.
+
+    Attributes:
+        counts: of files, complete when the rows have been read.
+    """
 
     key: str
     rows: Rows
-    counts: dict[str, int] = field(default_factory=dict)  # of files
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def open_source(source: Source, *, streaming: bool = False) -> Opened:
@@ -62,11 +69,15 @@ def open_source(source: Source, *, streaming: bool = False) -> Opened:
             raise UserError(
                 f"{path} has no splits; set data.split=null (and hold out with data.eval_path or eval_records)"
             )
-        return Opened(_content_key([(path, path.name)]), _file_rows(path, path.name), {"files": 1})
+        if source.subset not in (None, WHOLE):
+            raise UserError(f"{path} has no subsets; set data.subset=null")
+        counts = {"files": 1}
+        return Opened(_content_key([(path, path.name)]), _file_rows(path, path.name, counts), counts)
     if path.is_dir():
         found = list_folder(path, source)
-        rows = chain.from_iterable(_file_rows(file, name) for file, name in found.files)
-        return Opened(of_json([_content_key(found.files), found.counts]), rows, found.counts)
+        key = of_json([_content_key(found.files), found.counts])
+        rows = chain.from_iterable(_file_rows(file, name, found.counts) for file, name in found.files)
+        return Opened(key, rows, found.counts)
     return _open_hub(source, streaming=streaming)
 
 
@@ -74,7 +85,12 @@ def _content_key(files: list[tuple[Path, str]]) -> str:
     return of_json([[name, of_file(file)] for file, name in files])
 
 
-def _file_rows(path: Path, name: str) -> Rows:
+class Beside(str):
+    """The name of a key beside the rows of a JSON file, which is not read."""
+
+
+def _file_rows(path: Path, name: str, counts: dict[str, int]) -> Rows:
+    """The rows of a file; what else it holds, and that it holds none, is counted."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     suffix = (path.with_suffix("") if compression else path).suffix.lower()
     if suffix not in FORMATS:
@@ -84,21 +100,33 @@ def _file_rows(path: Path, name: str) -> Rows:
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: it has no rows to train on")
+    i = 0
     try:
         with _opened(path, compression) as stream:
             body = io.BufferedReader(Unpacked(stream, path.stat().st_size), 2**20) if compression else stream
-            for i, row in enumerate(READERS[suffix](body)):
+            for row in READERS[suffix](body):
                 where = f"{name.encode('utf-8', 'backslashreplace').decode()}:{i}"
-                if isinstance(row, dict):
-                    yield where, row
-                else:
-                    yield where, Rejection(source=where, reason="not_a_row", detail=row)
+                if isinstance(row, Beside):
+                    counts[f"unread_files/a key beside the rows of {name}: {row}"] = 1
+                    continue
+                yield where, row if isinstance(row, dict) else Rejection(source=where, reason="not_a_row", detail=row)
+                i += 1
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read: {_undecoded(error)}; convert it, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
     except Exception as error:  # pyarrow passes on the exceptions of several libraries
         raise UserError(
             f"{path} cannot be read: {first_line(error)[:200]}; check that it is complete and has the right extension"
         ) from error
+    if not i:
+        counts[f"unread_files/no rows: {name}"] = 1
+
+
+def _undecoded(error: UnicodeDecodeError) -> str:
+    return f"it is not {error.encoding.upper()} (byte 0x{error.object[error.start]:02x} at {error.start})"
 
 
 def _opened(path: Path, compression: str | None) -> Any:
@@ -106,69 +134,113 @@ def _opened(path: Path, compression: str | None) -> Any:
 
 
 def _lines(stream: Any) -> Iterator[dict[str, Any] | str]:
-    """Rows of JSON lines; a line that is not an object is a rejection."""
+    """Rows of JSON lines, or of a JSON list with the wrong extension; a line that is not an object is a rejection."""
     buffered = io.BufferedReader(stream)
-    wide = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    for raw in io.TextIOWrapper(buffered, encoding="utf-16", newline="\n") if wide else buffered:
+    if buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        whole = buffered.read()
+        try:
+            rows = _loads(whole)
+        except (ValueError, RecursionError):
+            buffered = io.BufferedReader(io.BytesIO(whole))
+        else:
+            yield from map(_row, rows)
+            return
+    lines: Iterable[str | bytes] = _wide(buffered) or buffered
+    for raw in lines:
         line = raw.strip() if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).strip()
         if not line:
             continue
         try:
-            row = json.loads(line if isinstance(line, str) else line.decode())
+            row = _loads(line if isinstance(line, str) else line.decode())
+        except UnicodeDecodeError as error:
+            yield f"not JSON: {_undecoded(error)}"
         except (ValueError, RecursionError) as error:
             yield f"not JSON: {first_line(error)[:200]}"
-            continue
-        yield row if isinstance(row, dict) else f"a row must be an object of named columns, not {type(row).__name__}"
+        else:
+            yield _row(row)
+
+
+def _wide(buffered: io.BufferedReader) -> io.TextIOWrapper | None:
+    """The text of a file in UTF-16, by its mark; None for any other."""
+    wide = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return io.TextIOWrapper(buffered, encoding="utf-16", newline="") if wide else None
+
+
+def _row(value: Any) -> dict[str, Any] | str:
+    if isinstance(value, dict):
+        return value
+    return f"a row must be an object of named columns, not {type(value).__name__}"
+
+
+def _loads(text: str | bytes) -> Any:
+    """The value of a JSON text; ValueError for an object in which a key occurs twice."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice in an object")
+    return found
 
 
 def _json(stream: Any) -> Iterator[dict[str, Any] | str]:
     """Rows of a JSON list, or of an object with one list in it; also of JSON lines with the wrong extension."""
     raw = stream.read()
     try:
-        value = json.loads(raw)
+        value = _loads(raw)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError:
         lines = [line for line in raw.split(b"\n", 64) if line.strip()]
         if len(lines) > 1 and lines[0].strip().startswith(b"{") and lines[0].strip().endswith(b"}"):
-            return _lines(io.BytesIO(raw))
+            yield from _lines(io.BytesIO(raw))
+            return
         raise
-    if isinstance(value, dict):
-        value = _unwrap(value)
-    if not isinstance(value, list):
+    rows, beside = _unwrap(value) if isinstance(value, dict) else (value, [])
+    if not isinstance(rows, list):
         raise ValueError(f"the file holds one {type(value).__name__}, not a list of rows")
-    return (
-        row if isinstance(row, dict) else f"a row must be an object of named columns, not {type(row).__name__}"
-        for row in value
-    )
+    yield from map(_row, rows)
+    yield from map(Beside, beside)
 
 
-def _unwrap(value: Row) -> list[Any]:
-    """The rows of a JSON object: its one list of objects, its columns as rows, or itself as the only row."""
+def _unwrap(value: Row) -> tuple[list[Any], list[str]]:
+    """The rows of a JSON object: its one list of objects, its columns as rows, or itself as the only row.
+
+    The second value has the names of what stands beside a list of rows.
+    """
     lists = [v for v in value.values() if isinstance(v, list)]
     if any(isinstance(v[0], dict) and {"role", "from"} & v[0].keys() for v in lists if v):
-        return [value]  # lists of messages, not of rows
-    is_row = len(value) > 1 and not ROW_COLUMNS.isdisjoint(value)
+        return [value], []  # lists of messages, not of rows
+    is_row = len(value) > 1 and any(map(ROW_COLUMN.fullmatch, map(str.lower, value)))
     if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict) and not is_row:
-        return lists[0]
+        return lists[0], [name for name, held in value.items() if held is not lists[0]]
     if lists and len(lists) == len(value) and len({len(v) for v in lists}) == 1:
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
-    return [value]
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)], []
+    return [value], []
 
 
 def _csv(stream: Any, delimiter: str = ",") -> Iterator[dict[str, Any] | str]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
-    header = next(reader, [])
-    if len(set(header)) != len(header):
-        raise ValueError(f"a column name occurs twice in the header {header}")
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) == len(header):
-            yield dict(zip(header, cells, strict=True))
-        else:
-            yield f"{len(cells)} cells under a header of {len(header)} columns; is a quote or a comma missing?"
+    buffered = io.BufferedReader(stream)
+    text = _wide(buffered) or io.TextIOWrapper(buffered, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        header = _names(next(reader, []))
+        for cells in reader:
+            if len(cells) == len(header):
+                yield dict(zip(header, cells, strict=True))
+            elif cells:
+                yield f"{len(cells)} cells under a header of {len(header)} columns; is a quote or a comma missing?"
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+
+
+def _names(columns: list[str]) -> list[str]:
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]!r} occurs twice")
+    return columns
 
 
 def _tsv(stream: Any) -> Iterator[dict[str, Any] | str]:
@@ -201,6 +273,7 @@ def _table(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[dict[str,
     limit = Limit(stored)
     for batch in batches:
         called = _has_arguments(batch.schema)
+        _names(batch.schema.names)
         batch.validate(full=True)
         limit.count_rows(batch.num_rows)
         for start in range(0, batch.num_rows, ROWS):

@@ -6,6 +6,7 @@ import json
 import lzma
 from pathlib import Path
 
+import datasets
 import pytest
 
 from prefopt.data import DataConfig, ReadResult, read
@@ -96,3 +97,71 @@ def test_a_subset_is_a_folder_in_the_folder(tmp_path: Path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "train.jsonl").write_text(rows(count, name))
     assert len(reading(tmp_path / "set", subset="main").records) == 3
+
+
+def test_files_that_are_read_together_are_named(tmp_path: Path) -> None:
+    for name in ("en", "de"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "train.jsonl").write_text(rows(2, name))
+    assert account(reading(tmp_path / "set").counts) == [
+        "files: 2 read; read together: de/train.jsonl, en/train.jsonl"
+    ]  # fmt: skip
+
+
+def test_a_subset_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set" / "main").mkdir(parents=True)
+    (tmp_path / "set" / "main" / "a.jsonl").write_text(rows(3))
+    with pytest.raises(UserError, match=r"no folder 'other' for data\.subset; it has \['main'\]"):
+        reading(tmp_path / "set", subset="other")
+    with pytest.raises(UserError, match="has no subsets"):
+        reading(tmp_path / "set" / "main" / "a.jsonl", subset="main")
+    assert len(reading(tmp_path / "set", subset="default").records) == 3
+
+
+def test_splits_of_the_hub_have_their_own_names(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, count in (("train_prefs", 3), ("train_sft", 5), ("test_prefs", 2)):
+        (folder / f"{name}-00000-of-00001.jsonl").write_text(rows(count, name))
+    with pytest.raises(UserError, match=r"has the splits .*'train_prefs', 'train_sft'"):
+        reading(folder)
+    assert len(reading(folder, split="train_prefs").records) == 3
+    held_out = DataConfig(path=str(folder), split="train_prefs", eval_split="test_prefs").held_out()
+    assert held_out is not None
+    assert len(read(held_out).records) == 2
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_files_beside_a_saved_set_are_named(tmp_path: Path, splits: bool) -> None:
+    table, folder = datasets.Dataset.from_list([json.loads(line) for line in rows(4).splitlines()]), tmp_path / "set"
+    saved = datasets.DatasetDict({"train": table, "test": table.select([0])}) if splits else table
+    saved.save_to_disk(folder)
+    (folder / "extra.jsonl").write_text(rows(2, "x"))
+    (folder / "train").mkdir(exist_ok=True)
+    (folder / "train" / "more.jsonl").write_text(rows(2, "y"))
+    found = reading(folder)
+    assert len(found.records) == 4
+    (line,) = account(found.counts)
+    assert "not in the list of the saved set: extra.jsonl, train/more.jsonl" in line
+    assert ("split test, data.split=test reads it: test" in line) == splits
+
+
+def test_a_file_without_rows_and_keys_beside_rows_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    whole = {"version": 2, "license": "MIT", "data": [json.loads(line) for line in rows(2).splitlines()]}
+    (folder / "a.json").write_text(json.dumps(whole))
+    (folder / "b.jsonl").write_text("\n \n")
+    found = reading(folder)
+    assert len(found.records) == 2
+    (line,) = account(found.counts)
+    for part in ("no rows: b.jsonl", "a key beside the rows of a.json: version", "a.json: license"):
+        assert part in line
+
+
+@pytest.mark.parametrize("names", [("prompt", "chosen"), ("query", "answer_a"), ("post", "response 1")])
+def test_one_row_that_holds_a_list_of_rows(tmp_path: Path, names: tuple[str, str]) -> None:
+    inner = {"prompt": "x", "chosen": "y", "rejected": "z"}
+    (tmp_path / "a.json").write_text(json.dumps({names[0]: "q", names[1]: "a", "extra": [inner]}))
+    with pytest.raises(UserError, match="fit no known schema"):
+        reading(tmp_path / "a.json")

@@ -138,3 +138,9 @@ def test_a_text_column_beside_the_prompt_of_a_judged_pair_is_refused(tmp_path: P
     row = {"prompt": "q", "context": "A play.", "response_a": "a", "response_b": "b", "winner": "A"}
     with pytest.raises(UserError, match=r"unread_input.*'context'"):
         reading(tmp_path / "a.jsonl", [row])
+
+
+def test_a_type_is_named_as_in_the_file(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": {"text": "q"}}], "chosen": "a", "rejected": "b"}
+    with pytest.raises(UserError, match=r"must be text, not dict"):
+        reading(tmp_path / "a.jsonl", [row])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.data.fields import ROLES, blank, number, shown, string
+from prefopt.data.fields import ROLES, blank, number, shown, string, type_of
 from prefopt.data.make import ranked
 from prefopt.data.record import Message, RowError
 from prefopt.data.rows import Row
@@ -56,11 +56,11 @@ def nested_tree(row: Row) -> list[Made]:
 
 def _nested(value: Any, broken: list[Made]) -> Node:
     if not isinstance(value, dict):
-        raise RowError("wrong_type", f"a message of a tree must be an object, not {type(value).__name__}", rows=0)
+        raise RowError("wrong_type", f"a message of a tree must be an object, not {type_of(value)}", rows=0)
     node = Node(value, name=value.get("message_id") or shown(value.get("text")))
     replies = value.get("replies") or []
     if not isinstance(replies, list):
-        raise RowError("wrong_type", f"'replies' must be a list of messages, not {type(replies).__name__}", rows=0)
+        raise RowError("wrong_type", f"'replies' must be a list of messages, not {type_of(replies)}", rows=0)
     for reply in replies:
         try:
             node.replies.append(_nested(reply, broken))
@@ -195,7 +195,7 @@ def _turn(node: Row) -> Message:
 def _id(message: Row, name: str) -> str | int | float | None:
     value = message.get(name)
     if value is not None and not isinstance(value, str | int | float):
-        raise RowError("wrong_type", f"{name!r} must be a name or a number, not {type(value).__name__}")
+        raise RowError("wrong_type", f"{name!r} must be a name or a number, not {type_of(value)}")
     return None if value == "" else value  # an empty cell of a CSV file
 
 
