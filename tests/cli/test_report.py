@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
 import pytest
 
 from prefopt.cli import main
+from prefopt.data.account import account
 
 Capture = pytest.CaptureFixture[str]
 
@@ -20,3 +22,13 @@ def test_report_is_made_again(tuned: Path, capsys: Capture) -> None:
     assert (tuned / "report.html").read_text() == first
     assert main(["report", str(tuned), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["grew"]["count"] == 8
+
+
+def test_the_account_of_the_data_is_that_of_data_check(
+    tuned: Path, model_folder: Path, pairs_file: Path, capsys: Capture
+) -> None:
+    main(["data", "check", str(pairs_file), "--tokenizer", str(model_folder), "--json"])
+    lines = json.loads(capsys.readouterr().out)["account"]
+    assert lines == ["flow: 40 rows → 40 records → 40 in tokens"]
+    assert lines == account(json.loads((tuned / "manifest.json").read_text())["data"]["counts"])
+    assert html.escape(lines[0].removeprefix("flow: ")) in (tuned / "report.html").read_text()
