@@ -29,10 +29,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from accelerate import PartialState
 
+    from prefopt.engine.reference.fingerprint import fingerprint
     from prefopt.losses import registry
     from prefopt.models.load import DTYPES, ModelConfig, load_as_trained
     from prefopt.runs.rerun import config_of
     from prefopt.runs.run_folder import is_run, model_path
+    from prefopt.train.identity import differences
     from prefopt.train.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows
 
     kept = load(args.file)
@@ -54,6 +56,15 @@ def main(argv: list[str]) -> int:
     precision = DTYPES[autocast] if autocast else None
     model = load_as_trained(ModelConfig(path=model_path(where), dtype=dtype)).to(PartialState().device)
     policy = kept.policy(model)
+    now = {} if args.loss else {"loss": repr(loss)}
+    if config is not None:
+        now |= {f"trainer.{name}": bool(config.trainer.get(name)) for name in ("bf16", "fp16")}
+        now["model.dtype"] = dtype
+    if not args.model and (config is None or config.model.quantization is None):  # which is loaded without
+        now["weights"] = fingerprint(model)
+    if said := differences(kept.identity, now):
+        raise UserError(f"{args.file} is not a batch of the run in {run} as it is now: it was kept with "
+                        f"{' and '.join(said)}; give --loss and --model to replay it under others")  # fmt: skip
 
     print(printable(redact(kept.why)))
     title = f"the batch again, under {name}, weights in {dtype}" + (f", computed in {autocast}" if autocast else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,12 @@ def _run(config: RunConfig) -> dict[str, Any]:
     return summary
 
 
-def run_and_report(config: RunConfig, *, log: Callable[[str], None]) -> dict[str, Any]:
+def run_and_report(
+    config: RunConfig, *, log: Callable[[str], None], repeats: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Run a training and write its page, also where a sentinel fails the finished run."""
     try:
-        summary = runs.run(config, log=log)
+        summary = runs.run(config, log=log, repeats=repeats)
     except ThresholdError:
         _write_page(config.output_dir, log)
         raise

@@ -65,6 +65,18 @@ def tokenize(
     return _result(table)
 
 
+def digest_of_tokenizer(tokenizer: Any) -> str:
+    """The digest of all that a text's tokens depend on; padding and truncation, which calls set, are not of it."""
+    backend = _backend(tokenizer)
+    if isinstance(backend, dict):
+        backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+    return of_json([backend, tokenizer.special_tokens_map])
+
+
+def _backend(tokenizer: Any) -> Any:
+    return json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else repr(tokenizer)
+
+
 class Encoder:
     """Turns records into rows of `prefopt.data.token_table.SCHEMA`."""
 
@@ -89,11 +101,10 @@ class Encoder:
 
     def key(self) -> str:
         """The digest of everything that the tokens depend on, besides the records and the code."""
-        backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
         return of_json([
-            json.loads(backend) if self.tokenizer.is_fast else backend,
-            self.tokenizer.special_tokens_map, self.adds_bos, self.render.source, self.render.system,
-            self.max_length, self.truncation, ["scored", *sorted(self.control.items())] if self.control else [],
+            _backend(self.tokenizer), self.tokenizer.special_tokens_map, self.adds_bos, self.render.source,
+            self.render.system, self.max_length, self.truncation,
+            ["scored", *sorted(self.control.items())] if self.control else [],
             version_of("tokenizers"), version_of("transformers"),
         ])  # fmt: skip
 

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,71 @@ from prefopt.common import digest
 from prefopt.common.files import write_json, write_lines, write_text
 from prefopt.common.redact import HIDDEN, redact, redacted
 from prefopt.common.versions import version_of
+from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
 from prefopt.data.prepare import Prepared
+from prefopt.data.templates import template_source
+from prefopt.data.tokenize import digest_of_tokenizer
 from prefopt.engine.reference.fingerprint import fingerprint
+from prefopt.errors import UserError
+from prefopt.train.identity import differences
 
 MANIFEST = "manifest.json"
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")
 ESCAPED = re.compile(r"\\([\\'\"()\[\]{}:=, \t])")  # in an override
 
 
-def manifest(config: RunConfig, prepared: Prepared, model: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+def manifest(
+    config: RunConfig, prepared: Prepared, start: Mapping[str, Any], checkpoint: Path | None = None
+) -> dict[str, Any]:
     """The facts that it takes to repeat a run, and to tell why a repetition differs.
 
     A run that resumes from a `checkpoint` keeps the manifest of its start, and adds the present setting.
+
+    Args:
+        config: of the run.
+        prepared: its data.
+        start: what it starts from (`start_of`).
+        checkpoint: the one to resume from.
     """
     now = {**setting(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     earlier = _read(config.output_dir / MANIFEST) if checkpoint is not None else None
     if earlier is None:
-        return {**now, "data": data_facts(prepared), "weights": fingerprint(model)}
+        return {**now, "data": data_facts(prepared), **start}
     resumed = [*earlier.get("resumed", []), {**now, "from": str(checkpoint)}]
     return {**earlier, "resumed": resumed}
+
+
+def start_of(config: RunConfig, tokenizer: Any, model: Any) -> dict[str, Any]:
+    """The facts of the model that a run starts from, and the options that gave it and the records."""
+    chosen = options_with(redacted(config.plain()), Effect.WEIGHTS)
+    origin = {f"{group}.{name}": value for group in ("data", "model") for name, value in chosen[group].items()}
+    template = digest.of_json(template_source(config.data.template, tokenizer), size=4)
+    origin["data.template"] = f"{config.data.template} (with the digest {template})"
+    return {"weights": fingerprint(model), "tokenizer": digest_of_tokenizer(tokenizer), "origin": origin}
+
+
+def check_repetition(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raise UserError where a repetition has not the records, tokenizer or weights of the run that it repeats.
+
+    Args:
+        now: the manifest of the repetition.
+        before: that of the run; what it does not have, or has as another kind of digest, cannot be compared.
+    """
+    one, other = _identity(before), _identity(now)
+    for name in ("tokens", "held_out_tokens"):
+        if len(str(one.get(name))) != len(str(other.get(name))):
+            one.pop(name, None)
+    if said := differences(one, other):
+        raise UserError(f"the run cannot be repeated: it was made with {' and '.join(said)}; bring back what it was "
+                        "made with, or start a new run (prefopt train)")  # fmt: skip
+
+
+def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    records = manifest.get("data", {}).get("records", {})
+    names = {"tokens": records.get("train"), "held_out_tokens": records.get("eval")}
+    facts = {name: manifest.get(name) for name in ("tokenizer", "weights", "origin")}
+    return {name: value for name, value in {**names, **facts}.items() if value is not None}
 
 
 def write_record(config: RunConfig, prepared: Prepared, manifest: dict[str, Any]) -> None:

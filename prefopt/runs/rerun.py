@@ -66,7 +66,7 @@ def rerun(
         run: runs it.
 
     Raises:
-        UserError: the run cannot be repeated, or another run is in `output_dir`.
+        UserError: the run cannot be repeated, such as with other records or weights, or another run is in `output_dir`.
     """
     before = RunFolder.open(folder)
     if not before.summary:
@@ -81,7 +81,7 @@ def rerun(
         config = dataclasses.replace(config, resume="auto")
     for line in differences_of(before.manifest, setting(), SETTING):
         log(f"warning: the setting differs: {line}")
-    run(config, log=log)
+    run(config, log=log, repeats=before.manifest)
     return compare(folder, output_dir)
 
 

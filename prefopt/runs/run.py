@@ -28,7 +28,7 @@ from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
 from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side
 from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
 from prefopt.models.processor import copy_processor
-from prefopt.runs.manifest import manifest, write_record
+from prefopt.runs.manifest import check_repetition, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.runs.resume import checkpoint_to_resume
@@ -44,7 +44,10 @@ from prefopt.train.signals import Signals
 Log = Callable[[str], None]
 
 
-def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def run(
+    config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] = (),
+    repeats: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`.
 
@@ -52,6 +55,7 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
         config: the configuration of the run.
         log: called with lines for a reader; None prints them as `config.progress` says.
         callbacks: transformers' callbacks, beside the run's own.
+        repeats: the manifest of a run that this one repeats, with the same records and weights.
 
     Returns:
         The summary: figures before and after, counts, seconds.
@@ -76,7 +80,7 @@ def run(config: RunConfig, *, log: Log | None = None, callbacks: Sequence[Any] =
         with lost_processes(), Signals(log_redacted) as signals:
             config = _in_one_folder(config)
             with locked_folder(config.output_dir) if first else nullcontext():
-                return _run(config, log_redacted, progress, signals, callbacks)
+                return _run(config, log_redacted, progress, signals, callbacks, repeats)
     finally:
         give_back()  # a sweep continues in this process, and must not keep this run's memory
 
@@ -98,6 +102,7 @@ class _Loaded:
     tokenizer: Any
     prepared: Prepared
     model: Any
+    start: Mapping[str, Any]  # `prefopt.runs.manifest.start_of`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +115,9 @@ class _Measured:
 
 
 def _run(
-    config: RunConfig, log: Log, progress: RunProgress, signals: Signals, callbacks: Sequence[Any]
-) -> dict[str, Any]:
+    config: RunConfig, log: Log, progress: RunProgress, signals: Signals, callbacks: Sequence[Any],
+    repeats: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
     start = time.perf_counter()
     quiet(keep_data_bars=True)
     out = config.output_dir
@@ -119,7 +125,7 @@ def _run(
     checkpoint = checkpoint_to_resume(out, config.resume, log)
     loaded = _load(config, log)
     prepared = loaded.prepared
-    recording = _record(config, loaded, checkpoint)
+    recording = _record(config, loaded, checkpoint, repeats)
     texts = greedy_texts(config, loaded.model, loaded.tokenizer, prepared.eval)
     sentinels = Sentinels(config.sentinels, log)
     callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
@@ -156,10 +162,13 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     log(_counts_line(prepared))
     for warning in prepared.warnings:
         log(f"warning: {warning}")
-    return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model)
+    start = start_of(config, tokenizer, model)
+    return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start)
 
 
-def _record(config: RunConfig, loaded: _Loaded, checkpoint: Path | None) -> list[AtBeginning]:
+def _record(
+    config: RunConfig, loaded: _Loaded, checkpoint: Path | None, repeats: Mapping[str, Any] | None
+) -> list[AtBeginning]:
     """Write the record of the run, for a resume only when training begins: one that is impossible changes nothing.
 
     Returns:
@@ -167,7 +176,9 @@ def _record(config: RunConfig, loaded: _Loaded, checkpoint: Path | None) -> list
     """
     if not is_first_process():
         return []
-    facts = manifest(config, loaded.prepared, loaded.model, checkpoint)
+    facts = manifest(config, loaded.prepared, loaded.start, checkpoint)
+    if repeats is not None:
+        check_repetition(facts, repeats)
     write = partial(write_record, config, loaded.prepared, facts)
     if checkpoint is not None:
         return [AtBeginning(write)]
@@ -193,6 +204,8 @@ def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **op
             reference=load_reference(config.model, loaded.model) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=tokenizer,
+            weights=loaded.start["weights"],
+            origin=loaded.start["origin"],
             probe=measure_drift if config.sentinels.measure else None,
             resume=checkpoint,
             progress=advance,

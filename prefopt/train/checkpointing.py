@@ -15,12 +15,14 @@ from transformers.trainer_callback import ExportableState
 
 from prefopt.common.files import write_link
 from prefopt.engine.policy import Policy
+from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.errors import TrainingError
 from prefopt.models.adapters import own_weights
 from prefopt.train import checkpoints, replay, saving
 from prefopt.train.batches import Batcher, Share
 from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums
+from prefopt.train.identity import check_identity, write_identity
 from prefopt.train.metrics import Tally, Unlogged
 from prefopt.train.states import check_form
 from prefopt.train.step import Step
@@ -103,7 +105,7 @@ def _figures(run: Run, evaluation_due: bool) -> dict[str, Any]:
 
 
 def _save_extras(run: Run, folder: Path) -> None:
-    checkpoints.write_identity(folder, run.identity)
+    write_identity(folder, run.identity)
     if run.tokenizer is not None:
         run.tokenizer.save_pretrained(folder)
     if run.step.state is not None:
@@ -124,7 +126,7 @@ def load_weights(run: Run, folder: Path) -> None:
         UserError: it is of another run, or cannot be read.
     """
     with saving.reading(folder):
-        checkpoints.check_identity(folder, run.identity)
+        check_identity(folder, run.identity)
         saving.load_weights(run.model, folder)
         if run.step.loss.needs.state:
             run.step.state = load_file(folder / saving.LOSS_STATE)
@@ -188,7 +190,8 @@ def explained(error: NotFinite, run: Run, share: Share) -> NotFinite:
     kept = f"prefopt replay {target} shows the batch again"
     try:
         with checkpoints.writing(target, writes=True) as folder:
-            batch = replay.Kept(number, str(error), tuple(works), run.step.state, run.batcher.layout, None)
+            known = {**run.identity, "weights": fingerprint(run.model)}
+            batch = replay.Kept(number, str(error), tuple(works), run.step.state, run.batcher.layout, None, known)
             replay.save(folder, batch)
             run.save_model(folder / replay.MODEL)
             if run.tokenizer is not None:

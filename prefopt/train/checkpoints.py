@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from prefopt.common.files import new_folder
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.train.checksums import about, wrong_with
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-IDENTITY = "run.json"
 NAME = re.compile(r"checkpoint-(\d+)")
-# Of transformers' arguments, what changes the steps after a resume; most are in the states that it loads, so another
-# value would be ignored without a word.
-OPTIONS = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
-    "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16",
-    "tf32",
-)  # fmt: skip
-# Schedules whose learning rate does not depend on the number of all steps.
-ENDLESS = ("constant", "reduce_lr_on_plateau")
-ENDLESS_AFTER_WARMUP = ("constant_with_warmup", "inverse_sqrt")
-HASHES = ("records", "reference")  # in an identity: no person reads their values
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -132,45 +115,3 @@ def rotate(folder: Path, keep: int | None, *spared: str | Path | None) -> None:
             gone = old.with_name(f"tmp-gone-{old.name}")
             old.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
-
-
-def facts_of_options(args: TrainingArguments, model: Any) -> dict[str, Any]:
-    """The options that the steps after a resume depend on, by their names, as JSON values.
-
-    The length of a run is among them only where the schedule of the learning rate depends on it: a run at a constant
-    one may go on for longer than it was begun for.
-    """
-    if args.lr_scheduler_type in ENDLESS_AFTER_WARMUP:
-        endless = args.warmup_steps == 0 or args.warmup_steps >= 1  # below 1 it is a share of all steps
-    else:
-        endless = args.lr_scheduler_type in ENDLESS
-    facts = {f"trainer.{name}": getattr(args, name) for name in OPTIONS}
-    if not endless:
-        facts["trainer.max_steps"] = args.max_steps
-        facts["trainer.num_train_epochs"] = args.num_train_epochs if args.max_steps <= 0 else None  # None: not read
-    facts["trainer.data_seed"] = None if args.data_seed == args.seed else args.data_seed  # None: it is `seed`
-    facts["model.dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    for adapter in getattr(model, "peft_config", {}).values():
-        facts["peft.alpha"] = getattr(adapter, "lora_alpha", None)
-    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))
-    return plain
-
-
-def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Put into a checkpoint what a resumed run must share with the run that it continues."""
-    (folder / IDENTITY).write_text(json.dumps(identity, indent=1))
-
-
-def check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise UserError where a checkpoint was made by another run than this one."""
-    if not (folder / IDENTITY).exists():
-        return
-    kept = json.loads((folder / IDENTITY).read_text())
-    # A name that only one of the two has is of another version, or of a schedule that is named itself.
-    other = [name for name, value in kept.items() if name in identity and identity[name] != value]
-    if other:
-        said = (
-            name if name in HASHES else f"{name} ({kept[name]!s:.200}, now {identity[name]!s:.200})" for name in other
-        )
-        raise UserError(f"cannot resume from {folder}: it was made with another {' and another '.join(said)}; give "
-                        "what it was made with, or start from its weights in another folder")  # fmt: skip

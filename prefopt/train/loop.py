@@ -27,15 +27,18 @@ from transformers.utils import logging
 
 from prefopt.engine.policy import Policy
 from prefopt.errors import ThresholdError, UserError
-from prefopt.plugin import Loss, Vocab
-from prefopt.train import checkpointing, checkpoints, fsdp, saving
+from prefopt.plugin import Loss
+from prefopt.train import checkpointing, saving
 from prefopt.train.batches import Batcher, Share, shares
 from prefopt.train.checks import NotFinite, check_gradient
+from prefopt.train.identity import check_identity, identity_of
 from prefopt.train.metrics import Tally, Unlogged, means
 from prefopt.train.sentinels import Sentinels
 from prefopt.train.settings import RunReference, Settings
 from prefopt.train.setup import (
+    HOLD_OUT,
     by_metric,
+    check_parts,
     learning_rate,
     make_accelerator,
     make_optimizer,
@@ -46,8 +49,6 @@ from prefopt.train.setup import (
 from prefopt.train.signals import EvaluationCut, Signals
 from prefopt.train.sources.source import RecordSource
 from prefopt.train.step import Step
-
-HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 
 
 class PreferenceTrainer:
@@ -79,8 +80,8 @@ class PreferenceTrainer:
         self.policy, self.loss, self.args, self.sources, self.batcher = policy, loss, args, sources, batcher
         self.model, self.layout = policy.model, policy.layout
         self.reference, self.tables = reference, reference.tables
-        self._check_parts()
-        given = settings or Settings(output_dir=str(args.output_dir))
+        check_parts(loss, args, sources, reference)
+        self.settings = given = settings or Settings(output_dir=str(args.output_dir))
         self.tokenizer, self.sentinels, self.probe = given.tokenizer, given.sentinels or Sentinels(), given.probe
         self.signals = next((c for c in given.callbacks if isinstance(c, Signals)), Signals())
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
@@ -338,20 +339,6 @@ class PreferenceTrainer:
 
     # ---- the beginning
 
-    def _check_parts(self) -> None:
-        """Raise UserError for arguments that do not fit together."""
-        needs, args = self.loss.needs, self.args
-        if args.gradient_accumulation_steps != 1:
-            raise UserError("trainer.gradient_accumulation_steps must stay 1: batch.records is the size of a step, "
-                            "and batch.max_tokens of one forward")  # fmt: skip
-        if needs.reference and "train" not in self.tables and not needs.moving_reference:
-            raise UserError("this loss needs a reference, and none was given")
-        if (needs.moving_reference or Vocab.KL in needs.vocab) and self.reference.policy is None:
-            raise UserError("this loss needs a live reference model, and none was given")
-        if "eval" not in self.sources and (args.eval_strategy != "no" or args.eval_on_start):
-            raise UserError(f"trainer.eval_strategy needs held-out records: {HOLD_OUT}")
-        fsdp.check(args, moving_reference=needs.moving_reference)
-
     def _prepare(self, checkpoint: Path | None) -> bool:
         """Wrap the model, make optimizer and schedule, load a checkpoint; whether it says that an evaluation is due."""
         args, size = self.args, len(self._source("train"))
@@ -393,15 +380,12 @@ class PreferenceTrainer:
     def check_identity(self, checkpoint: str | Path) -> None:
         """Raise UserError where a checkpoint is of a run with other settings than this one."""
         with saving.reading(checkpoint):
-            checkpoints.check_identity(Path(checkpoint), self.identity)
+            check_identity(Path(checkpoint), self.identity)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the run that it continues."""
-        source = self._source("train")
-        return {"loss": repr(self.loss), "records": source.fingerprint(), "batch.records": source.records,
-                "seed": self.args.seed, "reference": self.reference.name,
-                **checkpoints.facts_of_options(self.args, self.model)}  # fmt: skip
+        return identity_of(self.loss, self.sources, self.args, self.model, self.reference.name, self.settings)
 
     def _source(self, split: str) -> RecordSource:
         if split not in self.sources:

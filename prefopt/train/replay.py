@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Kept:
         state: of the loss, for one that has a state.
         layout: of their rows.
         model: the folder of the weights of that step, where they were kept.
+        identity: of the run, with the digest of these weights.
     """
 
     step: int
@@ -52,9 +53,19 @@ class Kept:
     state: State | None
     layout: Layout
     model: Path | None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def policy(self, model: Any) -> Policy:
-        """A policy for its rows; the gates, which refuse weights that are not finite, are not asked."""
+        """A policy for its rows; the gates, which refuse weights that are not finite, are not asked.
+
+        Raises:
+            UserError: the model has fewer tokens than the batch names.
+        """
+        highest = max(int(b.prompt.max(initial=0)) for w in self.works for b in w.branches)
+        highest = max(highest, *(int(b.completion.max(initial=0)) for w in self.works for b in w.branches))
+        if highest >= (known := unwrap(model).get_input_embeddings().num_embeddings):
+            raise UserError(f"the batch has the token {highest}, and the model has {known} tokens: give the model of "
+                            "the run, or one with its vocabulary")  # fmt: skip
         return Policy(model, LayoutVerdict(self.layout, "that of the batch"))
 
 
@@ -81,7 +92,8 @@ def save(folder: Path, batch: Kept) -> None:
         ])  # fmt: skip
     tensors |= {STATE + name: value.contiguous() for name, value in (batch.state or {}).items()}
     save_file(tensors, folder / TENSORS)
-    content = {"step": batch.step, "why": batch.why, "layout": batch.layout, "works": facts}
+    content = {"step": batch.step, "why": batch.why, "layout": batch.layout, "works": facts,
+               "identity": dict(batch.identity)}  # fmt: skip
     (folder / FACTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -106,7 +118,7 @@ def load(path: Path) -> Kept:
         state = {name.removeprefix(STATE): t for name, t in tensors.items() if name.startswith(STATE)} or None
         model = folder / MODEL
         return Kept(int(content["step"]), str(content["why"]), works, state, content["layout"],
-                    model if model.is_dir() else None)  # fmt: skip
+                    model if model.is_dir() else None, dict(content.get("identity", {})))  # fmt: skip
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError,

@@ -30,6 +30,8 @@ class Settings:
         callbacks: transformers' callbacks; a `prefopt.train.signals.Signals` among them lets a run end at a signal.
         sentinels: look at every log; None: with the bounds of `SentinelConfig`.
         probe: measures more figures of an evaluation in training, from the policy, such as the KL of its texts.
+        weights: the fingerprint of the model as it is given; None: it is computed.
+        origin: the options that gave model and records, by their names: they explain why a resume is refused.
         progress: called with the number of records whose reference log-probs are ready.
         trainer: `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
     """
@@ -44,6 +46,8 @@ class Settings:
     callbacks: Sequence[Any] = ()
     sentinels: Sentinels | None = None
     probe: Callable[[Policy], dict[str, float]] | None = None
+    weights: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int], None] = lambda n: None
     trainer: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,33 @@ from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError, first_line
+from prefopt.plugin import Loss, Vocab
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, computed_in, environment_kept
+from prefopt.train.settings import RunReference
+from prefopt.train.sources.source import RecordSource
 
 # Weights that do not decay: of layer norms, and those with such names.
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that step after an evaluation, by its metric
+
+
+def check_parts(
+    loss: Loss, args: TrainingArguments, sources: Mapping[str, RecordSource], reference: RunReference
+) -> None:
+    """Raise UserError for parts of a training that do not fit together."""
+    needs = loss.needs
+    if args.gradient_accumulation_steps != 1:
+        raise UserError("trainer.gradient_accumulation_steps must stay 1: batch.records is the size of a step, and "
+                        "batch.max_tokens of one forward")  # fmt: skip
+    if needs.reference and "train" not in reference.tables and not needs.moving_reference:
+        raise UserError("this loss needs a reference, and none was given")
+    if (needs.moving_reference or Vocab.KL in needs.vocab) and reference.policy is None:
+        raise UserError("this loss needs a live reference model, and none was given")
+    if "eval" not in sources and (args.eval_strategy != "no" or args.eval_on_start):
+        raise UserError(f"trainer.eval_strategy needs held-out records: {HOLD_OUT}")
+    fsdp.check(args, moving_reference=needs.moving_reference)
 
 
 def make_accelerator(args: TrainingArguments, model: Any) -> Accelerator:

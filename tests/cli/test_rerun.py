@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from prefopt.cli import main
 from prefopt.runs import run as running
@@ -77,6 +79,28 @@ def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: py
         (folder / "config.yaml").write_text(text)
         assert main(["rerun", str(folder)]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_run_whose_files_have_changed_is_not_repeated(
+    run: Run, model_folder: Path, pairs_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "pairs.jsonl"
+    shutil.copytree(model_folder, model)
+    shutil.copy(pairs_file, data)
+    assert run(f"model.path={model}", f"data.path={data}") == 0
+    data.write_text(data.read_text().replace("even", "odd"))
+    assert main(["rerun", str(run.out)]) == 2
+    error = capsys.readouterr().err
+    assert "the run cannot be repeated: it was made with other records (no option of theirs has changed" in error
+    assert f"look at the files of data.path={data}" in error
+    shutil.copy(pairs_file, data)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight + 1e-3 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert main(["rerun", str(run.out)]) == 2
+    assert (
+        f"made with other starting weights (no option of theirs has changed: look at the files of model.path={model}"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_an_interrupted_repetition_is_resumed_by_the_same_command(run: Run, capsys: Capture) -> None:

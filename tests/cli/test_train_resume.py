@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from prefopt.runs import run as running
 from prefopt.train import batches, saving
@@ -148,6 +149,36 @@ def test_a_refused_resume_changes_nothing(run: Run, capsys: pytest.CaptureFixtur
     assert run(*SAVED) == 0
     manifest = json.loads((run.out / "manifest.json").read_text())
     assert [entry["from"] for entry in manifest["resumed"]] == [str(run.out / "checkpoint-4")]
+
+
+def test_a_resume_with_other_records_or_weights_is_refused_by_the_option(
+    run: Run, model_folder: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same lengths: another template, another base model under an adapter, a file that has changed."""
+    templates, base, data = [tmp_path / f"{name}.jinja" for name in "ab"], tmp_path / "base", tmp_path / "pairs.jsonl"
+    for file, mark in zip(templates, "ab", strict=True):
+        file.write_text("{% for m in messages %}" + mark + "{{ m.content }}<|im_end|>{% endfor %}")
+    shutil.copy(pairs_file, data)
+    given = (*SAVED, "peft=lora", f"data.template={templates[0]}", f"data.path={data}")
+    assert run(*given) == 0
+    (run.out / "summary.json").unlink()
+    assert run(*given, "data.max_length=512") == 0, "no record is longer: it is the same run"
+    (run.out / "summary.json").unlink()
+    capsys.readouterr()
+    assert run(*given[:-2], f"data.template={templates[1]}", given[-1]) == 2
+    error = capsys.readouterr().err
+    assert f"other records (data.template: {templates[0]} (with the digest " in error
+    assert f", now {templates[1]} (with the digest " in error
+    shutil.copytree(model_folder, base)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 1e-3 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert run(*given, f"model.path={base}") == 2
+    assert f"other starting weights (model.path: {model_folder}, now {base})" in capsys.readouterr().err
+    data.write_text(data.read_text().replace("even", "evil"))
+    assert run(*given) == 2
+    assert f"other records (no option of theirs has changed: look at the files of data.path={data})" in (
+        capsys.readouterr().err
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

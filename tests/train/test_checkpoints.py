@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,30 +89,33 @@ def test_a_resume_with_something_else_is_refused_by_name(tmp_path: Path) -> None
     options |= {"max_steps": 2}
     tiny.run(loss, DATA, tmp_path, **options)
     ipo = load("ipo")
+    retokenized = replace(DATA[11], prompt=DATA[11].prompt[::-1] + 1)  # of the same lengths
     other: list[tuple[str, Any, Any, Any]] = [
-        (f"loss ({loss}, now {load('dpo', beta=0.2)})", load("dpo", beta=0.2), DATA, {}),
-        ("records", loss, DATA[:11], {}),
-        ("batch.records (4, now 6)", loss, DATA, {"batch": BatchConfig(records=6)}),
-        ("seed (0, now 1)", loss, DATA, {"seed": 1}),
-        ("reference", loss, DATA, {"policy": tiny.model(seed=1)}),
-        (f"loss ({loss}, now {ipo}) and another records", ipo, DATA[1:], {}),
-        ("trainer.learning_rate (0.01, now 0.02)", loss, DATA, {"learning_rate": 2e-2}),
-        ("trainer.lr_scheduler_type (cosine, now linear)", loss, DATA, {"lr_scheduler_type": "linear"}),
-        ("trainer.warmup_steps (0, now 1)", loss, DATA, {"warmup_steps": 1}),
-        ("trainer.optim (adamw_torch_fused, now sgd)", loss, DATA, {"optim": "sgd"}),
-        ("trainer.weight_decay (0.0, now 0.1)", loss, DATA, {"weight_decay": 0.1}),
-        ("trainer.max_grad_norm (0.0, now 1.0)", loss, DATA, {"max_grad_norm": 1.0}),
-        ("trainer.data_seed (None, now 7)", loss, DATA, {"data_seed": 7}),
-        ("trainer.max_steps (2, now 3)", loss, DATA, {"max_steps": 3}),
+        (f"another loss ({loss}, now {load('dpo', beta=0.2)})", load("dpo", beta=0.2), DATA, {}),
+        ("other records", loss, DATA[:11], {}),
+        ("other records", loss, [*DATA[:11], retokenized], {}),
+        ("other held-out records", loss, DATA, {"eval": DATA[:2]}),
+        ("another batch.records (4, now 6)", loss, DATA, {"batch": BatchConfig(records=6)}),
+        ("another seed (0, now 1)", loss, DATA, {"seed": 1}),
+        ("other starting weights and another reference", loss, DATA, {"policy": tiny.model(seed=1)}),
+        (f"another loss ({loss}, now {ipo}) and other records", ipo, DATA[1:], {}),
+        ("another trainer.learning_rate (0.01, now 0.02)", loss, DATA, {"learning_rate": 2e-2}),
+        ("another trainer.lr_scheduler_type (cosine, now linear)", loss, DATA, {"lr_scheduler_type": "linear"}),
+        ("another trainer.warmup_steps (0, now 1)", loss, DATA, {"warmup_steps": 1}),
+        ("another trainer.optim (adamw_torch_fused, now sgd)", loss, DATA, {"optim": "sgd"}),
+        ("another trainer.weight_decay (0.0, now 0.1)", loss, DATA, {"weight_decay": 0.1}),
+        ("another trainer.max_grad_norm (0.0, now 1.0)", loss, DATA, {"max_grad_norm": 1.0}),
+        ("another trainer.data_seed (None, now 7)", loss, DATA, {"data_seed": 7}),
+        ("another trainer.max_steps (2, now 3)", loss, DATA, {"max_steps": 3}),
         (
-            "trainer.max_steps (2, now -1) and another trainer.num_train_epochs (None, now 1.0)",
+            "another trainer.max_steps (2, now -1) and another trainer.num_train_epochs (None, now 1.0)",
             loss,
             DATA,
             {"max_steps": -1},
         ),
     ]
     for name, other_loss, data, changes in other:
-        with pytest.raises(UserError, match=f"it was made with another {re.escape(name)};"):
+        with pytest.raises(UserError, match=f"it was made with {re.escape(name)};"):
             tiny.run(other_loss, data, tmp_path, resume=tmp_path / "checkpoint-1", **options | changes)
 
 

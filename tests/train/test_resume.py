@@ -17,9 +17,10 @@ from prefopt.plugin import Data
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig
 from prefopt.train.callbacks import MetricsFile
-from prefopt.train.checkpoints import IDENTITY, checkpoints, rotate
+from prefopt.train.checkpoints import checkpoints, rotate
 from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums, wrong_with
+from prefopt.train.identity import IDENTITY
 from prefopt.train.saving import first_weights_not_finite
 from tests.train import tiny
 
@@ -126,7 +127,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken(copy: Path) -> None:
     """What its `run.json` does not have cannot be compared."""
     checkpoint = copy / "checkpoint-3"
     identity = json.loads((checkpoint / IDENTITY).read_text())
-    earlier = {name: identity[name] for name in ("loss", "records", "batch.records", "seed", "reference")}
+    earlier = {name: identity[name] for name in ("loss", "batch.records", "seed", "reference")} | {"records": "abc"}
     (checkpoint / IDENTITY).write_text(json.dumps(earlier))
     write_checksums(checkpoint, checksums(checkpoint, files_of(checkpoint)), resumable=True)
     tiny.run(load("simpo"), DATA, copy, resume=checkpoint, **OPTIONS, lr_scheduler_type="constant")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from prefopt.common.digest import of_records
 from prefopt.engine.packing import Indices, epoch_order
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.train.sources.feed import Feed
@@ -48,11 +47,5 @@ class Offline:
         return self._order[1]
 
     def fingerprint(self) -> str:
-        """A digest of the records' ids and lengths, in the order of the data."""
-        lengths = self.feed.lengths()
-        digest = hashlib.blake2b(digest_size=16)
-        for name in lengths.ids or ():
-            digest.update(name.encode() + b"\0")
-        for column in (lengths.prompt, lengths.completions, lengths.offsets):
-            digest.update(column.astype("<i8").tobytes())
-        return digest.hexdigest()
+        """A digest of the records, token by token, in the order of the data."""
+        return of_records(self.feed.records)

@@ -1,0 +1,73 @@
+"""What a run is known by: contents by their digests, adapters by their settings, and the options that explain them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.errors import UserError
+from prefopt.losses.registry import load
+from prefopt.models.adapters import PeftConfig, attach
+from prefopt.plugin import Data
+from prefopt.train import BatchConfig
+from prefopt.train.identity import differences
+from tests.data.tiny import tokenizer
+from tests.train import tiny
+
+DATA = tiny.records(Data.PAIRS, 4)
+LORA = PeftConfig(method="lora", r=2, alpha=4, target_modules=["k_proj"])
+
+
+def adapted(seed: int = 0, config: PeftConfig = LORA, **changes: Any) -> Any:
+    model = attach(tiny.model(seed), config, seed=0)
+    for name, value in changes.items():
+        setattr(model.peft_config["default"], name, value)
+    return model
+
+
+def test_contents_are_explained_by_the_options_that_gave_them() -> None:
+    before = {"data.template": "auto", "data.path": "a.jsonl", "model.path": "m", "data.max_length": 64}
+    kept = {"tokens": "a", "weights": "b", "seed": 0, "origin": before}
+    assert differences(kept, {**kept, "origin": {**before, "data.max_length": 32}}) == [], "the same tokens"
+    now = {"tokens": "x", "weights": "y", "seed": 1, "origin": {**before, "data.template": "other", "model.path": "n"}}
+    assert differences(kept, now) == [
+        "other records (data.template: auto, now other)",
+        "other starting weights (model.path: m, now n)",
+        "another seed (0, now 1)",
+    ]
+    assert differences(kept, {**kept, "weights": "y"}) == [
+        "other starting weights (no option of theirs has changed: look at the files of model.path=m)"
+    ]
+    assert differences({"tokens": "a", "old": 1}, {"tokens": "b", "new": 1}) == ["other records"]
+
+
+def test_a_resume_with_another_adapter_base_or_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch": BatchConfig(records=4), "save_strategy": "steps", "save_steps": 1}
+    made = tokenizer()
+    tiny.run(load("simpo"), DATA, tmp_path, adapted(), tokenizer=made, **options)
+    other = tokenizer()
+    other.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+
+    def lora(**changes: Any) -> Any:
+        return adapted(
+            config=PeftConfig(**{"method": "lora", "r": 2, "alpha": 4, "target_modules": ["k_proj"], **changes})
+        )
+
+    cases: list[tuple[str, Any, Any]] = [
+        ("another peft.target_modules (['k_proj'], now ['q_proj'])", lora(target_modules=["q_proj"]), made),
+        ("another peft.r (2, now 4)", lora(r=4), made),
+        ("another peft.alpha (4, now 8)", lora(alpha=8), made),
+        ("another peft.method (lora, now dora)", lora(method="dora"), made),
+        ("another peft.method (lora, now none)", tiny.model(), made),
+        ("another adapter_config.json ({}, now {'lora_dropout': 0.1})", adapted(lora_dropout=0.1), made),
+        ("other starting weights", adapted(seed=1), made),
+        ("another tokenizer", adapted(), other),
+    ]
+    for words, model, its in cases:
+        with pytest.raises(UserError, match=f"made with .*{re.escape(words)}"):
+            tiny.run(load("simpo"), DATA, tmp_path, model, tokenizer=its, resume=tmp_path / "checkpoint-1", **options)
+    made("a", padding=True, truncation=True, max_length=4)  # sets what calls set
+    tiny.run(load("simpo"), DATA, tmp_path, adapted(), tokenizer=made, resume=tmp_path / "checkpoint-1", **options)
