@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     from prefopt.models.load import DTYPES, ModelConfig, load_as_trained
     from prefopt.runs.rerun import config_of
     from prefopt.runs.run_folder import is_run, model_path
-    from prefopt.train.identity import differences
     from prefopt.train.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows
+    from prefopt.train.run_identity import differences
 
     kept = load(args.file)
     run = (args.file if args.file.is_dir() else args.file.parent).resolve().parent
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     precision = DTYPES[autocast] if autocast else None
     model = load_as_trained(ModelConfig(path=model_path(where), dtype=dtype)).to(PartialState().device)
     policy = kept.policy(model)
-    now = {} if args.loss else {"loss": repr(loss)}
+    now: dict[str, Any] = {} if args.loss else {"loss": repr(loss)}
     if config is not None:
         now |= {f"trainer.{name}": bool(config.trainer.get(name)) for name in ("bf16", "fp16")}
         now["model.dtype"] = dtype

@@ -29,7 +29,7 @@ from prefopt.data.templates import template_source
 from prefopt.data.tokenize import digest_of_tokenizer
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.errors import UserError
-from prefopt.train.identity import differences
+from prefopt.train.run_identity import differences
 
 MANIFEST = "manifest.json"
 PACKAGES = ("prefopt", "torch", "transformers", "accelerate", "datasets", "hydra-core", "peft", "safetensors", "numpy")

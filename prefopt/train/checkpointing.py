@@ -22,8 +22,8 @@ from prefopt.train import checkpoints, replay, saving
 from prefopt.train.batches import Batcher, Share
 from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums
-from prefopt.train.identity import check_identity, write_identity
 from prefopt.train.metrics import Tally, Unlogged
+from prefopt.train.run_identity import check_identity, write_identity
 from prefopt.train.states import check_form
 from prefopt.train.step import Step
 

@@ -31,8 +31,8 @@ from prefopt.plugin import Loss
 from prefopt.train import checkpointing, saving
 from prefopt.train.batches import Batcher, Share, shares
 from prefopt.train.checks import NotFinite, check_gradient
-from prefopt.train.identity import check_identity, identity_of
 from prefopt.train.metrics import Tally, Unlogged, means
+from prefopt.train.run_identity import check_identity, identity_of
 from prefopt.train.sentinels import Sentinels
 from prefopt.train.settings import RunReference, Settings
 from prefopt.train.setup import (

@@ -20,7 +20,7 @@ from prefopt.train.callbacks import MetricsFile
 from prefopt.train.checkpoints import checkpoints, rotate
 from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums, wrong_with
-from prefopt.train.identity import IDENTITY
+from prefopt.train.run_identity import IDENTITY
 from prefopt.train.saving import first_weights_not_finite
 from tests.train import tiny
 

@@ -13,7 +13,7 @@ from prefopt.losses.registry import load
 from prefopt.models.adapters import PeftConfig, attach
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
-from prefopt.train.identity import differences
+from prefopt.train.run_identity import differences
 from tests.data.tiny import tokenizer
 from tests.train import tiny
 
