@@ -222,8 +222,7 @@ class PreferenceTrainer:
         figures["train_loss"] = (self.unlogged.earlier + self.unlogged.loss_value()) / max(self.state.global_step, 1)
         self.in_training = False
         self.log(figures)
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None:
+        if self.args.load_best_model_at_end and (best := self.state.best_model_checkpoint) is not None:
             saving.load_weights(self.model, Path(best))
         self.event("on_train_end")
         self._check_weights()

@@ -62,7 +62,7 @@ def test_a_resume_with_another_adapter_base_or_tokenizer_is_refused_by_name(tmp_
         ("another peft.alpha (4, now 8)", lora(alpha=8), made),
         ("another peft.method (lora, now dora)", lora(method="dora"), made),
         ("another peft.method (lora, now none)", tiny.model(), made),
-        ("another adapter_config.json ({}, now {'lora_dropout': 0.1})", adapted(lora_dropout=0.1), made),
+        ("another adapter_config.json ({}, now {'use_rslora': True})", adapted(use_rslora=True), made),
         ("other starting weights", adapted(seed=1), made),
         ("another tokenizer", adapted(), other),
     ]
