@@ -30,8 +30,8 @@ from prefopt.compare.spec import BASE, Comparison
 from prefopt.compare.wandb_tracking import track
 from prefopt.config.compose import explain
 from prefopt.errors import UserError
-from prefopt.report.compare import write_comparison
 from prefopt.report.compare_text import print_outcome
+from prefopt.report.comparison_page import write_comparison
 from prefopt.train.arguments import DEFAULTS
 
 PROBE_STEPS = 8

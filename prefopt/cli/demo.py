@@ -37,7 +37,7 @@ def run(output_dir: Path, *, seed: int = 0, size: Any = None, world: Any = None)
     """
     from prefopt.common.quiet import quiet
     from prefopt.compare.demo import METHODS, Demo, one_thread
-    from prefopt.report.demo import demo_table, write_demo
+    from prefopt.report.demo_page import demo_table, write_demo
 
     console = Console()
     console.print(f"[bold]prefopt demo[/bold]: {len(METHODS) + 1} methods, including SFT, on one set of preferences "

@@ -13,7 +13,7 @@ from prefopt.common.redact import redact
 from prefopt.config.compose import run_hydra
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import ThresholdError
-from prefopt.report.run import write_run_page
+from prefopt.report.run_page import write_run_page
 from prefopt.report.terminal import show_end
 from prefopt.report.verdict import judge
 from prefopt.runs import run as runs

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.common.memory import peak_memory_gib, reset_peak_memory
+from prefopt.common.memory_usage import peak_memory_gib, reset_peak_memory
 from prefopt.compare import measure_texts, measure_world
 from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.compare.spec import Measurement, Split

@@ -28,7 +28,7 @@ from prefopt.common.redact import redact
 from prefopt.config.experiments import from_file
 from prefopt.config.grammar import literal
 from prefopt.config.run_config import EvaluationConfig, RunConfig
-from prefopt.config.stages import for_stage, of_stages
+from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import PrefoptError, Stopped, UserError, first_line, nearest

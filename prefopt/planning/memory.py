@@ -20,7 +20,7 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import prefopt.report.run
+import prefopt.report.run_page
 import prefopt.train  # noqa: F401 - as the line above: a run loads it, and `library_bytes` counts it
 from prefopt.engine.forward import unwrap
 from prefopt.engine.generation import generate

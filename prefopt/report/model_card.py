@@ -14,7 +14,7 @@ import yaml
 from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
 from prefopt.losses import registry
-from prefopt.models.export import ExportCheck
+from prefopt.models.export_folder import ExportCheck
 from prefopt.report.before_after import BeforeAfter
 from prefopt.report.catalogue import card as catalogue_card
 from prefopt.report.formatting import number, signed

@@ -24,7 +24,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from prefopt.common.json_output import finite, json_stream
-from prefopt.common.memory import memory_gib
+from prefopt.common.memory_usage import memory_gib
 from prefopt.common.processes import is_first_process
 from prefopt.common.redact import printable
 from prefopt.errors import UserError, nearest

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefopt.common.files import write_json, write_lines
 from prefopt.common.locks import locked_folder
-from prefopt.common.memory import peak_memory_gib
+from prefopt.common.memory_usage import peak_memory_gib
 from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.common.quiet import quiet
 from prefopt.common.redact import printable, redact

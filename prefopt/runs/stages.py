@@ -20,7 +20,7 @@ from prefopt.common.locks import locked
 from prefopt.common.processes import is_first_process, process_count
 from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
-from prefopt.config.stages import check_names
+from prefopt.config.stage_overrides import check_names
 from prefopt.runs.resolve import resolve_path
 from prefopt.runs.run import run
 

@@ -16,7 +16,7 @@ from prefopt.config.compose import compose
 from prefopt.data import DataConfig
 from prefopt.data.doctor import examine
 from prefopt.report.data_check import doctor_page
-from prefopt.report.run import write_run_page
+from prefopt.report.run_page import write_run_page
 from prefopt.report.verdict import judge
 from prefopt.runs.run_folder import RunFolder
 from tests.fuzz.hostile import altered_json, as_json, attempt, cases, words

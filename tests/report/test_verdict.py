@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.report.bands import State
-from prefopt.report.run import run_page
+from prefopt.report.run_page import run_page
 from prefopt.report.verdict import judge
 from prefopt.runs.run_folder import RunFolder
 from tests.report.html import EVIL, text

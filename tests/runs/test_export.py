@@ -21,14 +21,14 @@ from transformers import (
     GenerationConfig,
 )
 
-import prefopt.models.export as module
+import prefopt.models.export_folder as module
 from prefopt.cli import main
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, UserError
 from prefopt.models.adapters import is_adapted
-from prefopt.models.export import check
+from prefopt.models.export_folder import check
 from prefopt.models.load import ModelConfig, load_as_trained, load_model
 from prefopt.plugin import Data
 from prefopt.report.page import markdown_line

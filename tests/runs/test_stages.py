@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from prefopt.cli import main
 from prefopt.config.compose import compose
-from prefopt.config.stages import for_stage, of_stages
+from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.errors import UserError
 from prefopt.losses.dpo import DPO
 from prefopt.losses.sft import SFT

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.report.run import run_page, write_run_page
+from prefopt.report.run_page import run_page, write_run_page
 from prefopt.runs.run_folder import RunFolder
 from tests.report.html import EVIL, Page, text
 from tests.report.run_folders import run_folder

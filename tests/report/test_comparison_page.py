@@ -13,7 +13,7 @@ from prefopt.compare.jobs import JobResult
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Method
-from prefopt.report.compare import compare_page
+from prefopt.report.comparison_page import compare_page
 from tests.compare.outcomes import outcome
 
 PROMPTS = np.random.default_rng(0).normal(0, 1, 120)

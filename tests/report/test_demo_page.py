@@ -10,7 +10,7 @@ import pytest
 from prefopt.common.estimate import Estimate
 from prefopt.compare.demo import BASE, SFT, CurvePoint, DemoFacts, DemoRow
 from prefopt.evaluate.world import Evaluation, Sample
-from prefopt.report.demo import demo_page, standing
+from prefopt.report.demo_page import demo_page, standing
 from prefopt.worlds.review import ReviewWorld
 from tests.report.html import EVIL, Page
 
