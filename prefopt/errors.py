@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+
+FULL = ("no space left", "disk quota exceeded", "pytorchstreamwriter failed", "unexpected pos")  # the latter of torch
+SHORT = ("cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory", "bad_alloc",
+         "failed to map segment", "can't start new thread")  # fmt: skip
 
 
 class PrefoptError(Exception):
@@ -41,6 +46,40 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that a disk or a quota is used up."""
+    return any(
+        getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in str(e).lower() for word in FULL)
+        for e in _causes(error)
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that there is too little memory."""
+    return any(
+        isinstance(e, MemoryError)
+        or getattr(e, "errno", None) == errno.ENOMEM
+        or any(word in str(e).lower() for word in SHORT)
+        for e in _causes(error)
+    )
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether an error is the machine's, so that it says nothing about the file or the model that was at hand."""
+    return disk_full(error) or out_of_memory(error)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked: its error derives from BaseException, and cannot be imported from anywhere."""
+    return type(error).__name__ == "PanicException"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import sys
 from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
@@ -14,10 +15,12 @@ from prefopt import __version__
 from prefopt.cli.overrides import check_overrides
 from prefopt.cli.verbs import VERBS
 from prefopt.common.json_output import only_json
-from prefopt.common.redact import printable, redact
-from prefopt.errors import PrefoptError, UserError, nearest
+from prefopt.common.redact import one_line
+from prefopt.errors import PrefoptError, UserError, disk_full, first_line, nearest, of_machine, out_of_memory
 
-INVALID_PATH = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+INVALID_PATH = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+LEAST_BYTES = 2 << 30  # of address space: torch and the others take most of it
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with only_json(for_good=own_process) if _prints_json(argv[1:]) else nullcontext():
             return _run(argv[0], argv[1:])
-    except (PrefoptError, OSError) as error:
-        if os.environ.get("PREFOPT_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("PREFOPT_TRACEBACK") or not (isinstance(error, PrefoptError | OSError) or of_machine(error)):
             raise
         return _report(error)
     except KeyboardInterrupt:
@@ -47,6 +50,7 @@ def _run(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"unknown verb {verb!r}{nearest(verb, list(VERBS))}; see `prefopt --help`")
     check_overrides(verb, argv)
+    check_address_space()
     return int(_module(verb).main(argv))
 
 
@@ -56,28 +60,43 @@ def _prints_json(argv: list[str]) -> bool:
     return any(word == "progress=json" or (len(word) > 2 and "--json".startswith(word)) for word in own)
 
 
+def check_address_space() -> None:
+    """Raise PrefoptError for a limit under which the libraries end the process while they are loaded."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_BYTES:
+        raise PrefoptError(f"`ulimit -v` allows {limit >> 10} KiB of memory, too little for the libraries that prefopt "
+                           f"loads: allow {LEAST_BYTES >> 10} or more")  # fmt: skip
+
+
 def _module(verb: str) -> Any:
     with redirect_stdout(io.StringIO()):  # some libraries print a greeting when they are imported
         return import_module(f"prefopt.cli.{verb}")
 
 
-def _report(error: PrefoptError | OSError) -> int:
+def _report(error: Exception) -> int:
     """Print an error and return the exit code."""
     if isinstance(error, PrefoptError):
         _print_error(str(error))
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return 1
-    if error.errno in INVALID_PATH:
+    number = getattr(error, "errno", None)
+    if number in INVALID_PATH:
         _print_error(f"{error}; give another name or folder")
         return UserError.exit_code
-    _print_error(f"{error}; free some space, or give another folder (output_dir=...)")
+    if out_of_memory(error):
+        _print_error(f"{first_line(error)}; there is too little memory (a limit such as `ulimit -v` counts): take a "
+                     "smaller model, fewer tokens at once (batch.max_tokens), or a larger machine")  # fmt: skip
+    elif disk_full(error):
+        _print_error(f"{first_line(error)}; free some space, or give another folder (output_dir=..., PREFOPT_CACHE)")
+    else:
+        _print_error(f"{error}; give another folder (output_dir=...)" if number in NOT_ALLOWED else str(error))
     return 1
 
 
 def _print_error(message: str) -> None:
     """Print one line on stderr, without secrets or control characters."""
-    print(f"prefopt: {printable(' '.join(redact(message).split()))}", file=sys.stderr)
+    print(f"prefopt: {one_line(message)}", file=sys.stderr)
 
 
 def _usage() -> str:

@@ -6,6 +6,7 @@ with `tmp-` and ends with the process and the machine that write it, so that wha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -13,9 +14,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prefopt.common.redact import redacted
 
@@ -35,6 +36,30 @@ def write_text(path: Path, text: str) -> None:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a file to add lines to it.
+
+    Raises:
+        OSError: it is a symbolic link, which could lead out of its folder, or a pipe.
+    """
+    check_not_link(path)
+    own = os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | own, 0o666))
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder below one that may be a stranger's, to write into; raises OSError for a symbolic link."""
+    check_not_link(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_not_link(path: Path) -> None:
+    """Raise OSError for a symbolic link: what is written through it would land wherever it leads."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link, through which nothing is written", str(path))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -70,32 +95,38 @@ def new_folder(target: Path, *, replace: bool = False, temporary: Path | None = 
         OSError: the disk is full or not writable, or `target` exists already.
     """
     temporary = temporary or _temporary(target)
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         flush_all(temporary)
-        if replace and target.exists():
+        if replace and os.path.lexists(target):
             old = target.with_name(f"{PREFIX}old-{target.name}")
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
             target.rename(old)
             temporary.rename(target)
-            shutil.rmtree(old)
+            remove(old)
         else:
             temporary.rename(target)
         flush(target.parent)
         flush(target.parent.parent)  # the folder around it may be new, too
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a symbolic link (not what it leads to), as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder."""
     for path in leftovers(folder):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def leftovers(folder: Path) -> list[Path]:

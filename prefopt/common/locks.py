@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from prefopt.common.redact import printable
 from prefopt.errors import UserError
 
 LOCK = ".lock"
+LONG_SECONDS = 10.0  # after so long a process says what it waits for
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,9 +33,12 @@ def locked(file: Path, *, wait: bool = False) -> Iterator[None]:
     """
     lock = FileLock(file, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=LONG_SECONDS if wait else 0)
     except Timeout:
-        raise UserError(f"{file.parent} is in use by {_holder(file)}: choose another folder, or wait") from None
+        if not wait:
+            raise UserError(f"{file.parent} is in use by {_holder(file)}: choose another folder, or wait") from None
+        logger.warning("waiting for %s, which makes %s", _holder(file), file.with_suffix(""))
+        lock.acquire()
     try:
         file.write_text(_this_process())
         yield

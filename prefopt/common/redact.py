@@ -81,6 +81,11 @@ def _redactor() -> Callable[[str], str]:
     return hide
 
 
+def one_line(message: str) -> str:
+    """A message on one line, without secrets or control characters."""
+    return printable(" ".join(redact(message).split()))
+
+
 def printable(text: str) -> str:
     """Replace control and format characters, except newline and tab, by visible escapes.
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from prefopt.common.files import remove_leftovers
 from prefopt.common.locks import locked_folder
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.outcome import ComparisonOutcome
@@ -58,7 +57,6 @@ def compare(
     folder, progress = Path(output_dir), progress or Progress()
     rounds = comparison if isinstance(comparison, Rounds) else Rounds(comparison)
     with locked_folder(folder), Team(default_workers(rounds) if workers is None else workers) as team:
-        remove_leftovers(folder / JOBS)
 
         def on_team(jobs: Sequence[Job]) -> list[JobResult]:
             return run_jobs(jobs, folder / JOBS, workers=team, progress=progress)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.common.digest import of_bytes
-from prefopt.common.files import write_json
+from prefopt.common.files import make_folder, write_json
 from prefopt.compare.jobs import JobResult
 from prefopt.evaluate.judge import function, is_callable, rule, wins
 
@@ -52,7 +52,7 @@ def _kept_wins(result: JobResult, against: JobResult, judge: str, folder: Path) 
         for source, column in ((result.texts, "prompt"), (result.texts, "text"), (against.texts, "text"))
     )
     array = wins(function(judge), prompts, texts, others)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     facts: dict[str, Any] = {"judge": judge, "of": result.label, "against": against.label}
     write_json(file, facts | {"wins": array.tolist()})
     return array

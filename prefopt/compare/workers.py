@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from prefopt.common.files import make_folder, remove_leftovers
 from prefopt.common.quiet import quiet
 from prefopt.compare.execute import execute
 from prefopt.compare.jobs import Job, JobResult, failure, load, save
@@ -42,7 +43,7 @@ def run_jobs(
         progress: notified of each job that ends.
     """
     progress = progress or Progress()
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(make_folder(folder))
     found: dict[str, JobResult] = {}
     for job in jobs:
         kept = load(folder, job)

@@ -24,14 +24,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from prefopt.common.redact import redact
+from prefopt.common.files import write_text
+from prefopt.common.redact import one_line, redact
 from prefopt.config.experiments import from_file
 from prefopt.config.grammar import literal
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
-from prefopt.errors import PrefoptError, Stopped, UserError, first_line, nearest
+from prefopt.errors import Stopped, UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
@@ -113,7 +114,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
     register()
     argv, own = of_stages(implied(argv))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
-    saved, sys.argv = sys.argv, [program, *argv]
+    saved, sys.argv = sys.argv, [program, *_flags_first(argv)]
     failed: list[Exception] = []
     composed = False
 
@@ -125,11 +126,12 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         _redact_multirun()
         try:
             return optimized(task(run_config(config, own)), config.optimized_metric)
-        except (PrefoptError, OmegaConfBaseException) as raised:
-            error = raised if isinstance(raised, PrefoptError) else explain(raised, argv)
-            failed.append(error)  # raised below, so that the other jobs of a multirun go on and Hydra prints nothing
+        except Exception as raised:
+            error = explain(raised, argv) if isinstance(raised, OmegaConfBaseException) else raised
+            # Raised below, so that the other jobs of a multirun go on, and Hydra does not print the options.
+            failed.append(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                print(f"prefopt: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"prefopt: {one_line(str(error))}", file=sys.stderr)
 
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="train")(job)()
@@ -147,6 +149,16 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         raise next((error for error in failed if isinstance(error, Stopped)), failed[0])
 
 
+def _flags_first(argv: list[str]) -> list[str]:
+    """The words of a command with Hydra's flags and their values in front: its parser takes none between overrides."""
+    flags: list[str] = []
+    rest: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_value = before.startswith("-") and "=" not in before + word and not word.startswith(("~", "+"))
+        (flags if word.startswith("-") or is_value else rest).append(word)
+    return [*flags, *rest]
+
+
 def _redact_multirun() -> None:
     """Remove secrets from the options of a multirun, which Hydra writes down before the first job."""
     job = HydraConfig.get()
@@ -154,7 +166,7 @@ def _redact_multirun() -> None:
     if job.mode is RunMode.MULTIRUN and file.is_file():
         text = file.read_text(encoding="utf-8")
         if (safe := redact(text)) != text:
-            file.write_text(safe, encoding="utf-8")
+            write_text(file, safe)
 
 
 def optimized(summary: dict[str, Any], name: str) -> float | None:

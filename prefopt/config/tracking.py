@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from prefopt.common.files import check_not_link
 from prefopt.errors import UserError, nearest
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}  # our extras
@@ -33,6 +34,7 @@ def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
     if name == "none":
         return {}
     _check_installed(name)
+    check_not_link(out / name)  # the folder of wandb and tensorboard
     options: dict[str, Any] = {"report_to": [name], "run_name": tracking.run_name or out.name}
     if name == "wandb":
         os.environ["WANDB_PROJECT"] = tracking.project

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_bytes, of_json
 from prefopt.data.record import Record, Rejection, Text
-from prefopt.errors import UserError, first_line
+from prefopt.errors import UserError, first_line, of_machine
 from prefopt.plugin import Data
 
 SCHEMA = pa.schema(
@@ -139,6 +139,8 @@ def reading(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pyarrow passes on the exceptions of several libraries
+        if of_machine(error):
+            raise
         raise UserError(f"the prepared data in {place} cannot be read ({first_line(error)[:200]}): delete that folder "
                         "to make it again") from error  # fmt: skip
 

@@ -24,7 +24,7 @@ from prefopt.common.digest import of_file, of_json
 from prefopt.data.data_config import Source
 from prefopt.data.folders import COMPRESSIONS, FORMATS, WHOLE, choose_split, is_data, list_folder
 from prefopt.data.record import Rejection
-from prefopt.errors import UserError, first_line
+from prefopt.errors import UserError, first_line, of_machine
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row or its rejection)
@@ -118,6 +118,8 @@ def _file_rows(path: Path, name: str, counts: dict[str, int]) -> Rows:
             f"{path} cannot be read: {_undecoded(error)}; convert it, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
         ) from error
     except Exception as error:  # pyarrow passes on the exceptions of several libraries
+        if of_machine(error):
+            raise
         raise UserError(
             f"{path} cannot be read: {first_line(error)[:200]}; check that it is complete and has the right extension"
         ) from error
@@ -358,6 +360,8 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
     except UserError:
         raise
     except Exception as error:  # `datasets` passes on the exceptions of several libraries
+        if of_machine(error):
+            raise
         raise UserError(
             f"{source.path} is not a local file or folder, and could not be loaded from the hub "
             f"({type(error).__name__}: {first_line(error)[:200]}); check the name and the network, or download the set "

@@ -26,7 +26,7 @@ from prefopt.data.record_table import RECORDS, RecordTable, code_key, data_cache
 from prefopt.data.templates import Chat, Plain, renderer
 from prefopt.data.token_table import SCHEMA, TokenTable
 from prefopt.data.truncate import shorter_prompts
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line, is_panic
 from prefopt.plugin import Data
 
 BATCH_ROWS = 256
@@ -184,7 +184,12 @@ class Encoder:
         return self._ids(self.render.render(prompt, ()).prompt)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        try:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except BaseException as error:
+            if is_panic(error):
+                raise UserError(f"the tokenizer fails on a text: {first_line(error)[:300]}") from error
+            raise
         if self.bos is None or self.bos == self.tokenizer.eos_token_id:
             return ids
         start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefopt.common.digest import FileState, of_files, source_files
-from prefopt.errors import UserError, first_line
+from prefopt.errors import UserError, first_line, of_machine
 from prefopt.models.folder import check_files
 from prefopt.models.identity import model_files
 
@@ -100,6 +100,8 @@ def _explaining(path: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if of_machine(error):
+            raise
         raise UserError(f"cannot load a reward model from judge={path}: {first_line(error)[:300]}") from error
 
 

@@ -23,7 +23,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from prefopt.errors import UserError, first_line, nearest
+from prefopt.common.bounds import is_costly
+from prefopt.errors import UserError, first_line, nearest, of_machine
 
 METHODS = ("none", "lora", "dora")
 ALL_LINEAR = "all-linear"  # every linear layer but the output embedding
@@ -104,6 +105,8 @@ def attach_saved(model: Any, folder: str, *, trainable: bool) -> Any:
         with _quiet():
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except Exception as error:  # of peft, torch or safetensors
+        if of_machine(error):
+            raise
         resized = "size mismatch" in str(error)
         way = "; if its model was resized for new tokens, save the resized one and name it in " + SETTINGS
         raise UserError(
@@ -160,6 +163,12 @@ def saved_settings(path: str) -> dict[str, Any] | None:
     if settings.get("megatron_config") is not None:
         raise UserError(f"{file} names a module to import (megatron_config), which no adapter may do: take it out")
     assert isinstance(settings, dict)
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        patterns = settings.get(key)
+        for pattern in patterns if isinstance(patterns, list | dict) else [patterns]:
+            if is_costly(str(pattern), nested=False):
+                raise UserError(f"{file}: the regular expression {pattern!r:.120} of {key} can take unlimited time: "
+                                "name the layers")  # fmt: skip
     places = (base, os.path.join(path, base))
     return settings | {BASE: next((os.path.abspath(place) for place in places if os.path.isdir(place)), base)}
 

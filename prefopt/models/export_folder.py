@@ -19,7 +19,7 @@ from prefopt.common.files import new_folder
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.scoring import score
-from prefopt.errors import PrefoptError, first_line
+from prefopt.errors import PrefoptError, disk_full, first_line
 from prefopt.models.processor import copy_processor
 from prefopt.plugin import Data
 
@@ -72,7 +72,8 @@ def export_model(
     except PrefoptError:
         raise
     except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
-        raise PrefoptError(f"could not write {target}: {first_line(error)}; free some space and start again") from error
+        remedy = "; free some space and start again" if disk_full(error) else ""
+        raise PrefoptError(f"could not write {target}: {first_line(error)}{remedy}") from error
     return found
 
 

@@ -12,9 +12,11 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
+from prefopt.common.bounds import is_costly
 from prefopt.errors import UserError
 
 BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
+GROWTH = 64  # a text may become so many times as long; published tokenizers stay below 2
 IGNORED = ("tokenizer_file", "vocab_file", "special_tokens_map_file")  # paths of old times: transformers has its own
 
 
@@ -42,6 +44,48 @@ def check_files(path: str, revision: str | None = None, *, trust_remote_code: bo
                 f"{path}/{name}: tokenizer_class={found!r:.80} is not a tokenizer of transformers, and custom code is "
                 "not run; write PreTrainedTokenizerFast there if the folder has a tokenizer.json"
             )
+    if not trust_remote_code:
+        _check_work(path, revision, tokenizer)
+
+
+def _check_work(path: str, revision: str | None, tokenizer: dict[str, Any]) -> None:
+    """Raise UserError for a tokenizer that can take unlimited time or memory for a text."""
+    others = tokenizer.get("fast_tokenizer_files") or []
+    for name in ("tokenizer.json", *others, "tekken.json"):
+        settings = _settings(path, name, revision)
+        parts = [settings.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+        growth = 1.0
+        for part in _mappings([*parts, settings.get("config")]):
+            pattern = part.get("pattern")
+            regex = pattern.get("Regex") if isinstance(pattern, dict) else pattern
+            if isinstance(regex, str) and is_costly(regex):
+                raise UserError(
+                    f"{path}/{name}: the regular expression {regex!r:.120} can take unlimited time; simplify it, or "
+                    "set model.trust_remote_code=true if you trust the model's author"
+                )
+            growth *= _growth(part)
+        if growth > GROWTH:
+            raise UserError(f"{path}/{name}: its replacements make a text {growth:.3g} times as long; {GROWTH} times "
+                            "are allowed")  # fmt: skip
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(part)
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """How many times as long a part of a tokenizer can make a text."""
+    match part:
+        case {"type": "Replace", "content": str(content), "pattern": {"String": str(found)}}:
+            return max(1.0, len(content) / max(1, len(found)))
+        case {"type": "Replace", "content": str(content)}:
+            return max(1.0, len(content))  # a regular expression may match each character
+        case {"type": "TemplateProcessing", "single": list(single)}:
+            return max(1.0, sum("Sequence" in piece for piece in single))
+    return 1.0
 
 
 def check_kernels(settings: Any, path: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 
-from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.errors import PrefoptError, UserError, first_line, is_panic, of_machine
 from prefopt.models.adapters import (
     BASE,
     PeftConfig,
@@ -203,7 +203,7 @@ def _explaining(path: str) -> Iterator[None]:
         raise
     except BaseException as error:
         # Broken files can raise any error in five libraries; that of tokenizers is not even an Exception.
-        if not (isinstance(error, Exception) or _is_panic(error)):
+        if not (isinstance(error, Exception) or is_panic(error)) or of_machine(error):
             raise
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"model.path={path}: {_no_causal_model(path)}") from error
@@ -223,8 +223,3 @@ def _no_causal_model(path: str) -> str:
         f"{kind} has a language model among other parts, such as one for images, and prefopt trains language models: "
         "save its language model with the output layer as a folder of its own, and give that"
     )
-
-
-def _is_panic(error: BaseException) -> bool:
-    """Whether Rust code panicked: its error derives from BaseException, and cannot be imported from anywhere."""
-    return type(error).__name__ == "PanicException"

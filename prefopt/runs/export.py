@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from prefopt.data.data_config import DataConfig
 from prefopt.data.templates import Chat, renderer, template_source
-from prefopt.errors import UserError
+from prefopt.errors import UserError, first_line
 from prefopt.evaluate.texts import end_tokens
 from prefopt.models.export_folder import ExportCheck, export_model, upload
 from prefopt.models.load import DTYPES, ModelConfig, load_as_trained, load_model, load_tokenizer
@@ -67,6 +67,7 @@ def export(
     set_chat_template(tokenizer, folder)
     model = load_model(ModelConfig(path=final, dtype=trained_dtype)).to(DTYPES[dtype])
     set_generation(model, tokenizer, folder)
+    check_generation(model, folder)
     check = export_model(
         model,
         load_as_trained(ModelConfig(path=final, dtype=trained_dtype)),
@@ -88,6 +89,17 @@ def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
     source = template_source(name, tokenizer)
     if source is not None:
         tokenizer.chat_template = source
+
+
+def check_generation(model: Any, run: RunFolder) -> None:
+    """Raise UserError for settings of generation that transformers loads but does not save."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        why = " ".join(line.strip("- ") for line in str(error).splitlines()[1:2]) or first_line(error)
+        file = run.final / GENERATION_CONFIG_NAME
+        raise UserError(f"{file} has settings that transformers does not save: {why[:300]} Correct the file, and "
+                        "export again") from error  # fmt: skip
 
 
 def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from prefopt.common.bounds import check_yaml
 from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
@@ -61,6 +62,7 @@ class RunFolder:
         """
         file = self.path / CONFIG
         try:
+            check_yaml(file)
             loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is not the configuration of a run: {first_line(error)[:200]}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from prefopt.common.files import write_text
+from prefopt.common.files import open_to_append, write_text
 
 
 class MetricsFile(TrainerCallback):
@@ -45,7 +45,7 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             figures = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in logs.items()}
             line = json.dumps({"step": state.global_step, **figures})
-            with self.path.open("a") as file:
+            with open_to_append(self.path) as file:
                 file.write(line + "\n")
             if self._before is not None:
                 self._before.append(line)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefopt.common.files import new_folder
-from prefopt.errors import PrefoptError, TrainingError, UserError
+from prefopt.errors import PrefoptError, TrainingError, UserError, disk_full, first_line
 from prefopt.train.checksums import about, wrong_with
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -94,8 +94,9 @@ def writing(target: Path, *, writes: bool) -> Iterator[Path]:
     except PrefoptError:
         raise
     except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
+        remedy = ": free some space and start again" if disk_full(error) else ""
         raise TrainingError(
-            f"could not write {target}: {error}; earlier checkpoints are untouched: free some space and start again"
+            f"could not write {target}: {first_line(error)}; earlier checkpoints are untouched{remedy}"
         ) from error
 
 

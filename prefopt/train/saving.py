@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from prefopt.engine.policy import Policy
-from prefopt.errors import PrefoptError, UserError, first_line
+from prefopt.errors import PrefoptError, UserError, first_line, of_machine
 from prefopt.models.folder import check_files
 from prefopt.train import fsdp
 from prefopt.train.states import check_form
@@ -205,6 +205,8 @@ def reading(folder: str | Path) -> Iterator[None]:
     except PrefoptError:
         raise
     except Exception as error:
+        if of_machine(error):
+            raise
         raise UserError(
             f"cannot resume from {folder}: {first_line(error)[:300]}; resume=auto takes the last checkpoint that is "
             "whole, resume=never starts anew in another folder"

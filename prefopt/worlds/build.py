@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt.common.cache import cache_dir, cached_folder
+from prefopt.common.cache import cache_dir, cached_folder, fill, making
 from prefopt.common.digest import of_json
 from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.data.tokens import TokenRecord
@@ -148,11 +149,14 @@ def _models_folder(world: ReviewWorld, root: Path) -> Path:
 def _models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> Path:
     """The folder of the models. All processes of a run train them together, but only the first one writes weights."""
     if not from_first_process(folder.is_dir):
-        if is_first_process():
-            cached_folder(folder, lambda made: _make_models(world, made, callbacks))
-        else:
-            with TemporaryDirectory() as unused:
-                _make_models(world, Path(unused), callbacks)
+        with making(folder) if is_first_process() else nullcontext():
+            if from_first_process(folder.is_dir):  # another run was making it
+                return folder
+            if is_first_process():
+                fill(folder, lambda made: _make_models(world, made, callbacks))
+            else:
+                with TemporaryDirectory() as unused:
+                    _make_models(world, Path(unused), callbacks)
         from_first_process(folder.is_dir)  # wait until it is written
     return folder
 

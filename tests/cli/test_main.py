@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import subprocess
 import sys
 
 import pytest
 
+from prefopt import cli
 from prefopt.cli import main
 from prefopt.cli.overrides import check_overrides
 from prefopt.cli.verbs import VERBS
@@ -16,6 +19,7 @@ from prefopt.config.compose import OBJECTS, group_choices, register
 SLOW_TO_IMPORT = "torch transformers datasets accelerate peft hydra omegaconf numpy pandas pyarrow scipy matplotlib"
 RUN = """
 import contextlib, io, json, sys
+from prefopt import cli
 from prefopt.cli import main
 for argv in json.loads(sys.argv[1]):
     error = io.StringIO()
@@ -110,3 +114,39 @@ def test_tracebacks_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFOPT_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown verb"):
         main(["trian"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device; free some space"),
+        (OSError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b'; give another folder"),
+        (OSError(errno.EIO, "Input/output error", "a/b"), 1, "Input/output error: 'a/b'\n"),
+        (OSError(errno.ELOOP, "a symbolic link", "a/b"), 2, "a/b'; give another name"),
+        (MemoryError(), 1, "MemoryError; there is too little memory"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), 1, "too little memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_one_line(
+    error: Exception, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(verb: str, argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main(["doctor"]) == code
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.count("\n") == 1
+    assert ("space" in shown) == (getattr(error, "errno", None) == errno.ENOSPC)
+
+
+def test_a_limit_that_no_library_can_be_loaded_under_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (400_000 << 10, -1))
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "prefopt: `ulimit -v` allows 400000 KiB of memory, too little for the libraries that prefopt loads: allow "
+        "2097152 or more\n"
+    )

@@ -68,3 +68,20 @@ def test_control_characters_in_names_reach_no_terminal(run: Run, capsys: pytest.
     shown = capsys.readouterr()
     assert "\x1b" not in shown.err
     assert "\\x1b[2Jgone" in shown.err
+
+
+def test_an_error_of_the_system_shows_no_secret(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cret-value-of-a-key")
+    sweep = f"{run.out}-several"
+    for folder in (run.out, Path(sweep, "0-dpo")):
+        (folder / ".lock").mkdir(parents=True)
+    for more in ([], ["-m", f"hydra.sweep.dir={sweep}"]):
+        assert main(["train", *run.given, *more, "tracking.run_name=run-s3cret-value-of-a-key"]) == 2
+        shown = capsys.readouterr()
+        assert "s3cret" not in shown.out + shown.err
+        assert "Is a directory" in shown.err.splitlines()[-1]
+        assert "give another name or folder" in shown.err.splitlines()[-1]
+        if not more:
+            assert shown.err.count("\n") == 1

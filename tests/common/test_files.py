@@ -16,7 +16,9 @@ from prefopt.common import files
 from prefopt.common.cache import cached_folder
 from prefopt.common.files import (
     ABANDONED_SECONDS,
+    make_folder,
     new_folder,
+    open_to_append,
     remove_leftovers,
     write_json,
     write_lines,
@@ -156,3 +158,25 @@ def test_leftovers_of_killed_processes_go_and_those_of_others_stay(tmp_path: Pat
     os.utime(tmp_path / "tmp-k-u-2@elsewhere", (old, old))
     remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.mkdir()
+    run.mkdir()
+    (victim / "file").write_text("precious")
+    for name in ("tmp-fixed", "tmp-old-target", "target"):
+        (run / name).symlink_to(victim)
+    (run / "lines").symlink_to(victim / "file")
+    (run / "new").symlink_to(victim / "absent")
+    for name in ("lines", "new"):
+        with pytest.raises(OSError, match="symbolic link"):
+            open_to_append(run / name)
+    with pytest.raises(OSError, match="symbolic link"):
+        make_folder(run / "target")
+    with new_folder(run / "target", replace=True, temporary=run / "tmp-fixed") as folder:
+        (folder / "file").write_text("whole")
+    assert (run / "target" / "file").read_text() == "whole"
+    assert sorted(p.name for p in run.iterdir()) == ["lines", "new", "target"]
+    assert [p.name for p in victim.iterdir()] == ["file"]
+    assert (victim / "file").read_text() == "precious"

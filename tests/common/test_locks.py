@@ -74,3 +74,12 @@ def test_who_waits_gets_the_lock_next(tmp_path: Path) -> None:
     waiting.join(30)
     assert order == ["first", "second"]
     assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic link"), locked_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"

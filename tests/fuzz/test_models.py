@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,35 @@ def test_a_tokenizer_class_is_a_tokenizer(name: Any, file: str, model: Path) -> 
         load_tokenizer(ModelConfig(path=str(model)))
 
 
+def replaces(times: int) -> dict[str, Any]:
+    one = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    return {"type": "Sequence", "normalizers": [one] * times}
+
+
+def splits(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"normalizer": replaces(9)}, "1e\\+09 times as long"),
+        ({"decoder": {"type": "Replace", "pattern": {"Regex": "."}, "content": "b" * 100}}, "100 times as long"),
+        ({"pre_tokenizer": splits("(a+)+$")}, "regular expression"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [splits(r"(\w|\d)*x")]}}, "regular expression"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(a|aa)+b"}, "content": ""}}, "regular expression"),
+        ({"post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+                             "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 1000}}, "1e\\+03 times"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_without_bounds_is_refused(entries: dict[str, Any], says: str, model: Path) -> None:
+    changed(model, "tokenizer.json", **entries)
+    began = time.process_time()
+    with pytest.raises(UserError, match=rf"tokenizer\.json: .*{says}"):
+        load_tokenizer(ModelConfig(path=str(model)))
+    assert time.process_time() - began < 20
+
+
 @pytest.mark.parametrize(
     "name", ["PreTrainedTokenizerFast", "TokenizersBackend", "CodeGenTokenizer", "GPT2TokenizerFast", "OursTokenizer"]
 )
@@ -234,6 +264,7 @@ def test_a_config_of_millions_of_layers_is_refused_at_once(model: Path) -> None:
     ("entries", "says"),
     [
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron"),
+        ({"target_modules": "(.+)+_proj$"}, "unlimited time"),
         ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"base_model_name_or_path": "package:os.path"}, "not installed"),

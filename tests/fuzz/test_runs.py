@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from prefopt.common.redact import printable
 from prefopt.config.compose import compose
+from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.runs.rerun import config_of
@@ -176,3 +177,10 @@ def test_overrides(verb: str) -> None:
         attempt(lambda: compose(overrides))
 
     check()
+
+
+def test_a_configuration_whose_aliases_grow_is_refused(copy: Path) -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (copy / "config.yaml").write_text("\n".join(["a0: &a0 [x]", *levels]))
+    with pytest.raises(UserError, match=r"config\.yaml is not .*: its aliases stand for more than"):
+        _ = RunFolder(copy).config

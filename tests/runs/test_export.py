@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,20 @@ def exported(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         licence = ["--license", "apache-2.0"] if peft == "lora" else []
         assert main(["export", str(run), "--to", str(made[peft]), *licence]) == 0
     return made
+
+
+def test_settings_of_generation_that_are_not_saved_are_named(finished: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(finished["none"], tmp_path / "run")
+    file = run / "final" / "generation_config.json"
+    settings = json.loads(file.read_text()) | {"do_sample": False, "temperature": 0.6}
+    file.unlink()
+    file.write_text(json.dumps(settings))
+    with pytest.raises(
+        UserError, match=r"final/generation_config\.json .*`temperature`: .*do_sample.*export again"
+    ) as e:
+        export(run, tmp_path / "made")
+    assert "space" not in str(e.value)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])

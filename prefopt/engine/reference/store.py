@@ -32,7 +32,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefopt.common.files import new_folder, write_text
+from prefopt.common.cache import whole_disk
+from prefopt.common.files import new_folder, remove_leftovers, write_text
 from prefopt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -174,13 +175,15 @@ class ReferenceStore:
         """Write entries as one part, whole or not at all.
 
         Raises:
-            UserError: the disk is full, or cannot be written.
+            PrefoptError: the disk is full.
+            OSError: the folder cannot be written.
         """
         if not entries:
             return
         tokens = [token for token, _ in entries.values()]
         entropies = [entropy for _, entropy in entries.values() if entropy is not None]
-        try:
+        with whole_disk(self.folder, "reference_folder or PREFOPT_CACHE"):
+            remove_leftovers(self.folder)
             with new_folder(self.folder / f"part-{uuid.uuid4().hex[:16]}") as part:
                 np.save(part / "keys.npy", np.frombuffer(b"".join(entries), np.uint8).reshape(-1, 16))
                 np.save(part / "offsets.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))
@@ -190,9 +193,6 @@ class ReferenceStore:
                 (part / "digest").write_text(_digest(part))
                 if not (self.folder / "about.json").exists():
                     write_text(self.folder / "about.json", json.dumps(self.about, indent=1, default=str))
-        except OSError as error:
-            raise UserError(f"cannot write the reference store {self.folder}: {error}; free some space, or set "
-                            "reference_folder to another disk") from error  # fmt: skip
         self.refresh()
 
     def touch(self) -> None:

@@ -15,12 +15,14 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.cache import making
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import rounding
 from prefopt.engine.policy import opened
@@ -110,7 +112,11 @@ def reference_table(
     store.check()
     keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
     with opened(model) as policy:
-        hits = _Pass(policy, records, keys, store, entropy).run(process, progress)
+        reference = _Pass(policy, records, keys, store, entropy)
+        # Of several runs that lack the same entries, one computes them; the processes of one run share them out.
+        with making(store.folder) if process[1] == 1 and reference.missing() else nullcontext():
+            store.refresh()
+            hits = reference.run(process, progress)
     barrier()
     store.refresh()
     found = [store.get(k, entropy) for record in keys for k in record]
