@@ -129,7 +129,7 @@ def _at_reference(loss: Any, inputs: samples.Named) -> list[float] | None:
     stated = value_at_reference(loss, build(loss.needs, same))
     if stated is None:
         return None
-    return torch.as_tensor(stated, dtype=torch.float64).expand(EXAMPLES).tolist()  # type: ignore[no-any-return]
+    return torch.as_tensor(stated, dtype=torch.float64).expand(EXAMPLES).tolist()
 
 
 def _depends_on_ids(loss: Loss, ordinary: samples.Named) -> bool:

@@ -1,0 +1,50 @@
+"""Proofs of `qrpo`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from prefopt.losses.registry import load
+from prefopt.testing import evaluate
+from tests.losses.hand import LIST, close
+from tests.losses.identities import Sides, as_list, identity, pairs, replaced, values
+
+NOT_TESTED = {
+    "qrpo parity": "not in TRL",
+}
+
+
+def log_z(beta: float) -> float:
+    return math.log(beta * (math.exp(1 / beta) - 1))
+
+
+def test_qrpo_by_hand() -> None:
+    # rho: 1, -2, 0.5; scores: middle, best, worst, so quantiles 2/3, 1, 1/3
+    errors = [q - 0.5 * log_z(0.5) - 0.5 * rho for q, rho in ((2 / 3, 1.0), (1.0, -2.0), (1 / 3, 0.5))]
+    assert evaluate(load("qrpo", beta=0.5), **LIST) == close([sum(e**2 for e in errors) / 3])
+
+
+def test_qrpo_ties_share_the_higher_quantile() -> None:
+    tied = LIST | {"scores": [[0.0, 0.0, 0.0]], "ref_completions": LIST["completions"]}
+    assert evaluate(load("qrpo", beta=0.5), **tied) == close([(1 - 0.5 * log_z(0.5)) ** 2])
+
+
+def test_qrpo_at_reference() -> None:
+    same = LIST | {"ref_completions": LIST["completions"]}
+    expected = sum((q - 0.1 * log_z(0.1)) ** 2 for q in (2 / 3, 1.0, 1 / 3)) / 3
+    assert evaluate(load("qrpo", beta=0.1), **same) == close([expected])
+
+
+def test_qrpo_partition_function_is_the_mean_over_uniform_quantiles() -> None:
+    beta, quantiles = 0.5, torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    assert log_z(beta) == close(float(torch.trapezoid((quantiles / beta).exp(), quantiles).log()), abs=1e-9)
+
+
+@identity("qrpo where rho = q/beta - log Z = 0")
+def test_qrpo_vanishes_at_its_target(seed: int) -> Sides:
+    numbers = as_list(pairs(seed))  # scores 1 and 0: quantiles 1 and 1/2
+    target = torch.tensor([1.0, 0.5], dtype=torch.float64) / 0.25 - log_z(0.25)
+    found = values("qrpo", replaced(numbers, completions=numbers["ref_completions"] + target), beta=0.25)
+    return found, torch.zeros_like(found)
