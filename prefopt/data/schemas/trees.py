@@ -46,11 +46,15 @@ class Node:
 
 def nested_tree(row: Row) -> list[Made]:
     """A tree as one object, `prompt` with nested `replies`; one list for each turn with ranked answers."""
-    broken: list[Made] = []
-    root = _nested(row.get("prompt"), broken)
-    made = [*broken, *_ranked(root)]
-    if not root.used and isinstance(made[0], RowError):
-        raise RowError(made[0].reason, made[0].detail)
+    made: list[Made] = []
+    try:
+        root = _nested(row.get("prompt"), made)
+    except RowError as error:
+        made.append(error)
+    else:
+        made += _ranked(root)
+    if all(isinstance(one, RowError) for one in made):
+        made[0].rows = None  # type: ignore[union-attr]  # it accounts for the row, which no list uses
     return made
 
 
