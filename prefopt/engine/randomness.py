@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from prefopt.common.processes import is_first_process
 from prefopt.engine.gates import FLOOR
 from prefopt.engine.layout import Tree, lay_out
 from prefopt.engine.policy import Policy
@@ -40,7 +41,7 @@ def remove_randomness(policy: Policy) -> list[str]:
         policy.frozen_modes = _random_modules(policy)
         names = sorted({type(module).__name__ for module in policy.frozen_modes})
         found += [f"what {', '.join(names)} draws in training"] if names else []
-    if found:
+    if found and is_first_process():
         logger.warning("switched off in training, because it is random: %s", ", ".join(found))
     return found
 
@@ -66,11 +67,12 @@ def switch_off(model: nn.Module) -> dict[str, float]:
                 found[next(inside, type(module).__name__) if name in ("p", "drop_prob") else name] = value
         for config in (getattr(module, "config", None), *getattr(module, "peft_config", {}).values()):
             configs |= {id(part): part for part in _parts(config)}
+    named = set(found.values())  # modules have them under other names
     for config in configs.values():
         for name, value in _numbers(config):
             if _is_probability(name):
                 setattr(config, name, 0.0)
-                found.setdefault(name, value)
+                found |= {name: value} if value not in named else {}
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from prefopt.engine.forward import Options
 from prefopt.engine.packing import EpochPlan, Indices
 from prefopt.engine.policy import Policy
+from prefopt.engine.randomness import switch_off
 from prefopt.plugin import Needs, Vocab
 from prefopt.train.arguments import autocast
 from prefopt.train.batches import Batcher, Work
@@ -73,6 +74,7 @@ def probe(model: Any, plan: EpochPlan, feed: Feed, heaviest: Indices, needs: Nee
         needs: the needs of the loss.
         arguments: `TrainingArguments`, for precision and activation checkpointing.
     """
+    switch_off(model)
     policy = Policy(model, plan.layout).train()
     if arguments.activation_checkpointing:
         model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
