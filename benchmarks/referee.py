@@ -56,7 +56,7 @@ def table(results: dict[str, Any]) -> str:
 def _cell(ruling: dict[str, Any] | None) -> str:
     if ruling is None:
         return "–"
-    return ruling["verdict"] + (f": {ruling['convention']}" if ruling["convention"] else "")
+    return ": ".join(word for word in (ruling["verdict"], ruling["convention"]) if word)
 
 
 def page(results: dict[str, Any]) -> str:

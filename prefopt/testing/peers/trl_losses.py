@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 import trl
 from torch import Tensor
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -22,6 +21,7 @@ from prefopt.testing.referee import Case, Way
 
 PROMPT = 3  # tokens of the prompt in front of each completion
 Options = dict[str, Any]
+TRL: Any = trl  # it is not typed
 ACCELERATOR = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
 
 
@@ -74,10 +74,10 @@ def dpo_loss(inputs: dict[str, Tensor], loss_type: str | list[str], **settings: 
         ]
         return F.pad(torch.cat(found), (PROMPT - 1, 0))
 
-    statistics = [inputs.get(f"{side}_log_sum_sq") for side in sides]
     log_probs, reference = rows("{side}"), rows("ref_{side}")
     log_sum_sq = torch.zeros_like(log_probs)
-    if statistics[0] is not None:
+    if "chosen_log_sum_sq" in inputs:
+        statistics = [inputs[f"{side}_log_sum_sq"] for side in sides]
         log_sum_sq = F.pad(torch.cat([F.pad(s, (0, width - s.shape[-1])) for s in statistics]), (PROMPT - 1, 0))
     options = {
         "beta": 0.1,
@@ -104,7 +104,7 @@ def dpo_loss(inputs: dict[str, Tensor], loss_type: str | list[str], **settings: 
     mask = ((place >= PROMPT) & (place < PROMPT + lengths.unsqueeze(-1))).long()
     batch = {"input_ids": torch.ones_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
     # upstream: the loss has no public function of its own; the trainer's public entry needs a model and an optimizer
-    return DPOTrainer._compute_loss(trainer, trainer.model, batch, return_outputs=False)  # type: ignore[no-any-return]
+    return TRL.DPOTrainer._compute_loss(trainer, trainer.model, batch, return_outputs=False)  # type: ignore[no-any-return]
 
 
 def kto_loss(inputs: dict[str, Tensor], loss_type: str, **settings: Any) -> Tensor:
@@ -135,7 +135,7 @@ def kto_loss(inputs: dict[str, Tensor], loss_type: str, **settings: Any) -> Tens
         "ref_KL_logps": inputs.get("ref_mismatched", nothing),
     }
     # upstream: as in dpo_loss
-    loss: Tensor = KTOTrainer._compute_loss(trainer, lambda **kwargs: outputs, batch, return_outputs=False)
+    loss: Tensor = TRL.KTOTrainer._compute_loss(trainer, lambda **kwargs: outputs, batch, return_outputs=False)
     return loss
 
 
@@ -146,7 +146,8 @@ def logits_with(token_logps: Tensor) -> Tensor:
 
 def odds_or_cpo_loss(trainer_class: Any, inputs: dict[str, Tensor], **settings: Any) -> Tensor:
     """The mean over a batch of pairs, from the whole of `CPOTrainer` or `ORPOTrainer` after the model's logits."""
-    batch, log_probs = {}, []
+    batch: dict[str, Tensor] = {}
+    log_probs = []
     width = max(int(inputs[f"{side}_num_tokens"].max()) for side in ("chosen", "rejected"))
     for side in ("chosen", "rejected"):
         inside = torch.arange(width) < inputs[f"{side}_num_tokens"].unsqueeze(-1)
@@ -184,7 +185,7 @@ def dft_loss(inputs: dict[str, Tensor]) -> Tensor:
         _metrics={"eval": defaultdict(list)},
         _total_train_tokens=0,
     )
-    loss: Tensor = SFTTrainer.compute_loss(trainer, lambda **kwargs: outputs, {"labels": None})
+    loss: Tensor = TRL.SFTTrainer.compute_loss(trainer, lambda **kwargs: outputs, {"labels": None})
     return loss
 
 
