@@ -62,11 +62,10 @@ def generate(
     with evaluating(model), torch.inference_mode():
         decoder = choose_decoder(model, len(prompts[order[-1]]) + max_new_tokens)
         for rows in batches(prompts, order, batch_size, decoder):
-            batch = [prompts[i] for i in rows]
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows]).to(model.device)
             # To some models a prompt of one token looks like a step from a state that is not there.
-            stepless = decoder is StateDecoder and len(batch[0]) == 1
-            texts = (PlainDecoder if stepless else decoder)(model, batch)
+            stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
+            texts = (PlainDecoder if stepless else decoder)(model, [prompts[i] for i in rows])
             for row, text in zip(rows, _write(texts, draws, max_new_tokens, ends, temperature), strict=True):
                 results[row] = text
     return results

@@ -78,7 +78,6 @@ def probe(model: Any, plan: EpochPlan, feed: Feed, heaviest: Indices, needs: Nee
     policy = Policy(model, plan.layout).train()
     if arguments.activation_checkpointing:
         model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
-    options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
     order = np.argsort(plan.record_tokens[heaviest], kind="stable")
     sizes = sorted({_count_up_to(plan.record_tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
     parts = [heaviest[order[:size]] for size in sizes]
@@ -89,7 +88,7 @@ def probe(model: Any, plan: EpochPlan, feed: Feed, heaviest: Indices, needs: Nee
 
     def forward(work: Work) -> Tensor:
         with autocast(arguments):
-            return work.batch.forward(policy, options).sum.sum()
+            return work.batch.forward(policy, Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})).sum.sum()
 
     def train(work: Work) -> None:
         forward(work).backward()  # type: ignore[no-untyped-call]
