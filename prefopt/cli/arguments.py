@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from prefopt.common.redact import one_line
 from prefopt.errors import UserError
 
 MODEL = "a run folder, a model or adapter folder, a hub id, package:NAME or world"
 
 
 SETTING = re.compile(r"[+~]*[\w.]+=.*", re.DOTALL)  # KEY=VALUE; a folder such as p/a=b is none
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of arguments whose errors show no secret and no control character."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit."""
+        super().error(one_line(message))
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float) -> None:

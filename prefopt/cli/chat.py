@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from prefopt.cli.arguments import MODEL, add_sampling, sampling_options
+from prefopt.cli.arguments import MODEL, Parser, add_sampling, sampling_options
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
 
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a model that cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="prefopt chat", epilog=HELP,
+    parser = Parser(prog="prefopt chat", epilog=HELP,
                                      description="Chat with a model in the terminal, or pipe questions to it, one per "
                                                  "line.")  # fmt: skip
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -63,7 +62,7 @@ def _chat(conversation: Any, name: str) -> None:
         try:
             _answer(conversation, line)
         except UserError as error:
-            print(f"({error})", file=sys.stderr)
+            print(printable(f"({error})"), file=sys.stderr)
         except KeyboardInterrupt:
             print("\n(stopped)", flush=True)
 

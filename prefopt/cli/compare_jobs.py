@@ -17,10 +17,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
-from rich.console import Console
 
 from prefopt.cli import main
 from prefopt.cli.compare_options import LAUNCHER_OPTION, CompareConfig
+from prefopt.common.escaping_console import Console
+from prefopt.common.redact import printable
 from prefopt.compare.comparison import JOBS, compare, default_workers, with_win_rates
 from prefopt.compare.execute import data_of, execute
 from prefopt.compare.jobs import Job, JobResult, failure, load, save
@@ -86,7 +87,7 @@ def print_list(comparison: Comparison, config: CompareConfig) -> int:
     trials, finals = known_jobs(Rounds(comparison), folder)
     for job in (*trials, *(finals or ())):
         result = load(folder, job)
-        print(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}")
+        print(printable(f"{job.key}  {result.status if result is not None else 'to do':8}  {job.label}"))
     if finals is None:
         print("# a method's next trial is known once those before it are done, the second round once all trials are")
     return 0
@@ -107,7 +108,7 @@ def run_one(comparison: Comparison, config: CompareConfig) -> int:
     if result is None:
         result = execute(job)
         save(folder, result)
-    print(f"{job.label}: {describe(result)}")
+    print(printable(f"{job.label}: {describe(result)}"))
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from prefopt.cli.arguments import Parser
+
 
 def main(argv: list[str]) -> int:
     """Check data, or show one record.
@@ -23,9 +25,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prefopt data", description="Inspect preference data.")
+    parser = Parser(prog="prefopt data", description="Inspect preference data.")
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("what", nargs="+", metavar="FILE | data.KEY=VALUE",
                         help="files, folders or hub names, and settings such as data.max_length=512")  # fmt: skip
     shared.add_argument("--tokenizer", metavar="MODEL", help="a folder or hub id: also count tokens with its tokenizer")

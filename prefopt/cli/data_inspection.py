@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from prefopt.cli.arguments import Parser
+from prefopt.common.escaping_console import Console
 
 
 def main(argv: list[str]) -> int:
     """Run the demo; writes `report.html` and `results.json` into the output folder."""
-    parser = argparse.ArgumentParser(prog="prefopt demo", description=__doc__)
+    parser = Parser(prog="prefopt demo", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0,
                         help="seeds the world, record order and samples (default: %(default)s)")  # fmt: skip

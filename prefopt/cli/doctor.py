@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from prefopt import __version__
+from prefopt.cli.arguments import Parser
 from prefopt.common.cache import cache_dir
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.versions import version_of
 
@@ -36,7 +36,7 @@ MIN_FREE_GIB = 5.0  # on the disk of the working directory
 
 def main(argv: list[str]) -> int:
     """Print what was found, as tables or as JSON."""
-    parser = argparse.ArgumentParser(prog="prefopt doctor", description="Show versions and what this machine supports.")
+    parser = Parser(prog="prefopt doctor", description="Show versions and what this machine supports.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     found = examine()

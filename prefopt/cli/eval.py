@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prefopt.cli.arguments import MODEL, split_settings
+from prefopt.cli.arguments import MODEL, Parser, split_settings
 from prefopt.common.json_output import print_json
 
 EXAMPLES = """examples:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a model or data that cannot be used.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prefopt eval", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Held-out figures of a model with standard errors, and its paired differences from another model.",
     )  # fmt: skip

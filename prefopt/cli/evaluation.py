@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from prefopt.cli.loading import progress_bar, records_of
+from prefopt.common.escaping_console import Console
 from prefopt.common.estimate import Estimate
 from prefopt.common.quiet import quiet
-from prefopt.common.redact import printable
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import held_out
@@ -99,7 +98,7 @@ def show(found: Evaluated) -> None:
     """Print the table."""
     console = Console(highlight=False, markup=False)
     kind = "held-out records" if found.held_out else "records (not held out: was the model trained on them?)"
-    console.print(printable(f"{found.model} on {found.records:,} {kind} of {found.data}"))
+    console.print(f"{found.model} on {found.records:,} {kind} of {found.data}")
     if found.against is None or found.others is None or found.differences is None:
         console.print(_table_of_one(found))
         console.print("against=MODEL compares it with another model, record by record", style="dim")
@@ -111,7 +110,7 @@ def show(found: Evaluated) -> None:
     for row in rows + (written_rows(found.texts.plain()) if found.texts else []):
         table.add_row(row.title, row.before, row.after, row.change, row.direction)
     console.print(table)
-    console.print(printable(f"against {found.against}"))
+    console.print(f"against {found.against}")
     if "accuracies/ratios" in found.differences:
         share = with_error(found.differences["accuracies/ratios"], "%")
         console.print(f"the model's margin is larger on {share} of the pairs")

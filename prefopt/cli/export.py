@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from rich.console import Console
+from prefopt.cli.arguments import Parser
+from prefopt.common.escaping_console import Console
 
 
 def main(argv: list[str]) -> int:
     """Export a run."""
-    parser = argparse.ArgumentParser(prog="prefopt export", description=__doc__)
+    parser = Parser(prog="prefopt export", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--to", required=True, metavar="DIR", help="the folder to make; it must be empty or absent")
     parser.add_argument("--dtype", help="dtype of the weights, such as bfloat16 (default: as they were trained)")

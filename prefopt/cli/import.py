@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from prefopt.cli.arguments import Parser
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
-from prefopt.common.redact import printable
 from prefopt.errors import UserError
 
 EXAMPLES = """examples:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prefopt import",
         description="Convert settings of TRL (DPOConfig, KTOConfig, ORPOConfig, CPOConfig; JSON, YAML or a command "
         "line) or of LLaMA-Factory (YAML), and list what has no equivalent and where a formula differs.",
@@ -79,7 +78,7 @@ def _show(found: Any, to: Path | None) -> None:
         if lines:
             console.print(f"\n{title}:")
             for line in lines:
-                console.print(f"  {printable(line)}")
+                console.print(f"  {line}")
     missing = [name for name, value in found.settings.items() if value == "???"]
     if missing:
         console.print(f"\nstill to be given: {', '.join(missing)}")

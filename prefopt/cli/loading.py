@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
+from prefopt.common.escaping_console import Console
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.errors import ThresholdError, UserError
 from prefopt.losses import registry

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from prefopt.cli.arguments import Parser
+
 
 def main(argv: list[str]) -> int:
     """Print the menu, or run `check` or `docs`.
@@ -24,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prefopt losses", description="List the losses.")
+    parser = Parser(prog="prefopt losses", description="List the losses.")
     parser.add_argument("--json", action="store_true",
                         help="print a list: name, needs, ranking, audit, source, paper, hyperparameters")  # fmt: skip
     parser.set_defaults(command=None)

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from prefopt.cli.arguments import Parser
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.errors import UserError
 from prefopt.planning.devices import DEVICES, device
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prefopt plan",
         description="Estimate the steps, tokens, memory by part and time of a run before it starts, and warn. Takes "
         "the overrides of `prefopt train`. Loads the model and runs two short rows of the data; trains nothing.",

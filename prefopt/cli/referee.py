@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
+from prefopt.cli.arguments import Parser
 from prefopt.common.json_output import print_json
 
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: an unknown library, or one that is not installed.
     """
-    parser = argparse.ArgumentParser(prog="prefopt referee", description="Check another library's losses.")
+    parser = Parser(prog="prefopt referee", description="Check another library's losses.")
     parser.add_argument("name", metavar="NAME", help="the library, such as trl")
     parser.add_argument("--json", action="store_true", help="print loss: {verdict, convention, max_error, detail}")
     args = parser.parse_args(argv)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prefopt.cli.arguments import Parser
 from prefopt.common.cache import cache_dir
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import ThresholdError, UserError
@@ -49,9 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prefopt reference", description="Manage the stored log-probs of reference models."
-    )
+    parser = Parser(prog="prefopt reference", description="Manage the stored log-probs of reference models.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="score data under a reference, as `prefopt train` would", epilog=EXAMPLE)
     build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `prefopt train`")

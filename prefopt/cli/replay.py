@@ -3,15 +3,15 @@ where it or its gradient stops being finite."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from prefopt.cli.arguments import Parser
+from prefopt.common.escaping_console import Console
 from prefopt.common.redact import printable, redact
 from prefopt.errors import ThresholdError, UserError
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a folder without a batch, or weights or a loss that cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="prefopt replay", description=__doc__)
+    parser = Parser(prog="prefopt replay", description=__doc__)
     parser.add_argument("file", type=Path, help="the folder not-finite-STEP of a run, or the batch.json in it")
     parser.add_argument("--model", help="a model other than that of the step: a folder, a hub id, a run folder")
     parser.add_argument("--loss", help="a loss other than the run's, by its name and with its defaults")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
+
+from prefopt.cli.arguments import Parser
+from prefopt.common.redact import printable
 
 
 def main(argv: list[str]) -> int:
@@ -12,7 +14,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a folder that is not a run's.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prefopt report", description="Write the page of a run again, from its files, and print the verdict."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
         page, verdict = write_run_page(run.path), judge(run)
         found.append({"run": folder, "page": page, **verdict.plain()})
         if not args.json:
-            print("\n".join([*verdict.lines(), f"the page: {page}"]))
+            print(printable("\n".join([*verdict.lines(), f"the page: {page}"])))
     if args.json:
         print_json(found if len(found) > 1 else found[0])
     return 0

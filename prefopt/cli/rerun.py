@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from prefopt.cli.arguments import Parser
 from prefopt.common.redact import printable, redact
 from prefopt.errors import ThresholdError
 
 
 def main(argv: list[str]) -> int:
     """Repeat a run; exit code 0 if the numbers are identical, 3 if not."""
-    parser = argparse.ArgumentParser(prog="prefopt rerun", description=__doc__)
+    parser = Parser(prog="prefopt rerun", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a finished run")
     parser.add_argument("--output-dir", type=Path, help="the folder of the repetition, which is resumed if it was "
                         "interrupted (default: FOLDER-rerun, with a number if that is taken)")  # fmt: skip

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from prefopt.cli.arguments import SETTING, add_sampling, sampling_options
+from prefopt.cli.arguments import SETTING, Parser, add_sampling, sampling_options
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="prefopt sample", description="Sample texts of several models on the same prompts, side by side.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -96,9 +96,9 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         console.print(Text(printable(row["prompt"]).strip(), style="bold"))
         for model, pieces in _marked(row["texts"]):
-            text = Text(f"{model}: ", style="cyan")
+            text = Text(f"{printable(model)}: ", style="cyan")
             for piece, new in pieces:
-                text.append(piece, style="underline" if new else "not bold default")
+                text.append(printable(piece), style="underline" if new else "not bold default")
             console.print(text)
         console.print()
 

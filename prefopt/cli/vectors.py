@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from prefopt.cli.arguments import Parser
 from prefopt.losses import MENU
 
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a name that is not on the menu.
     """
-    parser = argparse.ArgumentParser(prog="prefopt vectors", description="Write conformance vectors, one file a loss.")
+    parser = Parser(prog="prefopt vectors", description="Write conformance vectors, one file a loss.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="losses (default: all built-in ones)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write to")
     args = parser.parse_args(argv)

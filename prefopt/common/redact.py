@@ -33,6 +33,7 @@ AFTER = re.compile(
     r"|(\bauthorization['\"]?[:=]\s*['\"]?(?:basic|token)\s+|\bbearer\s+)(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,}",
     re.IGNORECASE,
 )
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 KEEP = "\n\t"
 
 
@@ -84,6 +85,11 @@ def _redactor() -> Callable[[str], str]:
 def one_line(message: str) -> str:
     """A message on one line, without secrets or control characters."""
     return printable(" ".join(redact(message).split()))
+
+
+def without_control(text: str) -> str:
+    """Replace what controls a terminal or the direction of text by visible escapes, and keep what joins letters."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable(text: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from prefopt.common.escaping_console import Console
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.spec import METRICS, PRIMARY
 

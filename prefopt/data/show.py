@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text as Styled
 
+from prefopt.common.escaping_console import Console
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.words import turns
 from prefopt.data.record import Record, Rejection, RowError, Text

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.common.escaping_console import Console
+from prefopt.common.redact import printable
 from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
@@ -127,9 +128,9 @@ def print_outcome(console: Console, result: ComparisonOutcome) -> None:
         verdict = "best by number" if s.name == best else pair.describe() if pair else s.reason[:60]
         kl = f"{s.figures['kl']:.2f}" if "kl" in s.figures else ""
         row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}")
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
     for sentence in finding(result):
-        console.print(Text(sentence))
+        console.print(Text(printable(sentence)))
     for warning in result.warnings:
-        console.print(Text(f"warning: {warning}"), style="dim")
+        console.print(Text(printable(f"warning: {warning}")), style="dim")

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.common.files import write_text
+from prefopt.common.redact import without_control
 from prefopt.report.formatting import number, signed
 
 PAGE = "report.html"
@@ -30,7 +31,7 @@ def render(template: str, *, escape: bool = True, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "plain": markdown_line}
-    return environment.get_template(template).render(**context)
+    return without_control(environment.get_template(template).render(**context))
 
 
 def write_page(path: Path, html: str) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from prefopt.common.redact import printable
+from prefopt.common.escaping_console import Console
 from prefopt.report.bands import State
 from prefopt.report.before_after import held_out_rows, written_rows
 from prefopt.report.run_facts import RunFacts
@@ -33,11 +32,11 @@ def show_end(console: Console, folder: Path, summary: Mapping[str, Any]) -> None
         console.print(table)
     for i, line in enumerate(verdict.lines()):
         style = None if i else STYLES[verdict.state]
-        console.print(printable(line), style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     seconds = summary["seconds"]
     for line in (
         f"{summary['steps']} steps, {seconds['train']} s of training, {seconds['total']} s in all",
         f"model:   {folder / 'final'}    (prefopt chat {folder})",
         f"report:  {folder / 'report.html'}",
     ):
-        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -67,7 +67,6 @@ def export(
     set_chat_template(tokenizer, folder)
     model = load_model(ModelConfig(path=final, dtype=trained_dtype)).to(DTYPES[dtype])
     set_generation(model, tokenizer, folder)
-    check_generation(model, folder)
     check = export_model(
         model,
         load_as_trained(ModelConfig(path=final, dtype=trained_dtype)),
@@ -103,7 +102,11 @@ def check_generation(model: Any, run: RunFolder) -> None:
 
 
 def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
-    """Set every token that ends an answer: the model's own, the tokenizer's, and the template's."""
+    """Set every token that ends an answer: the model's own, the tokenizer's, and the template's.
+
+    Raises:
+        UserError: the settings of the model cannot be saved.
+    """
     ends = set(end_tokens(model, tokenizer))
     data = run.located.get("data", {})
     shape = renderer(tokenizer, str(data.get("template", "auto")), str(data.get("system", DataConfig.system)))
@@ -115,3 +118,4 @@ def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
         settings.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=None)
         )
+    check_generation(model, run)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import TrainerCallback
 
+from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import finite, json_stream
 from prefopt.common.memory_usage import memory_gib
 from prefopt.common.processes import is_first_process
@@ -183,10 +183,10 @@ class RichProgress(RunProgress):
         return _console(self.stream)
 
     def inform(self, line: str) -> None:
-        self.console.print(printable(line), highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False)
 
     def warn(self, line: str) -> None:
-        self.console.print(f"{WARNING}{printable(line)}", style="yellow", highlight=False, markup=False)
+        self.console.print(f"{WARNING}{line}", style="yellow", highlight=False, markup=False)
 
     @contextmanager
     def reference(self) -> Iterator[Callable[[int], None]]:

@@ -150,3 +150,15 @@ def test_a_limit_that_no_library_can_be_loaded_under_is_named(
         "prefopt: `ulimit -v` allows 400000 KiB of memory, too little for the libraries that prefopt loads: allow "
         "2097152 or more\n"
     )
+
+
+def test_wrong_arguments_show_no_secret_and_no_control_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cret-value-of-a-key")
+    with pytest.raises(SystemExit):
+        main(["rerun", "runs/a", "s3cret-value-of-a-key", "\x1b[2J"])
+    error = capsys.readouterr().err
+    assert "s3cret" not in error
+    assert "[hidden]" in error
+    assert "\x1b" not in error

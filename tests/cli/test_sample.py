@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def test_sample_of_given_prompts(tuned: Path, model_folder: Path, capsys: Captur
     out = capsys.readouterr().out
     assert out.index("The quick") < out.index("Is 3")
     assert all(out.count(f"{name}: ") == 2 for name in models)
+
+
+def test_control_characters_are_escaped(tuned: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "a\x1b[2Jb"
+    shutil.copytree(tuned / "final", folder)
+    assert main(["sample", str(folder), "--prompt", "Is \x9b3\x07", "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "Is \\x9b3\\x07" in out
+    assert "a\\x1b[2Jb" in "".join(out.split())
+    assert not set("\x1b\x9b\x07") & set(out)

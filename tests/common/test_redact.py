@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefopt.common.redact import printable, redact
+from prefopt.common.redact import printable, redact, without_control
 
 LONG = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z_"  # 35 characters
 
@@ -79,3 +79,9 @@ def test_what_is_no_secret_of_the_environment(name: str, value: str, monkeypatch
 def test_control_characters_are_visible_not_obeyed() -> None:
     assert printable("a\x1b[31mred\x07\u202e\n\tb é 漢") == "a\\x1b[31mred\\x07\\u202e\n\tb é 漢"
     assert printable("\ud800") == "\\ud800"
+
+
+def test_pages_keep_what_joins_letters() -> None:
+    text = "a\x1b[2J\x07\x9b31m\u202eb\ud800 \u200d\u0646\u200c\n\tc"
+    assert without_control(text) == "a\\x1b[2J\\x07\\x9b31m\\u202eb\\ud800 \u200d\u0646\u200c\n\tc"
+    assert without_control(without_control(text)) == without_control(text)

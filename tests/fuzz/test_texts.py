@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.common.redact import printable, redact
+from prefopt.common.redact import CONTROL, printable, redact
 from prefopt.config.compose import compose
 from prefopt.data import DataConfig
 from prefopt.data.doctor import examine
@@ -82,7 +82,9 @@ def test_pages_of_runs(run_files: dict[str, Any], tmp_path: Path) -> None:
         lay(tmp_path, run_files | dict([change]))
         path = attempt(lambda: write_run_page(tmp_path))
         if path is not None:
-            shown = Page(Path(path).read_text())
+            html = Path(path).read_text()
+            shown = Page(html)
+            assert not CONTROL.search(html)
             assert not shown.runs
             assert not shown.tags & {"img", "script"} - plain.tags
         attempt(lambda: [printable(line) for line in judge(RunFolder.open(tmp_path)).lines()])
@@ -102,7 +104,9 @@ def test_pages_about_data(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(as_json, [row, *rows, {**row, name: name, "prompt": name}])))
         report = attempt(lambda: examine(config))
         if report is not None:
-            shown = Page(doctor_page([report]))
+            html = doctor_page([report])
+            shown = Page(html)
+            assert not CONTROL.search(html)
             assert not shown.runs
             assert not shown.tags & {"img", "script"} - plain.tags
 

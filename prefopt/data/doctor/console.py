@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prefopt.common.escaping_console import Console
 from prefopt.data.doctor.findings import Finding, Report
 
 
