@@ -12,9 +12,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import io
 import textwrap
-import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -60,8 +58,8 @@ class Needs:
         coupled: an example's value depends on the other examples; the engine passes the whole global batch.
         state: carries running state from one global batch to the next.
         moving_reference: the reference follows the policy (`reference_update` says how).
-        control_text: trains after a text that marks a completion as good or bad; the loss has
-            `control_text`, a pair (good, bad).
+        control_text: trains after a text that marks a completion as good or bad: `control_text`, a pair (good, bad).
+        on_policy: learns from lists of the policy's own samples, and reads their `old` and `targets`.
     """
 
     data: Data
@@ -75,6 +73,7 @@ class Needs:
     state: bool = False
     moving_reference: bool = False
     control_text: bool = False
+    on_policy: bool = False
 
     def flags(self) -> dict[str, Any]:
         """The needs as plain JSON values: `data` by its name, `vocab` as a sorted list, the rest booleans."""
@@ -274,16 +273,21 @@ class UnpairedLogps:
 class ListLogps:
     """B lists of up to K completions: every field of `completions` is (B, K) (per-token ones (B, K, T)).
 
-    `scores` is (B, K), higher is better; `mask` is (B, K) bool, false where a list is shorter than K.
+    `scores` is (B, K), higher is better; `mask` is (B, K) bool, false where a list is shorter than K. Own samples
+    (`needs.on_policy`) also have log-probs of when they were drawn (`old`), (B, K) bool of whether they ended and were
+    not cut off, and what the loss's `targets` gave, (B, K) or (B, K, T) each.
     """
 
     completions: Logps
     scores: Tensor
     mask: Tensor
     ids: Tensor | None = None
+    old: Logps | None = None
+    ended: Tensor | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("scores", "mask"):
+        for name in ("scores", "mask", "ended"):
             _same_shape(self.completions.sum, getattr(self, name), name)
 
 
@@ -340,6 +344,9 @@ class Loss(Protocol):
     without it is compared over learning rates alone. The class variables that `Traits` lists are optional too.
 
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
+
+    A loss with `needs.on_policy` has `targets(rollout: ListLogps) -> Mapping[str, Tensor]`, called on each whole
+    rollout with the log-probs that its texts were drawn with: advantages do not depend on micro-batches or processes.
     """
 
     paper: ClassVar[str]
@@ -356,10 +363,15 @@ def value_at_reference(loss: Loss, logps: AnyLogps) -> Tensor | float | None:
     return None if stated is None else stated(logps)
 
 
-def require(loss: Any, /, **holds: bool) -> None:
-    """Check conditions on hyper-parameters: `require(self, beta=0 < self.beta < inf)`.
+def with_targets(loss: Any, logps: ListLogps) -> ListLogps:
+    """The lists of a whole rollout with the targets of a loss that is on-policy, without gradient."""
+    assert logps.old is not None, "the policy wrote these texts"
+    drawn = dataclasses.replace(logps, completions=logps.old, old=None, targets={})
+    return dataclasses.replace(logps, targets={name: t.detach() for name, t in loss.targets(drawn).items()})
 
-    Write conditions that are false for NaN.
+
+def require(loss: Any, /, **holds: bool) -> None:
+    """Check conditions on hyper-parameters, false for NaN: `require(self, beta=0 < self.beta < inf)`.
 
     Raises:
         ValueError: a condition is false; the message has the value and the field's comment (unit, useful range).
@@ -372,29 +384,17 @@ def require(loss: Any, /, **holds: bool) -> None:
 
 def comments(cls: type[Any]) -> dict[str, str]:
     """Return the comment of each dataclass field of `cls`, own and inherited, by field name."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
-            found |= _own_comments(base)
-    return found
+    bases = filter(dataclasses.is_dataclass, reversed(cls.__mro__))
+    return {name: text for base in bases for name, text in _own_comments(base).items()}
 
 
 def _own_comments(cls: type[Any]) -> dict[str, str]:
     try:
-        source = textwrap.dedent(inspect.getsource(cls))
+        lines = textwrap.dedent(inspect.getsource(cls)).encode().splitlines()
     except (OSError, TypeError):  # a class without a source file, as in a notebook
         return {}
-    by_line = {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    body = ast.parse(source).body[0]
+    body = ast.parse(b"\n".join(lines)).body[0]
     assert isinstance(body, ast.ClassDef)
-    return {
-        statement.target.id: by_line[line]
-        for statement in body.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and (line := statement.end_lineno or statement.lineno) in by_line
-    }
+    fields = [s for s in body.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+    behind = {s.target.id: lines[s.end_lineno - 1][s.end_col_offset :].decode() for s in fields}  # type: ignore
+    return {name: text.strip().lstrip("# ") for name, text in behind.items() if text.strip().startswith("#")}

@@ -39,11 +39,12 @@ from prefopt.models.load import ModelConfig
 from prefopt.train.arguments import schema as trainer_schema
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
+from prefopt.train.sources.rollouts import RolloutConfig
 
 CONF = "pkg://prefopt.conf"
-OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
-KEYS = (*OBJECTS, "trainer", "seed", "output_dir", "reference_folder", "resume", "progress", "stages", "stages_folder",
-        "optimized_metric")  # fmt: skip
+OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels", "rollout")
+KEYS = (*OBJECTS, "trainer", "source", "reward", "seed", "output_dir", "reference_folder", "resume", "progress",
+        "stages", "stages_folder", "optimized_metric")  # fmt: skip
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
@@ -75,6 +76,7 @@ def schemas(loss: str | None = None) -> dict[str, DictConfig]:
         "tracking": TrackingConfig,
         "evaluation": EvaluationConfig,
         "sentinels": SentinelConfig,
+        "rollout": RolloutConfig,
         "batch": BatchConfig,
         "trainer": trainer_schema(),
     }
@@ -272,9 +274,11 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         raise UserError(f"loss={name}: {error}") from error
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    return RunConfig(
+    made = RunConfig(
         loss_name=name,
         output_dir=Path(hydra_config.runtime.output_dir if in_sweep else config.output_dir),
+        source=str(config.source),
+        reward=config.reward,
         trainer=_given(config.trainer),
         reference_folder=config.reference_folder,
         resume=str(config.resume),
@@ -284,6 +288,8 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         stages_folder=Path(config.stages_folder),
         **groups,
     )
+    made.check_source()
+    return made
 
 
 def _check_added(node: DictConfig, name: str) -> None:

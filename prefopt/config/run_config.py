@@ -10,11 +10,15 @@ from typing import Any
 
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
+from prefopt.errors import UserError, nearest
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
 from prefopt.plugin import Loss
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
+from prefopt.train.sources.rollouts import RolloutConfig
+
+SOURCES = ("offline", "rollouts")
 
 
 @dataclass(kw_only=True)
@@ -41,6 +45,9 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sentinels: SentinelConfig = field(default_factory=SentinelConfig)
+    source: str = "offline"  # offline: the records of the data; rollouts: the policy's own samples behind their prompts
+    reward: str | None = None  # of samples: world, module:function or file.py:function
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
     progress: str = "auto"  # auto | rich | plain | quiet | json (`prefopt.runs.progress`)
@@ -48,10 +55,26 @@ class RunConfig:
     stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.runs.stages`)
     stages_folder: Path = Path("runs/stages")
 
+    def check_source(self) -> None:
+        """Raise UserError where source, reward and loss do not fit together."""
+        if self.source not in SOURCES:
+            raise UserError(f"source={self.source} is not one of {', '.join(SOURCES)}{nearest(self.source, SOURCES)}")
+        if self.source == "offline" and self.loss.needs.on_policy:
+            raise UserError(f"loss={self.loss_name} learns from the policy's own samples: add source=rollouts and "
+                            "reward=world, reward=module:function or reward=file.py:function")  # fmt: skip
+        if self.source == "rollouts" and self.reward is None:
+            raise UserError("source=rollouts needs a reward for the samples: reward=world, reward=module:function or "
+                            "reward=file.py:function")  # fmt: skip
+        if self.source == "offline" and self.reward is not None:
+            raise UserError(f"reward={self.reward} scores samples, and source=offline has none: add source=rollouts, "
+                            "or leave it out")  # fmt: skip
+        if self.source == "rollouts":
+            self.rollout.check(self.loss)
+
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        groups = ("model", "peft", "data", "batch", "tracking", "evaluation", "sentinels")
+        groups = ("model", "peft", "data", "batch", "tracking", "evaluation", "sentinels", "rollout")
         nested = {k: dataclasses.asdict(known[k]) for k in groups}
         loss = {"name": self.loss_name, **dataclasses.asdict(self.loss)}  # type: ignore[call-overload]
         stages = {name: stage.plain() for name, stage in self.stages.items()}

@@ -44,8 +44,11 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tuple[str, str] | None = None) -> Prepared:
-    """Prepare token records for a loss on `data`; with `control_text`, single completions that begin with it.
+def prepare(
+    config: DataConfig, tokenizer: Any, data: Data | None, *, control_text: tuple[str, str] | None = None
+) -> Prepared:
+    """Prepare token records for a loss on `data`; None leaves them what they are. With `control_text`, single
+    completions that begin with it.
 
     Raises:
         UserError: see `read`, `to_view` and `tokenize`; or no record is left.
@@ -76,7 +79,7 @@ def prepare(config: DataConfig, tokenizer: Any, data: Data, *, control_text: tup
     return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema, warnings=warnings)
 
 
-def _warnings(train: TokenTable, rejected: int, data: Data, counts: dict[str, int]) -> list[str]:
+def _warnings(train: TokenTable, rejected: int, data: Data | None, counts: dict[str, int]) -> list[str]:
     """The checks of the doctor that cost nothing; what they find is also counted.
 
     Raises:
@@ -134,13 +137,13 @@ def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[n
 
 
 def _tokens(
-    found: ReadResult, tokenizer: Any, config: DataConfig, data: Data, control_text: tuple[str, str] | None
+    found: ReadResult, tokenizer: Any, config: DataConfig, data: Data | None, control_text: tuple[str, str] | None
 ) -> tuple[TokenResult, list[Rejection], dict[str, int]]:
     view = to_view(found.records, data, pairs_from=config.pairs_from, ties=config.ties,
                    desirable_above=config.desirable_above, split_pairs=control_text is not None,
                    cache_dir=config.cache_dir)  # fmt: skip
     if not view.records:
-        raise UserError(f"no record is left as {data.value} ({_summary(view.counts)})")
+        raise UserError(f"no record is left{f' as {data.value}' if data else ''} ({_summary(view.counts)})")
     result = tokenize(view.records, tokenizer, config, control_text=control_text)
     counts = stations(found.counts, view, result)
     return result, [*found.rejections, *view.rejections, *result.rejections], counts

@@ -27,7 +27,7 @@ class ViewResult:
 
 def to_view(
     records: Sequence[Record],
-    data: Data,
+    data: Data | None,
     *,
     pairs_from: str | None = None,
     ties: str = "drop",
@@ -35,7 +35,7 @@ def to_view(
     split_pairs: bool = False,
     cache_dir: str | None = None,
 ) -> ViewResult:
-    """Convert records to the kind `data`.
+    """Convert records to the kind `data`; None leaves them as they are.
 
     Pairs stay pairs for unpaired and demonstration losses, so that every method gets the same records in the same
     order: the trainer splits a pair into its two completions, or takes its chosen one, when it calls the loss.
@@ -48,6 +48,7 @@ def to_view(
     if len(kinds) > 1:
         raise UserError(f"the mixture has {' and '.join(sorted(k.value for k in kinds))}; mix records of one kind only")
     kind = kinds.pop()
+    data = data or kind
     convert = _converter(kind, data, pairs_from, desirable_above)
     split_ties = _tie_rule(ties) if kind is Data.PAIRS else None
     split = _two_labelled if split_pairs and kind is Data.PAIRS and data is Data.UNPAIRED else None

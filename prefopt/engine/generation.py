@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.engine.decoders import Decoder, PlainDecoder, StateDecoder, batches, check_logits, choose_decoder
@@ -17,6 +18,18 @@ from prefopt.errors import UserError
 
 # Finished rows leave the batch when fewer than this share of its rows is still being written.
 COMPACT_BELOW = 0.8
+
+
+class SampledText(NamedTuple):
+    """A text as it was drawn.
+
+    Attributes:
+        tokens: new token ids, the closing end token included; a text that was cut off has none.
+        logps: (n,) float32 the model's log-prob of each token, in nats, at temperature 1 whatever it was drawn at.
+    """
+
+    tokens: list[int]
+    logps: NDArray[np.float32]
 
 
 def generate(
@@ -51,38 +64,90 @@ def generate(
         UserError: an empty prompt, a token beyond the vocabulary, more tokens than a table of positions has, a number
             out of its range, or logits that are not finite.
     """
+    uniforms = np.random.default_rng(seed).random((len(prompts), max(max_new_tokens, 0))) if temperature > 0 else None
+    written = _written(model, prompts, uniforms, max_new_tokens, eos_token_id, temperature, batch_size)
+    return [tokens for tokens, _ in written]
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    uniforms: NDArray[np.float64],
+    *,
+    eos_token_id: int | Sequence[int],
+    temperature: float = 1.0,
+    batch_size: int = 512,
+) -> list[SampledText]:
+    """One continuation of every prompt from given random numbers, with the log-prob of each of its tokens.
+
+    Args:
+        model, prompts, eos_token_id, temperature, batch_size: as of `generate`; a temperature above 0.
+        uniforms: (number of prompts, most new tokens) in [0, 1): entry (i, t) draws token t of text i.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    written = _written(model, prompts, uniforms, uniforms.shape[1], eos_token_id, temperature, batch_size, logps=True)
+    return [SampledText(tokens, logps) for tokens, logps in written if logps is not None]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: the model's own and the tokenizer's."""
+    declared = getattr(unwrap(model).generation_config, "eos_token_id", None)
+    ends = {declared} if isinstance(declared, int) else set(declared or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return sorted(ends)
+
+
+def _written(
+    model: Any, prompts: Sequence[Sequence[int]], uniforms: NDArray[np.float64] | None, max_new_tokens: int,
+    eos_token_id: int | Sequence[int], temperature: float, batch_size: int, *, logps: bool = False,
+) -> list[tuple[list[int], NDArray[np.float32] | None]]:  # fmt: skip
+    """Tokens of every text and, where asked for, their log-probs."""
     _check(prompts, max_new_tokens, temperature, batch_size)
     if not prompts:
         return []
     _check_model(unwrap(model), prompts, max_new_tokens)
     ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device)
-    uniforms = np.random.default_rng(seed).random((len(prompts), max_new_tokens)) if temperature > 0 else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
-    results: list[list[int]] = [[] for _ in prompts]
+    results: list[tuple[list[int], NDArray[np.float32] | None]] = [([], None) for _ in prompts]
     with evaluating(model), torch.inference_mode():
         decoder = choose_decoder(model, len(prompts[order[-1]]) + max_new_tokens)
         for rows in batches(prompts, order, batch_size, decoder):
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows]).to(model.device)
             # To some models a prompt of one token looks like a step from a state that is not there.
+<<<<<<< HEAD
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
             texts = (PlainDecoder if stepless else decoder)(model, [prompts[i] for i in rows])
             for row, text in zip(rows, _write(texts, draws, max_new_tokens, ends, temperature), strict=True):
+=======
+            stepless = decoder is StateDecoder and len(batch[0]) == 1
+            texts = (PlainDecoder if stepless else decoder)(model, batch)
+            written = _write(texts, draws, max_new_tokens, ends, temperature, logps=logps)
+            for row, text in zip(rows, written, strict=True):
+>>>>>>> 1879fb0 (Train on the policy's own samples: rewards, rollouts as a source, RLOO, GRPO, Dr. GRPO, REINFORCE++)
                 results[row] = text
     return results
 
 
 def _write(
-    texts: Decoder, uniforms: Tensor | None, max_new_tokens: int, ends: Tensor, temperature: float
-) -> list[list[int]]:
-    """The tokens that a batch of texts goes on with."""
+    texts: Decoder, uniforms: Tensor | None, max_new_tokens: int, ends: Tensor, temperature: float, *, logps: bool
+) -> list[tuple[list[int], NDArray[np.float32] | None]]:
+    """The tokens that a batch of texts goes on with, and their log-probs."""
     count = len(texts.logits)
     tokens = torch.zeros(count, max_new_tokens, dtype=torch.long)
+    known = torch.zeros(count, max_new_tokens) if logps else None
     lengths = torch.full((count,), max_new_tokens)
     alive = torch.arange(count, device=texts.logits.device)  # the rows still in the decoder, as places in the batch
     unfinished = torch.ones_like(alive, dtype=torch.bool)
     for step in range(max_new_tokens):
         chosen = _choose(texts.logits, None if uniforms is None else uniforms[alive, step], temperature)
         tokens[alive.cpu(), step] = chosen.cpu()
+        if known is not None:
+            logits = texts.logits.float()
+            logp = logits.gather(-1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+            known[alive.cpu(), step] = logp.cpu()
         ended = unfinished & torch.isin(chosen, ends)
         lengths[alive[ended].cpu()] = step + 1
         unfinished = unfinished & ~ended
@@ -94,7 +159,10 @@ def _write(
             texts.keep(keep)
             alive, chosen, unfinished = alive[keep], chosen[keep], unfinished[keep]
         texts.step(chosen)
-    return [tokens[row, : lengths[row]].tolist() for row in range(count)]
+    return [
+        (tokens[row, : lengths[row]].tolist(), None if known is None else known[row, : lengths[row]].numpy())
+        for row in range(count)
+    ]
 
 
 def _choose(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:

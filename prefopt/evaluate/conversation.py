@@ -11,8 +11,9 @@ from transformers import GenerationConfig, TextStreamer, set_seed
 from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Message, Text
 from prefopt.data.tokenize import Encoder
+from prefopt.engine.generation import end_tokens
 from prefopt.errors import UserError
-from prefopt.evaluate.texts import Sampling, end_tokens
+from prefopt.evaluate.texts import Sampling
 
 
 class Conversation:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefopt.common.estimate import Estimate
 from prefopt.config.run_config import RunConfig
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine.forward import unwrap
+from prefopt.engine.generation import end_tokens
 from prefopt.engine.policy import Policy, opened
 from prefopt.errors import UserError
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.models.load import load_reference
+from prefopt.rewards.reward import Reward, answer, scores_of
 
 Tokens = Sequence[Sequence[int]]
 
@@ -64,15 +66,6 @@ def held_out_prompts(records: Sequence[TokenRecord] | None, count: int) -> list[
     return [list(prompt) for prompt in found]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text: the model's own and the tokenizer's."""
-    declared = getattr(unwrap(model).generation_config, "eos_token_id", None)
-    ends = {declared} if isinstance(declared, int) else set(declared or ())
-    if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    return sorted(ends)
-
-
 def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling) -> list[list[int]]:
     """Continue each prompt once; returns tokens, with the closing end token where there is one.
 
@@ -85,6 +78,31 @@ def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling)
     with opened(model) as policy:
         return policy.generate(prompts, max_new_tokens=sampling.max_new_tokens, eos_token_id=ends,
                                temperature=sampling.temperature, seed=sampling.seed)  # fmt: skip
+
+
+def sampled_rewards(
+    config: RunConfig, model: Any, tokenizer: Any, held_out: Any, reward: Reward | None
+) -> NDArray[np.float64] | None:
+    """(n,) rewards of texts at temperature 1 behind the first held-out prompts; None without a reward or two prompts.
+
+    Raises:
+        UserError: a reward that is not one finite number for each text.
+    """
+    prompts = held_out_prompts(held_out, config.evaluation.kl_prompts)
+    if reward is None or len(prompts) < 2:
+        return None
+    sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, temperature=1.0, seed=config.seed)
+    texts, ends = write_texts(model, tokenizer, prompts, sampling), end_tokens(model, tokenizer)
+    answers = [answer(tokenizer, p, t, ends) for p, t in zip(prompts, texts, strict=True)]
+    return scores_of(reward(answers), answers, reward.name)
+
+
+def reward_figures(before: NDArray[np.float64] | None, after: NDArray[np.float64] | None) -> dict[str, Any]:
+    """`reward_before`, `reward`, and `reward_change` prompt by prompt, as JSON values; nothing without rewards."""
+    if before is None or after is None:
+        return {}
+    found = {"reward_before": before, "reward": after, "reward_change": after - before}
+    return {name: Estimate.of(values).plain() for name, values in found.items()}
 
 
 def greedy_texts(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -> list[tuple[str, str]]:

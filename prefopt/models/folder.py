@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
 from prefopt.common.bounds import is_costly
 from prefopt.errors import UserError

@@ -17,6 +17,7 @@ from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, EpochPlan
+from prefopt.errors import UserError
 from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
@@ -100,6 +101,9 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     Raises:
         UserError: anything that the run itself would reject.
     """
+    if config.source == "rollouts":
+        raise UserError("a plan does not know the time and memory of source=rollouts: how long the texts get is not "
+                        "known beforehand; run a few steps with trainer.max_steps=5")  # fmt: skip
     run = _Run(resolved(config), on_cuda=device is not None)
     training = run.epoch("train", shuffle=True)
     planned = schedule(training, run.arguments)

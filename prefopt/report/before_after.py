@@ -68,6 +68,11 @@ def written_rows(texts: Mapping[str, Any]) -> list[BeforeAfter]:
         return Estimate(found["value"], math.nan if found.get("se") is None else found["se"], found.get("count", 0))
 
     rows = []
+    before, after, risen = estimate("reward_before"), estimate("reward"), estimate("reward_change")
+    if before and after and risen:
+        was, now = (with_error(e, "", bare=True) for e in (before, after))
+        change = with_error(risen, "", sign=True, bare=True)
+        rows.append(BeforeAfter("Own texts, reward", was, now, change, _direction(risen, better=1)))
     before, after, longer = estimate("length_before"), estimate("length"), estimate("longer")
     if before and after and longer:
         was, now = (with_error(e, "tokens", bare=True) for e in (before, after))

@@ -80,6 +80,7 @@ class Card:
     formula: str
     at_reference: str
     identities: tuple[str, ...]
+    fixed_points: str  # where training on the policy's own samples leads; empty for other losses
     differences: str
 
 
@@ -117,9 +118,9 @@ def card(cls: type[Any]) -> Card:
     match = _PARTS.fullmatch(text)
     if match is None:
         raise ValueError(f"{cls.__name__}: the docstring lacks parts that the catalogue shows")
-    summary, formula, value, claims, differences = match.groups()
+    summary, formula, value, claims, fixed, differences = match.groups()
     identities = tuple(_line(claims).removesuffix(".").split("; ")) if claims else ()
-    return Card(_line(summary), formula, _line(value), identities, _line(differences))
+    return Card(_line(summary), formula, _line(value), identities, _line(fixed or ""), _line(differences))
 
 
 def identities_with(name: str) -> list[str]:
@@ -129,7 +130,9 @@ def identities_with(name: str) -> list[str]:
 
 
 _PARTS = re.compile(
-    r"(.*?)\n\n(.*?)\n\nValue at policy = reference: (.*?)\n\n(?:Identities: (.*?)\n\n)?Differences: (.*)", re.DOTALL
+    r"(.*?)\n\n(.*?)\n\nValue at policy = reference: (.*?)\n\n(?:Identities: (.*?)\n\n)?"
+    r"(?:Fixed points: (.*?)\n\n)?Differences: (.*)",
+    re.DOTALL,
 )
 
 
@@ -174,6 +177,8 @@ def _section(name: str) -> str:
     lines += [f"- Value at policy = reference: {parts.at_reference}"]
     if claims := identities_with(name):
         lines += ["- Identities:", *(f"  - {claim}" for claim in claims)]
+    if parts.fixed_points:
+        lines += [f"- Fixed points: {parts.fixed_points}"]
     for check, reason in getattr(cls, "exceptions", {}).items():
         lines += [f"- Does not pass the check `{check}`: {reason}."]
     return "\n".join([*lines, f"- Differences: {parts.differences}", ""])

@@ -66,6 +66,12 @@ class RunFacts:
         return found
 
     @cached_property
+    def rewarded(self) -> Estimate | None:
+        """The change of the reward of the model's own texts, prompt by prompt; None of a run without a reward."""
+        found = self.run.summary.get("texts", {}).get("reward_change")
+        return Estimate(found["value"], found["se"] or math.nan, found["count"]) if isinstance(found, dict) else None
+
+    @cached_property
     def banded(self) -> dict[str, Estimate]:
         """The figures that have bands, by their key."""
         after, written = self.run.summary.get("after", {}), self.run.summary.get("texts", {})

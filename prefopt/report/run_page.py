@@ -31,6 +31,8 @@ _CURVE = Style("#0072B2", "o")
 # for each line the names in metrics.jsonl of which the first present is drawn; the title; the unit
 CHARTS: tuple[tuple[tuple[tuple[str, ...], ...], str, str], ...] = (
     ((("loss",),), "Loss", ""),
+    ((("reward",),), "Reward of own samples", ""),
+    ((("kl",),), "KL to the reference on own samples", "nats per text"),
     ((("rewards/accuracies", "accuracies/logps"),), "Accuracy", "share of pairs"),
     ((("rewards/margins", "margins/logps"),), "Margin", "reward"),
     ((("ratios/chosen", "logps/chosen"), ("ratios/rejected", "logps/rejected")), "Log-prob", "nats"),

@@ -99,6 +99,8 @@ def judge(run: RunFolder) -> RunVerdict:
 def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
     if not facts.run.summary:
         return State.LOOK, "This run has not ended, so there is nothing to judge yet."
+    if facts.rewarded is not None:
+        return _of_reward(facts.rewarded)
     if not facts.after:
         return State.LOOK, (
             "No records were held out, so nothing shows whether this model is better: set data.eval_records=100 and "
@@ -116,6 +118,15 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
         state = State.LOOK
         sentence += " Some figures are worth a look."
     return state, sentence
+
+
+def _of_reward(change: Estimate) -> tuple[State, str]:
+    by = f"by {with_error(change, '', sign=True)} behind held-out prompts"
+    if change.sign > 0:
+        return State.GOOD, f"Better than the base model by the reward: that of its own texts rose, {by}."
+    if change.sign < 0:
+        return State.BAD, f"Worse than the base model by the reward: that of its own texts fell, {by}."
+    return State.LOOK, f"A tie with the base model by the reward of its own texts ({by})."
 
 
 def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:

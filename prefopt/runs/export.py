@@ -11,8 +11,8 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from prefopt.data.data_config import DataConfig
 from prefopt.data.templates import Chat, renderer, template_source
+from prefopt.engine.generation import end_tokens
 from prefopt.errors import UserError, first_line
-from prefopt.evaluate.texts import end_tokens
 from prefopt.models.export_folder import ExportCheck, export_model, upload
 from prefopt.models.load import DTYPES, ModelConfig, load_as_trained, load_model, load_tokenizer
 from prefopt.runs.run_folder import RunFolder

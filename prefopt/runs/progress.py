@@ -37,6 +37,7 @@ REFERENCE_SECONDS = 30  # between two lines about the reference's log-probs in p
 # the batch: it says where each side goes, and is no KL. A KL is shown where one was measured.
 FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("loss",), "loss {:.4f}"),
+    (("reward",), "reward {:+.3f}"),
     (("rewards/accuracies", "accuracies/logps"), "accuracy {:.0%}"),
     (("rewards/margins", "margins/logps"), "margin {:+.3f}"),
     (("kl",), "KL {:.2f} nats"),

@@ -9,7 +9,9 @@ from prefopt import worlds
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
+from prefopt.errors import UserError
 from prefopt.models.load import resolve
+from prefopt.rewards.reward import Reward, from_function
 
 MODELS = ("world", "world/base")  # after and before the SFT of the world's model
 
@@ -43,7 +45,23 @@ def resolved_data(data: DataConfig) -> DataConfig:
 
 
 def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
-    """The configured data in tokens."""
+    """The configured data in tokens; where the policy writes its own texts, records of any kind, for their prompts."""
     needs = config.loss.needs
+    data = None if config.source == "rollouts" else needs.data
     control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
-    return prepare(resolved_data(config.data), tokenizer, needs.data, control_text=control_text)
+    return prepare(resolved_data(config.data), tokenizer, data, control_text=control_text)
+
+
+def resolved_reward(config: RunConfig) -> Reward | None:
+    """The configured reward.
+
+    Raises:
+        UserError: no such reward.
+    """
+    if config.reward is None:
+        return None
+    if config.reward == "world":
+        return worlds.WorldReward(worlds.knobs(config.data.world))
+    if ":" in config.reward:
+        return from_function(config.reward)
+    raise UserError(f"reward={config.reward}: give world, module:function or file.py:function")

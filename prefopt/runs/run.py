@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefopt.common.files import write_json, write_lines
 from prefopt.common.locks import locked_folder
 from prefopt.common.memory_usage import peak_memory_gib
@@ -25,16 +28,25 @@ from prefopt.data.prepare import Prepared
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
-from prefopt.evaluate.texts import Drift, drift_figures, drift_from_start, greedy_texts, side_by_side
+from prefopt.evaluate.texts import (
+    Drift,
+    drift_figures,
+    drift_from_start,
+    greedy_texts,
+    reward_figures,
+    sampled_rewards,
+    side_by_side,
+)
 from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
 from prefopt.models.processor import copy_processor
+from prefopt.rewards.reward import Reward
 from prefopt.runs.manifest import check_repetition, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
-from prefopt.runs.resolve import prepared_data, resolved
+from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import Result, train
 from prefopt.train.arguments import autocast, training_arguments
-from prefopt.train.callbacks import AtBeginning, MetricsFile
+from prefopt.train.callbacks import AtBeginning, MetricsFile, RolloutsFile
 from prefopt.train.checkpoints import writing
 from prefopt.train.failures import lost_processes
 from prefopt.train.fsdp import load_whole_models
@@ -49,7 +61,8 @@ def run(
     repeats: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
-    `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`.
+    `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`;
+    of a run on the policy's own samples `rollouts.jsonl` instead of `heldout.jsonl`.
 
     Args:
         config: the configuration of the run.
@@ -103,6 +116,7 @@ class _Loaded:
     prepared: Prepared
     model: Any
     start: Mapping[str, Any]  # `prefopt.runs.manifest.start_of`
+    reward: Reward | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +124,7 @@ class _Measured:
     """What is measured of the tuned model; `held_out` is of before and after, None where nothing is held out."""
 
     drift: Drift | None
+    rewards: NDArray[np.float64] | None
     held_out: tuple[HeldOut, HeldOut] | None
     texts: list[tuple[str, str]]
 
@@ -127,6 +142,7 @@ def _run(
     prepared = loaded.prepared
     recording = _record(config, loaded, checkpoint, repeats)
     texts = greedy_texts(config, loaded.model, loaded.tokenizer, prepared.eval)
+    rewards = sampled_rewards(config, loaded.model, loaded.tokenizer, prepared.eval, loaded.reward)
     sentinels = Sentinels(config.sentinels, log)
     callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
     result = _train(loaded, progress, checkpoint, callbacks=callbacks, sentinels=sentinels, **tracking)
@@ -137,7 +153,7 @@ def _run(
         result.trainer.save_last_step()
         raise
     summary = {
-        **_summary(config, result, measured.drift),
+        **_summary(config, result, rewards, measured),
         "counts": prepared.counts,
         "sentinels": [finding.plain() for finding in sentinels.findings],
         "memory_gib": round(peak_memory_gib(), 3),
@@ -155,6 +171,7 @@ def _run(
 
 
 def _load(config: RunConfig, log: Log) -> _Loaded:
+    reward = resolved_reward(config)
     loadable = resolved(config)
     tokenizer = load_tokenizer(loadable.model)
     prepared = prepared_data(config, tokenizer)
@@ -163,7 +180,7 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     for warning in prepared.warnings:
         log(f"warning: {warning}")
     start = start_of(config, tokenizer, model)
-    return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start)
+    return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start, reward=reward)
 
 
 def _record(
@@ -188,6 +205,11 @@ def _record(
 
 def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **options: Any) -> Result:
     config, prepared, tokenizer = loaded.config, loaded.prepared, loaded.tokenizer
+    samples = RolloutsFile(config.output_dir / "rollouts.jsonl") if loaded.reward is not None else None
+    if samples is not None:
+        options["callbacks"] = [*options["callbacks"], samples]
+        options |= {"reward": loaded.reward, "rollout": config.rollout}
+        options |= {"look": samples.add} if is_first_process() else {}
 
     def measure_drift(policy: Any) -> dict[str, float]:
         return drift_figures(drift_from_start(config, policy, tokenizer, prepared.eval))
@@ -198,7 +220,7 @@ def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **op
             config.loss,
             prepared.train,
             output_dir=config.output_dir,
-            eval=prepared.eval,
+            eval=prepared.eval if samples is None else None,
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, loaded.model) if config.model.reference else None,
@@ -231,23 +253,30 @@ def _measure(loaded: _Loaded, result: Result) -> _Measured:
     if drift is not None:
         trainer.log(drift_figures(drift, "eval_"))  # the sentinels look at it, too
     held_out = None
-    if records is not None:
+    if records is not None and loaded.reward is None:
         table = trainer.tables["eval"]
         with autocast(trainer.args):
             after = score(policy, records, max_tokens=config.batch.budget(policy.device.type))
         held_out = of_table(records, table), after
     texts = greedy_texts(config, policy, loaded.tokenizer, records)
-    return _Measured(drift=drift, held_out=held_out, texts=texts)
+    rewards = sampled_rewards(config, policy, loaded.tokenizer, records, loaded.reward)
+    return _Measured(drift=drift, rewards=rewards, held_out=held_out, texts=texts)
 
 
-def _summary(config: RunConfig, result: Result, drift: Drift | None) -> dict[str, Any]:
-    """What `summary.json` says of training and its figures."""
-    trainer = result.trainer
+def _summary(
+    config: RunConfig, result: Result, rewards: NDArray[np.float64] | None, measured: _Measured
+) -> dict[str, Any]:
+    """What `summary.json` says of training and its figures; `rewards` are of before."""
+    trainer, drift = result.trainer, measured.drift
+    after: dict[str, float] = {} if drift is None else {"kl": drift.kl.value, "kl_sem": drift.kl.se}
+    rewarded = reward_figures(rewards, measured.rewards)
+    if rewarded:
+        after["reward"] = rewarded["reward"]["value"]
     return {
         "method": config.loss_name,
         "before": result.before,
-        "after": result.after | ({} if drift is None else {"kl": drift.kl.value, "kl_sem": drift.kl.se}),
-        "texts": drift.plain() if drift is not None else {},
+        "after": result.after | after,
+        "texts": (drift.plain() if drift is not None else {}) | rewarded,
         "train": _last_figures(trainer.state.log_history),
         "steps": trainer.state.global_step,
         "layout": dataclasses.asdict(trainer.layout),

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from prefopt.plugin import Data, Loss, Needs, Ranking, State, traits
 from prefopt.testing import samples
-from prefopt.testing.numbers import SIDES, Numbers, build, call, value_of
+from prefopt.testing.numbers import SIDES, Numbers, build, call, map_batch, value_of, whole
 from prefopt.testing.value_checks import Replay
 
 Failures = list[str]
@@ -56,6 +57,7 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "tokens": tokens,
         "scores": scores,
         "mismatched": noise(lambda name: name == "mismatched"),
+        "on_policy": noise(lambda name: name.startswith("old_")),
         **{s: noise(functools.partial(_ends_with, s)) for s in ("log_sum_sq", "ref_entropy", "kl")},
     }
     if data is Data.UNPAIRED:
@@ -68,7 +70,8 @@ def _ends_with(suffix: str, name: str) -> bool:
 
 
 def _declared_flags(needs: Needs) -> dict[str, bool]:
-    flags = {name: bool(getattr(needs, name)) for name in ("reference", "lengths", "tokens", "scores", "mismatched")}
+    names = ("reference", "lengths", "tokens", "scores", "mismatched", "on_policy")
+    flags = {name: bool(getattr(needs, name)) for name in names}
     flags |= {name: any(v.value == name for v in needs.vocab) for name in ("log_sum_sq", "ref_entropy", "kl")}
     return flags | {"desirable": needs.data is Data.UNPAIRED and not needs.control_text}
 
@@ -93,7 +96,8 @@ def needs(loss: Loss) -> Failures:
 
 def _marker_needs(loss: Loss) -> Failures:
     failures = []
-    for flag, attribute in (("moving_reference", "reference_update"), ("state", "initial_state")):
+    markers = (("moving_reference", "reference_update"), ("state", "initial_state"), ("on_policy", "targets"))
+    for flag, attribute in markers:
         if getattr(loss.needs, flag) and not hasattr(loss, attribute):
             failures.append(f"{flag} is declared, but there is no `{attribute}`")
     good_and_bad = getattr(loss, "control_text", None)
@@ -152,14 +156,21 @@ def batch_laws(loss: Loss) -> Failures:
             failures.append(f"seed {seed}: another order of the batch gives other values")
         if not torch.allclose(value_of(loss, samples.padded(loss.needs.data, numbers)), whole, rtol=1e-12, atol=1e-12):
             failures.append(f"seed {seed}: padding changes the value")
-        halves = [samples.rows(numbers, index) for index in torch.arange(size).chunk(2)]
-        apart = torch.cat([value_of(loss, half) for half in halves])
+        apart = torch.cat([_part(loss, numbers, index) for index in torch.arange(size).chunk(2)])
         depends |= not torch.allclose(apart, whole, rtol=1e-9, atol=1e-12)
     if depends and not loss.needs.coupled:
         failures.append("values depend on the other examples: declare `coupled`")
     if not depends and loss.needs.coupled:
         failures.append("coupled is declared, but values do not depend on the other examples")
     return failures
+
+
+def _part(loss: Loss, numbers: Numbers, index: Tensor) -> Tensor:
+    """The values of some examples of a batch; the targets of an on-policy loss are those of the whole."""
+    if not loss.needs.on_policy:
+        return value_of(loss, samples.rows(numbers, index))
+    batch = whole(loss, build(loss.needs, numbers))
+    return call(loss, map_batch(batch, lambda value: value[index])).loss.detach()
 
 
 def state(loss: Loss) -> Failures:

@@ -9,6 +9,7 @@ Names by shape of data (B examples, K completions, T tokens; every `ref_` name i
                     chosen_log_sum_sq chosen_ref_entropy chosen_kl  (B, T), and the same for rejected
     unpaired        completion ref_completion num_tokens desirable mismatched ref_mismatched mismatched_num_tokens
     lists           completions ref_completions num_tokens scores   (B, K); may be ragged
+                    old_completions old_completions_token ended     of the policy's own samples
     demonstrations  chosen ref_chosen chosen_num_tokens chosen_token ref_chosen_token
     any             ids                                             (B,) ints; by default 0 to B - 1
 
@@ -36,6 +37,7 @@ from prefopt.plugin import (
     State,
     UnpairedLogps,
     Vocab,
+    with_targets,
 )
 
 Numbers = Mapping[str, Tensor]
@@ -71,10 +73,21 @@ def evaluate(loss: Loss, /, **numbers: Any) -> list[float]:
 
 
 def call(loss: Loss, logps: AnyLogps, state: State | None = None) -> LossOutput:
-    """`loss(logps)`, or `loss(logps, state)` for one with running state, from its initial state unless one is given."""
+    """`loss(logps)`, or `loss(logps, state)` for one with running state, from its initial state unless one is given.
+
+    The batch of an on-policy loss counts as a whole rollout, unless it has targets already.
+    """
+    logps = whole(loss, logps)
     if loss.needs.state:
         return loss(logps, loss.initial_state() if state is None else state)  # type: ignore[attr-defined]
     return loss(logps)
+
+
+def whole(loss: Loss, logps: AnyLogps) -> AnyLogps:
+    """The batch with the targets of an on-policy loss, as if it were a whole rollout, unless it has them already."""
+    if loss.needs.on_policy and isinstance(logps, ListLogps) and not logps.targets:
+        return with_targets(loss, logps)
+    return logps
 
 
 def value_of(loss: Loss, numbers: Numbers, state: State | None = None) -> Tensor:
@@ -88,7 +101,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
         return value
     if not isinstance(value, Sequence):
         raise ValueError(f"{name} must be a list with one entry per example, got {value!r}")
-    dtype = torch.bool if name == "desirable" else torch.int64 if name.endswith(_INTEGERS) else torch.float64
+    dtype = torch.bool if name in ("desirable", "ended") else torch.int64 if name.endswith(_INTEGERS) else torch.float64
     if value and isinstance(value[0], Sequence):
         width = max(len(row) for row in value)
         fill = float("nan") if dtype == torch.float64 else 0
@@ -131,6 +144,8 @@ def build(needs: Needs, numbers: Numbers) -> AnyLogps:
             scores=scores.nan_to_num(),
             mask=completions.num_tokens > 0,
             ids=_ids(ids, completions),
+            old=_old(needs, numbers, completions) if needs.on_policy else None,
+            ended=numbers.get("ended"),
         )
     chosen = _side(needs, numbers, "chosen")
     return DemoLogps(chosen=chosen, ids=_ids(ids, chosen))
@@ -141,7 +156,11 @@ def names(data: Data) -> list[str]:
     found = []
     for side, lengths in SIDES[data]:
         found += [side, f"ref_{side}", lengths, f"ref_{side}_token", *(f"{side}_{name}" for name in _PER_TOKEN)]
-    extra = {Data.PAIRS: ["chosen_score", "rejected_score"], Data.UNPAIRED: ["desirable"], Data.LISTS: ["scores"]}
+    extra = {
+        Data.PAIRS: ["chosen_score", "rejected_score"],
+        Data.UNPAIRED: ["desirable"],
+        Data.LISTS: ["scores", "old_completions", "old_completions_token", "ended"],
+    }
     return [*found, *extra.get(data, []), "ids"]
 
 
@@ -151,6 +170,8 @@ def map_batch(logps: Any, of: Callable[[Tensor], Tensor]) -> Any:
         return of(logps)
     if logps is None:
         return None
+    if isinstance(logps, Mapping):
+        return {name: map_batch(value, of) for name, value in logps.items()}
     return type(logps)(**{name: map_batch(value, of) for name, value in vars(logps).items()})
 
 
@@ -188,6 +209,21 @@ def _side(needs: Needs, numbers: Numbers, side: str) -> Logps:
         token=_filled(token),
         ref_token=_filled(ref_token),
         **{name: _filled(value) for name, value in per_token.items() if name != "token"},
+    )
+
+
+def _old(needs: Needs, numbers: Numbers, completions: Logps) -> Logps:
+    """The log-probs that the completions were drawn with, beside the reference's."""
+    token = _given(numbers, "old_completions_token") if needs.tokens else numbers.get("old_completions_token")
+    sums = numbers.get("old_completions")
+    if sums is None:
+        sums = token.nan_to_num().sum(-1) if token is not None else _given(numbers, "old_completions")
+    return Logps(
+        sum=sums.nan_to_num(),
+        num_tokens=completions.num_tokens,
+        ref_sum=completions.ref_sum,
+        token=_filled(token),
+        ref_token=completions.ref_token if token is not None else None,
     )
 
 

@@ -47,6 +47,11 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
         numbers["chosen_score"] = numbers["rejected_score"] + gap
     if data is Data.LISTS:
         numbers["scores"] = torch.rand(examples, COMPLETIONS, generator=generator, dtype=torch.float64)
+        # The policy has moved a little since it wrote the texts.
+        token = numbers["completions_token"]
+        numbers["old_completions_token"] = token * (1 + 0.1 * torch.rand(token.shape, generator=generator).double())
+        numbers["old_completions"] = numbers["old_completions_token"].sum(-1)
+        numbers["ended"] = torch.rand(examples, COMPLETIONS, generator=generator) < 0.8
     if data is Data.UNPAIRED:
         labels = torch.arange(examples) % 2 == 0
         numbers["desirable"] = labels[torch.randperm(examples, generator=generator)]
@@ -60,6 +65,8 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
         reference, base = name.startswith("ref_"), name.removeprefix("ref_")
         if reference and not needs.reference:
             continue
+        if (name.startswith("old_") or name == "ended") and not needs.on_policy:
+            continue
         if base.endswith("_token") and not needs.tokens:
             continue
         statistics = ("log_sum_sq", "ref_entropy", "kl")
@@ -72,7 +79,7 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
         keep[name] = value
     if needs.tokens:  # the sums then follow from the tokens, gradient included
         sums = [side for side, _ in SIDES[needs.data]]
-        keep = {name: value for name, value in keep.items() if name.removeprefix("ref_") not in sums}
+        keep = {n: value for n, value in keep.items() if n.removeprefix("ref_").removeprefix("old_") not in sums}
     return keep
 
 
@@ -84,11 +91,12 @@ def leaves(needs: Needs, numbers: Numbers) -> list[str]:
 
 
 def at_reference(numbers: Numbers) -> Named:
-    """Set the policy to the reference: log-probs are the reference's, and the KL is 0."""
+    """Set the policy to the reference: log-probs are the reference's, also those of sampling, and the KL is 0."""
     same = dict(numbers)
     for name in numbers:
-        if f"ref_{name}" in numbers:
-            same[name] = numbers[f"ref_{name}"]
+        reference = f"ref_{name.removeprefix('old_')}"
+        if reference in numbers:
+            same[name] = numbers[reference]
         if name.endswith("_kl"):
             same[name] = torch.zeros_like(numbers[name])
     return same
@@ -110,9 +118,13 @@ def extreme_numbers(data: Data) -> Named:
     if data is Data.LISTS:
         lists = list(itertools.product(points, points, points, [points[-1]]))
         sums = torch.tensor(lists, dtype=torch.float64)  # (B, K, 2)
-        numbers = {"completions": sums[..., 0], "ref_completions": sums[..., 1]}
+        numbers = {"completions": sums[..., 0], "ref_completions": sums[..., 1], "old_completions": sums[..., 0] / 2}
         numbers["num_tokens"] = torch.where(torch.arange(len(lists)).unsqueeze(-1) % 2 == 0, 1, 64).expand(-1, 4)
+        within = torch.arange(64) < numbers["num_tokens"].unsqueeze(-1)
+        for name in ("completions", "ref_completions", "old_completions"):
+            numbers[f"{name}_token"] = (numbers[name] / numbers["num_tokens"]).unsqueeze(-1) * within
         numbers["scores"] = torch.tensor([1.0, 0.625, 0.25, 0.0], dtype=torch.float64).repeat(len(lists), 1)
+        numbers["ended"] = torch.ones_like(numbers["scores"], dtype=torch.bool)
         return numbers | {"ids": torch.arange(len(lists))}
     pairs = [(a, b, n) for a in points for b in points for n in (1, 64)]
     numbers = {"ids": torch.arange(len(pairs))}
@@ -142,10 +154,13 @@ def rows(numbers: Numbers, index: Tensor) -> Named:
 
 def padded(data: Data, numbers: Numbers) -> Named:
     """Add 3 columns of padding: tokens, or absent completions of lists."""
+    at = 1 if data is Data.LISTS else -1
     wide = dict(numbers)
     for name, value in numbers.items():
-        if value.ndim == 2:
-            wide[name] = torch.cat([value, value.new_zeros(len(value), 3)], -1)
+        if value.ndim >= 2:
+            more = list(value.shape)
+            more[at] = 3
+            wide[name] = torch.cat([value, value.new_zeros(more)], at)
     return wide
 
 

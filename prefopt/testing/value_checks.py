@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from prefopt.plugin import Data, Loss, LossOutput, Needs, value_at_reference
 from prefopt.testing import samples
-from prefopt.testing.numbers import Numbers, build, call
+from prefopt.testing.numbers import Numbers, build, call, whole
 
 Failures = list[str]
 SEEDS = range(5)
@@ -69,7 +69,7 @@ def stated_value(loss: Loss) -> Failures:
     failures = []
     for seed in SEEDS:
         full = samples.at_reference(samples.random_numbers(loss.needs.data, seed=seed))
-        batch = build(loss.needs, samples.declared(loss.needs, full))
+        batch = whole(loss, build(loss.needs, samples.declared(loss.needs, full)))
         stated = value_at_reference(loss, batch)
         if not loss.needs.reference:
             return [] if stated is None else ["at_reference must give None: the loss has no reference"]
@@ -95,7 +95,7 @@ def rounding_at_reference(loss: Loss) -> Failures:
         exact = samples.at_reference(samples.random_numbers(loss.needs.data, seed=seed))
         near = samples.jittered(exact, seed)
         exact, near = (samples.declared(loss.needs, numbers) for numbers in (exact, near))
-        batch = build(loss.needs, near)
+        batch = whole(loss, build(loss.needs, near))
         value, stated = call(loss, batch).loss.detach(), value_at_reference(loss, batch)
         stated = torch.as_tensor(stated, dtype=value.dtype).expand_as(value)
         if not torch.allclose(value, stated, rtol=1e-3, atol=1e-3):
@@ -138,7 +138,8 @@ def _wanted_sign(needs: Needs, numbers: Numbers, name: str) -> Tensor | None:
         present = numbers["num_tokens"] > 0
         best = numbers["scores"].masked_fill(~present, -math.inf).argmax(-1, keepdim=True)
         worst = numbers["scores"].masked_fill(~present, math.inf).argmin(-1, keepdim=True)
-        return torch.zeros_like(like).scatter(-1, best, -1.0).scatter(-1, worst, 1.0)
+        sign = torch.zeros_like(numbers["scores"]).to(like.dtype).scatter(-1, best, -1.0).scatter(-1, worst, 1.0)
+        return sign.unsqueeze(-1).expand_as(like) if like.ndim > sign.ndim else sign
     return torch.full_like(like, 1.0 if name.startswith("rejected") else -1.0)
 
 
@@ -239,8 +240,10 @@ def sensitivity(loss: Loss, numbers: Numbers) -> tuple[Tensor, Tensor]:
     floating = [n for n, v in numbers.items() if v.is_floating_point()]
     tracked = dict(numbers) | {n: numbers[n].clone().requires_grad_() for n in floating}
     with _Live():
-        value = call(loss, build(loss.needs, tracked)).loss
-    inputs = [tracked[n] for n in floating]
+        batch = whole(loss, build(loss.needs, tracked))
+        value = call(loss, batch).loss
+    targets = getattr(batch, "targets", {}).values()  # rounded too before the loss reads them
+    inputs = [*(tracked[n] for n in floating), *(t for t in targets if t.requires_grad)]
 
     def weigh(total: Tensor) -> Tensor:
         """(B,) sum over the inputs of an example of |x| |d total/dx|."""

@@ -21,7 +21,7 @@ from prefopt.plugin import Loss, traits, value_at_reference
 from prefopt.testing import samples
 from prefopt.testing.kit import example
 from prefopt.testing.metadata_checks import other_values, replaced
-from prefopt.testing.numbers import SIDES, build, call, value_of
+from prefopt.testing.numbers import SIDES, build, call, value_of, whole
 from prefopt.testing.value_checks import sensitivity
 
 VERSION = 1  # rises when a number in the vectors changes
@@ -70,7 +70,7 @@ def numbers(loss: Loss, *, seed: int, scale: float = 1.0, equal_lengths: bool = 
         if drawn[name].is_floating_point():
             drawn[name] = (drawn[name] * 256).round() / 256
     for side, lengths in SIDES[loss.needs.data]:
-        for prefix in ("", "ref_"):
+        for prefix in ("", "ref_", *(["old_"] if f"old_{side}" in drawn else [])):
             inside = drawn[lengths].unsqueeze(-1) > torch.arange(6)
             drawn[f"{prefix}{side}_token"] = drawn[f"{prefix}{side}_token"] * inside
             drawn[f"{prefix}{side}"] = drawn[f"{prefix}{side}_token"].sum(-1)
@@ -126,7 +126,7 @@ def _case(name: str, loss: Any, inputs: samples.Named, dtype: torch.dtype = torc
 
 def _at_reference(loss: Any, inputs: samples.Named) -> list[float] | None:
     same = samples.declared(loss.needs, samples.at_reference(inputs))
-    stated = value_at_reference(loss, build(loss.needs, same))
+    stated = value_at_reference(loss, whole(loss, build(loss.needs, same)))
     if stated is None:
         return None
     return torch.as_tensor(stated, dtype=torch.float64).expand(EXAMPLES).tolist()

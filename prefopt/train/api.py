@@ -19,8 +19,7 @@ from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
-from prefopt.engine.packing import Cost, Packer
-from prefopt.engine.policy import Policy
+from prefopt.engine.packing import Packer
 from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import ReferenceStore
@@ -32,7 +31,9 @@ from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, early_stopping, training_arguments
 from prefopt.train.batches import BatchConfig, Batcher
 from prefopt.train.loop import PreferenceTrainer
+from prefopt.train.on_policy import build_on_policy
 from prefopt.train.settings import RunReference, Settings
+from prefopt.train.setup import cost_of, policies, precision
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
@@ -75,9 +76,9 @@ def train(
         records: pairs, unpaired completions, lists or demonstrations in tokens (`prefopt.data.prepare`).
         output_dir: for checkpoints.
         resume: a checkpoint folder.
-        **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe` and
-            `progress`, as `prefopt.train.settings.Settings` has them; and `learning_rate`, `max_steps` and the other
-            options of `prefopt.train.arguments`.
+        **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe`,
+            `progress`, `reward`, `rollout` and `look`, as `prefopt.train.settings.Settings` has them; and
+            `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
 
     Raises:
         UserError: what was given does not fit together.
@@ -137,6 +138,10 @@ def _build(
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
+    if given.reward is not None:
+        return build_on_policy(model, loss, records, given)
+    if needs.on_policy:
+        raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     fsdp.check(args, moving_reference=needs.moving_reference)
     if args.device.type == "cpu":
@@ -149,12 +154,12 @@ def _build(
     for feed in feeds.values():  # what cannot be packed or scored is refused before the reference is computed
         _check_lengths(feed, model, batch, layout)
     name, tables = _reference_pass(model, feeds, needs, given, args, batch, clock)
-    is_start = given.reference is None or name == fingerprint(model, _precision(args))
+    is_start = given.reference is None or name == fingerprint(model, precision(args))
     live = given.reference
     if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
         live = twin(model, given.reference)
     live = live if needs.moving_reference or Vocab.KL in needs.vocab else None
-    policy, live_policy = _policies(model, live, batch.layout)
+    policy, live_policy = policies(model, live, batch.layout)
     remove_randomness(policy)
     budget, process = batch.budget(args.device.type), (args.process_index, args.world_size)
     batcher = Batcher(needs, policy.layout.layout, budget, cost_of(model), process)
@@ -190,7 +195,7 @@ def _reference_pass(
     choose_layout(referee, batch.layout)
     about = {"model": referee.config.name_or_path, "dtype": str(referee.dtype)}
     start = time.perf_counter()
-    name = fingerprint(referee, _precision(args))
+    name = fingerprint(referee, precision(args))
     check_same_weights(name)
     store = ReferenceStore(given.store or cache_dir() / "reference", name, about)
     tables = {}
@@ -207,24 +212,6 @@ def _reference_pass(
             )
     clock(time.perf_counter() - start)
     return name, tables
-
-
-def _precision(args: TrainingArguments) -> str | None:
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else None
-
-
-def _policies(model: Any, live: Any, wish: str) -> tuple[Policy, Policy | None]:
-    """The policy and a live reference, which score the same rows: in a layout that both can take."""
-    verdicts = [choose_layout(m, wish) for m in (model, live) if m is not None]
-    verdict = next((v for v in verdicts if v.layout == "padded"), verdicts[0])
-    reference = None if live is None else Policy(live, verdict).eval().requires_grad_(False)
-    return Policy(model, verdict), reference
-
-
-def cost_of(model: Any) -> Cost:
-    """What tokens cost in a model."""
-    config = unwrap(model).config.get_text_config()
-    return Cost.of(hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, vocab_size=config.vocab_size)
 
 
 def check_same_weights(name: str) -> None:

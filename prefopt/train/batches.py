@@ -5,7 +5,7 @@ A loader's workers do this ahead of time, where the source allows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +58,7 @@ class Work:
     ref_token: Tensor | None
     ref_entropy: Tensor | None
     real: bool
+    fresh: bool = False  # the policy wrote these texts, and is still as it was then
 
     @property
     def completions(self) -> list[int]:
@@ -107,6 +108,7 @@ class Share:
     work: tuple[Work, ...]
     records: int  # of the global batch
     examples: int  # of the global batch
+    figures: Mapping[str, float] = field(default_factory=dict)  # of the records, to be logged with the step
 
     @property
     def tokens_fed(self) -> int:
@@ -138,7 +140,7 @@ class Batcher:
         filler = batch.index[:1]
         work = tuple(self.work(batch, index if len(index) else filler, real=bool(len(index))) for index in mine)
         examples = int(batch.feed.own_counts[batch.index].sum()) if self.needs.data is Data.UNPAIRED else len(batch)
-        return Share(work, len(batch), examples)
+        return Share(work, len(batch), examples, batch.figures)
 
     def packer(self, feed: Feed) -> Packer:
         """The packer of a feed's records."""
@@ -164,7 +166,11 @@ class Batcher:
         return Work(
             batch=MicroBatch.of(branches, self.layout),
             branches=branches,
-            facts=tuple(Facts.of(record, batch.feed.own(record)) for record in records),
+            facts=tuple(
+                Facts.of(record, batch.feed.own(record), batch.drawn[i] if batch.drawn is not None else None)
+                for i, record in zip(index.tolist(), records, strict=True)
+            ),
+            fresh=batch.drawn is not None and batch.fresh,
             index=tuple(index.tolist()),
             ref_sum=ref_sum,
             ref_token=ref_token,

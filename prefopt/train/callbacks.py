@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 from prefopt.common.files import open_to_append, write_text
+from prefopt.common.redact import redacted
+from prefopt.train.sources.rollouts import Rollout
+
+NONE = np.empty((0, 0))
 
 
 class MetricsFile(TrainerCallback):
@@ -58,6 +64,43 @@ def _figures(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int | float) else None
+
+
+class RolloutsFile(TrainerCallback):
+    """Appends the first samples of every rollout to a file, one JSON object a text: the step that learns from it first,
+    its prompt, its reward, whether it ended, and its advantage where the loss has one for each text.
+    """
+
+    PROMPTS = 4  # of a rollout
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a resume, drop what will be drawn again."""
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if (row := _figures(line)) is not None and row["step"] <= state.global_step]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def add(self, rollout: Rollout) -> None:
+        """Append the first samples of a rollout."""
+        count = rollout.rewards.shape[1]
+        advantages = [
+            float(d.targets["advantage"][k]) if d.targets.get("advantage", NONE).ndim == 1 else None
+            for d in (rollout.batch.drawn or ())[: self.PROMPTS]
+            for k in range(len(d.logps))
+        ]
+        rows = [
+            {"step": rollout.step, "prompt": answer.prompt_text, "text": answer.text, "reward": float(reward),
+             "ended": answer.ended, "advantage": advantage}
+            for answer, reward, advantage in zip(
+                rollout.answers[: self.PROMPTS * count], rollout.rewards.flat, chain(advantages, repeat(None)),
+                strict=False,
+            )
+        ]  # fmt: skip
+        with open_to_append(self.path) as file:
+            file.writelines(json.dumps(redacted(row)) + "\n" for row in rows)
 
 
 class AtBeginning(TrainerCallback):

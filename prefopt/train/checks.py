@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError, UserError
 from prefopt.plugin import Logps, Loss, LossOutput, value_at_reference
-from prefopt.train.examples import BatchLoss
+from prefopt.train.examples import BatchLoss, Facts
 from prefopt.train.replay import side
 
 # Largest relative or absolute difference of a first batch's loss from the value that the plugin declares.
@@ -99,6 +100,33 @@ def check_gradient(norm: float, model: nn.Module, step: int) -> None:
         where = f"in {len(bad)} tensors, first in {bad[0]}" if bad else "taken together"
         raise NotFinite(f"step {step}: the loss is finite, but its gradient is {norm} {where}; lower "
                         "trainer.learning_rate")  # fmt: skip
+
+
+def check_drawn(facts: Sequence[Facts], logps: Logps, precision: torch.dtype) -> Tensor:
+    """The sampler and the scorer are the same model: a text's log-prob is the one that it was drawn with.
+
+    Args:
+        facts, logps: of records that the policy has just written.
+        precision: that the log-probs were computed in.
+
+    Returns:
+        () the largest deviation of a text's importance ratio from 1.
+
+    Raises:
+        TrainingError: they are not, with the text that is furthest off.
+    """
+    drawn = [total for f in facts if f.drawn is not None for total in f.drawn.sums]
+    off = (logps.sum.detach() - torch.tensor(drawn).to(logps.sum)).abs()
+    excess = off / (TOLERANCE.get(precision, 0.25) * logps.num_tokens.sqrt())
+    worst = int(excess.argmax())
+    if not excess[worst] <= 1:
+        ids = [f"{f.id} {side(f, k)}" for f in facts for k in range(f.completions)]
+        raise TrainingError(
+            f"the sampler is not the model that is trained: the text {ids[worst]} was drawn with a log-prob of "
+            f"{drawn[worst]:.6g} nats, and has {logps.sum[worst].item():.6g}. Does the policy have dropout, or a "
+            "temperature of its own?"
+        )
+    return torch.expm1(off.max())
 
 
 def check_first_batch(outcome: BatchLoss, loss: Loss, precision: torch.dtype) -> None:

@@ -5,18 +5,40 @@ Legend: C completions of some records in order (each record's own, then its mism
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.plugin import AnyLogps, Data, DemoLogps, ListLogps, Logps, LossOutput, Needs, PairLogps, UnpairedLogps
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What is known of the completions of a record that the policy wrote.
+
+    Attributes:
+        logps: of each completion the log-prob of every token, as it was drawn.
+        ended: whether each ended by itself.
+        targets: what an on-policy loss made of the rollout for this record, (K,) or (K, T) each.
+    """
+
+    logps: tuple[NDArray[np.float32], ...]
+    ended: tuple[bool, ...]
+    targets: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def sums(self) -> list[float]:
+        """The log-prob of each completion."""
+        return [float(tokens.sum(dtype=np.float64)) for tokens in self.logps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +53,10 @@ class Facts:
     desirable: bool | None
     scores: tuple[float, ...] | None
     weight: float
+    drawn: Drawn | None = None
 
     @classmethod
-    def of(cls, record: TokenRecord, own: int) -> Facts:
+    def of(cls, record: TokenRecord, own: int, drawn: Drawn | None = None) -> Facts:
         """The facts of a record as it is fed, of whose completions the first `own` are its own."""
         return cls(
             id=record.id,
@@ -44,6 +67,7 @@ class Facts:
             desirable=record.desirable,
             scores=record.scores,
             weight=record.weight,
+            drawn=drawn,
         )
 
     @property
@@ -175,13 +199,50 @@ def _lists(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: N
     mask = _column([[k < f.own for k in range(width)] for f in facts], logps, torch.bool)
     scores = [f.scores if f.scores is not None else (1.0, 0.0) for f in facts]  # a pair is a list of two
     ids, places = _each(facts, logps)
+    completions = _blank(_pick(logps, grid), mask)
     lists = ListLogps(
-        completions=_blank(_pick(logps, grid), mask),
+        completions=completions,
         scores=_column([[*s, *[min(s)] * (width - len(s))] for s in scores], logps, logps.sum.dtype),
         mask=mask,
         ids=ids,
+        **(_as_drawn(facts, completions) if needs.on_policy else {}),
     )
     return Examples(lists, places)
+
+
+def _as_drawn(facts: Sequence[Facts], now: Logps) -> dict[str, Any]:
+    """What an on-policy loss reads of lists beside their log-probs as they are `now`.
+
+    Raises:
+        UserError: texts that the policy did not write.
+    """
+    drawn = [f.drawn for f in facts if f.drawn is not None]
+    if len(drawn) < len(facts):
+        raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
+    shape, like = now.sum.shape, now.sum
+    columns = {name: [d.targets[name] for d in drawn] for name in drawn[0].targets}
+    width = 0 if now.token is None else now.token.shape[-1]
+    token = [_as_wide_as(tokens, width) for d in drawn for tokens in d.logps]
+    return {
+        "old": Logps(
+            sum=torch.tensor([d.sums for d in drawn]).to(like).reshape(shape),
+            num_tokens=now.num_tokens,
+            ref_sum=now.ref_sum,
+            token=None if now.token is None else torch.from_numpy(np.stack(token)).to(like).reshape(*shape, width),
+            ref_token=now.ref_token,
+        ),
+        "ended": torch.tensor([d.ended for d in drawn], device=like.device),
+        "targets": {
+            name: torch.from_numpy(np.stack([_as_wide_as(v, width) if v.ndim > 1 else v for v in values])).to(like)
+            for name, values in columns.items()
+        },
+    }
+
+
+def _as_wide_as(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Cut, or filled with zeros, to the width of the tokens at hand."""
+    cut = values[..., :width]
+    return np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, width - cut.shape[-1])])
 
 
 def _blank(logps: Logps, mask: Tensor) -> Logps:

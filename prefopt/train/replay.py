@@ -167,8 +167,10 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
         branches=tuple(branches),
         facts=tuple(facts),
         index=tuple(range(len(facts))),
+        ref_sum=refs["ref_sum"],
+        ref_token=refs["ref_token"],
+        ref_entropy=refs["ref_entropy"],
         real=True,
-        **refs,
     )
 
 

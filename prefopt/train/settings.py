@@ -11,8 +11,10 @@ from typing import Any
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import ReferenceTable
+from prefopt.rewards.reward import Reward
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import Sentinels
+from prefopt.train.sources.rollouts import Rollout, RolloutConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Settings:
         weights: the fingerprint of the model as it is given; None: it is computed.
         origin: the options that gave model and records, by their names: they explain why a resume is refused.
         progress: called with the number of records whose reference log-probs are ready.
+        reward: scores the policy's own samples, behind the prompts of the records: they are what is learnt from.
+        rollout: how samples are drawn and labelled.
+        look: called with every `prefopt.train.sources.rollouts.Rollout` that is made.
         trainer: `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
     """
 
@@ -49,6 +54,9 @@ class Settings:
     weights: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int], None] = lambda n: None
+    reward: Reward | None = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    look: Callable[[Rollout], None] = lambda rollout: None
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -68,9 +76,11 @@ class RunReference:
         tables: by split, its log-probs of the records, where they are computed ahead of training.
         policy: a live reference, for losses that read its whole vocabulary or move it.
         is_start: the policy starts as the reference, so the loss of the first batch is known beforehand.
+        by_step: it scores the records of each step as they come, instead of having `tables`.
     """
 
     name: str | None = None
     tables: Mapping[str, ReferenceTable] = field(default_factory=dict)
     policy: Policy | None = None
     is_start: bool = False
+    by_step: bool = False

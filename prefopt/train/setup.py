@@ -14,8 +14,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
-from prefopt.engine.forward import evaluating
-from prefopt.engine.gates import TOLERANCE
+from prefopt.engine.forward import evaluating, unwrap
+from prefopt.engine.gates import TOLERANCE, choose_layout
+from prefopt.engine.packing import Cost
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError, first_line
@@ -39,7 +40,7 @@ def check_parts(
     if args.gradient_accumulation_steps != 1:
         raise UserError("trainer.gradient_accumulation_steps must stay 1: batch.records is the size of a step, and "
                         "batch.max_tokens of one forward")  # fmt: skip
-    if needs.reference and "train" not in reference.tables and not needs.moving_reference:
+    if needs.reference and not ("train" in reference.tables or reference.by_step or needs.moving_reference):
         raise UserError("this loss needs a reference, and none was given")
     if (needs.moving_reference or Vocab.KL in needs.vocab) and reference.policy is None:
         raise UserError("this loss needs a live reference model, and none was given")
@@ -151,3 +152,22 @@ def learning_rate(args: TrainingArguments, optimizer: Any, schedule: Any) -> flo
     """The learning rate of the step that was just made."""
     rate = optimizer.param_groups[0]["lr"] if by_metric(args) else schedule.get_last_lr()[0]
     return float(rate)
+
+
+def policies(model: Any, live: Any, wish: str) -> tuple[Policy, Policy | None]:
+    """The policy and a live reference, which score the same rows: in a layout that both can take."""
+    verdicts = [choose_layout(m, wish) for m in (model, live) if m is not None]
+    verdict = next((v for v in verdicts if v.layout == "padded"), verdicts[0])
+    reference = None if live is None else Policy(live, verdict).eval().requires_grad_(False)
+    return Policy(model, verdict), reference
+
+
+def cost_of(model: Any) -> Cost:
+    """What tokens cost in a model."""
+    config = unwrap(model).config.get_text_config()
+    return Cost.of(hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, vocab_size=config.vocab_size)
+
+
+def precision(args: TrainingArguments) -> str | None:
+    """The precision that log-probs are computed in, other than that of the weights: what a fingerprint tells apart."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else None

@@ -22,7 +22,7 @@ from prefopt.errors import UserError
 from prefopt.plugin import Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.batches import Share, Work
-from prefopt.train.checks import at_reference, check_finite, check_first_batch, check_output
+from prefopt.train.checks import at_reference, check_drawn, check_finite, check_first_batch, check_output
 from prefopt.train.examples import BatchLoss, Facts, examples_of
 from prefopt.train.gradient_cache import Whole, carried
 from prefopt.train.metrics import Tally, tally_batch
@@ -70,6 +70,8 @@ class Step:
             () a number whose mean over the processes is the mean of the loss over the global batch.
         """
         self.wrapped.train()
+        for name, figure in share.figures.items():
+            self.tally.add(name, torch.tensor(figure))
         if self.coupled and (len(share.work) > 1 or self.args.world_size > 1):
             return self._in_two_passes(share, number)
         value = torch.zeros((), device=self.args.device)
@@ -82,6 +84,7 @@ class Step:
     def micro_batch(self, work: Work, examples: int, number: int) -> Tensor:
         """One micro-batch's part of the step. A function of its own: its graph is gone before the next one grows."""
         logps = self.score(work)
+        self._check_drawn(work, logps)
         if not work.real:
             self.accelerator.backward(logps.sum.sum() * 0.0)
             return torch.zeros((), device=self.args.device)
@@ -97,6 +100,7 @@ class Step:
         with torch.no_grad():
             for work in share.work:
                 scored.append(self.score(work))
+                self._check_drawn(work, scored[-1])
                 self.after_micro_batch()
         whole = Whole.gather(share.work, scored, self.args.world_size)
         leaves = whole.leaves()
@@ -111,6 +115,12 @@ class Step:
                 self.accelerator.backward(part * self.args.world_size)
             self.after_micro_batch()
         return objective.detach()
+
+    def _check_drawn(self, work: Work, logps: Logps) -> None:
+        """Samples of the policy as it is: their log-probs are still what they were drawn with."""
+        if work.fresh and work.real:
+            off = check_drawn(work.facts, logps, computed_in(self.args, self.policy))
+            self.tally.add("ratio/max_deviation", off)
 
     @contextlib.contextmanager
     def _gradients_exchanged(self, *, last: bool) -> Iterator[None]:

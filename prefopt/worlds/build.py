@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,9 +24,10 @@ from prefopt.common.digest import of_json
 from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import generate
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, UserError
 from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
+from prefopt.rewards.reward import Answer
 from prefopt.train import BatchConfig, train
 from prefopt.worlds import review
 from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split, knobs
@@ -133,6 +135,25 @@ def words(ids: Sequence[int]) -> str:
     """The text of completion tokens, without `<eos>`."""
     ids = ids[:-1] if len(ids) > 0 and ids[-1] == EOS else ids
     return " ".join(VOCABULARY[i] for i in ids)
+
+
+@dataclass(frozen=True)
+class WorldReward:
+    """The exact reward of a world's texts, for training on samples."""
+
+    world: ReviewWorld
+    name: str = "world"
+
+    def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
+        """(n,) rewards.
+
+        Raises:
+            UserError: the texts are not in the world's tokens.
+        """
+        if any(token >= len(VOCABULARY) for answer in answers for token in (*answer.prompt, *answer.completion)):
+            raise UserError("reward=world scores texts of the built-in world's model: give reward=module:function for "
+                            "another one")  # fmt: skip
+        return self.world.reward([f"{words(answer.prompt[1:])} {words(answer.completion)}" for answer in answers])
 
 
 def _key(**content: Any) -> str:

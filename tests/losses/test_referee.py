@@ -71,15 +71,15 @@ def test_a_broken_copy_of_trl_is_caught(mistake: str, monkeypatch: pytest.Monkey
     assert found.convention == ("halved" if verdict == "differs" else None)
 
 
-def test_the_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("prefopt.testing.referee.MENU", ["dpo", "nca_list"])
     assert main(["referee", "TRL", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capfd.readouterr().out)
     assert found["dpo"]["verdict"] == "pass"
     assert found["dpo"]["max_error"] < 1e-5  # the float32 cases included
     assert found["nca_list"]["verdict"] == "absent"
     assert main(["referee", "tlr"]) == 2
-    assert "trl" in capsys.readouterr().err
+    assert "trl" in capfd.readouterr().err
 
 
 def test_the_matrix_in_the_documentation_is_that_of_the_results() -> None:

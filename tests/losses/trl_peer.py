@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.registry import load
-from prefopt.testing.numbers import value_of
+from prefopt.testing.numbers import build, value_of, whole
 from prefopt.testing.samples import Named, cast, declared
 
 PROMPT, TOKENS, PAIRS = 3, 6, 5
@@ -214,3 +214,35 @@ def _gold() -> tuple[Tensor, Tensor]:
 def demonstrations(batch: Named) -> Named:
     """The chosen sides alone."""
     return {name: batch[name] for name in ("chosen", "chosen_num_tokens", "chosen_token", "ids")}
+
+
+def trl_on_policy(loss_type: str, loss: Any, numbers: Named) -> float:
+    """TRL's RLOOTrainer (`rloo`) or GRPOTrainer (`grpo`, `dr_grpo`) on lists with our advantages."""
+    from trl import GRPOTrainer, RLOOTrainer
+
+    batch: Any = whole(loss, build(loss.needs, declared(loss.needs, numbers)))
+    completions, old = batch.completions, batch.old
+    width = numbers["completions_token"].shape[-1]
+    inside = (torch.arange(width) < numbers["num_tokens"].unsqueeze(-1)).double().flatten(0, 1)
+    token = numbers["completions_token"].flatten(0, 1)
+    cls = RLOOTrainer if loss_type == "rloo" else GRPOTrainer
+    unclipped = 1e9 if loss_type == "rloo" else 0.2
+    trainer = object.__new__(cls)
+    vars(trainer).update(
+        model=SimpleNamespace(training=False), aux_loss_enabled=False, loss_type=loss_type, beta=loss.beta,
+        epsilon_low=unclipped, epsilon_high=unclipped, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
+        importance_sampling_level="token", use_vllm=False, _entropy_bonus_enabled=False,
+        max_completion_length=getattr(loss, "length", 1), current_gradient_accumulation_steps=1,
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None), _metrics=defaultdict(lambda: defaultdict(list)),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, gather_for_metrics=lambda x: x),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (token, torch.zeros_like(token), None),
+    )  # fmt: skip
+    inputs = {
+        "prompt_ids": torch.ones(len(token), 1), "prompt_mask": torch.ones(len(token), 1),
+        "completion_ids": inside, "completion_mask": inside, "advantages": batch.targets["advantage"].flatten(),
+        "old_logps": old.sum.flatten(),
+    }  # fmt: skip
+    if loss.needs.tokens:
+        inputs |= {"old_per_token_logps": old.per_token.flatten(0, 1)}
+        inputs |= {"ref_per_token_logps": completions.ref_per_token.flatten(0, 1)}
+    return float(trainer._compute_loss(None, inputs))

@@ -92,6 +92,16 @@ def log_probs(logits: Tensor) -> Tensor:
     return total
 
 
+def token_log_probs(logits: Tensor) -> Tensor:
+    """(4^length, length) log-probs of each token of all texts under the prefix tree; `log_probs` is their sum."""
+    steps, depth, first, columns = logits.log_softmax(-1), 0, 0, []
+    while first < len(logits):
+        width = VOCABULARY**depth
+        columns.append(steps[first : first + width].flatten())
+        first, depth = first + width, depth + 1
+    return torch.stack([column.repeat_interleave(VOCABULARY ** (depth - 1 - d)) for d, column in enumerate(columns)], 1)
+
+
 def total_variation(p: Tensor, q: Tensor) -> float:
     """Half the L1 distance of two distributions: 0 equal, 1 disjoint."""
     return float((p - q).abs().sum() / 2)

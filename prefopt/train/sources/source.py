@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prefopt.engine.packing import Indices
 from prefopt.engine.reference.table import ReferenceTable
+from prefopt.train.examples import Drawn
 from prefopt.train.sources.feed import Feed
 
 
@@ -18,11 +20,17 @@ class GlobalBatch:
         feed: records as the engine scores them, among which are those of the step.
         index: the places of the step's records in `feed`.
         reference: the reference's log-probs of the feed's records, where the loss reads any that do not change.
+        drawn: what each of the feed's records was drawn with, where the policy wrote them.
+        fresh: the policy is still as it was when it wrote them.
+        figures: of the records, to be logged with the step.
     """
 
     feed: Feed
     index: Indices
     reference: ReferenceTable | None
+    drawn: Sequence[Drawn] | None = None
+    fresh: bool = True
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)

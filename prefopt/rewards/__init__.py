@@ -1,0 +1,5 @@
+"""Rewards: prompts and the texts written behind them in, one score each out."""
+
+from prefopt.rewards.reward import Answer, Reward, from_function
+
+__all__ = ["Answer", "Reward", "from_function"]

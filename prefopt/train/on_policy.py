@@ -1,0 +1,110 @@
+"""Makes the trainer of a run on the policy's own samples, from a model, a loss, a reward and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from prefopt.data.tokens import TokenRecord
+from prefopt.engine.cpu import keep_large_buffers
+from prefopt.engine.forward import unwrap
+from prefopt.engine.gates import choose_layout
+from prefopt.engine.generation import end_tokens
+from prefopt.engine.layout import Layout
+from prefopt.engine.limits import check_length
+from prefopt.engine.randomness import remove_randomness
+from prefopt.engine.reference.fingerprint import fingerprint
+from prefopt.errors import UserError
+from prefopt.models.adapters import twin
+from prefopt.plugin import Loss, Vocab
+from prefopt.train import fsdp
+from prefopt.train.arguments import autocast, training_arguments
+from prefopt.train.batches import BatchConfig, Batcher
+from prefopt.train.loop import PreferenceTrainer
+from prefopt.train.settings import RunReference, Settings
+from prefopt.train.setup import cost_of, policies, precision
+from prefopt.train.sources.rollouts import Prompt, RolloutConfig, Rollouts
+
+
+def build_on_policy(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings) -> PreferenceTrainer:
+    """The trainer of a run whose steps learn from samples behind the prompts of `records`.
+
+    Raises:
+        UserError: options that do not go with samples.
+    """
+    assert given.reward is not None
+    needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout
+    rollout.check(loss)
+    args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
+    _check(args, given)
+    if args.device.type == "cpu":
+        keep_large_buffers()
+    prompts = prompts_of(records)
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
+    batch = replace(
+        batch, max_tokens=batch.budget(args.device.type, _most(longest, rollout, choose_layout(model).layout))
+    )
+    referee = model if given.reference is None else given.reference
+    reads = needs.reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+    live = twin(model, given.reference) if reads or needs.moving_reference else None
+    name = fingerprint(referee, precision(args)) if reads else None
+    policy, reference = policies(model, live, batch.layout)
+    remove_randomness(policy)
+    process = (args.process_index, args.world_size)
+    assert batch.max_tokens is not None
+    source = Rollouts(
+        prompts=prompts,
+        policy=policy,
+        loss=loss,
+        reward=given.reward,
+        config=rollout,
+        tokenizer=given.tokenizer,
+        ends=end_tokens(model, given.tokenizer),
+        records=batch.records,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        reference=reference,
+        max_tokens=batch.max_tokens,
+        process=process,
+        precision=partial(autocast, args),
+        look=given.look,
+    )
+    batcher = Batcher(needs, policy.layout.layout, batch.max_tokens, cost_of(model), process)
+    live_needed = needs.moving_reference or Vocab.KL in needs.vocab
+    found = RunReference(name=name, policy=reference if live_needed else None, is_start=given.reference is None,
+                         by_step=reference is not None)  # fmt: skip
+    return PreferenceTrainer(policy, loss, args, {"train": source}, batcher, found, given)
+
+
+def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
+    """The prompts of records, each once, in their order."""
+    found: dict[bytes, Prompt] = {}
+    for i in range(len(records)):
+        record = records[i]
+        found.setdefault(record.prompt.tobytes(), Prompt(record.id, record.prompt, record.stable_int))
+    if not found:
+        raise UserError("there are no prompts to sample behind: see which rows were rejected, and why")
+    return list(found.values())
+
+
+def _most(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
+    """The most positions that the samples of one prompt take in a forward."""
+    count, new = rollout.num_generations, rollout.max_new_tokens
+    return longest + count * (new - 1) if layout == "tree" else count * (longest + new - 1)
+
+
+def _check(args: Any, given: Settings) -> None:
+    if given.tokenizer is None:
+        raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
+    if fsdp.settings(args) is not None:
+        raise UserError("trainer.fsdp does not go with source=rollouts: a sharded model writes no texts here; use DDP, "
+                        "or peft=lora for less memory")  # fmt: skip
+    if args.eval_strategy != "no" or args.eval_on_start:
+        raise UserError("trainer.eval_strategy: held-out records are not scored in a run on the policy's own samples, "
+                        "whose steps log `reward` and `kl`; leave it out")  # fmt: skip
+    updates, every = given.rollout.updates, args.save_steps
+    if args.save_strategy == "steps" and every % updates:
+        raise UserError(f"trainer.save_steps={every} must be a multiple of rollout.updates={updates}: a checkpoint in "
+                        "the middle of a rollout has no samples to resume with")  # fmt: skip

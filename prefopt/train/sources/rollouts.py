@@ -1,0 +1,289 @@
+"""Records of the policy's own samples: prompts, K completions of each, their rewards, and the reference's log-probs.
+
+One rollout is the samples of one global batch of prompts. It is made in the order of the steps, when the step before it
+has been made, and serves `updates` steps. What is drawn is a function of (seed, rollout, prompt id): a resume, another
+number of processes or another batch size draw the same texts, up to the rounding of the model's own forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from prefopt.common.digest import of_json
+from prefopt.data.tokens import Ids, TokenRecord
+from prefopt.engine.generation import SampledText, sample
+from prefopt.engine.packing import epoch_order
+from prefopt.engine.policy import Policy
+from prefopt.engine.reference.table import ReferenceTable
+from prefopt.engine.scoring import Scored, score
+from prefopt.errors import UserError
+from prefopt.plugin import ListLogps, Logps, Loss, Vocab, with_targets
+from prefopt.rewards.reward import Answer, Reward, answer, scores_of
+from prefopt.train.examples import Drawn, Facts, examples_of
+from prefopt.train.sources.feed import Feed
+from prefopt.train.sources.labels import Labelled, LabelRule, SampledPrompt, check_samples, labelled
+from prefopt.train.sources.source import GlobalBatch
+
+TEXTS, LABELS = 0, 1  # what random numbers are drawn for
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How samples are drawn and labelled. The defaults of the Hydra group `rollout`."""
+
+    num_generations: int = 4  # samples of each prompt; a step has batch.records prompts
+    max_new_tokens: int = 128  # a text that is longer is cut off, without an end token
+    temperature: float = 1.0  # of the samples; on-policy losses learn from temperature 1 alone
+    missing_end_penalty: float = 0.0  # taken off the reward of a text that was cut off
+    label: LabelRule = (
+        LabelRule.BT
+    )  # how two rewards become a preference, for losses on pairs and labels: BT, SOFT or ARGMAX
+    label_temperature: float = 1.0  # of BT and SOFT, in units of reward
+    updates: int = 1  # steps that learn from the same samples
+
+    def check(self, loss: Loss) -> None:
+        """Raise UserError for a value that cannot be used with a loss."""
+        for name in ("num_generations", "max_new_tokens", "updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
+        for name in ("temperature", "label_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
+        if not 0 <= self.missing_end_penalty < float("inf"):
+            raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
+        check_samples(loss.needs.data, self.num_generations)
+        if loss.needs.on_policy and self.temperature != 1:
+            raise UserError(f"rollout.temperature={self.temperature}: this loss learns from texts drawn at temperature "
+                            "1, the policy's own; losses on pairs, labels and lists take others")  # fmt: skip
+        if loss.needs.mismatched or loss.needs.control_text:
+            what = "completions of other prompts" if loss.needs.mismatched else "a control text before each completion"
+            raise UserError(f"this loss needs {what}, which samples do not have: choose another one for "
+                            "source=rollouts")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt to sample behind; `seed` is the stable integer of its id."""
+
+    id: str
+    tokens: Ids
+    seed: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rollout:
+    """The samples of one rollout, as they can be looked at.
+
+    Attributes:
+        number: counted from 0.
+        step: the first that learns from it, counted from 1.
+        answers: the texts, K of each prompt, in the order of the prompts.
+        rewards: (prompts, K), penalties included.
+        batch: the global batch that is made of them.
+    """
+
+    number: int
+    step: int
+    answers: list[Answer]
+    rewards: NDArray[np.float64]
+    batch: GlobalBatch
+
+
+@dataclass(eq=False, kw_only=True)
+class Rollouts:
+    """A source of the policy's own samples.
+
+    Attributes:
+        prompts: each once.
+        policy: whose samples they are, as it is when they are drawn.
+        loss: what learns from them.
+        reward: scores them.
+        config: how they are drawn and labelled.
+        tokenizer: decodes them for the reward.
+        ends: the tokens that end a text.
+        records: prompts of a step, on all processes together.
+        seed: seeds the order of the prompts and what is drawn.
+        reference: scores them; None for a loss that reads none.
+        max_tokens: positions of a forward of the reference.
+        process: (rank, count); each samples and scores its share of the prompts.
+        precision: the context that log-probs are computed in.
+        look: called with every rollout that is made.
+    """
+
+    prompts: Sequence[Prompt]
+    policy: Policy
+    loss: Loss
+    reward: Reward
+    config: RolloutConfig
+    tokenizer: Any
+    ends: Sequence[int]
+    records: int
+    seed: int
+    reference: Policy | None = None
+    max_tokens: int = 4096
+    process: tuple[int, int] = (0, 1)
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    look: Callable[[Rollout], None] = lambda rollout: None
+    prefetch: bool = field(default=False, init=False)
+    made: Rollout | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.config.check(self.loss)
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.records) * self.config.updates
+
+    def step(self, index: int) -> GlobalBatch:
+        """The records of step `index`: of a new rollout, or of the last one again."""
+        number, update = divmod(index, self.config.updates)
+        if self.made is None or self.made.number != number:
+            if update:
+                raise UserError(f"step {index + 1} is in the middle of a rollout, whose samples are gone: resume from "
+                                f"a checkpoint at a multiple of rollout.updates={self.config.updates}")  # fmt: skip
+            with self.precision():
+                self.made = self.roll(number)
+            self.look(self.made)
+        return self.made.batch if update == 0 else dataclasses.replace(self.made.batch, fresh=False, figures={})
+
+    def fingerprint(self) -> str:
+        """A digest of the prompts, the reward and the options of sampling."""
+        prompts = [[prompt.id, prompt.tokens.tolist()] for prompt in self.prompts]
+        return of_json([prompts, self.reward.name, dataclasses.asdict(self.config), list(self.ends)], size=16)
+
+    def roll(self, number: int) -> Rollout:
+        """Sample, score and label the prompts of a rollout.
+
+        Raises:
+            UserError: a reward that is not one finite number for each text.
+        """
+        chosen = self._prompts(number)
+        samples = self._samples(number, chosen)
+        answers = [
+            answer(self.tokenizer, prompt.tokens.tolist(), text.tokens, self.ends)
+            for prompt, group in zip(chosen, samples, strict=True)
+            for text in group
+        ]
+        rewards = scores_of(self.reward(answers), answers, self.reward.name)
+        rewards = rewards - self.config.missing_end_penalty * np.array([not a.ended for a in answers])
+        rewards = rewards.reshape(len(chosen), -1)
+        groups = [
+            SampledPrompt(prompt.id, prompt.tokens, tuple(np.array(s.tokens, np.int32) for s in group), scores,
+                  self._random(number, prompt, LABELS).random(len(group) // 2))
+            for prompt, group, scores in zip(chosen, samples, rewards, strict=True)
+        ]  # fmt: skip
+        found = labelled(groups, self.loss.needs.data, self.config.label, self.config.label_temperature)
+        batch = self._batch(found, samples)
+        figures = {
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(1).mean(),
+            "entropy": -np.mean([s.logps.sum(dtype=np.float64) for group in samples for s in group]),
+            "completions/mean_length": np.mean([len(a.completion) for a in answers]),
+            "completions/ended": np.mean([a.ended for a in answers]),
+            **_drift(batch),
+        }
+        batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
+        return Rollout(
+            number=number, step=number * self.config.updates + 1, answers=answers, rewards=rewards, batch=batch
+        )
+
+    def _prompts(self, number: int) -> list[Prompt]:
+        """The prompts of a rollout: every prompt once in an epoch, in an order that is new in each."""
+        epoch, place = divmod(number, -(-len(self.prompts) // self.records))
+        order = epoch_order(len(self.prompts), self.seed, epoch)
+        return [self.prompts[i] for i in order[place * self.records : (place + 1) * self.records]]
+
+    def _random(self, number: int, prompt: Prompt, purpose: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number, prompt.seed, purpose])))
+
+    def _samples(self, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
+        """K samples of each prompt; each process draws those of its share."""
+        rank, count = self.process
+        mine = range(rank, len(chosen), count)
+        each = self.config.num_generations, self.config.max_new_tokens
+        uniforms = [self._random(number, chosen[i], TEXTS).random(each) for i in mine]
+        texts = sample(
+            self.policy.model,
+            [chosen[i].tokens.tolist() for i in mine for _ in range(each[0])],
+            np.concatenate(uniforms) if uniforms else np.empty((0, each[1])),
+            eos_token_id=self.ends,
+            temperature=self.config.temperature,
+        )
+        drawn = {i: texts[at * each[0] : (at + 1) * each[0]] for at, i in enumerate(mine)}
+        return [group for _, group in sorted(self._from_all(drawn).items())]
+
+    def _batch(self, found: Labelled, samples: Sequence[Sequence[SampledText]]) -> GlobalBatch:
+        """The records with what the reference says of them, and what they were drawn with."""
+        feed = Feed(found.records, self.loss.needs, whole=False, seed=self.seed)
+        records = [feed[i] for i in range(len(feed))]
+        table = ReferenceTable.of(self._reference(records)) if self.reference is not None else None
+        drawn = [
+            Drawn(tuple(samples[group][k].logps for k in members[: len(record.completions)]),
+                  tuple(samples[group][k].tokens[-1] in self.ends for k in members[: len(record.completions)]))
+            for record, group, members in zip(records, found.group, found.members, strict=True)
+        ]  # fmt: skip
+        if self.loss.needs.on_policy:
+            drawn = self._with_targets(records, drawn, table)
+        return GlobalBatch(feed, np.arange(len(feed)), table, drawn=drawn)
+
+    def _reference(self, records: Sequence[TokenRecord]) -> list[Scored]:
+        """The reference's log-probs; each process computes those of its share."""
+        rank, count = self.process
+        mine = range(rank, len(records), count)
+        entropy = Vocab.REF_ENTROPY in self.loss.needs.vocab
+        found = score(self.reference, [records[i] for i in mine], max_tokens=self.max_tokens, tokens=True,
+                      entropy=entropy)  # fmt: skip
+        return [scored for _, scored in sorted(self._from_all(dict(zip(mine, found, strict=True))).items())]
+
+    def _with_targets(
+        self, records: Sequence[TokenRecord], drawn: Sequence[Drawn], table: ReferenceTable | None
+    ) -> list[Drawn]:
+        """What the loss's `targets` makes of the whole rollout, shared out to its records."""
+        facts = [Facts.of(r, len(r.completions), d) for r, d in zip(records, drawn, strict=True)]
+        lists = examples_of(facts, _drawn_logps(drawn, table), self.loss.needs).logps
+        assert isinstance(lists, ListLogps)
+        targets = {name: value.numpy() for name, value in with_targets(self.loss, lists).targets.items()}
+        return [
+            dataclasses.replace(d, targets={name: value[i] for name, value in targets.items()})
+            for i, d in enumerate(drawn)
+        ]
+
+    def _from_all(self, mine: dict[int, Any]) -> dict[int, Any]:
+        """What all processes have."""
+        if self.process[1] == 1:
+            return mine
+        return {key: value for part in gather_object([mine]) for key, value in part.items()}
+
+
+def _drawn_logps(drawn: Sequence[Drawn], table: ReferenceTable | None) -> Logps:
+    """Log-probs of all completions of a rollout, as they were drawn."""
+    texts = [logps for d in drawn for logps in d.logps]
+    token = _padded(texts)
+    reference = None if table is None else [t for i in range(len(drawn)) for t in table.token(i)]
+    return Logps(
+        sum=torch.tensor([logps.sum(dtype=np.float64) for logps in texts], dtype=torch.float32),
+        num_tokens=torch.tensor([len(logps) for logps in texts]),
+        ref_sum=None if table is None else torch.from_numpy(table.sum),
+        token=token,
+        ref_token=None if reference is None else _padded(reference),
+    )
+
+
+def _padded(texts: Sequence[NDArray[np.float32]]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(t)) for t in texts], batch_first=True)
+
+
+def _drift(batch: GlobalBatch) -> dict[str, float]:
+    """The mean log-ratio of the samples to the reference, an estimate of KL(policy || reference) in nats a text."""
+    if batch.reference is None or batch.drawn is None:
+        return {}
+    drawn = np.array([logps.sum(dtype=np.float64) for d in batch.drawn for logps in d.logps])
+    return {"kl": float((drawn - batch.reference.sum).mean())}

@@ -1,0 +1,65 @@
+"""`prefopt train source=rollouts`: what a run on the model's own samples leaves behind, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import main
+from tests.cli.conftest import Run
+
+SHORT = "def short(prompts, completions):\n    return [-len(text) / 10 for text in completions]\n"
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> str:
+    (tmp_path / "rewards_of_mine.py").write_text(SHORT)
+    return f"reward={tmp_path / 'rewards_of_mine.py'}:short"
+
+
+@pytest.mark.parametrize("loss", ["rloo", "dpo"])
+def test_a_run_leaves_its_samples_and_what_the_reward_says_of_it(run: Run, loss: str, reward: str) -> None:
+    assert run(f"loss={loss}", "source=rollouts", reward, "rollout.max_new_tokens=4", "batch.records=3") == 0
+    rows = [json.loads(line) for line in (run.out / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(3 * 4)]
+    assert rows[0].keys() == {"step", "prompt", "text", "reward", "ended", "advantage"}
+    assert (rows[0]["advantage"] is None) == (loss == "dpo")
+    metrics = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    training = [m for m in metrics if "learning_rate" in m]
+    assert all({"reward", "kl", "entropy", "ratio/max_deviation"} <= m.keys() for m in training)
+    mean = sum(row["reward"] for row in rows[:12]) / 12
+    assert training[0]["reward"] == pytest.approx(mean)
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert summary["texts"]["reward_change"]["count"] == 4
+    assert summary["after"]["reward"] == pytest.approx(summary["texts"]["reward"]["value"])
+    assert not (run.out / "heldout.jsonl").exists()
+    page = (run.out / "report.html").read_text()
+    assert "Own texts, reward" in page
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=rloo"], "loss=rloo learns from the policy's own samples: add source=rollouts"),
+        (["source=rollouts"], "source=rollouts needs a reward"),
+        (["reward=world"], "source=offline has none"),
+        (["source=rollout", "reward=world"], "did you mean 'rollouts'"),
+        (["source=rollouts", "reward=nothing"], "give world, module:function or file.py:function"),
+        (["source=rollouts", "reward=math:nothing"], "math has no function 'nothing'"),
+        (["source=rollouts", "reward=world", "loss=kto"], "completions of other prompts"),
+        (["source=rollouts", "reward=world", "rollout.num_generations=3"], "must be even"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    run: Run, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*overrides) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_is_refused(model_folder: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"model.path={model_folder}", f"data.path={pairs_file}", "source=rollouts", "reward=math:sqrt"]
+    assert main(["plan", "loss=rloo", *given]) == 2
+    assert "how long the texts get is not known beforehand" in capsys.readouterr().err

@@ -1,0 +1,9 @@
+"""Names of the menu by where their records come from."""
+
+from __future__ import annotations
+
+from prefopt.losses import MENU, load_class
+from prefopt.testing import example
+
+ON_POLICY = sorted(name for name in MENU if example(load_class(name)).needs.on_policy)
+OFFLINE = sorted(set(MENU) - set(ON_POLICY))  # these learn from the policy's own samples, too

@@ -1,0 +1,54 @@
+"""Rewards of Python functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from prefopt.errors import UserError
+from prefopt.rewards import Answer, from_function
+from prefopt.rewards.reward import answer
+
+TOKENIZER = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
+ANSWERS = [answer(TOKENIZER, [1, 5], [6, 2], [2]), answer(TOKENIZER, [1, 5], [6, 7], [2])]
+
+
+def test_an_answer_keeps_its_end_token() -> None:
+    """Without it, a reward cannot tell a text that ended from one that was cut off."""
+    assert ANSWERS[0] == Answer(prompt=(1, 5), completion=(6, 2), prompt_text="1 5", text="6 2", ended=True)
+    assert not ANSWERS[1].ended
+
+
+@pytest.mark.parametrize("by", ["file", "module"])
+def test_a_function_scores_texts(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / f"mine_{by}.py"
+    file.write_text(
+        "def short(prompts, completions):\n    return [-len(p + c) for p, c in zip(prompts, completions)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    reward = from_function(f"{file}:short" if by == "file" else "mine_module:short")
+    np.testing.assert_array_equal(reward(ANSWERS), [-6, -6])
+    assert reward.name.endswith(":short")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module_here:f", "no_such_module_here cannot be imported: ModuleNotFoundError"),
+        ("no_such_file.py:f", r"no_such_file\.py cannot be imported: FileNotFoundError: no such file"),
+        ("math:no_such_function", "math has no function 'no_such_function'"),
+        ("math:pi", "math has no function 'pi'"),
+    ],
+)
+def test_what_is_no_function_is_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_function(name)
+
+
+def test_a_function_that_fails_is_named(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(prompts, completions):\n    return [1 / 0]\n")
+    with pytest.raises(UserError, match=r"reward=.*f\.py:f failed: ZeroDivisionError"):
+        from_function(f"{tmp_path / 'f.py'}:f")(ANSWERS)

@@ -1,0 +1,232 @@
+"""The policy's own samples: what is drawn, what is learnt from it, and that splits and kills change neither."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prefopt.errors import TrainingError, UserError
+from prefopt.losses.registry import load
+from prefopt.models import adapters
+from prefopt.rewards.reward import Answer
+from prefopt.train import BatchConfig
+from prefopt.train.sources.labels import LabelRule
+from prefopt.train.sources.rollouts import Rollout, Rollouts
+from tests.losses.names import ON_POLICY
+from tests.train import own_texts, tiny
+
+OFFLINE = (
+    "dpo",
+    "ipo_sum",
+    "orpo",
+    "simpo",
+    "kto_zero",
+    "bco",
+    "aot",
+    "plackett_luce",
+    "sft",
+    "rebel",
+    "tdpo2",
+    "tr_dpo",
+)
+
+
+def source(name: str = "rloo", **changes: Any) -> Rollouts:
+    """The source of a run that is ready, but not started."""
+    made = tiny.make(load(name), own_texts.PROMPTS, Path(changes.pop("folder")), **own_texts.options(**changes))
+    found = made.sources["train"]
+    assert isinstance(found, Rollouts)
+    return found
+
+
+@pytest.mark.parametrize("name", [*ON_POLICY, *OFFLINE])
+def test_every_loss_learns_from_own_texts(name: str, tmp_path: Path) -> None:
+    """Step 0 is checked against the plugin by the trainer itself, and the sampler against the scorer."""
+    kept = own_texts.run(name, tmp_path)
+    assert tiny.apart(kept.weights, dict(tiny.model().named_parameters())) > 1e-4
+    for log in kept.logs:
+        assert {"reward", "reward_std", "entropy", "completions/mean_length", "completions/ended"} <= log.keys()
+        assert 0 <= log["ratio/max_deviation"] < 1e-5
+        assert math.isfinite(log["loss"])
+    if load(name).needs.reference:
+        assert kept.logs[0]["kl"] == pytest.approx(0, abs=1e-5)
+        assert abs(kept.logs[1]["kl"]) > 1e-4
+
+
+def test_rloo_raises_the_reward_it_is_given(tmp_path: Path) -> None:
+    kept = own_texts.run("rloo", tmp_path, max_steps=30, loss={"beta": 0.0})
+    rewards = [log["reward"] for log in kept.logs]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1
+
+
+def test_draws_depend_on_seed_rollout_and_prompt_alone(tmp_path: Path) -> None:
+    def texts(rollout: Rollout) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+        found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for answer in rollout.answers:
+            found.setdefault(answer.prompt, []).append(answer.completion)
+        return found
+
+    one = source(folder=tmp_path)
+    all_at_once = source(folder=tmp_path, batch=BatchConfig(records=6))
+    first, second = texts(one.roll(0)), texts(one.roll(1))
+    whole = texts(all_at_once.roll(0))
+    assert first == {prompt: whole[prompt] for prompt in first}
+    assert len(first) == len(second) == 3
+    assert first.keys().isdisjoint(second.keys()), "an epoch has every prompt once"
+    again = texts(one.roll(2))  # the next epoch, where prompts come again
+    assert any(again[prompt] != whole[prompt] for prompt in again)
+    other = texts(source(folder=tmp_path, seed=1, batch=BatchConfig(records=6)).roll(0))
+    assert all(other[prompt] != whole[prompt] for prompt in whole)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce_pp", "dpo", "aot"])
+def test_splits_change_nothing(name: str, tmp_path: Path) -> None:
+    whole = own_texts.run(name, tmp_path / "whole")
+    parts = own_texts.run(name, tmp_path / "parts", batch=BatchConfig(records=3, max_tokens=30))
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-6, abs=1e-7)
+    assert tiny.apart(parts.weights, whole.weights) < 1e-6
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_resume_draws_the_same_texts(updates: int, tmp_path: Path) -> None:
+    rollout = dataclasses.replace(own_texts.ROLLOUT, updates=updates)
+    options: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "rollout": rollout}
+    whole = own_texts.run("grpo", tmp_path / "whole", **options)
+    kept = own_texts.run("grpo", tmp_path / "again", **options, resume=tmp_path / "whole" / "checkpoint-2")
+    assert kept.losses == whole.losses
+    assert tiny.apart(kept.weights, whole.weights) == 0
+
+
+def test_several_updates_learn_from_the_same_texts(tmp_path: Path) -> None:
+    looked: list[Rollout] = []
+    rollout = dataclasses.replace(own_texts.ROLLOUT, updates=3)
+    kept = own_texts.run("grpo", tmp_path, max_steps=6, rollout=rollout, look=looked.append)
+    assert [made.step for made in looked] == [1, 4]
+    assert ["reward" in log for log in kept.logs] == [True, False, False, True, False, False]
+    fresh = ["ratio/max_deviation" in log for log in kept.logs]  # where the policy still is what wrote them
+    assert fresh == [True, False, False, True, False, False]
+
+
+def test_a_checkpoint_within_a_rollout_is_refused(tmp_path: Path) -> None:
+    rollout = dataclasses.replace(own_texts.ROLLOUT, updates=2)
+    with pytest.raises(UserError, match=r"save_steps=3 must be a multiple of rollout\.updates=2"):
+        own_texts.run("grpo", tmp_path, rollout=rollout, save_strategy="steps", save_steps=3)
+    with pytest.raises(UserError, match="step 2 is in the middle of a rollout"):
+        source("grpo", folder=tmp_path, rollout=rollout).step(1)
+
+
+def test_texts_and_advantages_are_those_of_the_loss(tmp_path: Path) -> None:
+    """The targets of the whole rollout, computed from its records by hand."""
+    made = source(folder=tmp_path)
+    rollout = made.roll(0)
+    batch, advantages = rollout.batch, []
+    for scores in rollout.rewards:  # policy = reference: R = r
+        advantages.append([score - (scores.sum() - score) / 3 for score in scores])
+    found = [drawn.targets["advantage"] for drawn in batch.drawn or ()]
+    np.testing.assert_allclose(found, advantages, atol=1e-5)
+    assert [tuple(c.tolist()) for r in batch.feed.records for c in r.completions] == [
+        a.completion for a in rollout.answers
+    ]
+
+
+def test_a_text_that_was_cut_off_costs_and_stays_in_the_baseline(tmp_path: Path) -> None:
+    rollout = dataclasses.replace(own_texts.ROLLOUT, missing_end_penalty=2.0)
+    plain, penalised = (source(folder=tmp_path, rollout=r).roll(0) for r in (own_texts.ROLLOUT, rollout))
+    cut = np.array([not answer.ended for answer in plain.answers]).reshape(plain.rewards.shape)
+    assert cut.any()
+    assert not cut.all()
+    assert all(answer.ended == (answer.completion[-1] == 2) for answer in plain.answers)
+    np.testing.assert_allclose(penalised.rewards, plain.rewards - 2.0 * cut)
+
+
+def test_labels_are_drawn_by_bradley_terry(tmp_path: Path) -> None:
+    found = {
+        label: source("dpo", folder=tmp_path, rollout=dataclasses.replace(own_texts.ROLLOUT, label=label)).roll(0)
+        for label in LabelRule
+    }
+    sure = found[LabelRule.ARGMAX].batch.feed.records
+    assert all(r.scores is not None and r.scores[0] > r.scores[1] for r in sure)
+    soft = found[LabelRule.SOFT].batch.feed.records
+    assert len(soft) == 2 * len(sure)
+    assert sum(r.weight for r in soft) == pytest.approx(len(soft)), "the mean over records is one over pairs of texts"
+    assert len(found[LabelRule.BT].batch.feed.records) == len(sure)
+
+
+# ---- what stops a run
+
+
+def test_another_sampler_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of another model, as of a server with stale weights."""
+    trainer = tiny.make(load("rloo"), own_texts.PROMPTS, tmp_path, max_steps=2, **own_texts.options())
+    found: Any = trainer.sources["train"]
+    found.policy = type(trainer.policy)(tiny.model(seed=1), trainer.policy.layout)
+    with pytest.raises(TrainingError, match=r"the sampler is not the model that is trained: the text .* was drawn"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a"], "must give numbers"),
+        ([1.0], r"numbers of shape \(1,\) for 12 completions"),
+        ([float("nan")] * 12, "gave nan for the completion"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_named(given: Any, message: str, tmp_path: Path) -> None:
+    class Reward:
+        name = "mine"
+
+        def __call__(self, answers: Sequence[Answer], /) -> Any:
+            return given
+
+    with pytest.raises(UserError, match=f"reward=mine .*{message}|reward=mine {message}"):
+        own_texts.run("rloo", tmp_path, reward=Reward())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("rloo", {"temperature": 0.7}, "learns from texts drawn at temperature 1"),
+        ("rloo", {"num_generations": 1}, "at least 2 samples"),
+        ("dpo", {"num_generations": 3}, "must be even"),
+        ("dpo", {"max_new_tokens": 0}, "at least 1"),
+        ("dpo", {"label_temperature": 0.0}, "above 0"),
+        ("dpo", {"missing_end_penalty": -1.0}, "0 or more"),
+        ("kto", {}, "completions of other prompts"),
+        ("csft", {}, "control text"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        own_texts.run(name, tmp_path, rollout=dataclasses.replace(own_texts.ROLLOUT, **changes))
+
+
+def test_a_loss_on_own_texts_is_not_trained_on_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="learns from the policy's own samples: train with source=rollouts"):
+        tiny.run(load("rloo"), own_texts.PROMPTS, tmp_path)
+
+
+def test_an_adapter_learns_and_its_base_is_the_reference(tmp_path: Path) -> None:
+    policy = adapters.attach(tiny.model(), adapters.PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
+    kept = own_texts.run("rloo", tmp_path, policy, max_steps=3)
+    assert kept.logs[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(kept.logs[-1]["kl"]) > 1e-5
+
+
+def test_targets_see_the_whole_rollout_once(tmp_path: Path) -> None:
+    """Statistics over a batch, such as those of whitening, are those of all its records in one call."""
+    made = source("reinforce_pp", folder=tmp_path)
+    batch = made.roll(0).batch
+    drawn = batch.drawn or ()
+    tokens = np.concatenate([d.targets["advantage"][k][: len(t)] for d in drawn for k, t in enumerate(d.logps)])
+    assert tokens.mean() == pytest.approx(0, abs=1e-5)
+    assert tokens.std(ddof=1) == pytest.approx(1, abs=1e-5)
