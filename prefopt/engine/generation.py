@@ -117,16 +117,10 @@ def _written(
         for rows in batches(prompts, order, batch_size, decoder):
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows]).to(model.device)
             # To some models a prompt of one token looks like a step from a state that is not there.
-<<<<<<< HEAD
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
             texts = (PlainDecoder if stepless else decoder)(model, [prompts[i] for i in rows])
-            for row, text in zip(rows, _write(texts, draws, max_new_tokens, ends, temperature), strict=True):
-=======
-            stepless = decoder is StateDecoder and len(batch[0]) == 1
-            texts = (PlainDecoder if stepless else decoder)(model, batch)
             written = _write(texts, draws, max_new_tokens, ends, temperature, logps=logps)
             for row, text in zip(rows, written, strict=True):
->>>>>>> 1879fb0 (Train on the policy's own samples: rewards, rollouts as a source, RLOO, GRPO, Dr. GRPO, REINFORCE++)
                 results[row] = text
     return results
 
