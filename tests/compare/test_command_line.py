@@ -100,6 +100,7 @@ def test_jobs_by_hydra_itself(hold: Hold, made_up: MadeUp) -> None:
     assert figures(hold(*given, "launcher=basic", folder=Path("launched"))) == figures(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the launchers' own
 @pytest.mark.parametrize(
     ("package", "launcher"),

@@ -19,6 +19,7 @@ LOSSES = {"pairs": "dpo", "unpaired": "kto", "lists": "plackett_luce", "demonstr
 STEPS = 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_ten_steps(shared_data: Path, tmp_path: Path, name: str) -> None:
     loss = registry.load(LOSSES[FILES[name][1].value])

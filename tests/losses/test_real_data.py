@@ -21,6 +21,7 @@ KTO_DEMO = "llama-factory/kto_en_demo.json"
 HH_RLHF = "hh-rlhf/harmless-base-test.jsonl.gz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "loss_name", "kind"),
     [

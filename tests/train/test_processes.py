@@ -63,6 +63,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert (json.loads((tmp_path / f"{run}.json").read_text())["fillers"] > 0) == ("@1" in run)
 
 
+@pytest.mark.slow
 def test_twenty_steps_whatever_shards_and_processes_and_a_checkpoint_of_two_goes_on_on_four_and_on_one(
     tmp_path: Path,
 ) -> None:
