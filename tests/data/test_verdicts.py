@@ -136,6 +136,11 @@ def test_two_columns_that_contradict_each_other_are_refused(tmp_path: Path, row:
         assert f"({other}" in line
 
 
+def test_a_column_beside_the_verdict_that_is_none_is_named(tmp_path: Path) -> None:
+    found = judged(tmp_path, {"winner": "A", "label": "Facts"}, {"choice": 0, "label": 3})
+    assert account(found.counts)[0] == "not read: label (2 rows)"
+
+
 @pytest.mark.parametrize("column", ["preference_strength", "overall_preference", "choice", "better_response_id"])
 def test_a_scale_on_which_the_first_never_wins_is_refused(tmp_path: Path, column: str) -> None:
     rows = [{column: 1}] * 10

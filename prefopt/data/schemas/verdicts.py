@@ -62,9 +62,10 @@ def verdict(row: Row, answers: tuple[str, str] = ("", "")) -> Verdict:
     found = [_scaled(row, column) for column in (*STRENGTH_COLUMNS, *INDEX_COLUMNS) if has(row, column)]
     if not found and answers == ("output_1", "output_2") and _is_number(row.get("preference")):
         found = [_alpaca(number(row["preference"], "preference"))]
-    for name, votes in _votes(row).items():
+    for name, (columns, votes) in _votes(row).items():
         if not found or all(_known(vote, answers) for vote in votes):
             found.append(_counted(name, votes, answers))
+            list(map(row.get, columns))  # notes them as read
     if not found:
         raise RowError("missing_field", f"the row has no verdict in any of {', '.join(VERDICT_COLUMNS)}")
     for other in found[1:]:
@@ -168,18 +169,19 @@ def _alpaca(preference: float) -> Verdict:
     return Verdict(first=2 - preference, second=preference - 1, code=code, column="preference")
 
 
-def _votes(row: Row) -> dict[str, list[Any]]:
-    """The votes of each column; those of several judges are together."""
-    found: dict[str, list[Any]] = {}
-    for name in row:
-        if (name in VERDICT_COLUMNS or _is_annotator(name)) and (value := row.get(name)) is not None:
+def _votes(row: Row) -> dict[str, tuple[list[str], list[Any]]]:
+    """The votes of each column, with its name; those of several judges are together."""
+    found: dict[str, tuple[list[str], list[Any]]] = {}
+    for name, value in row.items():
+        if (name in VERDICT_COLUMNS or _is_annotator(name)) and value is not None:
             into = next((other for other in found if _is_annotator(other)), name) if _is_annotator(name) else name
-            found.setdefault(into, []).extend(value if isinstance(value, list) else [value])
-    flags = {side: row.get(f"winner_{column}") for side, column in
-             (("tie", "tie"), ("first", "model_a"), ("second", "model_b"))}  # fmt: skip
-    if any(flag is not None for flag in flags.values()):
-        chosen = [side for side, flag in flags.items() if code_of(flag).lower() in ("1", "true")]
-        found["winner_*"] = [chosen[0] if len(chosen) == 1 else None]
+            columns, votes = found.setdefault(into, ([], []))
+            columns.append(name)
+            votes += value if isinstance(value, list) else [value]
+    flags = {"winner_tie": "tie", "winner_model_a": "first", "winner_model_b": "second"}
+    if any(has(row, column) for column in flags):
+        chosen = [side for column, side in flags.items() if code_of(dict.get(row, column)) in ("1", "true")]
+        found["winner_*"] = list(flags), [chosen[0] if len(chosen) == 1 else None]
     return found
 
 
