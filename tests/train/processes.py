@@ -1,7 +1,8 @@
 """Runs on several processes: `torchrun ... -m tests.train.processes FOLDER RUN...`; or, without a launcher,
 `python -m tests.train.processes FOLDER --groups JSON`, one list of processes, options and runs after the other.
 
-A run is a loss and what it is done with, such as `dpo`, `kto@1+padded` (global batches of one record), `aot+fsdp+lora`.
+A run is a loss and what it is done with, such as `dpo`, `kto@1+padded` (global batches of one record), `aot+fsdp+lora`,
+`dpo+own` (on the model's own texts).
 Process 0 leaves `FOLDER/<run>.json` (losses, held-out figures before and after, figures of the last step) and
 `FOLDER/<run>.safetensors` (the weights after the last step, whole).
 """
@@ -18,6 +19,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
-from tests.train import tiny
+from tests.train import own_texts, tiny
 
 TRAIN = tiny.records(Data.PAIRS, 27, weights=True)  # the last global batch has 9 records, an odd number
 HELD_OUT = tiny.records(Data.PAIRS, 9, seed=1)
@@ -64,12 +66,16 @@ def train(run: str, folder: Path, *, steps: int = 3, **options: Any) -> tuple[di
     resume = options.pop("resume", None)
     kept = tiny.Run()
     callbacks = [kept, *options.pop("callbacks", ())]
+    own = load(name, **hyper).needs.on_policy or "own" in wanted
     options = {"eval": HELD_OUT, "max_steps": steps} | ({"fsdp": True} if "fsdp" in wanted else {}) | options
+    if own:
+        options = options | own_texts.options(batch=replace(batch, records=min(batch.records, 5)))
+        batch, _ = options.pop("batch"), options.pop("eval")
     made = policy(lora="lora" in wanted)
     kept.trainer = tiny.make(load(name, **hyper), TRAIN, folder, made, callbacks=callbacks, batch=batch, **options)
-    before = kept.trainer.evaluate()
+    before = {} if own else kept.trainer.evaluate()
     kept.trainer.train(resume)
-    after = kept.trainer.evaluate()
+    after = {} if own else kept.trainer.evaluate()
     if "fsdp" in wanted:
         assert isinstance(kept.trainer.wrapped, FSDPModule), "it is not sharded"
         assert any(isinstance(p, DTensor) for p in kept.trainer.model.parameters())

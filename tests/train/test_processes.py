@@ -18,8 +18,8 @@ from tests.train import tiny
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 # plain; coupled with mismatched completions; coupled; coupled with state; per token with statistics of the vocabulary;
-# a reference that moves; only one side of a pair; fewer records than processes
-RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "tr_dpo", "sft", "dpo@1", "kto@1")
+# a reference that moves; only one side of a pair; fewer records than processes; the model's own texts
+RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "tr_dpo", "sft", "dpo@1", "kto@1", "grpo", "dpo+own")
 # A covering set; `python -m tests.train.matrix FOLDER` runs all.
 ON_TWO = ("dpo+fsdp", "kto+fsdp+lora+padded", "aot+lora")
 ON_FOUR = ("kto+padded", "aot+fsdp")
