@@ -29,6 +29,7 @@ TEMPLATE_MARKS = re.compile(
     r"|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>|<｜[^｜\s]+｜>|<\|(?:START|END)_OF_TURN_TOKEN\|>"
 )
 THOUGHT = re.compile(r"</?think>")
+BLOCK = re.compile(r"(?P<tag><(?P<closes>/?)(?P<name>(?:think|thought|reason|analysis|scratchpad)\w*)>)(?P<space>\s*)$")
 
 
 @dataclass(frozen=True)
@@ -174,12 +175,12 @@ class Chat:
 
     @cached_property
     def _block(self) -> re.Match[str] | None:
-        """The tag with which the header of an answer ends, such as <think>."""
+        """The tag of a block of thoughts with which the header of an answer ends."""
         try:
             header = self._after([QUESTION], answer_next=True)
         except RowError:
             return None
-        return re.search(r"(?P<tag><(?P<closes>/?)(?P<name>[A-Za-z]\w*)>)(?P<space>\s*)$", header)
+        return BLOCK.search(header)
 
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
         """The texts of a record; RowError if the template fails on it, or leaves out a part of it."""

@@ -107,3 +107,11 @@ def test_texts_that_only_look_like_structures_stay(text: str) -> None:
 def test_lists_of_scores_and_pairs_of_history_as_text() -> None:
     row = {"completions": '["a", "b"]', "scores": "[1, 0.5]", "history": '[["q", "a"]]'}
     assert parsed(row) == {"completions": ["a", "b"], "scores": [1, 0.5], "history": [["q", "a"]]}
+
+
+def test_an_answer_after_another_assistant_turn_is_a_paragraph_of_its_own(tmp_path: Path) -> None:
+    row = {side: [HI, said("assistant", "Arr!"), said("assistant", side)] for side in ("chosen", "rejected")}
+    (record,) = reading(tmp_path, row).records
+    assert (record.prompt, record.completions) == ((HI, said("assistant", "Arr!\n\n")), ("chosen", "rejected"))
+    given = {"prompt": [HI, said("assistant", "Arr")], "chosen": "!", "rejected": "?"}  # begun by the prompt: unchanged
+    assert reading(tmp_path, given).records[0].prompt == (HI, said("assistant", "Arr"))

@@ -353,6 +353,8 @@ EMPTY = "<think></think>"
         (chat(answer_start=EMPTY, header="<think>\n"), "<think>two</think>Five.", "two</think>Five."),
         (chat(answer_start=EMPTY), "<think>two</think>Five.", "<think>two</think>Five."),
         (chat(answer_start=EMPTY), "Five.", "<think></think>Five."),
+        # its header has a tag of another kind
+        (chat(header="<assistant>"), "Five.", "Five."),
         # its header has an empty block
         (chat(answer_start=EMPTY, header=EMPTY), "Five.", "Five."),
         (chat(answer_start=EMPTY, header=EMPTY), "<think>two</think>Five.", "second_block"),
