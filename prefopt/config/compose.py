@@ -334,6 +334,11 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
     text = str(error)
     cause = error.__cause__
     whole = f"{text}\n{cause}" if cause is not None else text
+    if match := re.search(r"Error parsing override '([^'=]*)'", text):
+        return UserError(f"{match[1]!r} is not a setting: write KEY=VALUE, such as loss.beta=0.1")
+    if match := re.search(r"Ambiguous value for argument '(([^'=]*)=.*)'", text):
+        return UserError(f"{match[1]}: several values are several runs (-m), or a list: {match[2]}=[A,B]; one text "
+                         f"with a comma is quoted: {match[2]}='A,B'")  # fmt: skip
     if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
         group, wrong = match.groups()
         valid = group_choices(group)

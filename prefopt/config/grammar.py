@@ -10,17 +10,22 @@ from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+
+from prefopt.errors import UserError
 
 # What the grammar reads as text without quotes: starts with a letter or a slash, and is no keyword. Inside a list or a
 # dict a colon needs quotes.
 PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][A-Za-z0-9_./:-]*")
+KEY = re.compile(r"\+{0,2}[\w.@/-]+", re.ASCII)
 # Options whose values are names of files, or texts.
 TEXT = re.compile(
-    r"(?:stages\.[\w-]+\.|methods\.[\w-]+\.)?"
-    r"(?:model\.(?:path|reference)|data\.(?:path|eval_path|template|cache_dir)|tracking\.(?:project|run_name)"
-    r"|output_dir|reference_folder|stages_folder|resume|judge)"
+    r"(?:stages\.[\w-]+\.|methods\.[\w-]+\.)?(?:model\.(?:path|reference)|data\.(?:path|eval_path|template|cache_dir)"
+    r"|tracking\.(?:project|run_name)|judge|output_dir|reference_folder|stages_folder|resume)"
 )
+# A text in a list or table that needs quotes.
+ODD = re.compile(r"(?<=[\[{,: ])(?!\s)[^\[\]{},:'\"]*[^\[\]{},:'\"\w.\s/+$%*@?|-][^\[\]{},:'\"]*(?=[\]},])", re.ASCII)
 MULTIRUN = ("-m", "--multirun")
 
 
@@ -48,10 +53,13 @@ def quoted(text: str) -> str:
 
 
 def literal(words: Iterable[str]) -> list[str]:
-    """The words of a command line, with quotes around names of files and texts that Hydra's grammar would misread.
+    """The words of a command line, with quotes around names and texts that Hydra's grammar would misread.
 
-    These are what it cannot parse, such as `data.path=p/a=b.jsonl` and `model.path=数据`, and what it takes for another
-    type although a file has this name, such as `data.path=a,b.jsonl`.
+    These are what it cannot parse, such as `data.path=p/a=b.jsonl`, `model.path=数据` and `data.ignore=[数据]`, and
+    names of files that it takes for something else, such as `data.path=a,b.jsonl` where this file exists.
+
+    Raises:
+        UserError: a list or table that cannot be read.
     """
     words = list(words)
     several = any(word in MULTIRUN for word in words)
@@ -60,20 +68,30 @@ def literal(words: Iterable[str]) -> list[str]:
 
 def _literal(word: str, *, several: bool) -> str:
     key, equals, value = word.partition("=")
-    if not equals or not TEXT.fullmatch(key.lstrip("+")) or _read_as_text(word, value):
+    if not equals or not KEY.fullmatch(key):
+        return word
+    override = _parsed(word)
+    if override is None and value.startswith(("[", "{")) and not TEXT.fullmatch(key):
+        inner = f"{key}={ODD.sub(lambda found: quoted(found[0]), value)}"
+        if _parsed(inner) is None:
+            raise UserError(f"{word} is not a list or table: put texts in quotes, as in {key}=['a=b','é'], and give "
+                            "tables with other keys than words in a file (experiment=FILE.yaml)")  # fmt: skip
+        return inner
+    if override is not None and (_is_text(override) or not TEXT.fullmatch(key) or not os.path.exists(value)):
         return word
     parts = value.split(",") if several and not os.path.exists(value) else [value]
     return f"{key}={','.join(map(quoted, parts))}"
 
 
-def _read_as_text(word: str, value: str) -> bool:
-    """Whether the grammar takes a value as it is meant; only a file's name can tell that a list is meant as a text."""
+def _is_text(override: Override) -> bool:
+    return not override.is_sweep_override() and isinstance(override.value(), str | None)
+
+
+def _parsed(word: str) -> Override | None:
     try:
-        override = _parser().parse_override(word)
+        return _parser().parse_override(word)
     except HydraException:
-        return False
-    text = not override.is_sweep_override() and isinstance(override.value(), str | None)
-    return text or not os.path.exists(value)
+        return None
 
 
 @cache
