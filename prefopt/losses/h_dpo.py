@@ -26,6 +26,7 @@ class HDPO:
     Identities: h_dpo(alpha=1.0) = dpo.
 
     Differences: none known from the paper; its code was not found. The default of alpha is ours.
+    The logged reward is beta * (alpha * log pi - log pi_ref), which is not 0 at policy = reference.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.07595"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.plugin import Loss
-from prefopt.testing import metadata_checks, needs_checks, value_checks
+from prefopt.testing import metadata_checks, needs_checks, reward_checks, value_checks
 
 Failures = list[str]
 
@@ -32,6 +32,7 @@ CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "direction": value_checks.direction,
     "gradient": value_checks.gradient,
     "extremes": value_checks.extremes,
+    "rewards": reward_checks.rewards,
     "needs": needs_checks.needs,
     "ranking": needs_checks.ranking,
     "batch laws": needs_checks.batch_laws,

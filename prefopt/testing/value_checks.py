@@ -100,7 +100,7 @@ def rounding_at_reference(loss: Loss) -> Failures:
         stated = torch.as_tensor(stated, dtype=value.dtype).expand_as(value)
         if not torch.allclose(value, stated, rtol=1e-3, atol=1e-3):
             return [f"seed {seed}: {value.tolist()} where policy = reference up to rounding, stated {stated.tolist()}"]
-        at, beside = _gradients(loss, exact), _gradients(loss, near)
+        at, beside = gradients(loss, exact), gradients(loss, near)
         kink |= any(not torch.allclose(at[n], beside[n], rtol=1e-2, atol=1e-3) for n in at)
     if kink and "step 0" not in (type(loss).__doc__ or ""):
         return ["rounding decides its gradient at policy = reference: the docstring must say what happens at step 0"]
@@ -115,7 +115,7 @@ def direction(loss: Loss) -> Failures:
     for seed in SEEDS:
         full = samples.random_numbers(loss.needs.data, seed=seed)
         numbers = samples.declared(loss.needs, samples.at_reference(full) if loss.needs.reference else full)
-        for name, gradient in _gradients(loss, numbers).items():
+        for name, gradient in gradients(loss, numbers).items():
             wanted = _wanted_sign(loss.needs, numbers, name)
             if wanted is None:
                 continue
@@ -143,7 +143,7 @@ def _wanted_sign(needs: Needs, numbers: Numbers, name: str) -> Tensor | None:
     return torch.full_like(like, 1.0 if name.startswith("rejected") else -1.0)
 
 
-def _gradients(loss: Loss, numbers: Numbers, weights: Tensor | None = None) -> dict[str, Tensor]:
+def gradients(loss: Loss, numbers: Numbers, weights: Tensor | None = None) -> dict[str, Tensor]:
     names = samples.leaves(loss.needs, numbers)
     tracked = dict(numbers) | {n: numbers[n].clone().requires_grad_() for n in names}
     value = call(loss, build(loss.needs, tracked)).loss
@@ -187,7 +187,7 @@ def gradient(loss: Loss) -> Failures:
                 return float((call(loss, build(loss.needs, at)).loss * weights).sum())
 
         value = total(numbers)
-        for name, gradient in _gradients(loss, numbers, weights).items():
+        for name, gradient in gradients(loss, numbers, weights).items():
             for index in (numbers[name] != 0).nonzero().tolist():
                 ends = []
                 for step in (1e-5, -1e-5):
@@ -216,11 +216,11 @@ def extremes(loss: Loss) -> Failures:
         rounded = samples.cast(numbers, dtype)
         exact, moves = sensitivity(loss, samples.cast(rounded, torch.float64))
         value = call(loss, build(loss.needs, rounded)).loss.double()
-        gradients = _gradients(loss, rounded)
+        slopes = gradients(loss, rounded)
         if not value.isfinite().all():
             failures.append(f"{dtype}: value is not finite in {int((~value.isfinite()).sum())} of {len(value)} cases")
             continue
-        bad = [name for name, g in gradients.items() if not g.isfinite().all()]
+        bad = [name for name, g in slopes.items() if not g.isfinite().all()]
         if bad:
             failures.append(f"{dtype}: gradient on {', '.join(bad)} is not finite")
         if loss.needs.coupled:  # a rounded tie may decide which example gets a share of the value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from prefopt.losses import (
     KTO,
     RDPO,
     SFT,
+    TDPO1,
     WPO,
     AlphaDPO,
     BCOPair,
@@ -347,6 +348,34 @@ class ForgetfulBCO(BCO):
 
     def __call__(self, logps: UnpairedLogps, state: State, /) -> LossOutput:
         return super().__call__(logps, self.initial_state())
+
+
+@mutant
+class PlainRewardTDPO(TDPO1):
+    """Logs beta * rho, which is not the argument of its loss."""
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        sides = {f"{s}_reward": (self.beta * getattr(logps, s).ratio).detach() for s in ("chosen", "rejected")}
+        return replace(super().__call__(logps), **sides)
+
+
+@mutant
+class SwappedRewardDPO(DPO):
+    """Logs each side's figure as the other's."""
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        output = super().__call__(logps)
+        return replace(output, chosen_reward=output.rejected_reward, rejected_reward=output.chosen_reward)
+
+
+@mutant
+class ShiftedDPO(DPO):
+    """Logs beta * rho + 1, and does not say so."""
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        output = super().__call__(logps)
+        assert output.chosen_reward is not None
+        return replace(output, chosen_reward=output.chosen_reward + 1)
 
 
 @mutant

@@ -43,6 +43,9 @@ CAUGHT_BY_THE_KIT = [
     (mutants.UncheckedDPO, "hyperparameters", "beta=nan is not refused"),
     (mutants.MutatingBCO, "state", "was changed"),
     (mutants.ForgetfulBCO, "state", "does not depend on it"),
+    (mutants.PlainRewardTDPO, "rewards", "chosen_reward does not move with chosen_kl"),
+    (mutants.SwappedRewardDPO, "rewards", "of the other side"),
+    (mutants.ShiftedDPO, "rewards", "the docstring must say what the reward is"),
     (mutants.StaleExceptionDPO, "direction", "passes, although"),
 ]
 
