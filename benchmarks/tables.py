@@ -17,6 +17,7 @@ from typing import Any
 
 import cost_tables
 import real_tables
+import verdicts
 import world_tables
 
 PAGES = (Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "README.md")
@@ -27,6 +28,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "img"
 SECTIONS: dict[str, Callable[[Any], str]] = {
     **cost_tables.TABLES,
     **real_tables.TABLES,
+    **verdicts.TABLES,
     **world_tables.TABLES,
 }
 

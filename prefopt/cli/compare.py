@@ -1,6 +1,6 @@
 """`prefopt compare losses=[dpo,ipo] ...`: compares methods on the same data with equal budgets.
 
-usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=3] [controls=true] [output_dir=DIR]
+usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=5] [controls=true] [output_dir=DIR]
                        [data=...] [model=...] [any option of `prefopt train`] [workers=N] [--dry-run] [--list]
 
   losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always included

@@ -29,7 +29,7 @@ class CompareConfig:
 
     losses: list[str] = field(default_factory=list)
     budget: Budget = field(default_factory=Budget)
-    seeds: int = 3
+    seeds: int = 5
     controls: bool = False
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     judge: str | None = None

@@ -12,7 +12,7 @@ from prefopt.compare.spec import AGAIN, BASE, SFT, WRONG_SIGN, Comparison
 from prefopt.compare.statistics import MIN_PROMPTS, Pair, verdict_of
 
 Floats = NDArray[np.float64]
-FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 3, 100
+FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 5, 100
 UNEQUAL_VALIDITY = 0.1  # difference in the share of valid texts that makes rewards hard to compare
 UNEQUAL_KL = 2.0  # ratio of KLs likewise
 
@@ -59,14 +59,14 @@ def _of_samples(comparison: Comparison, prompts: int, shared: bool) -> Iterator[
     if seeds == 1:
         yield "1 seed: there are no verdicts, because nothing shows what another seed would do"
     elif seeds < FEW_SEEDS:
-        yield f"{seeds} seeds: the verdicts assume that all methods are about equally noisy"
+        yield f"{seeds} seeds: few; only differences many times as large as the noise of a seed have a verdict"
     if not shared:
         yield ("no two seeds worked for every method: each row has its own seeds, and rows without two seeds in "
                "common cannot be told apart")  # fmt: skip
     if prompts < MIN_PROMPTS:
-        yield f"{prompts} test prompts: too few for a verdict, which takes at least {MIN_PROMPTS}"
+        yield f"{prompts} different test prompts: too few for a verdict, which takes at least {MIN_PROMPTS}"
     elif prompts < FEW_PROMPTS:
-        yield f"{prompts} test prompts: few; more would narrow the intervals"
+        yield f"{prompts} different test prompts: few; more would narrow the intervals"
 
 
 def _of_models(standings: Sequence[Standing]) -> Iterator[str]:

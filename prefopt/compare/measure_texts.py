@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from prefopt.compare.measure_world import by_prompt
 from prefopt.compare.spec import MeasureConfig, Measurement
 from prefopt.config.run_config import RunConfig
-from prefopt.evaluate.held_out import HeldOut, score
+from prefopt.data.doctor.near_duplicates import near_copies
+from prefopt.evaluate.held_out import HeldOut, score, wins
 from prefopt.evaluate.judge import is_callable, reward_model
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.tasks import run_tasks
@@ -20,15 +22,16 @@ from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
 from prefopt.models.load import ModelConfig, load_model
 
 Floats = NDArray[np.float64]
+JUDGED_PROMPTS = 128  # unless `measure.prompts` says otherwise: a judge's scores decide verdicts
 
 
 def measure(
     config: RunConfig, settings: MeasureConfig, *, policy: Any, tokenizer: Any, records: Sequence[Any]
 ) -> Measurement:
-    """Measure a policy against the model that its training started from; records of one prompt count once.
+    """Measure a policy against the model that its training started from; prompts that are nearly the same count once.
 
-    On held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one; a tie is half),
-    `accuracy_sum` and `accuracy_mean` (the likelier side by log-prob and by log-prob per token; a tie is no win),
+    On held-out pairs: `accuracy` (share whose chosen side gained more log-prob than the rejected one),
+    `accuracy_sum` and `accuracy_mean` (the likelier side by log-prob and by log-prob per token); a tie is half. Also
     `margin` (nats, of log-ratios), `chosen_logp`, `chosen_change`, `rejected_change` (nats). On the policy's own texts
     at temperature 1: `kl` (nats per text, Rao-Blackwellised over the vocabulary), `length` (tokens), and with a reward
     model as judge `judge`, its score. On tasks: `task/NAME/METRIC`.
@@ -43,9 +46,11 @@ def measure(
     reference = _reference(frozenset(vars(config.model).items()))
     budget = config.batch.budget(policy.device.type)
     tuned, start = (score(model, records, max_tokens=budget) for model in (policy, reference))
-    arrays = _pairs(tuned, start)
+    alike = near_copies([tokenizer.decode(record.prompt.tolist()) for record in records])
+    arrays = _pairs(dataclasses.replace(tuned, prompts=alike), start)
     texts: list[dict[str, Any]] = []
-    prompts = held_out_prompts(records, settings.prompts or config.evaluation.kl_prompts)
+    least = JUDGED_PROMPTS if settings.judge else 0
+    prompts = held_out_prompts(records, settings.prompts or max(config.evaluation.kl_prompts, least))
     if len(prompts) > 1:
         written, texts = _texts(config, settings, policy, reference, tokenizer, prompts)
         arrays |= written
@@ -67,9 +72,9 @@ def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
         gap = chosen - rejected
         means = {side: policy.sums[side] / policy.tokens[side] for side in ("chosen", "rejected")}
         found |= {
-            "accuracy": (gap > 0) + 0.5 * (gap == 0),
-            "accuracy_sum": (policy.sums["chosen"] > policy.sums["rejected"]).astype(np.float64),
-            "accuracy_mean": (means["chosen"] > means["rejected"]).astype(np.float64),
+            "accuracy": wins(gap),
+            "accuracy_sum": wins(policy.sums["chosen"] - policy.sums["rejected"]),
+            "accuracy_mean": wins(means["chosen"] - means["rejected"]),
             "margin": gap,
         }
     return {name: by_prompt(values, policy.prompts) for name, values in found.items()}
@@ -87,12 +92,13 @@ def _texts(
     budget = max(config.batch.budget(policy.device.type), longest)
     kl = kl_divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
+    asked = [tokenizer.decode(prompt) for prompt in repeated]
+    alike = near_copies(asked)
+
     def averaged(values: Any) -> Floats:
-        means: Floats = np.asarray(values, dtype=np.float64).reshape(len(prompts), each).mean(1)
-        return means
+        return by_prompt(np.asarray(values, dtype=np.float64), alike)
 
     arrays = {"kl": averaged(kl), "length": averaged([len(text) for text in written])}
-    asked = [tokenizer.decode(prompt) for prompt in repeated]
     texts = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
     if settings.judge and not is_callable(settings.judge):
         arrays["judge"] = averaged(reward_model(settings.judge)(asked, texts))

@@ -22,7 +22,7 @@ from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.rounds import MethodRuns, fingerprints
 from prefopt.compare.search import at_edge
 from prefopt.compare.spec import METRICS, PRIMARY, Comparison
-from prefopt.compare.statistics import compare, interval
+from prefopt.compare.statistics import Interval, compare, intervals
 from prefopt.errors import PrefoptError
 
 Floats = NDArray[np.float64]
@@ -40,12 +40,14 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
     common = common_seeds(rows, metric)
     places = {row.name: _places(row, metric, common) for row in rows}
     values = {row.name: of for row in rows if (of := seeds_by_prompts(row, metric, common)) is not None}
-    found = [_standing(row, values.get(row.name), places[row.name]) for row in rows]
-    standings = sorted(found, key=lambda s: _order(s, better))
+    values = dict(sorted(values.items(), key=lambda item: -better * float(item[1].mean())))
     numbers = {row.name: [_offset(row) + place for place in places[row.name]] for row in rows}
     untrained = [row.name for row in rows if row.method is None]
-    ordered = {s.name: values[s.name] for s in standings if s.name in values}
-    pairs = compare(ordered, metric, better=better, numbers=numbers, untrained=untrained)
+    pairs = compare(values, metric, better=better, numbers=numbers, untrained=untrained)
+    drawn = intervals(values, pairs)
+    standings = sorted(
+        (_standing(row, drawn.get(row.name), places[row.name]) for row in rows), key=lambda s: _order(s, better)
+    )
     return ComparisonOutcome(
         comparison=comparison,
         metric=metric,
@@ -112,7 +114,7 @@ def _order(standing: Standing, better: int) -> float:
     return -better * standing.value.point if standing.value is not None else float("inf")
 
 
-def _standing(row: MethodRuns, values: Floats | None, places: Sequence[int]) -> Standing:
+def _standing(row: MethodRuns, value: Interval | None, places: Sequence[int]) -> Standing:
     working = [row.finals[place] for place in places]
     names = dict.fromkeys(name for result in working for name in result.figures)
     figures = {name: float(np.mean([r.figures[name] for r in working if name in r.figures])) for name in names}
@@ -121,7 +123,7 @@ def _standing(row: MethodRuns, values: Floats | None, places: Sequence[int]) -> 
     tried = [setting.plain() for setting in row.settings]
     return Standing(
         runs=row,
-        value=interval(values) if values is not None else None,
+        value=value,
         figures=figures,
         cost=_cost(row),
         edges=at_edge(row.chosen.plain(), tried) if row.chosen is not None else [],

@@ -47,7 +47,7 @@ class Budget:
 class MeasureConfig:
     """How a trained model is measured; part of the key of a finished job."""
 
-    prompts: int | None = None  # prompts that every model continues; None: 512 of a world, else evaluation.kl_prompts
+    prompts: int | None = None  # that every model continues; None: 512 of a world, else 128 with a judge, else evaluation.kl_prompts
     samples_per_prompt: int | None = None  # samples of each prompt at temperature 1; None: 4 in a world, else 1
     seed: int = 0  # seeds prompts and samples, which are the same draws for every model and training seed
     texts: int = 6  # continuations kept for reading side by side
@@ -124,7 +124,7 @@ class Comparison:
         overrides: data, model, batch and trainer options of all methods, as `prefopt train` takes them.
         budget: trials of each method, all at seed 0 and on validation prompts.
         seeds: final runs of the chosen setting, at seeds 1, 2, ..., measured on test prompts. They are fresh seeds
-            because the trial that was chosen was lucky.
+            because the trial that was chosen was lucky. `benchmarks/verdicts.py` says what fewer can tell.
         measure: how models are measured.
         controls: add the first method under a second name, at other seeds, and DPO with its sides swapped.
     """
@@ -132,7 +132,7 @@ class Comparison:
     methods: tuple[Method, ...]
     overrides: tuple[str, ...] = ()
     budget: Budget = field(default_factory=Budget)
-    seeds: int = 3
+    seeds: int = 5
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     controls: bool = False
 
@@ -145,7 +145,7 @@ class Comparison:
         if not self.methods:
             raise UserError("there is nothing to compare: give losses=[dpo,ipo,simpo]; `prefopt losses` is the menu")
         if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 3 show little")
+            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 5 show little")
         self.measure.check()
         for method in self.methods:
             if method.name == BASE or (method.name == SFT and method.loss != SFT):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from prefopt.common.digest import of_bytes
 from prefopt.common.files import make_folder, write_json
 from prefopt.compare.jobs import JobResult
+from prefopt.compare.measure_world import by_prompt
+from prefopt.data.doctor.near_duplicates import near_copies
 from prefopt.evaluate.judge import function, is_callable, rule, wins
 
 Floats = NDArray[np.float64]
@@ -27,10 +29,11 @@ def with_win_rate(result: JobResult, against: JobResult, judge: str, folder: Pat
         folder: where a function's answers are kept: it is asked once about each pair of runs.
     """
     if is_callable(judge):
-        array = _kept_wins(result, against, judge, folder)
+        prompts = near_copies([str(row["prompt"]) for row in result.texts])
+        array = by_prompt(_kept_wins(result, against, judge, folder), prompts)
     elif "judge" in result.arrays:
         gap = result.arrays["judge"] - against.arrays["judge"]
-        array = (gap > 0) + 0.5 * (gap == 0)
+        array = np.heaviside(gap, 0.5)
     else:
         return result
     return dataclasses.replace(

@@ -2,7 +2,7 @@
 
 Names mean what they mean in training (`prefopt.train.metrics`): `logps/*` sums in nats, `logps_mean/*` per token,
 `lengths/*` tokens, `margins/*` chosen less rejected, `accuracies/*` the share of pairs whose chosen side is the
-likelier. A tie is no win; `ties/*` is the share of ties.
+likelier. A tie is half right; `ties/*` is the share of ties.
 """
 
 from __future__ import annotations
@@ -61,10 +61,16 @@ class HeldOut:
         return found | {f"lengths/{side}": self.tokens[side] for side in SIDES}
 
 
+def wins(margin: Floats) -> Floats:
+    """1 where the chosen side is the likelier one, 0 where the other is, and 1/2 for a tie."""
+    found: Floats = np.heaviside(margin, 0.5)
+    return found
+
+
 def _wins(margin: Floats, name: str) -> dict[str, Floats]:
     absent = np.isnan(margin)
     return {
-        f"accuracies/{name}": np.where(absent, np.nan, margin > 0),
+        f"accuracies/{name}": np.where(absent, np.nan, wins(margin)),
         f"ties/{name}": np.where(absent, np.nan, margin == 0),
     }
 

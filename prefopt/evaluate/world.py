@@ -192,7 +192,7 @@ def win_share(ratio: Floats) -> Estimate:
 def _wins(values: Floats) -> Floats:
     """(n,) 1 where the first of two values is larger, 1/2 where they are equal."""
     gap = values[:, 0] - values[:, 1]
-    wins: Floats = (gap > 0) + 0.5 * (gap == 0)
+    wins: Floats = np.heaviside(gap, 0.5)
     return wins
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +13,7 @@ from prefopt.common.redact import printable
 from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
-from prefopt.compare.statistics import verdict_of
+from prefopt.compare.statistics import Interval, verdict_of
 from prefopt.report.formatting import listed
 
 TASK = "task/"  # prefix of the figures of tasks
@@ -78,7 +80,7 @@ def markdown(result: ComparisonOutcome) -> str:
     head = ["", title, *(METRICS[name].title for name in shown), "setting", "trials", "s a run", "tokens", "peak MiB"]
     lines = ["# Comparison", "", *finding(result), "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in result.standings:
-        value = f"{s.value.point:+.3f} [{s.value.low:+.3f}, {s.value.high:+.3f}]" if s.value else "failed"
+        value = _with_interval(s.value, 3) if s.value else "failed"
         figures = [f"{s.figures[name]:.3g}" if name in s.figures else "–" for name in shown]
         cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", f"{s.cost['tokens']:,.0f}",
                 f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip
@@ -113,10 +115,16 @@ def _task_lines(result: ComparisonOutcome) -> list[str]:
     return ["", head, "|---" * len(table[0]) + "|", *lines] if names else []
 
 
+def _with_interval(value: Interval, digits: int) -> str:
+    """Format a mean and its interval, where there is one."""
+    low, point, high = (f"{number:+.{digits}f}" for number in (value.low, value.point, value.high))
+    return point if math.isnan(value.low) else f"{point} [{low}, {high}]"
+
+
 def print_outcome(console: Console, result: ComparisonOutcome) -> None:
     """Print the finding, a table of the methods, and the warnings."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", title_justify="left", title_style="dim",
-                  title="95 % intervals over seeds and prompts")  # fmt: skip
+                  title="rows whose intervals do not overlap have a verdict")  # fmt: skip
     best = result.competitors[0].name if result.competitors else None
     columns = (METRICS[result.metric].title, "KL", "against the best", "setting", "s a run")
     table.add_column("method")
@@ -124,7 +132,7 @@ def print_outcome(console: Console, result: ComparisonOutcome) -> None:
         table.add_column(column, justify="left" if column in ("against the best", "setting") else "right")
     for s in result.standings:
         pair = verdict_of(result.pairs, s.name, best) if best else None
-        value = f"{s.value.point:+.2f} [{s.value.low:+.2f}, {s.value.high:+.2f}]" if s.value else "failed"
+        value = _with_interval(s.value, 2) if s.value else "failed"
         verdict = "best by number" if s.name == best else pair.describe() if pair else s.reason[:60]
         kl = f"{s.figures['kl']:.2f}" if "kl" in s.figures else ""
         row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}")

@@ -4,8 +4,8 @@
 `logps/*` are sums in nats, `logps_mean/*` per token, `ratios/*` sums less the reference's (where a moving reference
 stands now), `lengths/*` tokens, `rewards/*` the method's own implicit reward.
 `accuracies/{logps,logps_mean,ratios}` is the share of pairs whose chosen side is the likelier one by that measure,
-whatever the loss; `rewards/accuracies` is the same by the method's own reward. A tie is no win: `rewards/ties` counts
-them.
+whatever the loss; `rewards/accuracies` is the same by the method's own reward. A tie is half right: `rewards/ties`
+counts them.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _tally_rewards(tally: Tally, outcome: BatchLoss) -> None:
         tally.add("rewards/rejected", rejected)
     if chosen is not None and rejected is not None:
         tally.add("rewards/margins", chosen - rejected)
-        tally.add("rewards/accuracies", chosen > rejected)
+        tally.add("rewards/accuracies", _wins(chosen - rejected))
         tally.add("rewards/ties", chosen == rejected)
 
 
@@ -155,8 +155,12 @@ def _tally_logps(tally: Tally, facts: Sequence[Facts], logps: Logps) -> None:
     if len(chosen) == len(rejected) == len(facts):
         for name, values in columns.items():
             margin = values[index["chosen"]] - values[index["rejected"]]
-            tally.add(f"accuracies/{name}", margin > 0)
+            tally.add(f"accuracies/{name}", _wins(margin))
             tally.add(f"margins/{name}", margin)
+
+
+def _wins(margin: Tensor) -> Tensor:
+    return torch.heaviside(margin, margin.new_tensor(0.5))
 
 
 def _sides(facts: Sequence[Facts]) -> tuple[list[int], list[int]]:

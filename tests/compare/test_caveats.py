@@ -33,7 +33,7 @@ def test_a_control_that_did_not_run_is_no_confusion() -> None:
     assert not any("differ from itself" in warning for warning in found.warnings)
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: there are no verdicts"), (2, "2 seeds: the verdicts assume")])
+@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: there are no verdicts"), (2, "2 seeds: few"), (4, "4 seeds")])
 def test_few_seeds_are_said(seeds: int, said: str) -> None:
     rows = [runs("base", 0.0), runs("sft", 0.0, seeds=seeds), runs("a", 1.0, seeds=seeds)]
     comparison = Comparison(methods=(Method(name="a", loss="dpo"),), seeds=seeds)

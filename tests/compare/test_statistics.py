@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from prefopt.compare.measure_world import by_prompt
-from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, interval, reverse, verdict_of
+from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, intervals, reverse, verdict_of
 
 SAME = 6  # methods that differ in nothing
 FAMILIES = 100
@@ -35,6 +35,8 @@ def table(
         + rng.normal(0, sd["rest"], (seeds, prompts))
         for m in range(methods)
     }  # fmt: skip
+    if sd.get("noisy"):
+        found["0"] += rng.normal(0, sd["noisy"], (seeds, 1))
     if sd.get("again"):  # equally good, but at seeds of its own
         other = rng.normal(0, shared, (seeds, 1)) + rng.normal(0, sd["seed"], (seeds, 1))
         found["again"] = of_prompt + other + rng.normal(0, sd["prompt"], prompts)
@@ -67,6 +69,8 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # how the figures c
     "base, loud shared seeds": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
     "base, two loud shared seeds": ({"methods": SAME, "seeds": 2, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
     "base, one method": ({"methods": 1, "seeds": 3, "seed": 0.1, "shared": 0.4, "base": 1}, {}),
+    "one noisy method": ({"methods": SAME, "seeds": 3, "seed": 0.1, "noisy": 1.0}, {}),
+    "one noisy method, two seeds": ({"methods": 10, "seeds": 2, "seed": 0.1, "noisy": 1.0}, {}),
     "other seeds": ({"methods": SAME, "seeds": 3, "seed": 0.1, "shared": 0.2, "again": 1}, {"numbers": OTHER}),
     "other seeds, two": ({"methods": 2, "seeds": 2, "seed": 0.1, "shared": 0.4, "again": 1}, {"numbers": OTHER}),
 }
@@ -90,6 +94,16 @@ def test_a_constant_row_is_no_sample() -> None:
         }
 
     assert told_families(FAMILIES, draw) <= most(FAMILIES)
+
+
+def test_skewed_figures_are_seldom_told_from_constant_ones() -> None:
+    """Log-normal figures of 50 prompts, whose sample mean and variance are low together."""
+
+    def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        skewed = np.exp(rng.normal(size=MIN_PROMPTS)) - math.exp(0.5)
+        return {"a": skewed + rng.normal(0, 0.05, (5, 1)), "base": rng.normal(0, 0.1, (1, MIN_PROMPTS))}
+
+    assert told_families(4 * FAMILIES, draw) <= most(4 * FAMILIES)
 
 
 @pytest.mark.parametrize("each", [1, 4, 8])
@@ -125,9 +139,9 @@ def test_rounding_is_no_variance(level: float) -> None:
 
 def test_rows_are_paired_by_the_number_of_the_seed() -> None:
     """What seeds share cancels in the rows that share them, wherever they stand."""
-    values = table(np.random.default_rng(0), 2, 4, 64, shared=5.0, seed=0.01, prompt=0.1, rest=0.1)
-    a, b = values["0"][:3] + 0.5, values["1"][[3, 1, 2]]
-    (pair,) = compare({"a": a, "b": b}, "m", numbers={"a": [0, 1, 2], "b": [3, 1, 2]})
+    values = table(np.random.default_rng(0), 2, 5, 64, shared=5.0, seed=0.01, prompt=0.1, rest=0.1)
+    a, b = values["0"][:4] + 0.5, values["1"][[4, 1, 2, 3]]
+    (pair,) = compare({"a": a, "b": b}, "m", numbers={"a": [0, 1, 2, 3], "b": [4, 1, 2, 3]})
     assert (pair.verdict, round(pair.difference, 1)) == ("better", 0.5)
     (by_place,) = compare({"a": a, "b": b}, "m")
     assert by_place.verdict == "cannot_tell"
@@ -195,25 +209,53 @@ def test_the_parts_of_the_variance_by_hand() -> None:
 
 
 def test_the_seed_variances_by_hand() -> None:
-    """Means of two methods at two seeds: 0, 2 and 0, 4; they are 1 and 2 off their own means, 1.5 of which is shared.
+    """Two methods, two seeds, means 0, 2 and 0, 4: variances 2 and 8, 1 and 4 of a mean; prompts do not vary.
 
-    Residuals +-.5: square sum 1 on 1 degree of freedom, so a difference has 2 * 1 / 2 = 1. Shared: 2 * (1.5^2 + 1.5^2)
-    = 9; both over the methods' 2 * 1 degrees of freedom: 5, the mean of their variances 2 and 8, over 2 seeds 2.5, with
-    (4.5 + .5)^2 / (4.5^2 + .5^2) degrees of freedom.
+    Welch: 5 on (1 + 4)^2 / (1 + 16) degrees of freedom, with 4/5 of the error. Paired: differences 0 and -2, 1 on 1,
+    with 1/5. Against the model before training: 1, or 4, on 1.
     """
-    prompts = np.linspace(-1, 1, 40)
-    prompts /= prompts.std(ddof=1)
+    prompts = np.linspace(-1, 1, 60)
     values = {name: np.array([[low], [high]]) + prompts for name, low, high in (("a", 0, 2), ("b", 0, 4))}
-    pairs = compare(values | {"base": np.zeros((1, 40))}, "m")
-    assert verdict_of(pairs, "a", "b").high - -1 == pytest.approx(stats.t.ppf(0.975, 1))  # type: ignore[union-attr]
-    of_prompts = 1 / 40
-    squares = 2.5 * stats.t.ppf(0.975, 25 / 20.5) ** 2 + of_prompts * stats.t.ppf(0.975, 39) ** 2
-    for name, mean in (("a", 1), ("b", 2)):
-        pair = verdict_of(pairs, name, "base")
-        assert pair is not None
-        assert pair.high - mean == pytest.approx(math.sqrt(squares))
-        assert pair.low < 0 < pair.high
-        assert pair.p > 0.05
+    (pair,) = compare(values, "m")
+    welch = math.sqrt(5) * stats.t.ppf(1 - ALPHA * 0.8 / 2, 25 / 17)
+    paired = stats.t.ppf(1 - ALPHA * 0.2 / 2, 1)
+    assert pair.high - pair.difference == pytest.approx(min(welch, paired))
+    assert pair.p == pytest.approx(2 * min(stats.t.sf(1 / math.sqrt(5), 25 / 17) / 0.8, stats.t.sf(1, 1) / 0.2, 0.5))
+    (alone,) = compare({"a": values["a"], "base": prompts[None]}, "m")
+    assert alone.high - 1 == pytest.approx(stats.t.ppf(0.975, 1))
+
+
+def test_skewed_prompts_by_hand() -> None:
+    """Differences 0, 0, 0, 4 less 2: mean -1, variance 3 (biased), skewness 6 / 3^1.5; t = -(1 / 3) * 3^0.5 * ...
+
+    t = -1 / (3 * 4 / 3)^0.5 = -.5 standard deviations, g t = -.577; Hall's statistic is smaller by
+    1 - .577 / 3 + .577^2 / 27. The other way round, with the mean on the side of the long tail, nothing changes.
+    """
+    gap = np.array([[0.0, 0.0, 0.0, 4.0]])
+    skew_t = -0.5 * 6 / 3**1.5
+    error = 1 / (1 + skew_t / 3 + skew_t**2 / 27)
+    (pair,) = compare({"a": gap - 2, "base": np.zeros((1, 4))}, "m", untrained=["a", "base"])
+    assert pair.high - pair.difference == pytest.approx(error * stats.t.ppf(0.975, 3))
+    (pair,) = compare({"a": gap, "base": np.zeros((1, 4))}, "m", untrained=["a", "base"])
+    assert pair.high - pair.difference == pytest.approx(stats.t.ppf(0.975, 3))
+
+
+def test_a_pair_is_told_apart_where_its_interval_excludes_zero() -> None:
+    """The intervals of pairs, and of rows that do not overlap, are the tests."""
+    told = 0
+    for i in range(30):
+        rng = np.random.default_rng([9, i])
+        values = table(rng, 5, 5, 64, seed=0.1, prompt=0.3, rest=0.5, base=1)
+        values |= {name: values[name] + 0.4 * int(name) for name in "1234"}
+        pairs = compare(values, "m")
+        rows = intervals(values, pairs)
+        for pair in pairs:
+            found = pair.verdict != "cannot_tell"
+            told += found
+            assert found == (pair.low > 0 or pair.high < 0)
+            apart = max(rows[pair.a].low, rows[pair.b].low) > min(rows[pair.a].high, rows[pair.b].high)
+            assert found or not apart
+    assert 100 < told < 400
 
 
 def test_p_values_are_corrected_together() -> None:
@@ -259,11 +301,18 @@ def test_the_model_before_training_has_no_seeds() -> None:
     assert verdict_of(pairs, "a", "base").verdict == "better"  # type: ignore[union-attr]
 
 
-def test_intervals_hold_the_mean() -> None:
-    """Of independent values: the two-way resampling is wide, at most three times the variance (Owen, 2007)."""
-    values = np.random.default_rng(0).normal(2, 1, (3, 100))
-    found = interval(values)
-    assert found.low < found.point == pytest.approx(values.mean())
-    assert found.point < found.high
-    assert 1 < (found.high - found.low) / (2 * 1.96 / math.sqrt(300)) < math.sqrt(3)
-    assert interval(values) == found  # the same resamples every time
+def test_a_noisy_row_has_the_wide_interval() -> None:
+    """The others keep intervals as narrow as without it."""
+    values = table(np.random.default_rng(2), 5, 5, 256, seed=0.02, prompt=0.1, rest=0.1)
+    values["4"] = values["4"] + np.array([[-9.0], [7.0], [1.0], [6.0], [-5.0]])
+    rows = intervals(values, compare(values, "m"))
+    wide = {name: row.high - row.low for name, row in rows.items()}
+    assert wide["4"] > 5 * max(wide[name] for name in "0123")
+    assert all(row.low < row.point < row.high for row in rows.values())
+    assert {name: row.point for name, row in rows.items()} == {name: v.mean() for name, v in values.items()}
+
+
+@pytest.mark.parametrize(("seeds", "prompts"), [(1, 100), (3, MIN_PROMPTS - 1)])
+def test_where_no_verdict_is_possible_there_is_no_interval(seeds: int, prompts: int) -> None:
+    values = table(np.random.default_rng(2), 3, seeds, prompts, seed=0.02, prompt=0.1, rest=0.1)
+    assert all(math.isnan(row.low) for row in intervals(values, compare(values, "m")).values())

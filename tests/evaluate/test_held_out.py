@@ -57,7 +57,7 @@ def test_figures_by_sum_and_per_token() -> None:
     found = figures(held_out([-2.0, -4.0], [-6.0, -4.0]))
     assert found["margins/logps"].value == pytest.approx((4 + 0) / 2)
     assert found["margins/logps_mean"].value == pytest.approx(((-1 + 1.5) + (-2 + 1)) / 2)
-    assert found["accuracies/logps"].value == 0.5  # the second is a tie, which is no win
+    assert found["accuracies/logps"].value == 0.75  # the second is a tie, which is half right
     assert found["ties/logps"].value == 0.5
     assert found["accuracies/logps_mean"].value == 0.5
     assert found["lengths/rejected"].value == 4
@@ -70,7 +70,7 @@ def test_differences_are_taken_record_by_record() -> None:
     assert found["margins/logps"].value == pytest.approx(1.5)
     assert found["margins/logps"].se == pytest.approx(0.5)
     assert found["accuracies/ratios"].value == 1.0
-    assert found["accuracies/logps"].value == pytest.approx(0.5)  # the first was a tie before
+    assert found["accuracies/logps"].value == pytest.approx(0.25)  # the first was a tie before
     with pytest.raises(UserError, match="different records"):
         differences(after, held_out([1.0], [0.0]))
 

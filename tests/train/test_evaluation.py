@@ -154,10 +154,10 @@ class Even(SimPO):
         return replace(output, rejected_reward=output.chosen_reward)
 
 
-def test_ties_are_no_wins_and_are_counted(tmp_path: Path) -> None:
+def test_ties_are_half_right_and_are_counted(tmp_path: Path) -> None:
     data = tiny.records(Data.PAIRS, 6)
     found = tiny.make(Even(), data, tmp_path, eval=data).evaluate()
-    assert (found["eval_rewards/accuracies"], found["eval_rewards/ties"]) == (0.0, 1.0)
+    assert (found["eval_rewards/accuracies"], found["eval_rewards/ties"]) == (0.5, 1.0)
 
 
 def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:

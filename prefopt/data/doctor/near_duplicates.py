@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,12 @@ class Index:
 
     def has_similar(self, one: NDArray[np.uint32]) -> bool:
         """Whether a text of similarity of about LEAST_JACCARD or more was added."""
+        return self.similar(one) is not None
+
+    def similar(self, one: NDArray[np.uint32]) -> int | None:
+        """The number of the first text of such similarity that was added."""
         near = {self._bands[key] for key in _keys(one) if key in self._bands}
-        return any(float(np.mean(self._signatures[i] == one)) >= LEAST_JACCARD for i in near)
+        return min((i for i in near if float(np.mean(self._signatures[i] == one)) >= LEAST_JACCARD), default=None)
 
     def add(self, one: NDArray[np.uint32]) -> None:
         """Add a text."""
@@ -55,6 +60,30 @@ class Index:
 
 def _keys(one: NDArray[np.uint32]) -> Iterator[bytes]:
     return (bytes([band]) + part.tobytes() for band, part in enumerate(np.split(one, BANDS)))
+
+
+def near_copies(texts: Sequence[str]) -> list[str]:
+    """Give texts that are nearly the same one name; what all of them begin or end with is left out of account.
+
+    Short texts are the same where their words are.
+    """
+    split = [words(text) for text in texts]
+    head = len(os.path.commonprefix(split))
+    tail = len(os.path.commonprefix([found[head:][::-1] for found in split]))
+    index = Index()
+    added: list[str] = []
+    names: dict[str, str] = {}
+    for found in split:
+        text = " ".join(found[head : len(found) - tail])
+        if text in names:
+            continue
+        one = signature(text)
+        at = index.similar(one) if one is not None else None
+        names[text] = added[at] if at is not None else text
+        if one is not None and at is None:
+            index.add(one)
+            added.append(text)
+    return [names[" ".join(found[head : len(found) - tail])] for found in split]
 
 
 class NearDuplicates:
