@@ -2,8 +2,9 @@
 
 A method's figures are (S, P): S training runs, P prompts. Seeds and prompts are samples of what might have been, so
 both are random effects, and the squared standard error of a difference is the sum of a part of the seeds and a part of
-the prompts (less their interaction, which both hold). t gives p and the interval; the square of its
-quantile is the mean of the squares of the two parts' quantiles, weighted by the parts (Banerjee, 1960, Sankhya 22:357).
+the prompts. Both hold their interaction, and must: the shares won by three seeds are often equal by chance, and then
+nothing but the part of the prompts says how sure they are. t gives p and the interval; the square of its quantile is
+the mean of the squares of the two parts' quantiles, weighted by the parts (Banerjee, 1960, Sankhya 22:357).
 
 Seeds: every method has its own noise, so no variance is pooled (Welch, 1947): the part is the sum of the two methods'
 variances over seeds, with Satterthwaite's degrees of freedom. That assumes nothing about what a seed does to both
@@ -149,9 +150,9 @@ def criteria(x: Floats, y: Floats, *, seeded: tuple[bool, bool] = (True, True), 
         paired: equal seeds stand at equal places.
     """
     zero = (ROUNDING * max(float(abs(x).max()), float(abs(y).max()))) ** 2
-    by_seed = [v for v, is_seeded in zip((x, y), seeded, strict=True) if is_seeded]
-    of_prompts = _of_prompts(x.mean(-2) - y.mean(-2), sum(map(_of_both, by_seed), 0.0), zero)
-    found = [Criterion(_added([_of_seeds(v, zero) for v in by_seed]), of_prompts, 1 - PAIRED if paired else 1.0)]
+    of_prompts = _of_prompts(x.mean(-2) - y.mean(-2), zero)
+    parts = [_of_seeds(v, zero) for v, is_seeded in zip((x, y), seeded, strict=True) if is_seeded]
+    found = [Criterion(_added(parts), of_prompts, 1 - PAIRED if paired else 1.0)]
     return [*found, Criterion(_of_seeds(x - y, zero), of_prompts, PAIRED)] if paired else found
 
 
@@ -162,18 +163,9 @@ def _of_seeds(values: Floats, zero: float) -> Variance:
     return Variance(np.where(value <= zero, 0.0, value), seeds - 1)
 
 
-def _of_both(values: Floats) -> Any:
-    """Return what the parts of seeds and of prompts both hold: the interaction of seeds and prompts."""
-    seeds, prompts = values.shape[-2:]
-    by_seed = values - values.mean(-1, keepdims=True)
-    rest = by_seed - by_seed.mean(-2, keepdims=True)
-    return (rest**2).sum((-2, -1)) / ((seeds - 1) * (prompts - 1) * seeds * prompts)
-
-
-def _of_prompts(gap: Floats, counted: Any, zero: float) -> Variance:
+def _of_prompts(gap: Floats, zero: float) -> Variance:
     """Return the squared standard error, over prompts, of the mean of (..., P) differences, widened for skew.
 
-    What is `counted` by the part of the seeds already is left out.
     With t the mean in standard deviations and g the skewness, Hall's statistic is t (1 + g t / 3 + (g t)^2 / 27), but
     for a term of order 1 / P; where it is smaller than t, the standard error is raised by their ratio, 4 at most.
     """
@@ -187,8 +179,7 @@ def _of_prompts(gap: Floats, counted: Any, zero: float) -> Variance:
     skew = (centred**3).mean(-1) / spread**3
     pull = np.minimum(skew * t, 0)
     ratio = 1 + pull / 3 + pull**2 / 27
-    rest = value - counted
-    return Variance(np.where(rest <= zero, 0.0, rest / ratio**2), prompts - 1)
+    return Variance(np.where(value <= zero, 0.0, value / ratio**2), prompts - 1)
 
 
 def _added(parts: Sequence[Variance]) -> Variance:
