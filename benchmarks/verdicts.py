@@ -1,6 +1,6 @@
 """How often are verdicts wrong, and how often are they found? A simulation study of the rules for a verdict.
 
-nice python benchmarks/verdicts.py [--families 2000] [--only NAME]   # 5 minutes of one core
+nice python benchmarks/verdicts.py [--families 2000] [--only NAME]   # 2 minutes of one core
 
 Families of methods that are equally good, under noise that is equal or not, skewed, binary, or shared by prompts: a
 family is wrong where any pair has a verdict. Then one method is better than the others by some standard deviations of a

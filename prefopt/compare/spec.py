@@ -47,7 +47,8 @@ class Budget:
 class MeasureConfig:
     """How a trained model is measured; part of the key of a finished job."""
 
-    prompts: int | None = None  # that every model continues; None: 512 of a world, else 128 with a judge, else evaluation.kl_prompts
+    # that every model continues; None: 512 of a world, else 128 with a judge, else evaluation.kl_prompts
+    prompts: int | None = None
     samples_per_prompt: int | None = None  # samples of each prompt at temperature 1; None: 4 in a world, else 1
     seed: int = 0  # seeds prompts and samples, which are the same draws for every model and training seed
     texts: int = 6  # continuations kept for reading side by side

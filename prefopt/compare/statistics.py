@@ -54,7 +54,7 @@ ROUNDING = 1e-12  # of the largest figure: standard deviations below it are zero
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A row's mean and its interval: rows whose intervals do not overlap have a verdict; nan where none is possible."""
+    """A row's mean and its interval: rows whose intervals do not overlap have a verdict; nan of one seed."""
 
     point: float
     low: float
@@ -355,11 +355,13 @@ def intervals(values: Mapping[str, Floats], pairs: Sequence[Pair]) -> dict[str, 
     narrowest interval of a row's pairs (Lawson and Hanson, 1974, chapter 23: least distance programming).
     """
     names = list(values)
-    judged = [pair for pair in pairs if math.isfinite(pair.low) and values[pair.a].shape[1] >= MIN_PROMPTS]
+    judged = [pair for pair in pairs if math.isfinite(pair.low)]
     half = dict.fromkeys(names, math.nan)
     if judged:
         member = np.array([[name in (pair.a, pair.b) for pair in judged] for name in names])
         width = np.array([(pair.high - pair.low) / 2 for pair in judged])
+        untold = np.array([abs(pair.difference) * (pair.verdict == "cannot_tell") for pair in judged])
+        width = np.maximum(width, untold)  # of few prompts, too, however far apart
         least = np.where(member, width, math.inf).min(1)
         scale = np.where(np.isfinite(least) & (least > 0), least, float(width.max()) or 1.0)
         system = np.vstack([member * scale[:, None], width]) / scale.max()

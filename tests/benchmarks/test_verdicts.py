@@ -14,8 +14,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import verdicts  # noqa: E402
 
-from prefopt.compare.statistics import ALPHA, compare  # noqa: E402
 from prefopt.compare.spec import Comparison  # noqa: E402
+from prefopt.compare.statistics import ALPHA, compare  # noqa: E402
 
 
 @pytest.mark.parametrize("better", [0.0, 3.0])

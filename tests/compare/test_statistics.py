@@ -312,7 +312,14 @@ def test_a_noisy_row_has_the_wide_interval() -> None:
     assert {name: row.point for name, row in rows.items()} == {name: v.mean() for name, v in values.items()}
 
 
-@pytest.mark.parametrize(("seeds", "prompts"), [(1, 100), (3, MIN_PROMPTS - 1)])
-def test_where_no_verdict_is_possible_there_is_no_interval(seeds: int, prompts: int) -> None:
-    values = table(np.random.default_rng(2), 3, seeds, prompts, seed=0.02, prompt=0.1, rest=0.1)
+def test_rows_of_one_seed_have_no_interval() -> None:
+    values = table(np.random.default_rng(2), 3, 1, 100, seed=0.02, prompt=0.1, rest=0.1)
     assert all(math.isnan(row.low) for row in intervals(values, compare(values, "m")).values())
+
+
+def test_intervals_of_few_prompts_overlap() -> None:
+    """There is no verdict, so they do not look like one."""
+    values = table(np.random.default_rng(2), 2, 5, MIN_PROMPTS - 1, seed=0.02, prompt=0.1, rest=0.1)
+    values["1"] = values["1"] + 9
+    rows = intervals(values, compare(values, "m"))
+    assert rows["0"].high == pytest.approx(rows["1"].low)

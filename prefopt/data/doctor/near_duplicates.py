@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -68,8 +68,8 @@ def near_copies(texts: Sequence[str]) -> list[str]:
     Short texts are the same where their words are.
     """
     split = [words(text) for text in texts]
-    head = len(os.path.commonprefix(split))
-    tail = len(os.path.commonprefix([found[head:][::-1] for found in split]))
+    head = _shared(split)
+    tail = _shared([found[head:][::-1] for found in split])
     index = Index()
     added: list[str] = []
     names: dict[str, str] = {}
@@ -84,6 +84,11 @@ def near_copies(texts: Sequence[str]) -> list[str]:
             index.add(one)
             added.append(text)
     return [names[" ".join(found[head : len(found) - tail])] for found in split]
+
+
+def _shared(texts: Sequence[Sequence[str]]) -> int:
+    """The number of words with which all texts begin."""
+    return sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, zip(*texts, strict=False)))
 
 
 class NearDuplicates:
