@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.cli import main
 from prefopt.data import DataConfig
 from prefopt.data.doctor import MEANINGS, Report, examine
-from prefopt.data.doctor.near_duplicates import near_copies
 from prefopt.data.templates import NAMED
 from tests.data.test_shared_files import FILES
 from tests.data.tiny import tokenizer
@@ -254,19 +253,6 @@ def test_leaks(tmp_path: Path) -> None:
     found = check(tmp_path, rows, eval_path=str(tmp_path / "b.jsonl")).findings
     assert (found["leaked_prompts"].figure, found["near_leaks"].figure) == (1, 1)
     assert not found["leaked_prompts"].ok
-
-
-def test_near_copies_have_one_name() -> None:
-    """Long texts by their word triples, short ones by their words; a template that all share makes nothing alike."""
-    draw = random.Random(0)
-    one, other = words(draw, 40), words(draw, 40)
-    template = words(draw, 200)
-    texts = [one, other, f"{one} please", "Hi there", "hi  there", "Hi you"]
-    for asked in (texts, [f"{template} {text}\nAnswer:" for text in texts]):
-        names = near_copies(asked)
-        assert [names.index(name) for name in names] == [0, 1, 0, 3, 3, 5]
-    assert near_copies([]) == []
-    assert len(set(near_copies(["Hi there"] * 3))) == 1
 
 
 def test_position_in_a_list(tmp_path: Path) -> None:
