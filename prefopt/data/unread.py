@@ -108,7 +108,10 @@ def without(value: Any, names: list[str]) -> Any:
 
 
 def _holds(name: str, value: Any) -> bool:
-    if value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip()):
+    """Whether a value says anything; an object of nulls, as Arrow fills absent ones, does not."""
+    if isinstance(value, dict | list):
+        return any(_holds(name, one) for one in (value.values() if isinstance(value, dict) else value))
+    if value is None or (isinstance(value, str) and not value.strip()):
         return False
     return name not in NEUTRAL or str(value) not in (str(NEUTRAL[name]), f"{float(NEUTRAL[name])}")
 

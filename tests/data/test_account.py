@@ -282,5 +282,12 @@ def test_a_key_of_a_turn_with_meaning_is_refused(tmp_path: Path, key: str) -> No
     assert len(read(DataConfig(path=path, ignore=[key])).records) == 1
 
 
-def test_a_weight_of_one_means_nothing(tmp_path: Path) -> None:
-    assert not read(DataConfig(path=pairs(tmp_path / "a.jsonl", {"weight": 1.0}))).rejections
+@pytest.mark.parametrize(
+    "more",
+    [{"weight": 1.0}, {"weights": [1, 1.0]}, {"image": {"bytes": None, "path": None}}, {"images": [None, {}, " "]},
+     {"tools": [{"name": None, "parameters": {"x": []}}]}],
+)  # fmt: skip
+def test_a_weight_of_one_and_objects_of_nulls_mean_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    found = read(DataConfig(path=pairs(tmp_path / "a.jsonl", more)))
+    assert not found.rejections
+    assert account(found.counts) == []
