@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,10 +17,38 @@ from transformers.utils.hub import cached_file
 
 from prefopt.common.bounds import is_costly
 from prefopt.errors import UserError
+from prefopt.models.gguf import check_no_gguf
 
 BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
 GROWTH = 64  # a text may become so many times as long; published tokenizers stay below 2
+OF_A_TOKENIZER = re.compile(r"token|vocab|merges|piece|tekken|\.model$|\.py$")
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
 IGNORED = ("tokenizer_file", "vocab_file", "special_tokens_map_file")  # paths of old times: transformers has its own
+
+
+def check_path(path: str, *, weights: bool) -> None:
+    """Check that a path does not name something else than a model, or with `weights=False` a tokenizer.
+
+    Raises:
+        UserError: a file, or a folder without what is asked for; with the way to give it.
+    """
+    check_no_gguf(path)
+    if os.path.isfile(path):
+        raise UserError(f"model.path={path} is a file: give the folder that it is in")
+    names = os.listdir(path) if os.path.isdir(path) else None
+    if names is None:  # a hub id
+        return
+    if "final" in names and "config.yaml" in names:
+        raise UserError(f"model.path={path} is the folder of a run: give {path}/final, its model")
+    if not weights:
+        if not any(map(OF_A_TOKENIZER.search, names)):
+            raise UserError(f"model.path={path} has no tokenizer: copy the files of that of its model into it")
+    elif "config.json" not in names:
+        raise UserError(f"model.path={path} has no config.json: give the folder of a model that transformers loads")
+    elif not any(".safetensors" in name for name in names):
+        other = next((f"; {name} is not read" for name in sorted(names) if name.endswith(OTHER_WEIGHTS)), "")
+        raise UserError(f"model.path={path} has no model.safetensors{other}: load it with transformers where it "
+                        "is trusted, and save it with save_pretrained")  # fmt: skip
 
 
 def check_files(path: str, revision: str | None = None, *, trust_remote_code: bool = False) -> None:

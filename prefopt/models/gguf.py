@@ -27,7 +27,7 @@ def check_no_gguf(path: str) -> None:
     """Raise UserError, with the way to use it, where a path names a GGUF file, or a folder with nothing else."""
     if os.path.isfile(path) and ".gguf" in os.path.basename(path).lower():
         found = [Path(path)]
-    elif os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+    elif os.path.isdir(path) and not {"config.json", "adapter_config.json"} & set(os.listdir(path)):
         found = _files(Path(path), "*")
     else:
         return

@@ -25,8 +25,8 @@ from prefopt.models.adapters import (
     merged,
     saved_settings,
 )
-from prefopt.models.folder import check_files, check_layers
-from prefopt.models.gguf import PACKAGE, check_no_gguf, from_package
+from prefopt.models.folder import check_files, check_layers, check_path
+from prefopt.models.gguf import PACKAGE, from_package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -57,7 +57,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         UserError: no tokenizer can be loaded from there.
     """
     path = resolve(config.path)
-    with _explaining(path):
+    with _explaining(path, weights=False):
         check_files(path, config.revision, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -178,7 +178,7 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
     how: dict[str, Any] = {"dtype": _dtype(config), "use_safetensors": True}
     if quantization is not None:
         how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
-    with _explaining(resolved):
+    with _explaining(resolved, weights=True):
         check_files(resolved, revision, trust_remote_code=config.trust_remote_code)
         settings = AutoConfig.from_pretrained(resolved, **shared)
         check_layers(settings, resolved)
@@ -194,9 +194,9 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
 
 
 @contextmanager
-def _explaining(path: str) -> Iterator[None]:
+def _explaining(path: str, *, weights: bool) -> Iterator[None]:
     """Turn transformers' errors for a missing or broken model into one sentence with a remedy."""
-    check_no_gguf(path)
+    check_path(path, weights=weights)
     try:
         yield
     except PrefoptError:

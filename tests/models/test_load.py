@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -57,8 +58,23 @@ def test_a_model_that_is_not_for_text_alone(tmp_path: Path) -> None:
     config = LlavaConfig(text_config={**TEXT, "model_type": "llama"}, vision_config=VISION, image_token_index=1)
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "seeing")
     assert "LlavaForConditionalGeneration has a language model among other parts" in refusal(tmp_path / "seeing")
-    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path / "t5")
+    kind = ["T5ForConditionalGeneration"]
+    T5Config(architectures=kind, num_layers=1, num_decoder_layers=1).save_pretrained(tmp_path / "t5")
+    save_file({"shared.weight": torch.zeros(2, 2)}, tmp_path / "t5" / "model.safetensors")
     assert "T5ForConditionalGeneration is not a causal language model" in refusal(tmp_path / "t5")
+
+
+def test_what_is_no_folder_of_a_model(base: Path, tmp_path: Path) -> None:
+    assert "is a file: give the folder that it is in" in refusal(base / "model.safetensors")
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert f"give {run}/final" in refusal(run)
+    assert "has no config.json" in refusal(tmp_path / "m")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    assert "has no model.safetensors; pytorch_model.bin is not read" in refusal(base)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_tokenizer(ModelConfig(path=str(base)))
 
 
 def test_gguf_files_say_how_they_are_converted(tmp_path: Path) -> None:
