@@ -98,7 +98,8 @@ def noise(kind: str, rng: np.random.Generator, families: int, methods: int) -> F
         found[:, : (methods + 1) // 2] = 10
     elif kind == "all differ":
         found = np.exp(rng.normal(0, 0.7, found.shape))
-    return SEED_SD * found[..., None, None]
+    sds: Floats = SEED_SD * found[..., None, None]
+    return sds
 
 
 def draw(scenario: Scenario, rng: np.random.Generator, families: int) -> Floats:
@@ -112,7 +113,8 @@ def draw(scenario: Scenario, rng: np.random.Generator, families: int) -> Floats:
     if s.by_prompt.startswith("binary"):  # won with a probability that is drawn for each prompt, moved by the seed
         share = float(s.by_prompt.split()[1])
         level = special.logit(share) + rng.normal(size=(families, 1, 1, s.prompts)) + 2 * of_seed
-        return (rng.random((*size, s.seeds, s.prompts)) < special.expit(level)).astype(np.float64)
+        won = rng.random((*size, s.seeds, s.prompts)) < special.expit(level)
+        return np.asarray(won, dtype=np.float64)
     own = PROMPT_SD * rng.normal(size=(*size, 1, distinct))
     if s.by_prompt != "normal":  # one method is skewed: its differences are, and those of the others are not
         own[:, 0] = 4 * PROMPT_SD * of[s.by_prompt](rng, (families, 1, distinct))
@@ -148,7 +150,7 @@ def rules(values: Floats) -> dict[str, NDArray[np.bool_]]:
     found["moderated"] /= seeds
     found["Welch"] = _welch(variance, np.full(len(values), seeds - 1.0), a, b, alpha) / seeds
     limits = {name: of_seeds + of_prompts for name, of_seeds in found.items()} | {"compare": limit**2}
-    return {name: np.greater(square, least) for name, least in limits.items()}
+    return {name: np.asarray(square > least) for name, least in limits.items()}
 
 
 def _t(freedom: Any, alpha: float) -> Any:
@@ -245,7 +247,7 @@ def measured(scenario: Scenario, families: int) -> dict[str, Any]:
             last = np.triu_indices(scenario.methods, 1)[1] == scenario.methods - 1
             tally.add({name: hit[:, last] for name, hit in hits.items()})
         else:
-            tally.add({name: hit.any(1) for name, hit in hits.items()})
+            tally.add({name: np.asarray(hit.any(1)) for name, hit in hits.items()})
     kept = {name: getattr(scenario, name) for name in ("name", "methods", "seeds", "prompts")}
     return kept | {"rules": tally.plain(families)}
 

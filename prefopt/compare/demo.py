@@ -184,7 +184,7 @@ class Demo:
             samples_per_prompt=self.size.samples_per_prompt,
             curve_prompts=self.size.curve_prompts,
             heldout=len(labels),
-            ceiling=sum(scores[0] > scores[1] for scores in labels if scores is not None) / len(labels),
+            ceiling=sum((s[0] > s[1]) + 0.5 * (s[0] == s[1]) for s in labels if s is not None) / len(labels),
             best_of_n=yardstick,
             total_seconds=time.perf_counter() - self._start,
             machine=f"{os.cpu_count()} cores ({platform.machine()})",

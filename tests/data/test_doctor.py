@@ -384,5 +384,6 @@ def test_the_base_model_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["data", "check", path, "--json", "--model", str(tmp_path / "model")]) == 0
     found = json.loads(capsys.readouterr().out)["findings"]
     lengths = [(len(made(row["chosen"])["input_ids"]), len(made(row["rejected"])["input_ids"])) for row in rows]
-    assert found["base_prefers_chosen"]["figure"] == pytest.approx(sum(a < b for a, b in lengths) / 12, abs=1e-4)
+    wins = sum((a < b) + 0.5 * (a == b) for a, b in lengths)
+    assert found["base_prefers_chosen"]["figure"] == pytest.approx(wins / 12, abs=1e-4)
     assert found["end_of_turn"]["figure"] == pytest.approx(1 / len(made), abs=1e-4)

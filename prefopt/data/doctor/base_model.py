@@ -29,12 +29,13 @@ def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Fi
         return
     scored = score(records, max_tokens=max(4096, max_length), tokens=True)
     if table.kind is Data.PAIRS:
-        wins = [float(one.sum[0] > one.sum[1]) for one in scored]
-        means = [float(one.sum[0] / one.num_tokens[0] > one.sum[1] / one.num_tokens[1]) for one in scored]
+        wins = np.heaviside([float(one.sum[0] - one.sum[1]) for one in scored], 0.5)  # a tie is half
+        means = [one.sum / one.num_tokens for one in scored]
+        per_token = np.heaviside([float(mean[0] - mean[1]) for mean in means], 0.5)
         error = 0.5 / np.sqrt(len(wins))
         yield Finding(
             name="base_prefers_chosen", figure=round(float(np.mean(wins)), 4),
-            note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(means):.2f}",
+            note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(per_token):.2f}",
         )  # fmt: skip
     ends = np.exp([one.token[0][-1] for one in scored if one.token is not None])
     yield Finding(name="end_of_turn", figure=round(float(np.median(ends)), 4), note=f"{len(ends)} answers")
