@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from prefopt.common.environment import environment_kept
 from prefopt.common.files import check_not_link
 from prefopt.errors import UserError, nearest
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}  # our extras
+VARIABLES = ("WANDB_PROJECT", "WANDB_DIR", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR",
+             "MLFLOW_EXPERIMENT_NAME")  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -24,8 +30,32 @@ class TrackingConfig:
     run_name: str | None = None  # None: the name of the run's folder
 
 
-def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
+@contextmanager
+def tracker() -> Iterator[None]:
+    """Leave the environment as it was and end wandb's run, so that the next run of this process has its own."""
+    before, code = _wandb_run(), 1
+    with environment_kept(*VARIABLES):
+        try:
+            yield
+            code = 0
+        finally:
+            if before is None and _wandb_run() is not None:
+                wandb = sys.modules["wandb"]
+                wandb.finish(exit_code=code)
+                wandb.teardown()  # it reads the environment once
+
+
+def _wandb_run() -> Any:
+    return getattr(sys.modules.get("wandb"), "run", None)
+
+
+def trainer_options(tracking: TrackingConfig, out: Path, run_id: str | None = None) -> dict[str, Any]:
     """The trainer's options for a tracker; also sets the environment variables that transformers' integrations read.
+
+    Args:
+        tracking: the tracker.
+        out: the folder of the run.
+        run_id: of the run, also after a resume, which is logged to the same run of wandb.
 
     Raises:
         UserError: there is no such tracker, or it is not installed.
@@ -39,6 +69,8 @@ def trainer_options(tracking: TrackingConfig, out: Path) -> dict[str, Any]:
     if name == "wandb":
         os.environ["WANDB_PROJECT"] = tracking.project
         os.environ["WANDB_DIR"] = str(out)
+        if run_id is not None and "WANDB_RUN_ID" not in os.environ:
+            os.environ |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
         if tracking.mode:
             os.environ["WANDB_MODE"] = tracking.mode
     if name == "tensorboard":

@@ -20,6 +20,8 @@ from prefopt.evaluate.kl import kl_divergence
 from prefopt.models.load import load_reference
 from prefopt.rewards.reward import Reward, answer, scores_of
 
+DRIFT = ("kl", "sampled_length", "sampled_length_before")  # names of `drift_figures`
+
 Tokens = Sequence[Sequence[int]]
 
 
@@ -163,8 +165,5 @@ def drift_figures(drift: Drift | None, prefix: str = "") -> dict[str, float]:
     """The figures that sentinels look at; none where nothing was measured."""
     if drift is None:
         return {}
-    return {
-        f"{prefix}kl": drift.kl.value,
-        f"{prefix}sampled_length": drift.length.value,
-        f"{prefix}sampled_length_before": drift.length_before.value,
-    }
+    values = (drift.kl.value, drift.length.value, drift.length_before.value)
+    return {f"{prefix}{name}": value for name, value in zip(DRIFT, values, strict=True)}

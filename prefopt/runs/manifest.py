@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def manifest(
         return {**now, "data": data_facts(prepared), **start}
     resumed = [*earlier.get("resumed", []), {**now, "from": str(checkpoint)}]
     return {**earlier, "resumed": resumed}
+
+
+def id_of(folder: Path, checkpoint: Path | None) -> str:
+    """The name of a run for trackers: its own, or that of the run in its folder which resumes from a checkpoint."""
+    earlier = _read(folder / MANIFEST) if checkpoint is not None else None
+    return str((earlier or {}).get("run_id") or uuid.uuid4().hex[:12])
 
 
 def start_of(config: RunConfig, tokenizer: Any, model: Any) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.common.quiet import quiet
 from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
-from prefopt.config.tracking import trainer_options
+from prefopt.config.tracking import tracker, trainer_options
 from prefopt.data.account import account
 from prefopt.data.prepare import Prepared
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
 from prefopt.evaluate.texts import (
+    DRIFT,
     Drift,
     drift_figures,
     drift_from_start,
@@ -40,7 +41,7 @@ from prefopt.evaluate.texts import (
 from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
 from prefopt.models.processor import copy_processor
 from prefopt.rewards.reward import Reward
-from prefopt.runs.manifest import check_repetition, manifest, start_of, write_record
+from prefopt.runs.manifest import check_repetition, id_of, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
@@ -51,6 +52,7 @@ from prefopt.train.checkpoints import writing
 from prefopt.train.failures import lost_processes
 from prefopt.train.fsdp import load_whole_models
 from prefopt.train.sentinels import Sentinels
+from prefopt.train.setup import check_options
 from prefopt.train.signals import Signals
 
 Log = Callable[[str], None]
@@ -80,8 +82,7 @@ def run(
         Stopped: a signal came; what there was is saved.
     """
     load_whole_models()
-    # Check the options before anything is made, and let the processes find each other.
-    training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
+    check_training(config)
     progress = run_progress(config.progress, config.loss_name)
     first = is_first_process()
 
@@ -90,12 +91,22 @@ def run(
             (log or progress.print)(printable(redact(line)))
 
     try:
-        with lost_processes(), Signals(log_redacted) as signals:
+        with lost_processes(), tracker(), Signals(log_redacted) as signals:
             config = _in_one_folder(config)
             with locked_folder(config.output_dir) if first else nullcontext():
                 return _run(config, log_redacted, progress, signals, callbacks, repeats)
     finally:
         give_back()  # a sweep continues in this process, and must not keep this run's memory
+
+
+def check_training(config: RunConfig) -> None:
+    """Check the options of the training before anything is made, and let the processes find each other.
+
+    Raises:
+        UserError: no optimizer, schedule or metric of the best model can be made of them.
+    """
+    args = training_arguments(config.output_dir, seed=config.seed, records=config.batch.records, **config.trainer)
+    check_options(args, config.loss, DRIFT if config.sentinels.measure else ())
 
 
 def _in_one_folder(config: RunConfig) -> RunConfig:
@@ -136,11 +147,12 @@ def _run(
     start = time.perf_counter()
     quiet(keep_data_bars=True)
     out = config.output_dir
-    tracking = trainer_options(config.tracking, out)
     checkpoint = checkpoint_to_resume(out, config.resume, log)
+    run_id = id_of(out, checkpoint)
+    tracking = trainer_options(config.tracking, out, run_id)
     loaded = _load(config, log)
     prepared = loaded.prepared
-    recording = _record(config, loaded, checkpoint, repeats)
+    recording = _record(config, loaded, checkpoint, run_id, repeats)
     texts = greedy_texts(config, loaded.model, loaded.tokenizer, prepared.eval)
     rewards = sampled_rewards(config, loaded.model, loaded.tokenizer, prepared.eval, loaded.reward)
     sentinels = Sentinels(config.sentinels, log)
@@ -184,7 +196,7 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
 
 
 def _record(
-    config: RunConfig, loaded: _Loaded, checkpoint: Path | None, repeats: Mapping[str, Any] | None
+    config: RunConfig, loaded: _Loaded, checkpoint: Path | None, run_id: str, repeats: Mapping[str, Any] | None
 ) -> list[AtBeginning]:
     """Write the record of the run, for a resume only when training begins: one that is impossible changes nothing.
 
@@ -193,7 +205,7 @@ def _record(
     """
     if not is_first_process():
         return []
-    facts = manifest(config, loaded.prepared, loaded.start, checkpoint)
+    facts = manifest(config, loaded.prepared, {**loaded.start, "run_id": run_id}, checkpoint)
     if repeats is not None:
         check_repetition(facts, repeats)
     write = partial(write_record, config, loaded.prepared, facts)

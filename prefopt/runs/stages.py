@@ -22,7 +22,7 @@ from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
 from prefopt.config.stage_overrides import check_names
 from prefopt.runs.resolve import resolve_path
-from prefopt.runs.run import run
+from prefopt.runs.run import check_training, run
 
 STAGES = "stages.json"
 
@@ -46,6 +46,9 @@ def run_stages(
         UserError, TrainingError: as `prefopt.runs.run.run`; a stage's name cannot be used.
     """
     check_names(config.stages)
+    if config.stages:  # else the run itself does
+        for each in (*config.stages.values(), config):
+            check_training(each)
     before: dict[str, Any] | None = None
     done: list[dict[str, Any]] = []
     for name, stage in config.stages.items():

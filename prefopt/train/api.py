@@ -33,7 +33,7 @@ from prefopt.train.batches import BatchConfig, Batcher
 from prefopt.train.loop import PreferenceTrainer
 from prefopt.train.on_policy import build_on_policy
 from prefopt.train.settings import RunReference, Settings
-from prefopt.train.setup import cost_of, policies, precision
+from prefopt.train.setup import check_options, check_router_loss, cost_of, policies, precision
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
@@ -138,11 +138,13 @@ def _build(
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
+    check_router_loss(model)
     if given.reward is not None:
         return build_on_policy(model, loss, records, given)
     if needs.on_policy:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
+    check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
     fsdp.check(args, moving_reference=needs.moving_reference)
     if args.device.type == "cpu":
         keep_large_buffers()

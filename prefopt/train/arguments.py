@@ -12,7 +12,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from accelerate import PartialState
 from torch import distributed
 from transformers import EarlyStoppingCallback, TrainingArguments
 
+from prefopt.common.environment import environment_kept
 from prefopt.errors import UserError, first_line
 
 # Ours, where it differs from transformers'.
@@ -149,20 +150,6 @@ def _start_processes(options: Mapping[str, Any]) -> None:
     timeout = options.get("ddp_timeout", TrainingArguments.ddp_timeout)
     if not distributed.is_initialized():
         PartialState(cpu=cpu, backend=options.get("ddp_backend"), timeout=timedelta(seconds=timeout))
-
-
-@contextlib.contextmanager
-def environment_kept(*names: str) -> Iterator[None]:
-    """Leave these variables of the environment as they were: libraries set them for the whole program."""
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager[Any]:

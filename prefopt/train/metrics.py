@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, Logps
-from prefopt.train.examples import BatchLoss, Facts
+from prefopt.plugin import Data, Logps, Loss
+from prefopt.train.examples import BatchLoss, Facts, examples_of
+from prefopt.train.sources.feed import ALSO_TAKES
 
 Sums = dict[str, tuple[float, int]]
 
@@ -114,6 +115,35 @@ def tally_batch(tally: Tally, outcome: BatchLoss) -> None:
         tally.add(name, value if value.ndim else value.expand(len(outcome.output.loss)))
     _tally_rewards(tally, outcome)
     _tally_logps(tally, outcome.facts, outcome.logps)
+
+
+def figure_names(loss: Loss) -> set[str]:
+    """The names of an evaluation's figures, from made-up records of each kind that the loss takes.
+
+    Empty where it cannot take them, as one that refuses such scores.
+    """
+    needs, found = loss.needs, set()
+    for kind in {needs.data, *ALSO_TAKES[needs.data]}:
+        own = {Data.PAIRS: 2, Data.LISTS: 3}.get(kind, 1)
+        facts = [
+            Facts(
+                id=str(key), key=key, kind=kind, own=own, mismatched=own if needs.mismatched else 0,
+                desirable=key == 0, scores=(0.75, 0.5, 0.25)[:own] if own > 1 else None, weight=1.0,
+            )
+            for key in range(2)
+        ]  # fmt: skip
+        tokens = -torch.ones(sum(f.completions for f in facts), 2)
+        logps = Logps(sum=tokens.sum(1), num_tokens=torch.full((len(tokens),), 2), ref_sum=tokens.sum(1), token=tokens,
+                      ref_token=tokens, log_sum_sq=tokens, ref_entropy=-tokens, kl=-tokens)  # fmt: skip
+        tally = Tally()
+        try:
+            examples = examples_of(facts, logps, needs)
+            output = loss(examples.logps, *((loss.initial_state(),) if needs.state else ()))  # type: ignore[attr-defined]
+            tally_batch(tally, BatchLoss(facts, logps, examples, output))
+        except Exception:  # a plugin may be anybody's
+            return set()
+        found |= means([tally.sums()]).keys()
+    return found
 
 
 def _tally_rewards(tally: Tally, outcome: BatchLoss) -> None:

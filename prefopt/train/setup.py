@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,88 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from prefopt.common.environment import environment_kept
 from prefopt.engine.forward import evaluating, unwrap
 from prefopt.engine.gates import TOLERANCE, choose_layout
 from prefopt.engine.packing import Cost
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
-from prefopt.errors import UserError, first_line
+from prefopt.errors import UserError, first_line, nearest
 from prefopt.plugin import Loss, Vocab
 from prefopt.train import fsdp
-from prefopt.train.arguments import autocast, computed_in, environment_kept
+from prefopt.train.arguments import autocast, computed_in
+from prefopt.train.metrics import figure_names
 from prefopt.train.settings import RunReference
 from prefopt.train.sources.source import RecordSource
 
 # Weights that do not decay: of layer norms, and those with such names.
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+ROUTER_LOSSES = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")  # weights of a router's losses
+ALWAYS = ("records", "runtime")  # figures of every evaluation
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that step after an evaluation, by its metric
+
+
+def check_options(args: TrainingArguments, loss: Loss, measured: Collection[str] = ()) -> None:
+    """Raise UserError for options with which a run could not be made or ended, before anything is loaded for it.
+
+    Optimizer and schedule are made for two weights, and the metric of the best model is looked for among the figures
+    of an evaluation.
+
+    Args:
+        args: the options.
+        loss: the plugin.
+        measured: names of figures that are measured beside the loss's.
+    """
+    for name in ("learning_rate", "weight_decay"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise UserError(f"trainer.{name}={getattr(args, name)} must be a number of at least 0")
+    try:
+        optimizer = make_optimizer(args, nn.Linear(1, 1))
+    except Exception as error:  # of torch, of transformers, of a package that is not installed
+        if args.optim_target_modules and not isinstance(error, ImportError):
+            return  # layers of these names are looked for, which the two weights have not
+        raise UserError(f"trainer.optim={_plain(args.optim)} cannot be used: {first_line(error)[:300]}") from error
+    try:
+        make_schedule(args, optimizer, 100)
+    except Exception as error:
+        raise UserError(
+            f"trainer.lr_scheduler_type={_plain(args.lr_scheduler_type)} cannot be used: {first_line(error)[:300]}; "
+            "its arguments are trainer.lr_scheduler_kwargs"
+        ) from error
+    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = figure_names(loss)
+    if known and wanted not in (known := {*known, *measured, *ALWAYS}):
+        raise UserError(f"trainer.metric_for_best_model={wanted} is not a figure of the evaluation"
+                        f"{nearest(wanted, sorted(known))}; it has {', '.join(sorted(known))}")  # fmt: skip
+
+
+def check_router_loss(model: Any) -> None:
+    """Raise UserError where a mixture of experts asks for the auxiliary loss of its router, which no loss adds here."""
+    for part in _parts_of(unwrap(model).config):
+        found = next((name for name in ROUTER_LOSSES if getattr(part, name, 0)), None)
+        if found and getattr(part, "output_router_logits", False):
+            raise UserError(
+                f"the model's config asks for its router's auxiliary loss (output_router_logits: true, {found}: "
+                f"{getattr(part, found)}), which is not added to preference losses yet: set output_router_logits to "
+                "false in its config.json, and the balance of its experts is left as it is"
+            )
+
+
+def _parts_of(config: Any) -> Iterator[Any]:
+    """A config and the configs in it, such as that of the text model."""
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            yield from _parts_of(part)
+
+
+def _plain(value: Any) -> Any:
+    """The value of an option that is an enum."""
+    return getattr(value, "value", value)
 
 
 def check_parts(
@@ -145,7 +209,7 @@ def make_schedule(args: TrainingArguments, optimizer: Any, steps: int) -> Any:
 
 def by_metric(args: TrainingArguments) -> bool:
     """Whether the schedule follows a metric instead of the steps."""
-    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in BY_METRIC
+    return str(_plain(args.lr_scheduler_type)) in BY_METRIC
 
 
 def learning_rate(args: TrainingArguments, optimizer: Any, schedule: Any) -> float:

@@ -4,16 +4,18 @@ store and trackio's database."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefopt.config.tracking import TrackingConfig, trainer_options
+from prefopt.config.tracking import VARIABLES, TrackingConfig, tracker, trainer_options
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
+from prefopt.runs.manifest import id_of
 from tests.train import tiny
 
 DATA = tiny.records(Data.PAIRS, 32)
@@ -59,6 +61,38 @@ def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
         for record in records
         if record.WhichOneof("record_type") == "history"
     ]
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a name in its manifest; a new run, and one that starts anew in the folder, has another."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    first = id_of(tmp_path, None)
+    (tmp_path / "manifest.json").write_text(json.dumps({"run_id": first}))
+    assert id_of(tmp_path, tmp_path / "checkpoint-2") == first
+    assert id_of(tmp_path, None) != first
+    tracking = TrackingConfig(report_to="wandb")
+    with tracker():
+        trainer_options(tracking, tmp_path, first)
+        assert (os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"]) == (first, "allow")
+    assert "WANDB_RUN_ID" not in os.environ, "the next run of this process has its own"
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    with tracker():
+        trainer_options(tracking, tmp_path, first)
+        assert os.environ["WANDB_RUN_ID"] == "mine"
+
+
+def test_the_runs_of_a_process_are_runs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()
+    for name in ("a", "b"):
+        with tracker():
+            options = trainer_options(TrackingConfig(report_to="wandb", mode="offline"), tmp_path / name, f"id{name}")
+            tiny.run(load("dpo"), DATA, tmp_path / name, **options)
+            assert wandb.run.id == f"id{name}"
+        assert wandb.run is None
+        assert list((tmp_path / name).glob(f"wandb/offline-run-*/run-id{name}.wandb"))
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
