@@ -122,7 +122,7 @@ def figure_names(loss: Loss) -> set[str]:
 
     Empty where it cannot take them, as one that refuses such scores.
     """
-    needs, found = loss.needs, set()
+    needs, found = loss.needs, set[str]()
     for kind in {needs.data, *ALSO_TAKES[needs.data]}:
         own = {Data.PAIRS: 2, Data.LISTS: 3}.get(kind, 1)
         facts = [
