@@ -48,7 +48,7 @@ class DataConfig:
     mixture: list[Source] = field(default_factory=list)
     schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or auto: recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
-    verdicts: dict[Any, str] = field(default_factory=dict)  # what the codes of judges mean: {1: first, 2: second}
+    verdicts: dict[Any, str] = field(default_factory=dict)  # what codes mean: {1: first, 2: second}, {5: desirable}
     ignore: list[str] = field(default_factory=list)  # columns, and keys of turns, to train without, such as [tools]
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations

@@ -65,7 +65,8 @@ def verdict(row: Row, answers: tuple[str, str] = ("", "")) -> Verdict:
     for name, (columns, votes) in _votes(row).items():
         if not found or all(_known(vote, answers) for vote in votes):
             found.append(_counted(name, votes, answers))
-            list(map(row.get, columns))  # notes them as read
+            for column in columns:
+                row.get(column)  # notes it as read
     if not found:
         raise RowError("missing_field", f"the row has no verdict in any of {', '.join(VERDICT_COLUMNS)}")
     for other in found[1:]:
