@@ -136,6 +136,13 @@ def test_two_columns_that_contradict_each_other_are_refused(tmp_path: Path, row:
         assert f"({other}" in line
 
 
+@pytest.mark.parametrize("column", ["votes", "annotations", "judge_1", "winner"])
+def test_an_empty_list_of_votes_is_no_verdict(tmp_path: Path, column: str) -> None:
+    found = judged(tmp_path, {"preferred": "A"}, {column: []}, {column: [], "preferred": "B"})
+    assert [(r.source, r.reason) for r in found.rejections] == [("judged.jsonl:1", "missing_field")]
+    assert [record.completions[0] for record in found.records] == ["first", "second"]
+
+
 def test_a_column_beside_the_verdict_that_is_none_is_named(tmp_path: Path) -> None:
     found = judged(tmp_path, {"winner": "A", "label": "Facts"}, {"choice": 0, "label": 3})
     assert account(found.counts)[0] == "not read: label (2 rows)"

@@ -174,7 +174,7 @@ def _votes(row: Row) -> dict[str, tuple[list[str], list[Any]]]:
     """The votes of each column, with its name; those of several judges are together."""
     found: dict[str, tuple[list[str], list[Any]]] = {}
     for name, value in row.items():
-        if (name in VERDICT_COLUMNS or _is_annotator(name)) and value is not None:
+        if (name in VERDICT_COLUMNS or _is_annotator(name)) and value not in (None, []):
             into = next((other for other in found if _is_annotator(other)), name) if _is_annotator(name) else name
             columns, votes = found.setdefault(into, ([], []))
             columns.append(name)
