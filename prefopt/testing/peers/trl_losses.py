@@ -38,21 +38,16 @@ def per_token(inputs: dict[str, Tensor], side: str, lengths: str, width: int) ->
     return (inputs[side] / inputs[lengths]).unsqueeze(-1) * inside
 
 
-class Answers(torch.nn.Module):
-    """Stands in for a model: gives the frozen figures to whoever calls it."""
-
-    is_gradient_checkpointing = False
-
-    def __init__(self, log_probs: Tensor, log_sum_sq: Tensor) -> None:
-        super().__init__()
-        self.eval()
-        zero = torch.zeros_like(log_probs)
-        self.outputs = SimpleNamespace(
-            log_probs=log_probs, log_sum_sq_probs=log_sum_sq, entropy=zero, mean_logits=zero, is_top1=zero.bool()
-        )
-
-    def forward(self, **kwargs: Any) -> Any:
-        return self.outputs
+def answering(log_probs: Tensor, log_sum_sq: Tensor) -> Any:
+    """A stand-in for a model, in evaluation, that gives the frozen figures to whoever calls it."""
+    zero = torch.zeros_like(log_probs)
+    outputs = SimpleNamespace(
+        log_probs=log_probs, log_sum_sq_probs=log_sum_sq, entropy=zero, mean_logits=zero, is_top1=zero.bool()
+    )
+    model: Any = torch.nn.Module().eval()
+    model.forward = lambda **kwargs: outputs
+    model.is_gradient_checkpointing = False
+    return model
 
 
 def dpo_loss(inputs: dict[str, Tensor], loss_type: str | list[str], **settings: Any) -> Tensor:
@@ -89,8 +84,8 @@ def dpo_loss(inputs: dict[str, Tensor], loss_type: str | list[str], **settings: 
         "loss_weights": [1.0] * len(types),
     } | settings
     trainer = SimpleNamespace(
-        model=Answers(log_probs, log_sum_sq),
-        ref_model=Answers(reference, torch.zeros_like(reference)),
+        model=answering(log_probs, log_sum_sq),
+        ref_model=answering(reference, torch.zeros_like(reference)),
         accelerator=ACCELERATOR,
         args=SimpleNamespace(discopop_tau=options.pop("discopop_tau", 0.05), gradient_checkpointing_kwargs=None),
         loss_types=types,
