@@ -8,7 +8,7 @@ import gzip
 import json
 import lzma
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,28 @@ def test_gathered_rows_are_used_or_listed(tmp_path: Path, container: str, name: 
     found = read(DataConfig(path=str(tmp_path / container)))
     balanced(found, len(GATHERED[name]))
     assert (len(found.records), found.counts["rows_used"]) == (1, used)
+
+
+def odd(value: Any, held: Any) -> Iterator[Any]:
+    """The value with one part of it, at any depth, replaced."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        for other in (held, *odd(part, held)):
+            changed = value.copy()
+            changed[key] = other
+            yield changed
+
+
+@pytest.mark.parametrize("held", [None, [], {}, float("nan"), "1.0", [{}], [None], {"role": "assistant"}], ids=str)
+def test_odd_values_anywhere_keep_the_sums(tmp_path: Path, held: Any) -> None:
+    for name, (schema, row, *_) in CASES.items():
+        rows = [row, *odd(row, held)]
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(rows))
+        try:
+            found = read(DataConfig(path=str(tmp_path / f"{name}.jsonl"), schema=schema))
+        except UserError:
+            continue  # a code without a meaning
+        balanced(found, len(rows))
+        assert len(found.records) == found.counts["records_made"]
 
 
 def pairs(path: Path, *more: dict[str, Any], count: int = 64) -> str:
