@@ -120,7 +120,7 @@ def score(
     model: Any,
     records: Sequence[TokenRecord],
     *,
-    max_tokens: int | None = 4096,
+    max_tokens: int = 4096,
     layout: str = "auto",
     tokens: bool = False,
     entropy: bool = False,
@@ -132,8 +132,7 @@ def score(
     Args:
         model: a transformers causal language model, or a `Policy` around one.
         records: tokenized records of any kind.
-        max_tokens: tokens of one forward; None: every completion has a forward of its own, so that no bit of its
-            log-probs depends on what else is scored.
+        max_tokens: tokens of one forward.
         layout: "auto", "tree" (an error where it is not safe) or "padded".
         tokens, entropy, vocab: also return per-token log-probs, entropies, statistics.
         progress: called with the number of records done since the last call.
@@ -145,30 +144,14 @@ def score(
     options = Options(vocab=vocab, entropy=entropy)
     with opened(model, layout) as policy, evaluating(policy), torch.inference_mode():
         chosen = policy.layout.layout
-
-        def forward(branches: Sequence[Branch], owners: Sequence[int]) -> list[Scored]:
-            return _split(MicroBatch.of(branches, chosen).forward(policy, options), owners, tokens)
-
-        if max_tokens is None:
-            for i, record in enumerate(records):
-                results[i] = _joined([forward([Branch(record.prompt, c)], [i])[0] for c in record.completions])
-                progress(1)
-            return [r for r in results if r is not None]
         for chunk in _batches(records, max_tokens, chosen):
             owners = [i for i in chunk for _ in records[i].completions]
             branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
-            for i, scored in zip(chunk, forward(branches, owners), strict=True):
+            out = MicroBatch.of(branches, chosen).forward(policy, options)
+            for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
                 results[i] = scored
             progress(len(chunk))
     return [r for r in results if r is not None]
-
-
-def _joined(parts: Sequence[Scored]) -> Scored:
-    """One record's completions that were scored one by one."""
-    names = [name for name in ("token", "entropy", "log_sum_sq") if getattr(parts[0], name) is not None]
-    per_token = {name: tuple(value for part in parts for value in getattr(part, name)) for name in names}
-    sums, lengths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sum", "num_tokens"))
-    return Scored(sums, lengths, **per_token)
 
 
 def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored]:

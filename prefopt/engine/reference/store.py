@@ -44,7 +44,7 @@ Entry = tuple[Array, Array | None]  # per-token log-probs, and entropies where t
 
 ARRAYS = ("keys", "offsets", "token", "entropy")
 NAME = re.compile(r"[0-9a-f]{32}")
-COMPUTED = b"alone"  # how entries are computed: a change of it changes their bits, so old ones must not be found
+COMPUTED = b"packed"  # how entries are computed: a change of it changes their bits, so old ones must not be found
 DIGEST = re.compile(r"[0-9a-f]{32}")
 # Nobody still writes a `tmp-` folder of this age: a part is written in seconds.
 LEFTOVER_SECONDS = 3600.0

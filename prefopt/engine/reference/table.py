@@ -4,9 +4,8 @@ Entries are named after the token ids of prompt and completion, so pairs, lists 
 share them, and so do losses, seeds, orders and length limits. A later run computes only what is missing, and checks a
 few of the entries that it reuses by computing them again.
 
-A result must not depend on who filled the store. On a CPU each entry is therefore computed in a forward of its own, so
-that its bits depend on its token ids alone. On a GPU, where that would take several times as long, forwards have a size
-of their own, whatever `batch.max_tokens` is: the bits are the same for runs that find the same texts missing.
+The last bits of a log-prob depend on what else is in its forward. Forwards are therefore packed by the texts alone,
+whatever the order of the records and `batch.max_tokens` are: where the same texts are missing, the bits are the same.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PART_TOKENS = 200_000
 PART_SECONDS = 60.0
 # Tokens scored between two looks at the clock.
 BATCH_TOKENS = 16_384
-# Tokens of a forward on a GPU.
+# Tokens of a forward.
 FORWARD_TOKENS = 4096
 # Entries computed again when a store is reused.
 VERIFIED = 4
@@ -216,7 +215,7 @@ class _Pass:
         }
         batches: list[list[int]] = []
         room = 0
-        for i in sorted(missing, key=lambda i: (-size[i], i)):
+        for i in sorted(missing, key=lambda i: (-size[i], self.keys[i])):
             if not batches or room < size[i]:
                 batches.append([])
                 room = tokens
@@ -236,9 +235,7 @@ class _Pass:
             UserError: one that is not finite, which would spoil every run that finds it in the store.
         """
         cut = [_part_of(self.records[i], completions[i]) for i in batch]
-        budget = (
-            None if self.policy.device.type == "cpu" else max(FORWARD_TOKENS, *(fed_tokens(r, "padded") for r in cut))
-        )
+        budget = max(FORWARD_TOKENS, *(fed_tokens(record, "padded") for record in cut))
         found = score(self.policy, cut, max_tokens=budget, tokens=True, entropy=self.entropy, progress=progress)
         for i, scored in zip(batch, found, strict=True):
             for what, values in (("log-prob", scored.token), ("entropy", scored.entropy)):
