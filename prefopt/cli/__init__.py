@@ -20,7 +20,7 @@ from prefopt.errors import PrefoptError, UserError, disk_full, first_line, neare
 
 INVALID_PATH = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 LEAST_BYTES = 2 << 30  # of address space: torch and the others take most of it
-NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}  # the last: no folder can be made in /proc
 
 
 def main(argv: list[str] | None = None) -> int:

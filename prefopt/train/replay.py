@@ -188,6 +188,8 @@ def refuse_other_needs(loss: Loss, kept: Kept) -> None:
         lacks.append("whether a completion is desirable")
     elif any(_lacks_scores(f, needs) for f in facts):
         lacks.append("a score of every completion")
+    if needs.on_policy:
+        lacks.append("the log-probs that the policy's own samples were drawn with")
     if needs.control_text and any(f.kind is Data.PAIRS for f in facts):
         lacks.append("a control text in each completion")
     if needs.mismatched and any(f.mismatched < f.own for f in facts):
