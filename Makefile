@@ -1,6 +1,7 @@
 # Every target sets up the virtual environment that it needs; only Python with pip is assumed.
 PYTHON ?= python3
 VENV ?= .venv
+SLOW ?= slow
 OLDEST ?= 5.23.0
 NEWEST ?= 5.24.0
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ test: $(VENV)/.test
 	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.test
-	$(BIN)/python $(PYTEST) -m slow
+	$(BIN)/python $(PYTEST) -m "$(SLOW)"
 
 # With the oldest and the newest transformers that are supported.
 test-oldest: $(VENV)-transformers-$(OLDEST)/.test

@@ -21,6 +21,7 @@ MINUTES = os.environ.get("PREFOPT_SOAK_MINUTES", "3")
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_three_minutes_without_growth(tmp_path: Path) -> None:
     """Memory is judged by the lower end of its interval, because a short run has few cycles and its caches still fill.
     A leak of 10 % in three minutes is found; files, threads and processes are exact."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from prefopt.cli import main
@@ -48,7 +49,6 @@ def test_every_file_is_of_a_loss() -> None:
 
 
 def test_the_files_obey_the_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     schema = committed("schema")
     for name in MENU:
         jsonschema.validate(committed(name), schema)
