@@ -9,16 +9,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from prefopt.losses import load_class
 from prefopt.losses.registry import load
 from prefopt.plugin import Data
-from prefopt.testing import example
 from prefopt.train import BatchConfig
 from tests.losses.names import OFFLINE
 from tests.train import tiny
 from tests.train.test_every_loss import data_of, loss_of
 
-WITH_REFERENCE = sorted(name for name in OFFLINE if example(load_class(name)).needs.reference)
 # How far apart two correct first gradients may be, relative to their size, by the precision of the weights.
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
@@ -35,7 +32,7 @@ def _first(name: str, folder: Path, dtype: torch.dtype, **batch: Any) -> tuple[f
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in OFFLINE] + [(name, torch.bfloat16) for name in WITH_REFERENCE],
+    [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name in OFFLINE],
 )
 def test_the_first_step_is_the_same_in_every_split_and_layout(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """A relu or a sort at policy = reference is decided by the loss, not by the rounding of two forwards."""
