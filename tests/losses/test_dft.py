@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from types import SimpleNamespace
 
 import torch
 
@@ -15,7 +13,6 @@ from prefopt.testing.numbers import value_of
 from prefopt.testing.samples import Named, declared, random_numbers
 from tests.losses.hand import close
 from tests.losses.identities import Sides, identity, values
-from tests.losses.trl_peer import TOKENS
 
 
 def test_dft_by_hand() -> None:
@@ -33,23 +30,10 @@ def test_dft_at_probability_half_is_half_sft(seed: int) -> Sides:
 
 def test_dft_parity(batch: Named) -> None:
     """Theirs is a mean over the batch's tokens: ours weighted by n_i / mean(n)."""
-    from trl import SFTTrainer
+    from prefopt.testing.peers.trl_losses import dft_loss
 
     one_side = {name: value for name, value in batch.items() if not name.startswith(("rejected", "ref_"))}
-    inside = torch.arange(TOKENS) < batch["chosen_num_tokens"].unsqueeze(-1)
-    zero = torch.zeros_like(batch["chosen_token"])
-    outputs = SimpleNamespace(log_probs=batch["chosen_token"], label_mask=inside, entropy=zero, is_top1=zero.bool())
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False),
-        accelerator=SimpleNamespace(parallelism_config=None, num_processes=1, gather_for_metrics=lambda x: x),
-        args=SimpleNamespace(loss_type="dft", average_tokens_across_devices=False),
-        aux_loss_enabled=False,
-        compute_loss_func=None,
-        label_smoother=None,
-        _metrics={"eval": defaultdict(list)},
-        _total_train_tokens=0,
-    )
-    theirs = SFTTrainer.compute_loss(trainer, lambda **kwargs: outputs, {"labels": None})
+    theirs = dft_loss(one_side)
     loss = load("dft")
     values = value_of(loss, declared(loss.needs, {k: v for k, v in one_side.items() if "log_sum_sq" not in k}))
     weights = batch["chosen_num_tokens"] / batch["chosen_num_tokens"].double().mean()

@@ -10,9 +10,8 @@ import torch
 from prefopt.losses._rollouts import KL
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
-from prefopt.testing.samples import Named
 from tests.losses.hand import close
-from tests.losses.identities import Sides, identity, values
+from tests.losses.identities import Sides, identity, output, values
 from tests.losses.rollouts import DRAWN, expected_gradient, gradient, just_drawn, logits_of, true_gradient, world
 from tests.losses.step_0 import at_reference
 from tests.losses.trl_peer import trl_on_policy
@@ -45,16 +44,9 @@ def test_rloo_is_rebel_on_own_samples(seed: int) -> Sides:
         pair = {"chosen": sides[:, 0], "rejected": sides[:, 1]}
         pair |= {"ref_chosen": numbers["ref_completions"][:, i], "ref_rejected": numbers["ref_completions"][:, j]}
         pair |= {"chosen_score": numbers["scores"][:, i], "rejected_score": numbers["scores"][:, j]}
-        (found,) = torch.autograd.grad(values_with_gradient("rebel", pair, eta=2.0).sum(), sides)
+        (found,) = torch.autograd.grad(output("rebel", pair, eta=2.0).loss.sum(), sides)
         mean[:, [i, j]] += found / len(pairs)
     return gradient("rloo", numbers, beta=0.5), mean / 2
-
-
-def values_with_gradient(name: str, numbers: Named, **settings: float) -> torch.Tensor:
-    from prefopt.testing.numbers import build, call
-
-    loss = load(name, **settings)
-    return call(loss, build(loss.needs, numbers)).loss
 
 
 def test_a_constant_added_to_all_rewards_changes_nothing() -> None:

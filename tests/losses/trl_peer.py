@@ -16,7 +16,7 @@ from prefopt.losses.registry import load
 from prefopt.testing.numbers import build, value_of, whole
 from prefopt.testing.samples import Named, cast, declared
 
-PROMPT, TOKENS, PAIRS = 3, 6, 5
+TOKENS, PAIRS = 6, 5
 
 
 def frozen_pairs() -> Named:
@@ -38,68 +38,13 @@ def ours(name: str, numbers: Named, **settings: Any) -> float:
     return float(value_of(loss, declared(loss.needs, numbers)).mean())
 
 
-def in_sequence(numbers: Named, suffix: str, *, ref: bool = False) -> Tensor:
-    """(2B, L - 1) a per-token figure where TRL has it: chosen rows, then rejected rows, 0 on the prompt."""
-    prefix = "ref_" if ref else ""
-    rows = torch.cat([numbers[f"{prefix}{side}_{suffix}"] for side in ("chosen", "rejected")])
-    return torch.nn.functional.pad(rows, (PROMPT - 1, 0))
-
-
-class Answers(torch.nn.Module):
-    """Stands in for a model: gives the frozen figures to whoever calls it."""
-
-    is_gradient_checkpointing = False
-
-    def __init__(self, numbers: Named, *, ref: bool = False) -> None:
-        super().__init__()
-        self.eval()
-        log_probs = in_sequence(numbers, "token", ref=ref)
-        zero = torch.zeros_like(log_probs)
-        self.outputs = SimpleNamespace(
-            log_probs=log_probs,
-            log_sum_sq_probs=in_sequence(numbers, "log_sum_sq"),
-            entropy=zero,
-            mean_logits=zero,
-            is_top1=zero.bool(),
-        )
-
-    def forward(self, **kwargs: Any) -> Any:
-        return self.outputs
-
-
 def trl_dpo(numbers: Named, loss_type: str | list[str], **settings: Any) -> float:
     """TRL's DPOTrainer on the batch."""
-    from trl import DPOTrainer
+    from prefopt.testing.peers.trl_losses import dpo_loss
 
     if settings.get("f_divergence_type") == "alpha_divergence":
         numbers = cast(numbers, torch.float32)  # this branch of theirs knows no float64
-    types = [loss_type] if isinstance(loss_type, str) else loss_type
-    options = {
-        "beta": 0.1,
-        "label_smoothing": 0.0,
-        "ld_alpha": None,
-        "f_divergence_type": "reverse_kl",
-        "f_alpha_divergence_coef": 0.5,
-        "use_weighting": False,
-        "loss_weights": [1.0] * len(types),
-    } | settings
-    trainer = SimpleNamespace(
-        model=Answers(numbers),
-        ref_model=Answers(numbers, ref=True),
-        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
-        args=SimpleNamespace(discopop_tau=0.05, gradient_checkpointing_kwargs=None),
-        loss_types=types,
-        aux_loss_enabled=False,
-        precompute_ref_logps=False,
-        _metrics={"eval": defaultdict(list)},
-        _total_train_tokens=0,
-        **options,
-    )
-    lengths = torch.cat([numbers[f"{side}_num_tokens"] for side in ("chosen", "rejected")])
-    place = torch.arange(PROMPT + TOKENS)
-    mask = ((place >= PROMPT) & (place < PROMPT + lengths.unsqueeze(-1))).long()
-    inputs = {"input_ids": torch.ones_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
-    return float(DPOTrainer._compute_loss(trainer, trainer.model, inputs, return_outputs=False))
+    return float(dpo_loss(dict(numbers), loss_type, **settings))
 
 
 def as_items(numbers: Named) -> Named:
@@ -113,35 +58,11 @@ def as_items(numbers: Named) -> Named:
 
 
 def trl_kto(items: Named, mismatched: tuple[Tensor, Tensor], loss_type: str, **settings: Any) -> float:
-    from trl import KTOTrainer
+    """TRL's KTOTrainer on the items of `as_items`."""
+    from prefopt.testing.peers.trl_losses import kto_loss
 
-    size = len(items["ids"])
-    one_token = items["completion"].unsqueeze(-1)  # its sum is all that the loss reads
-    outputs = SimpleNamespace(
-        log_probs=one_token, entropy=torch.zeros_like(one_token), mean_logits=torch.zeros_like(one_token)
-    )
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False),
-        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
-        _compute_kl_logps=lambda model, batch: mismatched[0],
-        aux_loss_enabled=False,
-        precompute_ref_logps=True,
-        calculate_KL=loss_type == "kto",
-        loss_type=loss_type,
-        _metrics={"eval": defaultdict(list)},
-        _total_train_tokens=0,
-        **({"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0} | settings),
-    )
-    inputs = {
-        "input_ids": torch.ones(size, 2, dtype=torch.int64),
-        "attention_mask": torch.ones(size, 2),
-        "completion_mask": torch.ones(size, 2, dtype=torch.int64),
-        "label": items["desirable"],
-        "ref_logps": items["ref_completion"],
-        "ref_KL_logps": mismatched[1],
-    }
-    model = lambda **kwargs: outputs  # noqa: E731
-    return float(KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False))
+    given = dict(items) | dict(zip(("mismatched", "ref_mismatched"), mismatched, strict=True))
+    return float(kto_loss(given, loss_type, **settings))
 
 
 def mean_logps(batch: Named) -> tuple[Tensor, Tensor]:
@@ -157,13 +78,10 @@ def trl_cpo(chosen: Tensor, rejected: Tensor, loss_type: str, **settings: Any) -
     return float(losses.mean())
 
 
-def logits_with(token_logps: Tensor) -> Tensor:
-    """(B, L, 2) logits under which token 1 has these log-probs."""
-    return torch.stack([torch.log(-torch.expm1(token_logps)), token_logps], -1)
-
-
 def sequences(sides: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, ids and completion mask of completions behind a prompt of one token."""
+    from prefopt.testing.peers.trl_losses import logits_with
+
     tokens = torch.cat([token for token, _ in sides])
     lengths = torch.cat([length for _, length in sides])
     mask = torch.nn.functional.pad((torch.arange(TOKENS) < lengths.unsqueeze(-1)).long(), (1, 0))
