@@ -16,6 +16,7 @@ from prefopt.engine.forward import evaluating, unwrap
 from prefopt.engine.limits import learned_positions
 from prefopt.errors import UserError
 
+Floats = NDArray[np.floating[Any]]
 # Finished rows leave the batch when fewer than this share of its rows is still being written.
 COMPACT_BELOW = 0.8
 
@@ -25,11 +26,11 @@ class SampledText(NamedTuple):
 
     Attributes:
         tokens: new token ids, the closing end token included; a text that was cut off has none.
-        logps: (n,) float32 the model's log-prob of each token, in nats, at temperature 1 whatever it was drawn at.
+        logps: (n,) the model's log-prob of each token, in nats, at temperature 1 whatever it was drawn at.
     """
 
     tokens: list[int]
-    logps: NDArray[np.float32]
+    logps: Floats
 
 
 def generate(
@@ -103,7 +104,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 def _written(
     model: Any, prompts: Sequence[Sequence[int]], uniforms: NDArray[np.float64] | None, max_new_tokens: int,
     eos_token_id: int | Sequence[int], temperature: float, batch_size: int, *, logps: bool = False,
-) -> list[tuple[list[int], NDArray[np.float32] | None]]:  # fmt: skip
+) -> list[tuple[list[int], Floats | None]]:  # fmt: skip
     """Tokens of every text and, where asked for, their log-probs."""
     _check(prompts, max_new_tokens, temperature, batch_size)
     if not prompts:
@@ -111,7 +112,7 @@ def _written(
     _check_model(unwrap(model), prompts, max_new_tokens)
     ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
-    results: list[tuple[list[int], NDArray[np.float32] | None]] = [([], None) for _ in prompts]
+    results: list[tuple[list[int], Floats | None]] = [([], None) for _ in prompts]
     with evaluating(model), torch.inference_mode():
         decoder = choose_decoder(model, len(prompts[order[-1]]) + max_new_tokens)
         for rows in batches(prompts, order, batch_size, decoder):
@@ -127,11 +128,12 @@ def _written(
 
 def _write(
     texts: Decoder, uniforms: Tensor | None, max_new_tokens: int, ends: Tensor, temperature: float, *, logps: bool
-) -> list[tuple[list[int], NDArray[np.float32] | None]]:
+) -> list[tuple[list[int], Floats | None]]:
     """The tokens that a batch of texts goes on with, and their log-probs."""
     count = len(texts.logits)
     tokens = torch.zeros(count, max_new_tokens, dtype=torch.long)
-    known = torch.zeros(count, max_new_tokens) if logps else None
+    wide = torch.float64 if texts.logits.dtype == torch.float64 else torch.float32
+    known = torch.zeros(count, max_new_tokens, dtype=wide) if logps else None
     lengths = torch.full((count,), max_new_tokens)
     alive = torch.arange(count, device=texts.logits.device)  # the rows still in the decoder, as places in the batch
     unfinished = torch.ones_like(alive, dtype=torch.bool)
@@ -139,7 +141,7 @@ def _write(
         chosen = _choose(texts.logits, None if uniforms is None else uniforms[alive, step], temperature)
         tokens[alive.cpu(), step] = chosen.cpu()
         if known is not None:
-            logits = texts.logits.float()
+            logits = texts.logits.to(wide)
             logp = logits.gather(-1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
             known[alive.cpu(), step] = logp.cpu()
         ended = unfinished & torch.isin(chosen, ends)

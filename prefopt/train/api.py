@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
 from prefopt.common.cache import cache_dir
@@ -31,9 +30,17 @@ from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, early_stopping, training_arguments
 from prefopt.train.batches import BatchConfig, Batcher
 from prefopt.train.loop import PreferenceTrainer
-from prefopt.train.on_policy import build_on_policy
-from prefopt.train.settings import RunReference, Settings
-from prefopt.train.setup import check_options, check_router_loss, cost_of, policies, precision
+from prefopt.train.on_policy import own_samples
+from prefopt.train.settings import Parts, RunReference, Settings
+from prefopt.train.setup import (
+    check_options,
+    check_router_loss,
+    check_same_weights,
+    cost_of,
+    order_seed,
+    policies,
+    precision,
+)
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
@@ -138,16 +145,32 @@ def _build(
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
-    check_router_loss(model)
-    if given.reward is not None:
-        return build_on_policy(model, loss, records, given)
-    if needs.on_policy:
+    if needs.on_policy and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
+    check_router_loss(model)
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
     fsdp.check(args, moving_reference=needs.moving_reference)
     if args.device.type == "cpu":
         keep_large_buffers()
+    given = replace(given, batch=batch, callbacks=[*given.callbacks, *early_stopping(given.trainer)])
+    parts = (
+        own_samples(model, loss, records, given, args)
+        if given.reward is not None
+        else _offline(model, loss, records, given, args, clock)
+    )
+    remove_randomness(parts.policy)
+    batcher = Batcher(needs, parts.policy.layout.layout, parts.max_tokens, cost_of(model),
+                      (args.process_index, args.world_size))  # fmt: skip
+    return PreferenceTrainer(parts.policy, loss, args, parts.sources, batcher, parts.reference, given)
+
+
+def _offline(
+    model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, args: TrainingArguments,
+    clock: Callable[[float], None],
+) -> Parts:  # fmt: skip
+    """What learns from a data set: the order of its records, and the reference's log-probs of them."""
+    needs, batch = loss.needs, given.batch or BatchConfig()
     feeds = {"train": Feed(records, needs, whole=False, seed=given.seed)}
     if given.eval is not None:
         feeds["eval"] = Feed(given.eval, needs, whole=True, seed=given.seed)
@@ -162,17 +185,13 @@ def _build(
         live = twin(model, given.reference)
     live = live if needs.moving_reference or Vocab.KL in needs.vocab else None
     policy, live_policy = policies(model, live, batch.layout)
-    remove_randomness(policy)
-    budget, process = batch.budget(args.device.type), (args.process_index, args.world_size)
-    batcher = Batcher(needs, policy.layout.layout, budget, cost_of(model), process)
-    seed = args.seed if args.data_seed is None else args.data_seed
     sources = {
-        split: Offline(feed, records=batch.records, seed=seed, shuffle=split == "train", reference=tables.get(split))
+        split: Offline(feed, records=batch.records, seed=order_seed(args), shuffle=split == "train",
+                       reference=tables.get(split))
         for split, feed in feeds.items()
-    }
+    }  # fmt: skip
     reference = RunReference(name=name, tables=tables, policy=live_policy, is_start=is_start)
-    settings = replace(given, callbacks=[*given.callbacks, *early_stopping(given.trainer)])
-    return PreferenceTrainer(policy, loss, args, sources, batcher, reference, settings)
+    return Parts(policy, batch.budget(args.device.type), sources, reference)
 
 
 def _check_lengths(feed: Feed, model: Any, batch: BatchConfig, layout: Layout) -> None:
@@ -214,10 +233,3 @@ def _reference_pass(
             )
     clock(time.perf_counter() - start)
     return name, tables
-
-
-def check_same_weights(name: str) -> None:
-    """Raise UserError where the processes start from different weights; `name` is a fingerprint."""
-    if PartialState().num_processes > 1 and len(set(gather_object([name]))) > 1:
-        raise UserError("the processes of this run started from different weights: was the model loaded with the same "
-                        "seed and all of its weights on each?")  # fmt: skip

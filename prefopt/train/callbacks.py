@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback
 
 from prefopt.common.files import open_to_append, write_text
 from prefopt.common.redact import redacted
 from prefopt.train.sources.rollouts import Rollout
-
-NONE = np.empty((0, 0))
 
 
 class MetricsFile(TrainerCallback):
@@ -85,22 +81,21 @@ class RolloutsFile(TrainerCallback):
 
     def add(self, rollout: Rollout) -> None:
         """Append the first samples of a rollout."""
-        count = rollout.rewards.shape[1]
-        advantages = [
-            float(d.targets["advantage"][k]) if d.targets.get("advantage", NONE).ndim == 1 else None
-            for d in (rollout.batch.drawn or ())[: self.PROMPTS]
-            for k in range(len(d.logps))
-        ]
-        rows = [
-            {"step": rollout.step, "prompt": answer.prompt_text, "text": answer.text, "reward": float(reward),
-             "ended": answer.ended, "advantage": advantage}
-            for answer, reward, advantage in zip(
-                rollout.answers[: self.PROMPTS * count], rollout.rewards.flat, chain(advantages, repeat(None)),
-                strict=False,
-            )
-        ]  # fmt: skip
+        count, given = rollout.rewards.shape[1], rollout.advantages
+        lines = []
+        for place, answer in enumerate(rollout.answers[: self.PROMPTS * count]):
+            at = divmod(place, count)
+            row = {
+                "step": rollout.step,
+                "prompt": answer.prompt_text,
+                "text": answer.text,
+                "reward": float(rollout.rewards[at]),
+                "ended": answer.ended,
+                "advantage": None if given is None else float(given[at]),
+            }
+            lines.append(json.dumps(redacted(row)) + "\n")
         with open_to_append(self.path) as file:
-            file.writelines(json.dumps(redacted(row)) + "\n" for row in rows)
+            file.writelines(lines)
 
 
 class AtBeginning(TrainerCallback):

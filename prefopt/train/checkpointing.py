@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from prefopt.train.checks import NotFinite
 from prefopt.train.checksums import checksums, files_of, write_checksums
 from prefopt.train.metrics import Tally, Unlogged
 from prefopt.train.run_identity import check_identity, write_identity
+from prefopt.train.sources.source import RecordSource
 from prefopt.train.states import check_form
 from prefopt.train.step import Step
 
@@ -39,6 +40,7 @@ class Run(Protocol):
     optimizer: Any
     schedule: Any
     step: Step
+    sources: Mapping[str, RecordSource]
     batcher: Batcher
     state: TrainerState
     control: TrainerControl
@@ -61,13 +63,14 @@ def save(run: Run, *, resumable: bool, evaluation_due: bool) -> None:
 
     Args:
         run: as it is now.
-        resumable: with everything that a resume needs, or the weights alone.
+        resumable: with everything that a resume needs, where the source has it too, or the weights alone.
         evaluation_due: a signal cut an evaluation short, and the resume is to make it.
     """
     args, state, home, wait = run.args, run.state, Path(str(run.args.output_dir)), run.accelerator.wait_for_everyone
     if state.best_global_step:
         state.best_model_checkpoint = str(home / f"checkpoint-{state.best_global_step}")
     figures = _figures(run, evaluation_due)
+    resumable &= run.sources["train"].resumes_after(state.global_step)
     target = home / f"checkpoint-{state.global_step}"
     wait()
     with checkpoints.writing(target, writes=args.should_save) as folder:

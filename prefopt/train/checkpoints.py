@@ -41,7 +41,7 @@ def last_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
         if wrong is None and about(checkpoint).get("resumable"):
             return checkpoint
         if wrong is None:
-            say(f"{checkpoint.name} is passed over: it has weights alone (trainer.save_only_model)")
+            say(f"{checkpoint.name} is passed over: it has weights alone (save_only_model, or within a rollout)")
             continue
         aside = free_name(folder / f"broken-{checkpoint.name}")
         checkpoint.rename(aside)

@@ -31,9 +31,9 @@ class Drawn:
         targets: what an on-policy loss made of the rollout for this record, (K,) or (K, T) each.
     """
 
-    logps: tuple[NDArray[np.float32], ...]
+    logps: tuple[NDArray[np.floating[Any]], ...]
     ended: tuple[bool, ...]
-    targets: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    targets: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
 
     @property
     def sums(self) -> list[float]:
@@ -239,7 +239,7 @@ def _as_drawn(facts: Sequence[Facts], now: Logps) -> dict[str, Any]:
     }
 
 
-def _as_wide_as(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+def _as_wide_as(values: NDArray[np.floating[Any]], width: int) -> NDArray[np.floating[Any]]:
     """Cut, or filled with zeros, to the width of the tokens at hand."""
     cut = values[..., :width]
     return np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, width - cut.shape[-1])])

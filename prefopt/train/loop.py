@@ -119,7 +119,7 @@ class PreferenceTrainer:
             checkpoint: the one to resume from.
         """
         evaluation_due = self._prepare(None if checkpoint is None else Path(checkpoint))
-        began, first = time.time(), self.state.global_step
+        began, first, may_stop_after = time.time(), self.state.global_step, self.sources["train"].resumes_after
         steps_per_epoch = len(self.sources["train"])
         with self.signals.patience():  # a signal waits for the end of the step
             self.event("on_train_begin")
@@ -152,7 +152,7 @@ class PreferenceTrainer:
                     self.state.epoch = epoch + (place + 1) / steps_per_epoch
                     self.step.move_reference(self.state.global_step)
                     self.event("on_step_end")  # by the options and the callbacks: what is due now
-                    if self.signals.anywhere(self.accelerator):
+                    if self.signals.anywhere(self.accelerator) and may_stop_after(self.state.global_step):
                         self.control.should_save = self.control.should_training_stop = True
                     self._log_evaluate_save()
                     if self.control.should_epoch_stop or self.control.should_training_stop:

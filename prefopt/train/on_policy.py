@@ -1,35 +1,34 @@
-"""Makes the trainer of a run on the policy's own samples, from a model, a loss, a reward and prompts."""
+"""Makes what a run on the policy's own samples learns from, of a model, a loss, a reward and prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from transformers import TrainingArguments
+
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.forward import unwrap
-from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import end_tokens
 from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
-from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.errors import UserError
 from prefopt.models.adapters import twin
 from prefopt.plugin import Loss, Vocab
 from prefopt.train import fsdp
-from prefopt.train.arguments import autocast, training_arguments
-from prefopt.train.batches import BatchConfig, Batcher
-from prefopt.train.loop import PreferenceTrainer
-from prefopt.train.settings import RunReference, Settings
-from prefopt.train.setup import cost_of, policies, precision
+from prefopt.train.arguments import autocast
+from prefopt.train.batches import BatchConfig
+from prefopt.train.settings import Parts, RunReference, Settings
+from prefopt.train.setup import check_same_weights, order_seed, policies, precision
 from prefopt.train.sources.rollouts import Prompt, RolloutConfig, Rollouts
 
 
-def build_on_policy(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings) -> PreferenceTrainer:
-    """The trainer of a run whose steps learn from samples behind the prompts of `records`.
+def own_samples(
+    model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, args: TrainingArguments
+) -> Parts:
+    """What learns from samples behind the prompts of `records`.
 
     Raises:
         UserError: options that do not go with samples.
@@ -37,24 +36,17 @@ def build_on_policy(model: Any, loss: Loss, records: Sequence[TokenRecord], give
     assert given.reward is not None
     needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout
     rollout.check(loss)
-    args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     _check(args, given)
-    if args.device.type == "cpu":
-        keep_large_buffers()
     prompts = prompts_of(records)
     longest = max(len(prompt.tokens) for prompt in prompts)
     check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
-    batch = replace(
-        batch, max_tokens=batch.budget(args.device.type, _most(longest, rollout, choose_layout(model).layout))
-    )
-    referee = model if given.reference is None else given.reference
-    reads = needs.reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
-    live = twin(model, given.reference) if reads or needs.moving_reference else None
-    name = fingerprint(referee, precision(args)) if reads else None
-    policy, reference = policies(model, live, batch.layout)
-    remove_randomness(policy)
-    process = (args.process_index, args.world_size)
-    assert batch.max_tokens is not None
+    reads = needs.reference or needs.moving_reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+    name = fingerprint(model if given.reference is None else given.reference, precision(args)) if reads else None
+    if name is not None:
+        check_same_weights(name)
+    is_start = given.reference is None or name == fingerprint(model, precision(args))
+    policy, live = policies(model, twin(model, given.reference) if reads else None, batch.layout)
+    max_tokens = batch.budget(args.device.type, _most(longest, rollout, policy.layout.layout))
     source = Rollouts(
         prompts=prompts,
         policy=policy,
@@ -64,18 +56,20 @@ def build_on_policy(model: Any, loss: Loss, records: Sequence[TokenRecord], give
         tokenizer=given.tokenizer,
         ends=end_tokens(model, given.tokenizer),
         records=batch.records,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        reference=reference,
-        max_tokens=batch.max_tokens,
-        process=process,
+        seed=order_seed(args),
+        reference=live,
+        max_tokens=max_tokens,
+        process=(args.process_index, args.world_size),
         precision=partial(autocast, args),
         look=given.look,
     )
-    batcher = Batcher(needs, policy.layout.layout, batch.max_tokens, cost_of(model), process)
-    live_needed = needs.moving_reference or Vocab.KL in needs.vocab
-    found = RunReference(name=name, policy=reference if live_needed else None, is_start=given.reference is None,
-                         by_step=reference is not None)  # fmt: skip
-    return PreferenceTrainer(policy, loss, args, {"train": source}, batcher, found, given)
+    reference = RunReference(
+        name=name,
+        policy=live if needs.moving_reference or Vocab.KL in needs.vocab else None,
+        is_start=is_start,
+        by_step=live is not None,
+    )
+    return Parts(policy, max_tokens, {"train": source}, reference)
 
 
 def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
@@ -95,7 +89,7 @@ def _most(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
     return longest + count * (new - 1) if layout == "tree" else count * (longest + new - 1)
 
 
-def _check(args: Any, given: Settings) -> None:
+def _check(args: TrainingArguments, given: Settings) -> None:
     if given.tokenizer is None:
         raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
     if fsdp.settings(args) is not None:

@@ -68,6 +68,8 @@ def identity_of(
         "weights": settings.weights or fingerprint(model),
         "reference": reference,
         ORIGIN: dict(settings.origin),
+        "source": "rollouts" if train.options else "offline",
+        **train.options,
         **_options(args),
         "model.dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         **_adapter(model),

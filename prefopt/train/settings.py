@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.policy import Policy
@@ -15,6 +15,7 @@ from prefopt.rewards.reward import Reward
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import Sentinels
 from prefopt.train.sources.rollouts import Rollout, RolloutConfig
+from prefopt.train.sources.source import RecordSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +85,19 @@ class RunReference:
     policy: Policy | None = None
     is_start: bool = False
     by_step: bool = False
+
+
+class Parts(NamedTuple):
+    """What a trainer is made of that depends on where its records come from.
+
+    Attributes:
+        policy: the model, in the layout of its rows.
+        max_tokens: positions of a forward.
+        sources: by split, the records of each step.
+        reference: the reference.
+    """
+
+    policy: Policy
+    max_tokens: int
+    sources: Mapping[str, RecordSource]
+    reference: RunReference

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
@@ -235,3 +235,15 @@ def cost_of(model: Any) -> Cost:
 def precision(args: TrainingArguments) -> str | None:
     """The precision that log-probs are computed in, other than that of the weights: what a fingerprint tells apart."""
     return "bf16" if args.bf16 else "fp16" if args.fp16 else None
+
+
+def order_seed(args: TrainingArguments) -> int:
+    """The seed of the order of records or prompts."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def check_same_weights(name: str) -> None:
+    """Raise UserError where the processes start from different weights; `name` is a fingerprint."""
+    if PartialState().num_processes > 1 and len(set(gather_object([name]))) > 1:
+        raise UserError("the processes of this run started from different weights: was the model loaded with the same "
+                        "seed and all of its weights on each?")  # fmt: skip

@@ -34,6 +34,15 @@ class LowTokens:
         return np.array([-np.mean(answer.completion) / tiny.VOCAB for answer in answers])
 
 
+class HighTokens(LowTokens):
+    """The reward of large token ids."""
+
+    name = "high tokens"
+
+    def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
+        return -super().__call__(answers)
+
+
 def options(**changes: Any) -> dict[str, Any]:
     """The settings of a run on the model's own texts, 3 prompts a step."""
     given = {"reward": LowTokens(), "rollout": ROLLOUT, "tokenizer": TOKENIZER, "batch": BatchConfig(records=3)}

@@ -18,7 +18,7 @@ from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig, Feed, PreferenceTrainer, setup
 from prefopt.train.settings import RunReference, Settings
-from prefopt.train.sources.source import GlobalBatch
+from prefopt.train.sources.source import GlobalBatch, RecordSource
 from tests.train import tiny
 
 DATA = tiny.records(Data.PAIRS, 8)
@@ -119,7 +119,7 @@ def test_compiled_layers_with_other_log_probs_are_refused(tmp_path: Path, monkey
 # ---- another source
 
 
-class Drawn:
+class Drawn(RecordSource):
     """Records that are drawn anew for each step, after the step before it; their reference is scored as they come."""
 
     prefetch = False

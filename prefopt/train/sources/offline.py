@@ -8,10 +8,10 @@ from prefopt.common.digest import of_records
 from prefopt.engine.packing import Indices, epoch_order
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.train.sources.feed import Feed
-from prefopt.train.sources.source import GlobalBatch
+from prefopt.train.sources.source import GlobalBatch, RecordSource
 
 
-class Offline:
+class Offline(RecordSource):
     """A source of fixed records: no record of an epoch is lost or repeated, and its last step may have fewer.
 
     Args:

@@ -8,7 +8,7 @@ number of processes or another batch size draw the same texts, up to the roundin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn, Facts, examples_of
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.labels import Labelled, LabelRule, SampledPrompt, check_samples, labelled
-from prefopt.train.sources.source import GlobalBatch
+from prefopt.train.sources.source import GlobalBatch, RecordSource
 
 TEXTS, LABELS = 0, 1  # what random numbers are drawn for
 
@@ -88,6 +88,7 @@ class Rollout:
         step: the first that learns from it, counted from 1.
         answers: the texts, K of each prompt, in the order of the prompts.
         rewards: (prompts, K), penalties included.
+        advantages: (prompts, K) what the loss's targets call `advantage`, where it is one number for each text.
         batch: the global batch that is made of them.
     """
 
@@ -95,11 +96,12 @@ class Rollout:
     step: int
     answers: list[Answer]
     rewards: NDArray[np.float64]
+    advantages: NDArray[np.floating[Any]] | None
     batch: GlobalBatch
 
 
 @dataclass(eq=False, kw_only=True)
-class Rollouts:
+class Rollouts(RecordSource):
     """A source of the policy's own samples.
 
     Attributes:
@@ -154,10 +156,19 @@ class Rollouts:
             self.look(self.made)
         return self.made.batch if update == 0 else dataclasses.replace(self.made.batch, fresh=False, figures={})
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The reward and the options of sampling, as JSON values."""
+        sampling = {f"rollout.{name}": value for name, value in dataclasses.asdict(self.config).items()}
+        return {"reward": self.reward.name, **sampling}
+
+    def resumes_after(self, steps: int) -> bool:
+        """Between two rollouts: the samples of one are not kept."""
+        return steps % self.config.updates == 0
+
     def fingerprint(self) -> str:
-        """A digest of the prompts, the reward and the options of sampling."""
-        prompts = [[prompt.id, prompt.tokens.tolist()] for prompt in self.prompts]
-        return of_json([prompts, self.reward.name, dataclasses.asdict(self.config), list(self.ends)], size=16)
+        """A digest of the prompts and of the tokens that end a text."""
+        return of_json([[[p.id, p.tokens.tolist()] for p in self.prompts], list(self.ends)], size=16)
 
     def roll(self, number: int) -> Rollout:
         """Sample, score and label the prompts of a rollout.
@@ -191,9 +202,10 @@ class Rollouts:
             **_drift(batch),
         }
         batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
-        return Rollout(
-            number=number, step=number * self.config.updates + 1, answers=answers, rewards=rewards, batch=batch
-        )
+        step = number * self.config.updates + 1
+        advantages = [d.targets["advantage"] for d in batch.drawn or () if "advantage" in d.targets]
+        by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 else None
+        return Rollout(number=number, step=step, answers=answers, rewards=rewards, advantages=by_text, batch=batch)
 
     def _prompts(self, number: int) -> list[Prompt]:
         """The prompts of a rollout: every prompt once in an epoch, in an order that is new in each."""
@@ -277,7 +289,7 @@ def _drawn_logps(drawn: Sequence[Drawn], table: ReferenceTable | None) -> Logps:
     )
 
 
-def _padded(texts: Sequence[NDArray[np.float32]]) -> torch.Tensor:
+def _padded(texts: Sequence[NDArray[np.floating[Any]]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(t)) for t in texts], batch_first=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefopt.engine.packing import Indices
 from prefopt.engine.reference.table import ReferenceTable
@@ -37,15 +37,20 @@ class GlobalBatch:
 
 
 class RecordSource(Protocol):
-    """Gives the records of each optimizer step; every process gets the same ones.
+    """Gives the records of each optimizer step; every process gets the same ones. Sources inherit from it.
 
     Attributes:
         prefetch: whether steps may be prepared in other processes, before the steps before them were made.
         records: records of a full step.
+        options: by their names, the options that decide what is drawn: a resume with others is refused.
     """
 
     prefetch: bool
     records: int
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {}
 
     def __len__(self) -> int:
         """The number of steps in an epoch."""
@@ -54,6 +59,10 @@ class RecordSource(Protocol):
     def step(self, index: int) -> GlobalBatch:
         """The records of step `index`, counted from the start of training over all epochs."""
         ...
+
+    def resumes_after(self, steps: int) -> bool:
+        """Whether a run can be resumed after so many steps: where the next ones need nothing that is not kept."""
+        return True
 
     def fingerprint(self) -> str:
         """A digest of the records that the source draws on: a resume with other records is refused."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
-from prefopt.errors import TrainingError, UserError
+from prefopt.errors import Stopped, TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.rewards.reward import Answer
 from prefopt.train import BatchConfig
+from prefopt.train.checkpoints import checkpoints, last_whole
+from prefopt.train.signals import Signals
 from prefopt.train.sources.labels import LabelRule
 from prefopt.train.sources.rollouts import Rollout, Rollouts
 from tests.losses.names import ON_POLICY
@@ -112,6 +117,64 @@ def test_several_updates_learn_from_the_same_texts(tmp_path: Path) -> None:
     assert ["reward" in log for log in kept.logs] == [True, False, False, True, False, False]
     fresh = ["ratio/max_deviation" in log for log in kept.logs]  # where the policy still is what wrote them
     assert fresh == [True, False, False, True, False, False]
+
+
+def test_a_signal_waits_for_the_end_of_the_rollout(tmp_path: Path) -> None:
+    """A checkpoint in its middle has no samples to resume with."""
+
+    class Signal(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    rollout = dataclasses.replace(own_texts.ROLLOUT, updates=2)
+    options: dict[str, Any] = {"max_steps": 6, "rollout": rollout}
+    whole = own_texts.run("grpo", tmp_path / "whole", **options)
+    folder = tmp_path / "cut"
+    with Signals(print) as signals, pytest.raises(Stopped):
+        own_texts.run("grpo", folder, callbacks=[Signal(), signals], **options)
+    assert [c.name for c in checkpoints(folder)] == ["checkpoint-2"]
+    resumed = own_texts.run("grpo", folder, resume=folder / "checkpoint-2", **options)
+    assert tiny.apart(resumed.weights, whole.weights) == 0
+
+
+def test_a_checkpoint_within_a_rollout_is_no_place_to_resume_from(tmp_path: Path) -> None:
+    rollout = dataclasses.replace(own_texts.ROLLOUT, updates=2)
+    own_texts.run("grpo", tmp_path, max_steps=3, rollout=rollout, save_strategy="steps", save_steps=2)
+    trainer = tiny.make(load("grpo"), own_texts.PROMPTS, tmp_path, max_steps=3, **own_texts.options(rollout=rollout))
+    trainer.train(tmp_path / "checkpoint-2")
+    trainer.save_last_step()
+    said: list[str] = []
+    assert last_whole(tmp_path, said.append) == tmp_path / "checkpoint-2"
+    assert said == ["checkpoint-3 is passed over: it has weights alone (save_only_model, or within a rollout)"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rollout": dataclasses.replace(own_texts.ROLLOUT, temperature=0.5)}, "rollout.temperature (1.0, now 0.5)"),
+        ({"reward": own_texts.HighTokens()}, "reward (low tokens, now high tokens)"),
+    ],
+)
+def test_a_resume_with_another_way_to_draw_is_refused_by_its_name(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    own_texts.run("dpo", tmp_path, save_strategy="steps", save_steps=1)
+    with pytest.raises(UserError, match=re.escape(f"it was made with another {said}; give what it was made with")):
+        own_texts.run("dpo", tmp_path / "b", resume=tmp_path / "checkpoint-1", **changed)
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_a_forward_has_room_for_the_samples_of_a_prompt_in_its_layout(layout: str, tmp_path: Path) -> None:
+    """Padded rows repeat the prompt for each sample."""
+    rollout = dataclasses.replace(own_texts.ROLLOUT, num_generations=32, max_new_tokens=60)
+    kept = own_texts.run("rloo", tmp_path, max_steps=1, rollout=rollout, batch=BatchConfig(records=1, layout=layout))
+    assert len(kept.losses) == 1
+
+
+def test_options_of_the_trainer_are_checked_as_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.learning_rate=-1\.0 must be a number of at least 0"):
+        own_texts.run("rloo", tmp_path, learning_rate=-1.0)
 
 
 def test_a_checkpoint_within_a_rollout_is_refused(tmp_path: Path) -> None:
