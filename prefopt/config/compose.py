@@ -288,6 +288,7 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         stages_folder=Path(config.stages_folder),
         **groups,
     )
+    made.evaluation.check()
     made.check_source()
     return made
 

@@ -29,6 +29,12 @@ class EvaluationConfig:
     kl_prompts: int = 32  # prompts continued at temperature 1, to measure KL(policy || reference)
     max_new_tokens: int = 128
 
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be used."""
+        for name, least in (("texts", 0), ("kl_prompts", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
+
 
 @dataclass(kw_only=True)
 class RunConfig:

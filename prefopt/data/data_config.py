@@ -104,8 +104,9 @@ class DataConfig:
             datetime.date.fromisoformat(self.date)
         except ValueError as error:
             raise UserError(f"data.date={self.date} is not a date such as 2024-07-26") from error
-        if self.max_records is not None and self.max_records < 1:
-            raise UserError(f"data.max_records={self.max_records} must be at least 1, or null for all")
+        for name, otherwise in (("max_records", "for all"), ("num_proc", "to choose by the number of records")):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1, or null {otherwise}")
 
     def held_out(self) -> DataConfig | None:
         """The settings of a separate held-out set (`eval_path`, `eval_split`), or None."""

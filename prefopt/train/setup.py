@@ -48,9 +48,15 @@ def check_options(args: TrainingArguments, loss: Loss, measured: Collection[str]
         loss: the plugin.
         measured: names of figures that are measured beside the loss's.
     """
-    for name in ("learning_rate", "weight_decay"):
+    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
         if not 0 <= getattr(args, name) < math.inf:
             raise UserError(f"trainer.{name}={getattr(args, name)} must be a number of at least 0")
+    if args.max_steps < -1:
+        raise UserError(f"trainer.max_steps={args.max_steps} must be a number of steps, or -1 for whole epochs")
+    if args.data_seed is not None and args.data_seed < 0:
+        raise UserError(f"trainer.data_seed={args.data_seed} must be at least 0")
+    if args.max_steps <= 0 and not 0 <= args.num_train_epochs < math.inf:
+        raise UserError(f"trainer.num_train_epochs={args.num_train_epochs} must be a number of at least 0")
     try:
         optimizer = make_optimizer(args, nn.Linear(1, 1))
     except Exception as error:  # of torch, of transformers, of a package that is not installed
