@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from prefopt.common.redact import one_line
@@ -24,23 +24,29 @@ class Parser(argparse.ArgumentParser):
         super().error(one_line(message))
 
 
+def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """What reads the value of an option that is a number of at least `least`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}")
+        return value
+
+    return number
+
+
 def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float) -> None:
     """Add the options of sampling, with their defaults."""
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N",
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=max_new_tokens, metavar="N",
                         help="the longest text, in tokens (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=temperature,
+    parser.add_argument("--temperature", type=at_least(0, float), default=temperature,
                         help="0 always takes the most likely token (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seeds the sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seeds the sampling (default: %(default)s)")
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `prefopt.evaluate.texts.Sampling` that were given.
-
-    Raises:
-        UserError: a value that is out of range.
-    """
-    if args.max_new_tokens < 1 or not args.temperature >= 0:
-        raise UserError("--max-new-tokens must be at least 1, and --temperature at least 0")
+    """The options of `prefopt.evaluate.texts.Sampling` that were given."""
     return {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prefopt.cli.arguments import Parser
+from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.escaping_console import Console
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     """Run the demo; writes `report.html` and `results.json` into the output folder."""
     parser = Parser(prog="prefopt demo", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0,
+    parser.add_argument("--seed", type=at_least(0), default=0,
                         help="seeds the world, record order and samples (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     run(args.output_dir, seed=args.seed)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from prefopt.cli.arguments import Parser
+from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.errors import UserError
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="write an experiment for `prefopt train experiment=FILE`")  # fmt: skip
     parser.add_argument("--class", dest="kind", metavar="NAME",
                         help="TRL's class, if the settings do not show it")  # fmt: skip
-    parser.add_argument("--processes", type=int, default=1,
+    parser.add_argument("--processes", type=at_least(1), default=1,
                         help="the number of processes of the original run (default: 1)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON object: overrides, no_equal, differs")

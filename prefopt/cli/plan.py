@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from prefopt.cli.arguments import Parser
+from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.errors import UserError
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     paper.add_argument("--model-shape", metavar="SHAPE", help=f"{', '.join(SHAPES)}, or a config.json")
     paper.add_argument("--devices", type=int, default=1,
                        help="the number of devices, among which the model is sharded (default: 1)")  # fmt: skip
-    paper.add_argument("--records", type=int, default=60_000, help="the number of records (default: 60,000)")
+    paper.add_argument("--records", type=at_least(1), default=60_000, help="the number of records (default: 60,000)")
     paper.add_argument("--lengths", default=LENGTHS, metavar="P,C,R",
                        help=f"tokens of an average prompt and its completions (default: {LENGTHS})")  # fmt: skip
     return parser

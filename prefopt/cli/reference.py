@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prefopt.cli.arguments import Parser
+from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.cache import cache_dir
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     prune = commands.add_parser("prune", help="delete stores without asking; always deletes what killed processes left")
     prune.add_argument("name", nargs="?", help="a store, or the beginning of its name")
     prune.add_argument("--all", action="store_true", help="all stores")
-    prune.add_argument("--older-than", type=float, metavar="DAYS", help="stores that were not used for so many days")
+    prune.add_argument(
+        "--older-than", type=at_least(0, float), metavar="DAYS", help="stores that were not used for so many days"
+    )
     for command in (listing, verify, prune):
         command.add_argument("--folder", type=Path, help="the folder of the stores (default: in prefopt's cache)")
     return parser

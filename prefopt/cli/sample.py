@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from prefopt.cli.arguments import SETTING, Parser, add_sampling, sampling_options
+from prefopt.cli.arguments import SETTING, Parser, add_sampling, at_least, sampling_options
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
                              "as data.path=FILE")  # fmt: skip
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT",
                         help="a prompt, instead of those of the data; may be repeated")  # fmt: skip
-    parser.add_argument("--count", type=int, default=3, metavar="N",
+    parser.add_argument("--count", type=at_least(1), default=3, metavar="N",
                         help="the number of prompts to take from the data (default: %(default)s)")  # fmt: skip
     add_sampling(parser, max_new_tokens=128, temperature=0.0)
     parser.add_argument("--json", action="store_true", help="print one JSON list, an object for each prompt")

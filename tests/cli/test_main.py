@@ -162,3 +162,24 @@ def test_wrong_arguments_show_no_secret_and_no_control_character(
     assert "s3cret" not in error
     assert "[hidden]" in error
     assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sample", "m", "--count", "-1"], "--count: -1 must be at least 1"),
+        (["sample", "m", "--max-new-tokens", "0"], "--max-new-tokens: 0 must be at least 1"),
+        (["sample", "m", "--temperature", "nan"], "--temperature: nan must be at least 0"),
+        (["sample", "m", "--seed", "-1"], "--seed: -1 must be at least 0"),
+        (["chat", "m", "--seed", "x"], "--seed: invalid number value: 'x'"),
+        (["demo", "--seed", "-1"], "--seed: -1 must be at least 0"),
+        (["plan", "--records", "0"], "--records: 0 must be at least 1"),
+        (["reference", "prune", "--older-than", "-3"], "--older-than: -3 must be at least 0"),
+        (["import", "trl", "c.yaml", "--processes", "0"], "--processes: 0 must be at least 1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
