@@ -9,10 +9,7 @@ otherwise; log-probs are in nats; lengths are in tokens and count the closing en
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,6 +18,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from prefopt.plugin.hyperparameters import comments as comments
+from prefopt.plugin.hyperparameters import require as require
 
 State = Mapping[str, Tensor]
 SearchSpace = Mapping[str, tuple[float, ...]]  # one hyper-parameter -> four values to try, in rising order
@@ -368,33 +368,3 @@ def with_targets(loss: Any, logps: ListLogps) -> ListLogps:
     assert logps.old is not None, "the policy wrote these texts"
     drawn = dataclasses.replace(logps, completions=logps.old, old=None, targets={})
     return dataclasses.replace(logps, targets={name: t.detach() for name, t in loss.targets(drawn).items()})
-
-
-def require(loss: Any, /, **holds: bool) -> None:
-    """Check conditions on hyper-parameters, false for NaN: `require(self, beta=0 < self.beta < inf)`.
-
-    Raises:
-        ValueError: a condition is false; the message has the value and the field's comment (unit, useful range).
-    """
-    for name, ok in holds.items():
-        if not ok:
-            about = comments(type(loss)).get(name, "see its documentation")
-            raise ValueError(f"{name}={getattr(loss, name)!r} is not possible; {name}: {about}")
-
-
-def comments(cls: type[Any]) -> dict[str, str]:
-    """Return the comment of each dataclass field of `cls`, own and inherited, by field name."""
-    bases = filter(dataclasses.is_dataclass, reversed(cls.__mro__))
-    return {name: text for base in bases for name, text in _own_comments(base).items()}
-
-
-def _own_comments(cls: type[Any]) -> dict[str, str]:
-    try:
-        lines = textwrap.dedent(inspect.getsource(cls)).encode().splitlines()
-    except (OSError, TypeError):  # a class without a source file, as in a notebook
-        return {}
-    body = ast.parse(b"\n".join(lines)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    fields = [s for s in body.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
-    behind = {s.target.id: lines[s.end_lineno - 1][s.end_col_offset :].decode() for s in fields}  # type: ignore
-    return {name: text.strip().lstrip("# ") for name, text in behind.items() if text.strip().startswith("#")}
