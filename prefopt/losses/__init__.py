@@ -71,6 +71,7 @@ MENU: dict[str, str] = {
     "plackett_luce": "plackett_luce:PlackettLuce",
     "pro": "pro:PRO",
     "qrpo": "qrpo:QRPO",
+    "qrpo_norm": "qrpo:QRPONorm",
     "r_dpo": "r_dpo:RDPO",
     "rainbow_po": "rainbow_po:RainbowPO",
     "re_po": "re_po:RePO",

@@ -26,9 +26,9 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
 
     def lengths(numbers: Numbers, seed: int) -> Numbers:
         generator = torch.Generator().manual_seed(seed)
-        longer = samples.padded(data, numbers) if data is not Data.LISTS else dict(numbers)
+        longer, most = (dict(numbers), 200) if data is Data.LISTS else (samples.padded(data, numbers), 4)
         for name in length_names:
-            more = torch.randint(1, 4, numbers[name].shape, generator=generator)
+            more = torch.randint(1, most, numbers[name].shape, generator=generator)
             longer[name] = torch.where(numbers[name] > 0, numbers[name] + more, 0)
         return longer
 

@@ -16,12 +16,13 @@ FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 PAPERS = [name for name in NAMES if re.match(r"[a-z]+20\d\d_", name)]
 SMALL = [name for name in NAMES if name.endswith("_world")] + ["orpo_single_stage"]
+ASK_FOR_DATA = ("smollm2_lora", "apertus2025_qrpo_8b")
 CORE = ("dpo", "simpo", "orpo", "kto", "ipo")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_composes(name: str) -> None:
-    config = compose([f"experiment={name}", *(["data.path=pairs.json"] if name == "smollm2_lora" else [])])
+    config = compose([f"experiment={name}", *(["data.path=pairs.json"] if name in ASK_FOR_DATA else [])])
     assert config.model.path
     for stage in config.stages.values():
         assert stage.loss_name == "sft"
@@ -65,6 +66,11 @@ def test_every_setting_says_where_it_is_from(name: str) -> None:
         ("hong2024_orpo_mistral_beta", {"lam": 0.1}, 8 * 4, 5e-6),
         ("ethayarajh2024_kto_llama3", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}, 32 // 2, 5e-6),
         ("azar2023_ipo_zephyr", {"tau": 0.01}, 128, 5e-7),
+        ("tunstall2023_dpo_zephyr", {"beta": 0.01}, 8 * 2 * 8, 5e-7),
+        ("lambert2024_dpo_tulu3_8b", {"beta": 5.0}, 16 * 8, 5e-7),
+        ("olmo2025_dpo_olmo3_7b_instruct", {"beta": 5.0}, 4 * 32, 1e-6),
+        ("bakouch2025_apo_smollm3", {"beta": 0.05}, 2 * 16, 1e-6),
+        ("apertus2025_qrpo_8b", {"beta": 5.0, "max_beta": 0.1}, 512, 5e-7),
     ],
 )
 def test_numbers_of_the_sources(name: str, loss: dict[str, float], records: int, rate: float) -> None:

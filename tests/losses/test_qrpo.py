@@ -13,6 +13,7 @@ from tests.losses.identities import Sides, as_list, identity, pairs, replaced, v
 
 NOT_TESTED = {
     "qrpo parity": "not in TRL",
+    "qrpo_norm parity": "not in TRL",
 }
 
 
@@ -48,3 +49,26 @@ def test_qrpo_vanishes_at_its_target(seed: int) -> Sides:
     target = torch.tensor([1.0, 0.5], dtype=torch.float64) / 0.25 - log_z(0.25)
     found = values("qrpo", replaced(numbers, completions=numbers["ref_completions"] + target), beta=0.25)
     return found, torch.zeros_like(found)
+
+
+NORM = LIST | {"num_tokens": [[20, 5, 40]]}
+
+
+def test_qrpo_norm_by_hand() -> None:
+    # beta: 1/20, 1/5 cut to 0.1, 1/40; rho: 1, -2, 0.5; quantiles 2/3, 1, 1/3
+    rows = ((2 / 3, 1.0, 0.05), (1.0, -2.0, 0.1), (1 / 3, 0.5, 0.025))
+    errors = [q - b * log_z(b) - b * rho for q, rho, b in rows]
+    assert evaluate(load("qrpo_norm", beta=1.0), **NORM) == close([sum(e**2 for e in errors) / 3])
+
+
+def test_qrpo_norm_at_reference() -> None:
+    same = NORM | {"ref_completions": LIST["completions"]}
+    expected = sum((q - b * log_z(b)) ** 2 for q, b in ((2 / 3, 0.05), (1.0, 0.1), (1 / 3, 0.025))) / 3
+    assert evaluate(load("qrpo_norm", beta=1.0), **same) == close([expected])
+
+
+@identity("qrpo_norm at n tokens each = qrpo(beta/n)")
+def test_qrpo_norm_divides_beta_by_the_length(seed: int) -> Sides:
+    numbers = as_list(pairs(seed))
+    numbers = replaced(numbers, num_tokens=torch.full_like(numbers["completions"], 50))
+    return values("qrpo_norm", numbers, beta=2.0), values("qrpo", numbers, beta=0.04)
