@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from prefopt.data.fields import code_of
+from prefopt.data.template_arguments import reserved
 from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
@@ -66,6 +67,7 @@ class DataConfig:
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
     date: str = "2024-07-26"  # what templates that write today's date write, whatever the day
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for the template, such as enable_thinking
     system: str = "keep"  # keep | merge (into the first user turn, for templates without system turns) | drop
     max_length: int = 1024  # tokens of the prompt and its longest completion
     truncation: str = "drop"  # drop the record | keep_end | keep_start of the prompt; completions are never cut
@@ -104,6 +106,8 @@ class DataConfig:
             datetime.date.fromisoformat(self.date)
         except ValueError as error:
             raise UserError(f"data.date={self.date} is not a date such as 2024-07-26") from error
+        if wrong := reserved(self.chat_template_kwargs):
+            raise UserError(f"data.chat_template_kwargs has {wrong!r}, which prefopt gives the template itself")
         for name, otherwise in (("max_records", "for all"), ("num_proc", "to choose by the number of records")):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1, or null {otherwise}")

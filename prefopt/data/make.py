@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.common.digest import of_bytes
@@ -36,6 +37,13 @@ def ranked(prompt: Text, completions: Sequence[Text], scores: Sequence[float], *
 def demonstration(prompt: Text, completion: Text, *, weight: float = 1.0) -> Record:
     """A DEMONSTRATIONS record."""
     return _record(Data.DEMONSTRATIONS, prompt, (completion,), weight=weight)
+
+
+def with_arguments(record: Record, arguments: Mapping[str, Any]) -> Record:
+    """The record with arguments for its chat template, which are part of its content."""
+    if not arguments:
+        return record
+    return dataclasses.replace(record, id=content_hash([record.id, arguments]), arguments=arguments)
 
 
 def content_hash(value: Any) -> str:

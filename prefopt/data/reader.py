@@ -11,6 +11,7 @@ from typing import Any
 
 from prefopt.common.digest import of_json
 from prefopt.data.data_config import DataConfig, Source
+from prefopt.data.make import with_arguments
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
@@ -18,6 +19,7 @@ from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema
 from prefopt.data.schemas.verdicts import check_codes, decode
 from prefopt.data.string_forms import parsed
+from prefopt.data.template_arguments import row_arguments
 from prefopt.data.unread import Watched, unread, unread_of_members, without
 from prefopt.errors import UserError
 
@@ -114,6 +116,8 @@ def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
     try:
         made = schema.read(watched)
         if schema.gather is None:
+            arguments = row_arguments(watched)
+            made = [with_arguments(one, arguments) if isinstance(one, Record) else one for one in made]
             names.update(unread(watched))
         else:
             names, refused = unread_of_members(watched)

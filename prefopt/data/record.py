@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from prefopt.plugin import Data
@@ -32,6 +33,7 @@ class Record:
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
         weight: factor of this record's loss.
+        arguments: what the row gives its chat template beside the turns, such as `tools`; of JSON values.
         source: `file:row`, rows counted from 0; for messages.
     """
 
@@ -42,6 +44,7 @@ class Record:
     desirable: bool | None = None
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
 

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("desirable", pa.bool_()),
         ("scores", pa.list_(pa.float64())),
         ("weight", pa.float64()),
+        ("arguments", pa.large_string()),  # a JSON object; null for none
         ("source", pa.string()),
     ]
 )
@@ -91,6 +92,7 @@ def decode(row: dict[str, Any], repeat: int) -> Record:
         desirable=row["desirable"],
         scores=None if row["scores"] is None else tuple(row["scores"]),
         weight=row["weight"],
+        arguments={} if row["arguments"] is None else json.loads(row["arguments"]),
         source=row["source"],
     )
 
@@ -209,6 +211,7 @@ def _batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
                 "desirable": record.desirable,
                 "scores": record.scores,
                 "weight": record.weight,
+                "arguments": json.dumps(record.arguments, ensure_ascii=False) if record.arguments else None,
                 "source": record.source,
             }
         )

@@ -13,7 +13,7 @@ from prefopt.data.rows import Row
 STRUCTURED = {
     "messages", "conversations", "conversation", "conversation_a", "conversation_b", "chosen_messages",
     "rejected_messages", "history", "completions", "responses", "scores", "answers", "summaries", "info", "replies",
-    "tools", "images", "votes", "annotations",
+    "tools", "functions", "chat_template_kwargs", "images", "votes", "annotations",
 }  # fmt: skip
 SPEAKERS, SPOKEN = {"role", "from"}, {"content", "value", "text", "tool_calls"}
 

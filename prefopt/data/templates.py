@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import re
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import Any
 
 import jinja2
 
+from prefopt.data.answers import BLOCK, Start, beginning, left_out, not_printed
 from prefopt.data.data_config import DataConfig
-from prefopt.data.fields import blank
 from prefopt.data.record import Message, RowError, Text
+from prefopt.data.template_arguments import tool_names, unknown
 from prefopt.errors import UserError
 
 NAMED = Path(__file__).with_name("chat_templates")
+VARIANTS = 64  # sets of arguments whose renderers are kept
 SENTINEL = "prefopt0sentinel"
 CLOCK = "strftime_now"  # the function by which templates read today's date
 DIRECTIVES = "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"  # of its formats
@@ -28,8 +32,6 @@ TEMPLATE_MARKS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|(?:start|end)_header_id|assistant|user|system|end|return|channel)\|>"
     r"|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>|<｜[^｜\s]+｜>|<\|(?:START|END)_OF_TURN_TOKEN\|>"
 )
-THOUGHT = re.compile(r"</?think>")
-BLOCK = re.compile(r"(?P<tag><(?P<closes>/?)(?P<name>(?:think|thought|reason|analysis|scratchpad)\w*)>)(?P<space>\s*)$")
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,17 @@ class Plain:
 
     source: str | None = None
     marks: re.Pattern[str] | None = None
+    arguments: Mapping[str, Any] = {}
 
     def __init__(self, system: str = "keep") -> None:
         self.system = system
+
+    def given(self, arguments: Mapping[str, Any]) -> Plain:
+        """This; RowError for a record with arguments, which plain text cannot show."""
+        for name in arguments:
+            raise RowError("unread_input", f"plain text has no place for {name!r}; choose a chat template, or give "
+                                           f"{_ignoring(name)} to train without it")  # fmt: skip
+        return self
 
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
         """The texts of a record."""
@@ -87,60 +97,12 @@ class Plain:
         head = _transcript(prompt)
         tails = [said if isinstance(said, str) else _transcript(said).removeprefix("Assistant: ")
                  for said in completions]  # fmt: skip
-        begun = _begun(prompt, completions)
+        begun = beginning(prompt, completions)
         if begun == "":
             head = _transcript(prompt[:-1])
         if not begun:
             head, tails = f"{head}\n\nAssistant:", [f" {tail}" for tail in tails]
         return Rendered(head, [head + tail for tail in tails], single, ends)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What comes before an answer.
-
-    Attributes:
-        asked: the turns of the prompt.
-        header: these turns as printed, and the header of the answer.
-        begun: the beginning of the answer, from the prompt.
-        block: the tag with which the header ends, such as <think>.
-    """
-
-    asked: list[Message]
-    header: str
-    begun: str
-    block: re.Match[str] | None
-
-    def joined(self, said: str) -> str:
-        """The text with an answer; a block that both header and answer open is opened once."""
-        block, said = self.block, self.begun + said
-        if block is None or block["closes"] or not said.lstrip().startswith(block["tag"]):
-            return self.header + said
-        return self.header + said.lstrip().removeprefix(block["tag"]).removeprefix(block["space"])
-
-    def opened_twice(self, answer: list[Message], whole: str) -> bool:
-        """Whether the template opens a block of thoughts before an answer that brings its own."""
-        if not answer[0]["content"].lstrip().startswith("<think>"):
-            return False
-        opened = self.block is not None and not self.block["closes"]
-        printed = whole.count("<think>") - self.header.count("<think>") + opened
-        return printed > sum(turn["content"].count("<think>") for turn in answer)
-
-    def check_block(self, text: str) -> None:
-        """Raise RowError if the answer opens the block of its header again, or leaves it open."""
-        if self.block is None:
-            return
-        answer = text[len(self.header.rstrip()) :]
-        tag, close = f"<{self.block['name']}>", f"</{self.block['name']}>"
-        if answer.lstrip().startswith(tag):
-            raise RowError("second_block", f"the template begins an answer with {self.block['tag']}, and this answer "
-                                           f"opens {tag} again")  # fmt: skip
-        if not self.block["closes"] and close not in answer:
-            raise RowError(
-                "unclosed_block",
-                f"the template begins an answer with {tag}, and this answer has no {close}: give answers with that "
-                "part, or a template that does not open it (data.template=FILE.jinja)",
-            )
 
 
 class Chat:
@@ -149,11 +111,37 @@ class Chat:
     A record is rendered the same whatever came before it.
     """
 
-    def __init__(self, tokenizer: Any, source: str, system: str = "keep") -> None:
+    def __init__(
+        self, tokenizer: Any, source: str, system: str = "keep", arguments: Mapping[str, Any] | None = None
+    ) -> None:
         self.tokenizer, self.source, self.system = tokenizer, source, system
+        self.arguments: Mapping[str, Any] = arguments or {}
+        self._others: dict[str, Chat] = {}
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+    def given(self, arguments: Mapping[str, Any]) -> Chat:
+        """The renderer of a record with these arguments, which go before those of the data."""
+        if not arguments:
+            return self
+        if name := unknown(arguments, self.source):
+            raise RowError("unread_input", f"the chat template does not read {name!r}; choose another one, or give "
+                                           f"{_ignoring(name)} to train without it")  # fmt: skip
+        own = {**self.arguments, **arguments}
+        tools = own.pop("tools", None)
+        key = json.dumps(own, sort_keys=True)
+        if key not in self._others:
+            if len(self._others) >= VARIANTS:
+                self._others.clear()
+            self._others[key] = Chat(self.tokenizer, self.source, self.system, own)
+        found = self._others[key]
+        if tools is None:
+            return found
+        _ = found._closing, found._block  # they do not depend on the tools
+        found = copy(found)
+        found.arguments = {**own, "tools": tools}
+        return found
 
     @cached_property
     def marks(self) -> re.Pattern[str]:
@@ -185,27 +173,30 @@ class Chat:
     def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
         """The texts of a record; RowError if the template fails on it, or leaves out a part of it."""
         asked = _turns(with_system(prompt, self.system), "user")
-        begun = _begun(tuple(asked), completions)
+        begun = beginning(tuple(asked), completions)
         if begun is not None:
             asked = asked[:-1]
         header, block = self._text(asked, answer_next=True), self._block
-        if lost := _not_printed(asked, header):
-            raise _lost(lost)
+        lost = not_printed(asked, header)
+        lost = lost or next((f"the tool {n!r}" for n in tool_names(self.arguments.get("tools", [])) if n not in header),
+                            None)  # fmt: skip
+        if lost:
+            raise left_out(lost)
         if begun and not begun.lstrip().startswith("<think>"):  # the header of a given answer, which this one is
             given = self._text([*asked, ANSWER]).rpartition(SENTINEL)[0]
             header, block = given or header, None
-        start = _Start(asked, header, begun or "", block)
+        start = Start(asked, header, begun or "", block)
         full = [self._full(start, said) for said in completions]
         single = [isinstance(said, str) for said in completions]
         return Rendered(start.joined(""), [text for text, _ in full], single, [end for _, end in full])
 
-    def _full(self, start: _Start, said: Text) -> tuple[str, str | None]:
+    def _full(self, start: Start, said: Text) -> tuple[str, str | None]:
         """Prompt and one completion, and the token that ends them."""
         first, *more = _turns(said, "assistant")
         answer: list[Message] = [{**first, "content": start.begun + first["content"]}, *more]
         whole = self._text(start.asked + answer)
         body, kept, end = self._cut(start.asked, answer, whole)
-        lost = _not_printed(answer, whole, thoughts=True)
+        lost = not_printed(answer, whole, thoughts=True)
         # A template may leave out the last line break of the header where it goes on with </think>.
         if whole.startswith(start.joined("").rstrip()) and not lost and not start.opened_twice(answer, whole):
             text = body + kept
@@ -214,7 +205,7 @@ class Chat:
             # answer's thoughts: train with the header that the model will see when it generates, and the whole answer.
             text = start.joined(said) + kept
         elif lost:
-            raise _lost(lost)
+            raise left_out(lost)
         else:
             raise RowError("template_error", "the template prints another header before this answer of several turns "
                                              "than before one to generate")  # fmt: skip
@@ -246,8 +237,9 @@ class Chat:
     def _text(self, turns: list[Message], *, answer_next: bool = False) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.source, tokenize=False, add_generation_prompt=answer_next
-            )
+                turns, chat_template=self.source, tokenize=False, add_generation_prompt=answer_next,
+                **self.arguments,
+            )  # fmt: skip
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
         except Exception as error:  # a template can raise any exception
@@ -262,10 +254,24 @@ class Chat:
         return text
 
 
-def renderer(tokenizer: Any, template: str, system: str = "keep", date: str = DataConfig.date) -> Plain | Chat:
-    """The renderer that `data.template` names, for this tokenizer."""
+def renderer(
+    tokenizer: Any, template: str, system: str = "keep", date: str = DataConfig.date,
+    arguments: Mapping[str, Any] | None = None,
+) -> Plain | Chat:  # fmt: skip
+    """The renderer that `data.template` names, for this tokenizer.
+
+    Raises:
+        UserError: no such template, or one that does not read one of the arguments.
+    """
     source = template_source(template, tokenizer)
-    return Plain(system) if source is None else Chat(tokenizer, on_date(source, date), system)
+    if name := unknown(arguments or (), source or ""):
+        raise UserError(f"data.chat_template_kwargs has {name!r}, which the template data.template={template} does not "
+                        "read: leave it out, or choose the template that reads it")  # fmt: skip
+    return Plain(system) if source is None else Chat(tokenizer, on_date(source, date), system, arguments)
+
+
+def _ignoring(name: str) -> str:
+    return f"data.ignore=[{name if name == 'tools' else 'chat_template_kwargs'}]"
 
 
 def on_date(source: str, date: str) -> str:
@@ -308,50 +314,3 @@ def _with_text_arguments(turns: list[Message]) -> list[Message]:
 
     return [{**turn, "tool_calls": [*map(changed, turn["tool_calls"])]} if "tool_calls" in turn else turn
             for turn in turns]  # fmt: skip
-
-
-def _begun(prompt: tuple[Message, ...], completions: tuple[Text, ...]) -> str | None:
-    """The beginning of the answer, where a prompt ends with an assistant turn, which the completions continue.
-
-    Raises:
-        RowError: the completions repeat it.
-    """
-    last = prompt[-1]
-    if len(prompt) == 1 or last["role"] != "assistant" or last.get("tool_calls"):
-        return None
-    begun = last["content"]
-    starts = [said if isinstance(said, str) else said[0]["content"] for said in completions]
-    if blank(begun):
-        return ""
-    if starts and all(start.startswith(begun) for start in starts):
-        raise RowError(
-            "repeated_prefill",
-            "the prompt ends with the beginning of the answer, which the completions continue; here they repeat it",
-        )
-    return begun
-
-
-def _not_printed(turns: list[Message], text: str, *, thoughts: bool = False) -> str | None:
-    """What a template left out of these turns; of earlier answers their thoughts may be."""
-    for turn in turns:
-        parts = THOUGHT.split(turn["content"])
-        if not all(_printed(part.strip(), text) for part in (parts if thoughts else parts[-1:])):
-            return f"the turn of the {turn['role']}"
-        for call in turn.get("tool_calls", ()):
-            if (name := str(call.get("function", call).get("name", ""))) not in text:
-                return f"the call of the tool {name!r}"
-    return None
-
-
-def _printed(said: str, text: str) -> bool:
-    """Whether a text is printed as it is, as a JSON string, or with other spaces."""
-    return (
-        said in text
-        or json.dumps(said, ensure_ascii=False)[1:-1] in text
-        or re.sub(r"\W+", "", said) in re.sub(r"\W+", "", text)
-    )
-
-
-def _lost(what: str) -> RowError:
-    remedy = "; set data.system=merge" if what.endswith("system") else ""
-    return RowError("turn_not_printed", f"the chat template does not print {what}, which would be lost{remedy}")

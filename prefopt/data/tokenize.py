@@ -84,7 +84,9 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token (eos_token): a completion would never end; set one")
         self.tokenizer = tokenizer
-        self.render: Plain | Chat = renderer(tokenizer, config.template, config.system, config.date)
+        self.render: Plain | Chat = renderer(
+            tokenizer, config.template, config.system, config.date, config.chat_template_kwargs
+        )
         self.max_length, self.truncation = config.max_length, config.truncation
         self.bos: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
@@ -103,7 +105,7 @@ class Encoder:
         """The digest of everything that the tokens depend on, besides the records and the code."""
         return of_json([
             _backend(self.tokenizer), self.tokenizer.special_tokens_map, self.adds_bos, self.render.source,
-            self.render.system, self.max_length, self.truncation,
+            self.render.system, self.render.arguments, self.max_length, self.truncation,
             ["scored", *sorted(self.control.items())] if self.control else [],
             version_of("tokenizers"), version_of("transformers"),
         ])  # fmt: skip
@@ -162,7 +164,7 @@ class Encoder:
     def encode(self, record: Record, prompt: Any = None) -> tuple[list[int], list[list[int]]]:
         """Tokens of the prompt and of each completion, split at their longest common prefix, of any length."""
         prompt = record.prompt if prompt is None else prompt
-        texts = self.render.render(prompt, record.completions)
+        texts = self.render.given(record.arguments).render(prompt, record.completions)
         if self.truncation == "drop" and max(map(len, texts.full)) > self.max_length * self.longest_token:
             raise self._too_long(None, [], "it has too many characters for that many tokens")
         head, *full = (self._ids(text) for text in (texts.prompt, *texts.full))

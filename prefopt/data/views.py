@@ -126,7 +126,12 @@ def _pair(record: Record, better: int, worse: int) -> Record:
         )
     except RowError as error:
         raise RowError(error.reason, f"completions {better} and {worse}: {error.detail}") from None
-    return dataclasses.replace(pair, id=f"{record.id}:{better}>{worse}")
+    return _of(record, pair, f"{better}>{worse}")
+
+
+def _of(record: Record, part: Record, name: str) -> Record:
+    """A record made of a part of another one."""
+    return dataclasses.replace(part, id=f"{record.id}:{name}", arguments=record.arguments)
 
 
 def _ranking(record: Record) -> list[int]:
@@ -187,7 +192,7 @@ def _labelled(record: Record, threshold: float) -> Iterator[Record]:
     assert record.scores is not None
     for i, (completion, score) in enumerate(zip(record.completions, record.scores, strict=True)):
         single = make.unpaired(record.prompt, completion, score > threshold, weight=record.weight)
-        yield dataclasses.replace(single, id=f"{record.id}:{i}")
+        yield _of(record, single, str(i))
 
 
 def _best(record: Record, threshold: float | None, log: Log) -> Iterator[Record]:
@@ -197,13 +202,13 @@ def _best(record: Record, threshold: float | None, log: Log) -> Iterator[Record]
         raise RowError("none_desirable", f"no completion scores above data.desirable_above={threshold}")
     log.counts["completions_unused"] += len(record.completions) - 1
     single = make.demonstration(record.prompt, record.completions[best], weight=record.weight)
-    yield dataclasses.replace(single, id=f"{record.id}:{best}")
+    yield _of(record, single, str(best))
 
 
 def _two_labelled(record: Record, log: Log) -> Iterator[Record]:
     for side, completion in zip(("chosen", "rejected"), record.completions, strict=True):
         single = make.unpaired(record.prompt, completion, side == "chosen", weight=record.weight)
-        yield dataclasses.replace(single, id=f"{record.id}:{side}")
+        yield _of(record, single, side)
 
 
 def _two_list(record: Record, log: Log) -> Iterator[Record]:
