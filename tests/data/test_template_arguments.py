@@ -24,7 +24,7 @@ TEMPLATE = """
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
 {%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
-ADD = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "integer"}}}}
+ADD: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "integer"}}}}
 PRINTED = '{"name": "add", "parameters": {"a": {"type": "integer"}}}'
 ROW = {"prompt": "1+2?", "chosen": "3", "rejected": "4"}
 
@@ -52,7 +52,7 @@ def texts(path: str, data: Data | None = None, **settings: Any) -> list[str]:
         {"tools": json.dumps([ADD])},
         {"tools": [json.dumps(ADD)]},
         {"tools": [ADD["function"]]},
-        {"functions": [{**ADD["function"], "parameters": json.dumps(ADD["function"]["parameters"])}]},  # type: ignore[dict-item]
+        {"functions": [{**ADD["function"], "parameters": json.dumps(ADD["function"]["parameters"])}]},
         {"tools": [{"type": "function", "function": json.dumps(ADD["function"]), "strict": None}]},
     ],
 )
