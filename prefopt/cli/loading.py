@@ -15,11 +15,12 @@ from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.reader import read
 from prefopt.errors import UserError
+from prefopt.plugin import Data
 from prefopt.runs.resolve import prepared_data
 from prefopt.runs.run_folder import RunFolder, is_run
 
 # For each kind of record a loss that is defined on it, so that the data is read as that kind.
-LOSS_FOR = {"pairs": "dpo", "lists": "plackett_luce", "unpaired": "kto", "demonstrations": "sft"}
+LOSS_FOR = {Data.PAIRS: "dpo", Data.LISTS: "plackett_luce", Data.UNPAIRED: "kto", Data.DEMONSTRATIONS: "sft"}
 
 
 def records_of(name: str, overrides: Sequence[str], tokenizer: Any) -> tuple[RunConfig, Any, bool]:
@@ -58,7 +59,23 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def _loss_for(data: DataConfig) -> str:
-    return LOSS_FOR[read(data).records[0].kind.value]
+    kind = read(data).records[0].kind
+    if kind is Data.PROMPTS:
+        raise UserError("the data has prompts alone, which have no text to score: `prefopt sample` writes texts behind "
+                        "them; or give data with completions")  # fmt: skip
+    return LOSS_FOR[kind]
+
+
+def data_of(name: str, overrides: Sequence[str]) -> DataConfig:
+    """The data of a run, with overrides, or the named data, of any kind.
+
+    Raises:
+        UserError: no data is named.
+    """
+    given = {o.split("=", 1)[0] for o in overrides}
+    if not given & {"data", "data.path", "data.mixture"}:
+        return configuration(name, overrides).data
+    return compose(["model=local", "model.path=none", *([] if "data" in given else ["data=auto"]), *overrides]).data
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Makes valid records of the four kinds; the only place with rules about what a record may hold."""
+"""Makes valid records of each kind; the only place with rules about what a record may hold."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def with_arguments(record: Record, arguments: Mapping[str, Any]) -> Record:
     if not arguments:
         return record
     return dataclasses.replace(record, id=content_hash([record.id, arguments]), arguments=arguments)
+
+
+def prompt_alone(prompt: Text) -> Record:
+    """A PROMPTS record."""
+    return _record(Data.PROMPTS, prompt, ())
 
 
 def content_hash(value: Any) -> str:

@@ -29,7 +29,7 @@ class Record:
         id: derived from the content, so that the order and the encoding of a file do not change it.
         kind: the shape of the record.
         prompt: plain text or chat turns (a system turn, if any, first).
-        completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2.
+        completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2 · PROMPTS none.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
         weight: factor of this record's loss.

@@ -70,8 +70,9 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
     for name, ids in zip(names, completions, strict=True):
         console.print(Styled(f"\n{name}: {len(ids)} tokens", style="bold"))
         console.print(_tokens(tokenizer, ids, TRAINED))
-    longest = len(prompt) + max(map(len, completions))
-    console.print(Styled(f"\n{longest} tokens with the longest completion; data.max_length={config.max_length}"))
+    longest = len(prompt) + max(map(len, completions), default=0)
+    with_completion = " with the longest completion" if completions else ""
+    console.print(Styled(f"\n{longest} tokens{with_completion}; data.max_length={config.max_length}"))
     for rejection in rejected:
         console.print(Styled(f"rejected as {rejection.reason}: {rejection.detail}", style="red"))
 

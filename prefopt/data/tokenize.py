@@ -144,7 +144,7 @@ class Encoder:
         """(prompt, completions, number of prompt tokens cut) within `max_length` tokens."""
         prompt, completions = self.encode(record)
         whole = len(prompt)
-        budget = self.max_length - max(map(len, completions))
+        budget = self.max_length - max(map(len, completions), default=0)
         if whole <= budget:
             return prompt, completions, 0
         if self.truncation == "drop":
@@ -157,7 +157,7 @@ class Encoder:
             return prompt[:start] + kept, completions, whole - budget
         for shorter in shorter_prompts(record.prompt, self.truncation):
             prompt, completions = self.encode(record, shorter)
-            if len(prompt) + max(map(len, completions)) <= self.max_length:
+            if len(prompt) + max(map(len, completions), default=0) <= self.max_length:
                 return prompt, completions, whole - len(prompt)
         raise self._too_long(whole, completions, "its last turn is never cut")
 
@@ -165,12 +165,13 @@ class Encoder:
         """Tokens of the prompt and of each completion, split at their longest common prefix, of any length."""
         prompt = record.prompt if prompt is None else prompt
         texts = self.render.given(record.arguments).render(prompt, record.completions)
-        if self.truncation == "drop" and max(map(len, texts.full)) > self.max_length * self.longest_token:
+        longest = max(map(len, (texts.prompt, *texts.full)))
+        if self.truncation == "drop" and longest > self.max_length * self.longest_token:
             raise self._too_long(None, [], "it has too many characters for that many tokens")
         head, *full = (self._ids(text) for text in (texts.prompt, *texts.full))
         if not head:
             raise RowError("empty_prompt", "the prompt has no tokens")
-        shared = min(_common(head, ids) for ids in full)
+        shared = min((_common(head, ids) for ids in full), default=len(head))
         if not shared:
             raise RowError("empty_prompt", "prompt and completions share no first token")
         completions = [
@@ -212,7 +213,11 @@ class Encoder:
 
     def _too_long(self, prompt: int | None, completions: list[list[int]], remark: str) -> RowError:
         sizes = (
-            "" if prompt is None else f" ({prompt} of the prompt, at most {max(map(len, completions))} of an answer)"
+            ""
+            if prompt is None
+            else f" ({prompt} of the prompt, at most {max(map(len, completions))} of an answer)"
+            if completions
+            else f" ({prompt} of the prompt)"
         )
         return RowError("too_long", f"more than data.max_length={self.max_length} tokens{sizes}; {remark}")
 

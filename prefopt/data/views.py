@@ -108,6 +108,11 @@ def _converter(kind: Data, data: Data, pairs_from: str | None, desirable_above: 
         return _two_list
     if (kind, data) == (Data.UNPAIRED, Data.DEMONSTRATIONS):
         return _desirable_only
+    if kind is Data.PROMPTS:
+        raise UserError(
+            "the data has prompts alone, and this loss learns from completions: add source=rollouts and a reward, and "
+            f"the policy writes them; or give data with {data.value}"
+        )
     raise UserError(
         f"the data has {kind.value}, which cannot become {data.value}: choose a loss for {kind.value} "
         f"(`prefopt losses` lists what each needs), or data with {data.value}"

@@ -27,12 +27,13 @@ SearchSpace = Mapping[str, tuple[float, ...]]  # one hyper-parameter -> four val
 
 
 class Data(Enum):
-    """The four shapes of a record, and of the log-probs that a loss is called on."""
+    """The shapes of a record, and of the log-probs that a loss is called on."""
 
     PAIRS = "pairs"  # a chosen and a rejected completion       -> PairLogps
     UNPAIRED = "unpaired"  # one completion, desirable or not   -> UnpairedLogps
     LISTS = "lists"  # K >= 2 completions with scores           -> ListLogps
     DEMONSTRATIONS = "demonstrations"  # one good completion    -> DemoLogps
+    PROMPTS = "prompts"  # no completion: the policy writes them, and no loss is defined on it
 
 
 class Vocab(Enum):
@@ -217,9 +218,8 @@ class Logps:
         """(B, T) bool, true on the completion's tokens."""
         given = (self.token, self.log_sum_sq, self.ref_entropy, self.kl)
         per_token = next((value for value in given if value is not None), None)
-        width = self.per_token.shape[-1] if per_token is None else per_token.shape[-1]
-        steps = torch.arange(width, device=self.sum.device)
-        return steps < self.num_tokens.unsqueeze(-1)
+        per_token = self.per_token if per_token is None else per_token
+        return torch.arange(per_token.shape[-1], device=self.sum.device) < self.num_tokens.unsqueeze(-1)
 
     def vocab(self, name: str) -> Tensor:
         """(B, T) a whole-vocabulary statistic by name; raises where the batch has none."""

@@ -63,3 +63,42 @@ def test_a_plan_is_refused(model_folder: Path, pairs_file: Path, capsys: pytest.
     given = [f"model.path={model_folder}", f"data.path={pairs_file}", "source=rollouts", "reward=math:sqrt"]
     assert main(["plan", "loss=rloo", *given]) == 2
     assert "how long the texts get is not known beforehand" in capsys.readouterr().err
+
+
+@pytest.fixture
+def prompts_file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Is {i} even?"}) + "\n" for i in range(20)))
+    return path
+
+
+def test_prompts_alone_are_enough(run: Run, reward: str, prompts_file: Path) -> None:
+    given = [f"data.path={prompts_file}", "rollout.max_new_tokens=4", "batch.records=3", "trainer.max_steps=1"]
+    assert run("loss=rloo", "source=rollouts", reward, *given) == 0
+    rows = [json.loads(line) for line in (run.out / "rollouts.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == 3
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert summary["counts"]["train"] + summary["counts"]["eval"] == 20
+
+
+def test_prompts_alone_are_nothing_to_learn_from(
+    run: Run, prompts_file: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("loss=dpo", f"data.path={prompts_file}") == 2
+    assert "the data has prompts alone, and this loss learns from completions: add source=rollouts" in (
+        capsys.readouterr().err
+    )
+    assert main(["eval", str(model_folder), f"data.path={prompts_file}"]) == 2
+    assert "prompts alone, which have no text to score" in capsys.readouterr().err
+
+
+def test_prompts_alone_are_checked_and_shown(
+    prompts_file: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "check", str(prompts_file), "--tokenizer", str(model_folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["schema"], report["kind"], report["kept"]) == ("prompts", "prompts", 20)
+    assert main(["data", "show", str(prompts_file), "--row", "3", "--tokenizer", str(model_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "prompt:" in shown
+    assert "completion" not in shown.split("a token ends")[1]

@@ -10,6 +10,7 @@ import pytest
 
 from prefopt.data import DataConfig, read
 from prefopt.data.schemas import SCHEMAS
+from prefopt.errors import UserError
 from prefopt.plugin import Data
 
 Q, GOOD, BAD = "How high is it?", "Eight thousand metres.", "No idea."
@@ -195,6 +196,18 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
 }  # fmt: skip
 
 
+CASES |= {
+    "a prompt alone": ("prompts", {"prompt": Q, "category": "mountains"}, Q, Data.PROMPTS, (), None, None),
+    "a system text and a prompt": (
+        "prompts", {"prompt": Q, "system": "Be brief."}, asked(SYSTEM, USER), Data.PROMPTS, (), None, None,
+    ),
+    "messages that wait for an answer": (
+        "prompts", {"messages": [SYSTEM, USER]}, asked(SYSTEM, USER), Data.PROMPTS, (), None, None,
+    ),
+    "a question alone": ("prompts", {"question": Q}, asked(), Data.PROMPTS, (), None, None),
+}  # fmt: skip
+
+
 def write(path: Path, rows: list[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -249,3 +262,20 @@ def test_fields_are_mapped(tmp_path: Path) -> None:
     fields = {"prompt": "q", "chosen": "answers.best", "rejected": "worse"}
     (record,) = read(DataConfig(path=path, fields=fields)).records
     assert (record.prompt, record.completions) == (Q, (GOOD, BAD))
+
+
+def test_a_row_with_an_answer_is_no_prompt_alone(tmp_path: Path) -> None:
+    """Its columns must be named; as prompts it is read on request only."""
+    path = write(tmp_path / "data.jsonl", [{"prompt": Q, "response_1": GOOD, "response_2": BAD}])
+    with pytest.raises(UserError, match=r"fit no known schema"):
+        read(DataConfig(path=path))
+    found = read(DataConfig(path=path, schema="prompts"))
+    assert [record.kind for record in found.records] == [Data.PROMPTS]
+    assert found.counts["unread/response_1"] == 1
+
+
+def test_a_dialogue_with_its_answer_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{"messages": [USER]}, {"messages": [USER, says(GOOD)]}]
+    found = read(DataConfig(path=write(tmp_path / "data.jsonl", rows), schema="prompts"))
+    assert [rejection.reason for rejection in found.rejections] == ["not_a_prompt"]
+    assert [record.prompt for record in found.records] == [asked()]

@@ -102,7 +102,7 @@ class NearDuplicates:
 
     def see(self, record: Record) -> None:
         """Look at one record."""
-        text = _joined(record.prompt) + "\n" + _joined(record.completions[0])
+        text = _joined(record.prompt) + "\n" + "".join(map(_joined, record.completions[:1]))
         name = content_hash([text, record.completions[1:]])
         if self._seen >= MOST_RECORDS or name in self._exact:
             return

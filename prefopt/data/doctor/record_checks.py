@@ -75,7 +75,7 @@ class Repetitions:
         top = max(often, key=lambda name: often[name], default="")
         note = f"{self._shown[top]!r}; {len(often)} answers belong to {LEAST_REPEATED} prompts or more" if often else ""
         yield Finding(name="repeated_answers", figure=often.get(top, 0), total=len(self._example), note=note)
-        if self._kind is not Data.DEMONSTRATIONS:
+        if self._kind not in (Data.DEMONSTRATIONS, Data.PROMPTS):
             wrong = [prompt for prompt, verdicts in self._verdicts.items() if _has_cycle(verdicts)]
             ids = tuple(self._example[prompt] for prompt in wrong)
             yield Finding(name="contradictory_prompts", figure=len(wrong), total=len(self._example), ids=ids)

@@ -32,7 +32,7 @@ def sides(record: Record) -> tuple[Text | None, Text | None]:
     if record.kind is Data.LISTS and record.scores and len(set(record.scores)) > 1:
         scores = list(record.scores)
         return record.completions[scores.index(max(scores))], record.completions[scores.index(min(scores))]
-    return record.completions[0], None
+    return (record.completions[0], None) if record.completions else (None, None)
 
 
 class LengthRule:

@@ -22,7 +22,7 @@ class TokenLengths:
         self.table = table
         self.prompt = table.prompt_lengths()
         self._flat, self._offsets = table.completion_lengths()
-        longest = np.maximum.reduceat(self._flat, self._offsets[:-1]) if len(table) else self._flat
+        longest = np.maximum.reduceat(self._flat, self._offsets[:-1]) if len(self._flat) else 0
         self.total: NDArray[np.int64] = self.prompt + longest
 
     def findings(self, max_length: int) -> Iterator[Finding]:
@@ -51,7 +51,7 @@ class TokenLengths:
         series = {"prompt": self.prompt}
         if self.table.kind is Data.PAIRS:
             series |= {"chosen": self._flat[0::2], "rejected": self._flat[1::2]}
-        else:
+        elif self.table.kind is not Data.PROMPTS:
             series |= {"completion": self._flat}
         return histogram("Length in tokens", "tokens", series)
 

@@ -1,8 +1,8 @@
 """Lists the schemas in the order in which they are tried, and recognises the one of a file.
 
 A schema is a function from a row to records and a predicate that recognises its rows. To add one, write the function in
-the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`) and list it in that
-module's `SCHEMAS`.
+the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`, `prompts_alone`) and list
+it in that module's `SCHEMAS`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from prefopt.data.rows import Row
-from prefopt.data.schemas import demonstrations, judgements, lists, pairs, trees, unpaired
+from prefopt.data.schemas import demonstrations, judgements, lists, pairs, prompts_alone, trees, unpaired
 from prefopt.data.schemas.base import Schema
 from prefopt.errors import UserError, nearest
 
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
-    for module in (trees, lists, pairs, judgements, unpaired, demonstrations)  # from rich to poor
+    for module in (trees, lists, pairs, judgements, unpaired, demonstrations, prompts_alone)  # from rich to poor
     for schema in module.SCHEMAS
 }
 
@@ -33,6 +33,7 @@ def recognise(rows: Sequence[Row], where: str) -> Schema:
     """The first schema of the menu that fits at least half as many of these rows as the best one.
 
     The menu goes from rich to poor, so that a label that is null in some rows does not make all of them demonstrations.
+    Prompts alone are what rows have that fit no other schema.
 
     Raises:
         UserError: no row fits any schema; the message lists the columns and how to map them.
@@ -47,6 +48,8 @@ def recognise(rows: Sequence[Row], where: str) -> Schema:
             "'data.fields={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}' (or prompt, completion, label), "
             f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
         )
+    if len(fits) > 1:
+        del fits[prompts_alone.SCHEMAS[0].name]
     most = max(fits.values())
     return next(schema for name, schema in SCHEMAS.items() if 2 * fits[name] >= most)
 

@@ -6,7 +6,7 @@ from prefopt.data.fields import messages
 from prefopt.data.make import demonstration
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, has, is_turns
-from prefopt.data.schemas.prompts import completion_of, instruction, prompt_of, split_answer, with_system
+from prefopt.data.schemas.prompts import completion_of, instruction, is_open, prompt_of, split_answer, with_system
 
 
 def prompt_completion(row: Row) -> list[Made]:
@@ -32,7 +32,7 @@ SCHEMAS = [
     ),
     Schema(
         name="dialogue", columns="messages (or conversations)", read=dialogue,
-        matches=lambda row: is_turns(row.get("messages")) or is_turns(row.get("conversations")),
+        matches=lambda row: any(is_turns(row.get(c)) and not is_open(row[c]) for c in ("messages", "conversations")),
     ),
     Schema(
         name="instruction_output", columns="instruction, input, output", read=instruction_output,

@@ -186,6 +186,13 @@ def is_dialogue(value: object) -> bool:
     return ROLES.get(str(first(value[0], "role", "from")).lower()) != "assistant"
 
 
+def is_open(value: object) -> bool:
+    """Whether a value is chat turns that wait for an answer: the last one is the user's or a tool's."""
+    if not isinstance(value, list) or not is_turns(value) or not isinstance(value[-1], dict):
+        return False
+    return ROLES.get(str(first(value[-1], "role", "from")).lower()) in ("user", "tool")
+
+
 def is_transcript(value: object) -> bool:
     r"""Whether a text is a dialogue in the form `\n\nHuman: ...\n\nAssistant: ...`."""
     return isinstance(value, str) and TURN.match(value) is not None and "\n\nAssistant:" in value
