@@ -3,66 +3,144 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Mapping, Sequence
 
+from prefopt.config.options import (
+    CLASSES,
+    OF_PATHS,
+    OVERRIDE,
+    choices,
+    group_options,
+    is_own,
+    loss_options,
+    root_keys,
+    values,
+)
 from prefopt.errors import UserError, nearest
-from prefopt.losses import MENU
 
 VERBS = ("train", "plan", "compare", "eval", "sample", "reference")
-# Options of other trainers -> ours.
+OF_A_RUN = ("train", "plan")  # all their words KEY=VALUE are options of a run
+# Options of other trainers, by the last part of their names -> ours. Those that have the same name here, in some group,
+# are found without this list.
 MEANT = {
     "lr": "trainer.learning_rate",
     "learning_rate": "trainer.learning_rate",
-    "trainer.lr": "trainer.learning_rate",
-    "epochs": "trainer.num_train_epochs",
-    "num_train_epochs": "trainer.num_train_epochs",
-    "max_steps": "trainer.max_steps",
-    "warmup_steps": "trainer.warmup_steps",
-    "weight_decay": "trainer.weight_decay",
-    "batch_size": "batch.records",
-    "trainer.batch_size": "batch.records",
-    "per_device_train_batch_size": "batch.records",
-    "trainer.per_device_train_batch_size": "batch.records",
     "beta": "loss.beta",
-    "max_length": "data.max_length",
+    "epochs": "trainer.num_train_epochs",
+    "num_epochs": "trainer.num_train_epochs",
+    "warmup_ratio": "trainer.warmup_steps",
+    "num_warmup_steps": "trainer.warmup_steps",
+    "scheduler": "trainer.lr_scheduler_type",
+    "gradient_checkpointing": "trainer.activation_checkpointing",
+    "gradient_clipping": "trainer.max_grad_norm",
+    "optimizer": "trainer.optim",
+    "batch_size": "batch.records",
+    "train_batch_size": "batch.records",
+    "per_device_train_batch_size": "batch.records",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "cutoff_len": "data.max_length",
     "model_name_or_path": "model.path",
+    "model_name": "model.path",
+    "model_path": "model.path",
+    "torch_dtype": "model.dtype",
     "dataset_name": "data.path",
+    "dataset": "data.path",
+    "data_path": "data.path",
+    "loss_type": "loss",
+    "report_to": "tracking",
+    "lora_r": "peft.r",
+    "lora_rank": "peft.r",
+    "lora_alpha": "peft.alpha",
+    "lora_target_modules": "peft.target_modules",
 }
 # Of Hydra, which parses the words of `prefopt train`.
 FLAGS = ("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
          "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
          "--info")  # fmt: skip
-MORE_LOSSES = ("--config-dir", "-cd", "hydra.searchpath")  # may add presets to the group `loss`
+MORE_CHOICES = ("--config-dir", "-cd", "hydra.searchpath")  # may add presets to every group
+CHOICES = re.compile(r"[\w/.-]+(,[\w/.-]+)*")
+ALL = "`prefopt train --cfg job` prints all options"
 
 
 def check_overrides(verb: str, argv: list[str]) -> None:
-    """Check names of losses and options that other trainers have; everything else is checked with the configuration.
+    """Check the names of options, losses and presets; values are checked with the configuration.
 
     Raises:
-        UserError: an unknown loss, or an option that has another name here.
+        UserError: an unknown loss, preset or option, with the one that was probably meant.
     """
     if verb not in VERBS:
         return
+    known = _known(argv)
+    more = any(word.startswith(MORE_CHOICES) for word in argv)
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
-        key = name.removeprefix("--").replace("-", "_") if name.startswith("--") else name
-        if key in MEANT:
-            shown = value if equals else following
-            raise UserError(f"there is no option {name!r}; did you mean {MEANT[key]}={shown}?")
+        if meant := _meant(verb, name, bool(equals), known):
+            raise UserError(f"there is no option {name!r}; did you mean {meant}={value if equals else following}?")
         if verb == "train" and name.startswith("--") and not any(flag.startswith(name) for flag in FLAGS):
-            raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and "
-                            "`prefopt train --cfg job` prints all of them")  # fmt: skip
-    chosen = list(_losses(argv))
-    if not chosen or entry_points(group="prefopt.conf") or any(word.startswith(MORE_LOSSES) for word in argv):
+            raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and {ALL}")
+        if verb in OF_A_RUN and not more and OVERRIDE.fullmatch(word):
+            _check_option(name, known)
+            _check_choice(name, value)
+    for loss in _losses(argv):
+        if loss not in (names := choices()["loss"]) and not more:
+            raise UserError(f"unknown loss {loss!r}{nearest(loss, names)}; `prefopt losses` prints the menu")
+
+
+def _known(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The full names of all options by their groups, and of the groups and those in none under an empty name.
+
+    `loss` is left out where the words alone do not tell which loss it is.
+    """
+    known = {group: [option.name for option in group_options(group)] for group in (*CLASSES, "trainer")}
+    known[""] = [*root_keys(), *choices()]
+    if any(word.lstrip("+").startswith("experiment=") for word in argv):
+        return known
+    chosen = any(word.lstrip("+").startswith(("loss=", "losses=")) for word in argv)
+    options = [loss_options(name) for name in (_losses(argv) if chosen else (values(())["loss"],))]
+    if options and None not in options:
+        known["loss"] = [option.name for one in options for option in one or ()]
+    return known
+
+
+def _meant(verb: str, name: str, has_value: bool, known: Mapping[str, Sequence[str]]) -> str:
+    """The option of ours that a word of another trainer means, such as `trainer.learning_rate` for `--lr`, or none."""
+    flag = name.startswith("--")
+    key = name.removeprefix("--").replace("-", "_") if flag else name
+    group, _, last = key.rpartition(".")
+    options = [option for names in known.values() for option in names]
+    if key in options or not (has_value or flag) or (group and group not in known):
+        return ""
+    if last in MEANT and group in ("", "trainer"):
+        return MEANT[last]
+    if verb not in OF_A_RUN or (flag and verb != "train"):  # they have options of their own
+        return ""
+    same = [option for option in options if option.endswith(f".{last}")]
+    return same[0] if len(same) == 1 else ""
+
+
+def _check_option(key: str, known: Mapping[str, Sequence[str]]) -> None:
+    group, dot, rest = key.partition(".")
+    if group in ("hydra", "stages") or (group == "loss" and dot and "loss" not in known):
         return
-    known = [*sorted(MENU), *(point.name for point in entry_points(group="prefopt.losses"))]
-    for loss in chosen:
-        if loss not in known:
-            raise UserError(f"unknown loss {loss!r}{nearest(loss, known)}; `prefopt losses` prints the menu")
+    option = f"{group}.{rest.partition('.')[0]}" if dot else group
+    if option not in known.get(group if dot else "", ()):
+        options = [one for names in known.values() for one in names]
+        raise UserError(f"there is no option {key!r}{nearest(key, options)}; {ALL}")
 
 
-def _losses(argv: list[str]) -> Iterator[str]:
+def _check_choice(group: str, value: str) -> None:
+    """Raise UserError for an unknown preset; a sweep's functions, such as glob(), are left to Hydra."""
+    names = choices().get(group)
+    if group == "loss" or names is None or not CHOICES.fullmatch(value):
+        return
+    for one in value.split(","):
+        if one not in (*names, "null") and not is_own(group, one) and not one.endswith((".yaml", ".yml")):
+            own = f"; a file, a folder or a hub id is {group}.path=..." if group in OF_PATHS else ""
+            raise UserError(f"unknown {group} {one!r}{nearest(one, names)}; choose from: {', '.join(names)}{own}")
+
+
+def _losses(argv: Sequence[str]) -> Iterator[str]:
     """The losses named by `loss=A`, `loss=A,B` and `losses=[A,B]`; not those of a sweep's functions, such as glob()."""
     for word in argv:
         if found := re.fullmatch(r"loss=(\w+(?:,\w+)*)|losses=\[([\w ]+(?:,[\w ]+)*)\]", word):

@@ -28,6 +28,7 @@ from prefopt.common.files import write_text
 from prefopt.common.redact import one_line, redact
 from prefopt.config.experiments import from_file
 from prefopt.config.grammar import literal
+from prefopt.config.options import with_paths
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
@@ -192,7 +193,7 @@ def implied(overrides: list[str]) -> list[str]:
 
     The world's model brings a learning rate, steps and a batch that would ruin another model.
     """
-    overrides = literal(from_file(overrides))
+    overrides = literal(from_file(with_paths(overrides)))
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
     extra = []
     for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):

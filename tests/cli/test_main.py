@@ -38,6 +38,7 @@ HELP = [
     ["compare"],
     *([verb, "--help"] for verb in VERBS),
     ["train", "-h"],
+    ["train", "loss=simpo", "model=a/b", "experiment=smollm2_lora", "--help"],
 ]
 WRONG = [
     (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
@@ -51,6 +52,15 @@ WRONG = [
     (["train", "--beta", "0.3"], "there is no option '--beta'; did you mean loss.beta=0.3?"),
     (["train", "--learning-rate=1e-6"], "did you mean trainer.learning_rate=1e-6?"),
     (["train", "--fast"], "there is no option --fast; options are KEY=VALUE"),
+    (["train", "--lora_r", "8"], "did you mean peft.r=8?"),
+    (["train", "bf16=true"], "did you mean trainer.bf16=true?"),
+    (["train", "trainer.beta=1"], "did you mean loss.beta=1?"),
+    (["train", "loss=simpo", "loss.gamma=1"], "there is no option 'loss.gamma'; did you mean 'loss.gamma_beta_ratio'?"),
+    (["plan", "trainer.learning_rat=1"], "did you mean 'trainer.learning_rate'?"),
+    (["train", "modle=local"], "there is no option 'modle'; did you mean 'model'?"),
+    (["train", "data=wrold"], "unknown data 'wrold'; did you mean 'world'?"),
+    (["train", "model=gpt2"], "a file, a folder or a hub id is model.path=..."),
+    (["train", "experiment=nope"], "unknown experiment 'nope'"),
     (["sample", "runs/a", "--temperature", "-1", "--prompt", "x", "lr=1"], "there is no option 'lr'"),
 ]  # fmt: skip
 
@@ -89,6 +99,11 @@ def test_losses_of_a_sweep_and_of_presets_are_left_to_hydra() -> None:
     """A sweep's functions are not names, and a folder of presets may add losses."""
     check_overrides("train", ["-m", "loss=glob(*po)"])
     check_overrides("train", ["--config-dir", "presets", "loss=mine"])
+    check_overrides("train", ["--config-dir", "presets", "data=mine", "+data.more=1"])
+    check_overrides("train", ["experiment=file.yaml", "loss.gamma=1", "hydra.job.chdir=false", "stages.sft.loss.x=1"])
+    check_overrides(
+        "train", ["-m", "data=glob(*)", "model=world,org/name", "~peft", "+trainer.x=1", "hydra/launcher=x"]
+    )
     check_overrides("data", ["loss=simpoo"])
 
 
