@@ -1,4 +1,9 @@
-"""Defines `TokenRecord`: a record in tokens, as planner, engine and trainer use it."""
+"""Defines `TokenRecord`: a record in tokens, as planner, engine and trainer use it.
+
+A completion is a sequence of spans: trained ones, which the assistant said, and given ones (turns of tools and users,
+headers of the template), which the model reads and which no loss sees. A given token with the id t stands in it as ~t,
+that is -1 - t: whatever stores, compares or hashes the ids of a completion has its spans with them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,21 @@ from prefopt.plugin import Data
 Ids = NDArray[np.int32]
 
 
+def as_given(ids: Ids) -> Ids:
+    """The ids of trained tokens as those of given ones, and the other way round."""
+    return ~ids
+
+
+def token_ids(completion: Ids) -> Ids:
+    """(n,) the ids that the model reads."""
+    return np.where(completion < 0, ~completion, completion)
+
+
+def num_trained(completion: Ids) -> int:
+    """The number of trained tokens."""
+    return int(np.count_nonzero(completion >= 0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
     """One record in tokens: the shared prompt once, then its completions.
@@ -21,7 +41,8 @@ class TokenRecord:
         id: the record's id.
         kind: the shape of the record.
         prompt: (P,) int32, P >= 1: the longest common token prefix of prompt and every completion.
-        completions: one (n,) int32 per completion, n >= 1, the closing end-of-turn token included.
+        completions: one (n,) int32 per completion, n >= 1, the closing end-of-turn token included; the ids of
+            given tokens are below 0. The last token is trained.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better.
         weight: factor of this record's loss.

@@ -2,7 +2,8 @@
 
 A tree is `[shared prompt | completion 1 | completion 2 | ...]`. Positions restart at the end of the prompt for every
 completion, and a completion sees the prompt and itself. The last token of a completion is never fed to the model:
-nothing is predicted from it.
+nothing is predicted from it. Given tokens of a completion (`prefopt.data.tokens`) are fed and never predicted: they are
+not among the N.
 
 Legend: R rows, L positions of a row, N scored tokens, C completions, G trees of a group, T tokens of its longest tree.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.tokens import Ids
+from prefopt.data.tokens import Ids, token_ids
 
 Layout = Literal["tree", "padded"]
 
@@ -31,7 +32,7 @@ FILL = 0.75
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """One prompt and its branches, in tokens."""
+    """One prompt and its branches, in tokens; those of given ones are below 0."""
 
     prompt: Ids
     branches: tuple[Ids, ...]
@@ -117,7 +118,7 @@ class Row:
         source: (N,) flat position in (R, L) whose hidden state predicts the token.
         target: (N,) token id.
         owner: (N,) completion, 0 to C-1, ascending.
-        num_tokens: (C,).
+        num_tokens: (C,) scored ones.
         longest: tokens of the longest sequence, its last one included.
         max_id: largest token id.
     """
@@ -187,12 +188,11 @@ def _tree_row(trees: Sequence[Tree]) -> Row:
         _parts(ordered, scope, position), _long(np.repeat(order, sizes[order])), _long(scope), _long(position)
     )
     return Row(
-        input_ids=_long(np.concatenate(segments))[None],
+        input_ids=_long(token_ids(np.concatenate(segments)))[None],
         position_ids=plan.position[None],
         tree=plan,
         attention_mask=None,
-        source=_long(source),
-        **_targets(trees),
+        **_targets(trees, source),
     )
 
 
@@ -254,24 +254,27 @@ def _padded_row(trees: Sequence[Tree]) -> Row:
         for r, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True))
     ]
     return Row(
-        input_ids=_long(ids),
+        input_ids=_long(token_ids(ids)),
         position_ids=_long(np.broadcast_to(np.arange(longest), ids.shape).copy()),
         tree=None,
         attention_mask=_long(mask),
-        source=_long(np.concatenate(source)),
-        **_targets(trees),
+        **_targets(trees, np.concatenate(source)),
     )
 
 
-def _targets(trees: Sequence[Tree]) -> dict[str, Any]:
+def _targets(trees: Sequence[Tree], source: np.ndarray) -> dict[str, Any]:
+    """What to score: of all tokens of the completions, predicted at `source`, the trained ones."""
     branches = [b for t in trees for b in t.branches]
-    lengths = np.array([len(b) for b in branches])
+    tokens = np.concatenate(branches)
+    trained = tokens >= 0
+    owner = np.repeat(np.arange(len(branches)), [len(b) for b in branches])[trained]
     return {
-        "target": _long(np.concatenate(branches)),
-        "owner": _long(np.repeat(np.arange(len(branches)), lengths)),
-        "num_tokens": _long(lengths),
+        "source": _long(source[trained]),
+        "target": _long(tokens[trained]),
+        "owner": _long(owner),
+        "num_tokens": _long(np.bincount(owner, minlength=len(branches))),
         "longest": max(len(t.prompt) + len(b) for t in trees for b in t.branches),
-        "max_id": max(int(ids.max()) for t in trees for ids in (t.prompt, *t.branches)),
+        "max_id": max(int(token_ids(tokens).max()), *(int(t.prompt.max()) for t in trees)),
     }
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.estimate import Estimate
 from prefopt.common.files import write_lines
-from prefopt.data.tokens import TokenRecord
+from prefopt.data.tokens import TokenRecord, num_trained
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import fed_tokens
 from prefopt.engine.scoring import score as score_records
@@ -118,7 +118,7 @@ def sides(records: Sequence[TokenRecord], sums: Sequence[Any]) -> HeldOut:
         prompts.append(record.prompt.tobytes())
         for side, at in zip(SIDES, _places(record), strict=True):
             if at is not None:
-                found[side][i], tokens[side][i] = sums[i][at], len(record.completions[at])
+                found[side][i], tokens[side][i] = sums[i][at], num_trained(record.completions[at])
     names = {prompt: str(i) for i, prompt in enumerate(dict.fromkeys(prompts))}
     return HeldOut(ids=ids, prompts=[names[p] for p in prompts], sums=found, tokens=tokens)
 

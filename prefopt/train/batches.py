@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prefopt.data.tokens import num_trained
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, Indices, Packer
 from prefopt.engine.scoring import Branch, Completions, MicroBatch, pad_tokens
@@ -73,7 +74,7 @@ class Work:
             needs: of the loss.
             live: the same for a reference that is scored as it is now; its log-probs replace the stored ones.
         """
-        width = max(len(branch.completion) for branch in self.branches)
+        width = max(num_trained(branch.completion) for branch in self.branches)
 
         def padded(value: Tensor | None) -> Tensor | None:
             if value is None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from prefopt.data.tokens import num_trained, token_ids
 from prefopt.engine.forward import Options, unwrap
 from prefopt.engine.gates import LayoutVerdict
 from prefopt.engine.layout import Layout
@@ -62,7 +63,7 @@ class Kept:
             UserError: the model has fewer tokens than the batch names.
         """
         highest = max(int(b.prompt.max(initial=0)) for w in self.works for b in w.branches)
-        highest = max(highest, *(int(b.completion.max(initial=0)) for w in self.works for b in w.branches))
+        highest = max(highest, *(int(token_ids(b.completion).max(initial=0)) for w in self.works for b in w.branches))
         if highest >= (known := unwrap(model).get_input_embeddings().num_embeddings):
             raise UserError(f"the batch has the token {highest}, and the model has {known} tokens: give the model of "
                             "the run, or one with its vocabulary")  # fmt: skip
@@ -148,7 +149,7 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
     tokens = tensors[f"{n}.tokens"]
     if layout not in ("tree", "padded"):
         raise ValueError(f"an unknown layout {layout!r}")
-    if any(length < 1 for length in lengths) or sum(lengths) != len(tokens) or int(tokens.min()) < 0:
+    if any(length < 1 for length in lengths) or sum(lengths) != len(tokens):
         raise ValueError("its tokens and lengths do not fit together")
     if len(lengths) != sum(1 + f.completions for f in facts) or any(f.completions < 1 or f.own < 1 for f in facts):
         raise ValueError("its records and tokens do not fit together")
@@ -157,8 +158,10 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
     for f in facts:
         prompt = next(texts).numpy()
         branches += [Branch(prompt, next(texts).numpy()) for _ in range(f.completions)]
+        if prompt.min() < 0 or any(branch.completion[-1] < 0 for branch in branches[-f.completions :]):
+            raise ValueError("its prompts and completions do not end in what was trained")
     refs = {name: tensors.get(f"{n}.{name}") for name in ("ref_sum", "ref_token", "ref_entropy")}
-    sizes = {"ref_sum": len(branches), "ref_token": sum(len(b.completion) for b in branches)}
+    sizes = {"ref_sum": len(branches), "ref_token": sum(num_trained(b.completion) for b in branches)}
     sizes["ref_entropy"] = sizes["ref_token"]
     if any(value is not None and value.shape != (sizes[name],) for name, value in refs.items()):
         raise ValueError("its reference log-probs do not fit its records")

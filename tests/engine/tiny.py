@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefopt.data.tokens import TokenRecord
+from prefopt.data.tokens import TokenRecord, as_given
 from prefopt.plugin import Data
 
 VOCAB = 97
@@ -91,3 +92,15 @@ def plain(causal: Any, data: Sequence[TokenRecord]) -> list[list[np.ndarray[Any,
     """`plain_logps` of every completion of every record."""
     with torch.no_grad():
         return [[plain_logps(causal, r.prompt, c).numpy() for c in r.completions] for r in data]
+
+
+def with_spans(data: Sequence[TokenRecord], seed: int = 0) -> list[TokenRecord]:
+    """The records with about half of the tokens of each completion given; the last one is always trained."""
+    rng = np.random.default_rng(seed)
+
+    def spans(completion: Any) -> Any:
+        given = rng.random(len(completion)) < 0.5
+        given[-1] = False
+        return np.where(given, as_given(completion), completion).astype(np.int32)
+
+    return [replace(record, completions=tuple(map(spans, record.completions))) for record in data]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.common.cache import making
-from prefopt.data.tokens import TokenRecord
+from prefopt.data.tokens import TokenRecord, num_trained
 from prefopt.engine.gates import rounding
 from prefopt.engine.policy import opened
 from prefopt.engine.reference.store import Array, Entry, Key, ReferenceStore, entry_key
@@ -164,9 +164,10 @@ class _Pass:
         for i, record in enumerate(self.keys):
             for c, key in enumerate(record):
                 entry = self.store.get(key, self.entropy)
-                if entry is not None and len(entry[0]) != len(self.records[i].completions[c]):
+                scored = num_trained(self.records[i].completions[c])
+                if entry is not None and len(entry[0]) != scored:
                     raise UserError(f"the reference store {self.store.folder} has {len(entry[0])} tokens for a text of "
-                                    f"record {self.records[i].id} with {len(self.records[i].completions[c])}; delete "
+                                    f"record {self.records[i].id} with {scored}; delete "
                                     f"it with `prefopt reference prune {self.store.folder.name}`")  # fmt: skip
                 if key not in seen and entry is None:
                     seen.add(key)
