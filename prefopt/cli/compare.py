@@ -3,12 +3,15 @@
 usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=5] [controls=true] [output_dir=DIR]
                        [data=...] [model=...] [any option of `prefopt train`] [workers=N] [--dry-run] [--list]
 
-  losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always included
+  losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always included;
+                          A@rollouts is the loss A on the policy's own samples, as losses such as rloo always are
+  reward=R                scores samples: world (the default there), module:function or file.py:function; rollout.OPTION
   methods.NAME.OPTION=V   an option of one method only: methods.simpo.loss.gamma_beta_ratio=0.3
   methods.NAME.loss=A     another method with the loss A: methods.dpo2.loss=dpo methods.dpo2.trainer.max_steps=32
   budget.trials=N         settings tried for each method, measured on validation prompts
   seeds=N                 runs of each method's best setting, measured on test prompts
-  controls=true           the first method under a second name, and DPO with its sides swapped
+  controls=true           the first method under a second name, and DPO with its sides swapped; of the first method on
+                          own samples a second name, and runs with rewards negated and shuffled
   judge=FOLDER            a reward model that scores the texts, or judge=module:function that compares them
   tasks=[NAME_OR_FILE]    lm-evaluation-harness tasks (pip install 'prefopt-zoo[lm-eval]')
   measure.prompts=N       prompts that every model answers; measure.samples_per_prompt=N samples for each
@@ -18,6 +21,7 @@ usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=
   only=KEY                run one job of `--list` and stop
   --dry-run               show what would run, and how long it may take
   --list                  list the jobs that are known so far, with their keys
+  --json                  print the content of results.json and nothing else
 
 A second call with the same output_dir resumes the comparison; a method that is new to it is added.
 """
@@ -26,7 +30,7 @@ from __future__ import annotations
 
 from prefopt.errors import UserError, nearest
 
-FLAGS = ("--dry-run", "--list")
+FLAGS = ("--dry-run", "--list", "--json")
 
 
 def main(argv: list[str]) -> int:
@@ -55,4 +59,4 @@ def main(argv: list[str]) -> int:
         return compare_jobs.print_list(comparison, config)
     if "--dry-run" in flags:
         return compare_jobs.dry_run(comparison, config)
-    return compare_jobs.run_all(comparison, config, words)
+    return compare_jobs.run_all(comparison, config, words, as_json="--json" in flags)

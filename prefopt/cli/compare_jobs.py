@@ -21,11 +21,13 @@ from hydra.errors import HydraException
 from prefopt.cli import main
 from prefopt.cli.compare_options import LAUNCHER_OPTION, CompareConfig
 from prefopt.common.escaping_console import Console
+from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.compare.comparison import JOBS, compare, default_workers, with_win_rates
 from prefopt.compare.execute import data_of, execute
 from prefopt.compare.jobs import Job, JobResult, failure, load, save
 from prefopt.compare.progress_display import ProgressDisplay, describe, duration
+from prefopt.compare.results import plain
 from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import BASE, Comparison
 from prefopt.compare.wandb_tracking import track
@@ -38,8 +40,8 @@ from prefopt.train.arguments import DEFAULTS
 PROBE_STEPS = 8
 
 
-def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str]) -> int:
-    """Run the comparison, print its outcome and write its page."""
+def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str], *, as_json: bool = False) -> int:
+    """Run the comparison, print its outcome, or its results as JSON, and write its page."""
     console, folder = Console(highlight=False), Path(config.output_dir)
     rounds = Rounds(comparison)
     workers = default_workers(rounds) if config.workers is None else config.workers
@@ -53,7 +55,10 @@ def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str])
             runner=launcher_runner(words, config) if config.launcher else None,
         )
     write_comparison(folder, result)
-    print_outcome(console, result)
+    if as_json:
+        print_json(plain(result), indent=1)
+    else:
+        print_outcome(console, result)
     track(result, rounds.base_config.tracking, folder)
     console.print(f"{result.seconds:.0f} s; open {folder / 'report.html'} in a browser")
     return 0

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
+from prefopt.compare.spec import ONLINE, Budget, Comparison, MeasureConfig, Method
 from prefopt.config.compose import KEYS
 from prefopt.config.grammar import literal
 from prefopt.errors import UserError, first_line, nearest
@@ -140,12 +140,15 @@ def comparison(config: CompareConfig, overrides: list[str], rows: Rows) -> Compa
     Args:
         config: our options.
         overrides: the overrides of all methods.
-        rows: those of one method only, by its name; `loss` names its loss if that is not the method's name.
+        rows: those of one method only, by its name; `loss` names its loss if that is not the method's name, which may
+            end in `@rollouts`: the loss on the policy's own samples.
     """
     methods = []
     for name in [*config.losses, *(name for name in rows if name not in config.losses)]:
-        own = dict(rows.get(name, {}))
-        method = Method(name=name, loss=own.pop("loss", name), overrides=tuple(f"{k}={v}" for k, v in own.items()))
+        own = {"source": "rollouts"} if name.endswith(ONLINE) else {}
+        own |= rows.get(name, {})
+        loss = own.pop("loss", name.removesuffix(ONLINE))
+        method = Method(name=name, loss=loss, overrides=tuple(f"{k}={v}" for k, v in own.items()))
         registry.loss_class(method.loss)  # raises for an unknown name, before anything is composed
         methods.append(method)
     measure = dataclasses.replace(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.compare.outcome import Standing
-from prefopt.compare.spec import AGAIN, BASE, SFT, WRONG_SIGN, Comparison
+from prefopt.compare.spec import AGAIN, BASE, CHANGES, SFT, WRONG_SIGN, Comparison
 from prefopt.compare.statistics import MIN_PROMPTS, Pair, verdict_of
 
 Floats = NDArray[np.float64]
@@ -86,21 +86,44 @@ def _failed_controls(comparison: Comparison, pairs: Sequence[Pair], values: Mapp
     """Return why the outcome cannot be trusted, where a control came out wrong or did not run."""
     if not comparison.controls:
         return []
-    first = comparison.methods[0].name
+    found = []
+    for online in (False, True):
+        first = comparison.first_of(online=online)
+        if first is not None and first.name not in values:
+            found.append(f"CONTROL FAILED: {first.name} did not run, and the controls are compared with it")
+        elif first is not None:
+            found += _failed(
+                first.name, _WRONG_ONLINE if online else {WRONG_SIGN: "the wrong-sign loss"}, pairs, values
+            )
+    return found
+
+
+_WRONG_ONLINE = {f"{{first}}_{change}": f"{{first}} with its rewards {change}" for change in CHANGES}
+
+
+def _failed(first: str, wrong: Mapping[str, str], pairs: Sequence[Pair], values: Mapping[str, Floats]) -> list[str]:
+    """Return which controls of a method did not run, or did not come out as they must.
+
+    Args:
+        first: the name of the method.
+        wrong: names and descriptions of the rows that must be worse than it.
+        pairs, values: of the outcome.
+    """
     again = f"{first}_{AGAIN}"
-    if first not in values:
-        return [f"CONTROL FAILED: {first} did not run, and the controls are compared with it"]
+    wrong = {name.format(first=first): what.format(first=first) for name, what in wrong.items()}
     found = [
         f"CONTROL FAILED: {what} did not run, so nothing tests these verdicts"
-        for name, what in ((again, f"{first} under a second name"), (WRONG_SIGN, "the wrong-sign loss"))
+        for name, what in {again: f"{first} under a second name", **wrong}.items()
         if name not in values
     ]
-    twin, wrong = verdict_of(pairs, first, again), verdict_of(pairs, WRONG_SIGN, first)
+    twin = verdict_of(pairs, first, again)
     if twin is not None and twin.verdict != "cannot_tell":
         found.append(
             f"CONTROL FAILED: {first} was found to differ from itself under a second name; do not trust these verdicts"
         )
-    if wrong is not None and wrong.verdict != "worse":
-        found.append(f"CONTROL FAILED: the wrong-sign loss was not found worse than {first}; this comparison has too "
-                     "few seeds, prompts or steps to show anything")  # fmt: skip
+    for name, what in wrong.items():
+        pair = verdict_of(pairs, name, first)
+        if pair is not None and pair.verdict != "worse":
+            found.append(f"CONTROL FAILED: {what} was not found worse than {first}; this comparison has too few seeds, "
+                         "prompts or steps to show anything")  # fmt: skip
     return found

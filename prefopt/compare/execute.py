@@ -13,6 +13,7 @@ from typing import Any
 
 from prefopt.common.memory_usage import peak_memory_gib, reset_peak_memory
 from prefopt.compare import measure_texts, measure_world
+from prefopt.compare.costs import ChangedReward, SampleCount, offline_costs
 from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.compare.spec import Measurement, Split
 from prefopt.config.run_config import RunConfig
@@ -20,7 +21,8 @@ from prefopt.engine.cpu import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
 from prefopt.plugin import Data
-from prefopt.runs.resolve import prepared_data, resolved
+from prefopt.rewards.reward import Reward
+from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
 from prefopt.train import train
 from prefopt.worlds import knobs
 
@@ -28,7 +30,8 @@ WORLD_PROMPTS, WORLD_SAMPLES = 512, 4
 DATA_SETS = 8  # kept prepared in a worker
 CURVE = (
     "loss", "learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
-    "accuracies/logps", "accuracies/logps_mean", "lengths/chosen", "lengths/rejected",
+    "accuracies/logps", "accuracies/logps_mean", "lengths/chosen", "lengths/rejected", "reward", "reward_std", "kl",
+    "entropy", "completions/mean_length",
 )  # fmt: skip
 
 
@@ -60,7 +63,7 @@ def _execute(job: Job) -> JobResult:
     curve: list[dict[str, float]] = []
     if job.trained:
         records = data.train if not job.sides_swapped else swapped(data.train)
-        cost, curve = _train(config, policy, records)
+        cost, curve = _train(job, config, policy, dataclasses.replace(data, train=records))
     start = time.perf_counter()
     policy.eval()
     measured, warnings = _measure(job, policy, data)
@@ -78,17 +81,24 @@ def _execute(job: Job) -> JobResult:
     )  # fmt: skip
 
 
-def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict[str, float], list[dict[str, float]]]:
+def _train(
+    job: Job, config: RunConfig, policy: Any, data: PreparedRecords
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    count = SampleCount()
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
         result = train(
             policy,
             config.loss,
-            records,
+            data.train,
             output_dir=scratch,
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, policy) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
+            tokenizer=data.tokenizer,
+            reward=_reward(job),
+            rollout=config.rollout,
+            look=count.add,
             **(config.trainer | {"save_strategy": "no", "eval_strategy": "no"}),
         )
     state = result.trainer.state
@@ -101,10 +111,19 @@ def _train(config: RunConfig, policy: Any, records: Sequence[Any]) -> tuple[dict
         "tokens": float(round(state.total_flos / (6 * weights))),
         "steps": float(state.global_step),
     }
+    online = config.source == "rollouts"
+    cost |= count.costs(config) if online else offline_costs(config, data.train, state.global_step, cost["tokens"])
     curve = [
         {"step": h["step"]} | {name: h[name] for name in CURVE if name in h} for h in state.log_history if "loss" in h
     ]
     return cost, curve
+
+
+def _reward(job: Job) -> Reward | None:
+    reward = resolved_reward(job.config)
+    if reward is None or not job.reward_change:
+        return reward
+    return ChangedReward(reward, job.reward_change, job.config.seed)
 
 
 def _measure(job: Job, policy: Any, data: PreparedRecords) -> tuple[Measurement, list[str]]:
@@ -164,7 +183,8 @@ def data_of(config: RunConfig) -> PreparedRecords:
     """Prepare the data of a configuration; the last few are kept, so that a worker prepares each set once."""
     needs = config.loss.needs
     text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
-    facts = (dataclasses.asdict(config.data), dataclasses.asdict(config.model), needs.data.value, text)
+    kind = needs.data.value if config.source == "offline" else None  # behind prompts of records of any kind
+    facts = (dataclasses.asdict(config.data), dataclasses.asdict(config.model), kind, text)
     key = json.dumps(facts, default=str, sort_keys=True)
     if key not in _prepared:
         tokenizer = load_tokenizer(resolved(config).model)

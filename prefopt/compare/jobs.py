@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from prefopt.common.digest import of_files, of_json, source_files
 from prefopt.common.files import new_folder, write_json
 from prefopt.common.versions import version_of
-from prefopt.compare.spec import MeasureConfig, Split
+from prefopt.compare.spec import MeasureConfig, RewardChange, Split
 from prefopt.config.effects import Effect, groups_with
 from prefopt.config.run_config import RunConfig
 from prefopt.losses import registry
@@ -44,6 +44,7 @@ class Job:
         split: the prompts it is measured on.
         trained: False measures the model as it starts.
         sides_swapped: train on records with chosen and rejected exchanged.
+        reward_change: train on changed rewards of samples.
         setting: what was searched over, for tables.
     """
 
@@ -55,6 +56,7 @@ class Job:
     split: Split
     trained: bool = True
     sides_swapped: bool = False
+    reward_change: RewardChange = ""
     setting: dict[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -71,6 +73,8 @@ class Job:
             "kind": [self.trained, self.sides_swapped],
             "versions": {package: version_of(package) for package in VERSIONS},
         }
+        if self.reward_change:
+            content["reward"] = self.reward_change
         if self.trained and (code := code_of(self.config.loss, self.config.loss_name)):
             content["code"] = code
         return of_json(content)
@@ -86,8 +90,9 @@ class JobResult:
         reason: why, in one line.
         figures, arrays, texts: see `prefopt.compare.spec.Measurement`.
         curve: the figures logged during training, by step.
-        cost: `train_seconds`, `measure_seconds`, `job_seconds`, `tokens`, `steps`, `peak_memory_mib`, and of the
-            reference pass `reference_seconds` and `reference_texts`.
+        cost: `train_seconds`, `measure_seconds`, `job_seconds`, `tokens` (of the steps), `tokens_sampled`,
+            `tokens_scored`, `labels`, `steps`, `peak_memory_mib`, and of the reference pass `reference_seconds` and
+            `reference_texts`.
         warnings: what weakens it, as sentences.
         kept: it was read from an earlier call's folder.
     """

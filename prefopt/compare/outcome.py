@@ -18,8 +18,9 @@ class Standing:
         runs: the runs of this row.
         value: the metric with its interval; None where no run worked.
         figures: means over the same seeds as `value`.
-        cost: `trials`, `runs`, `train_seconds` (one final run), `peak_memory_mib`; of all runs `seconds` (training and
-            measuring), `job_seconds` (everything), `tokens`, `reference_seconds`, `reference_texts`. nan: not measured.
+        cost: `trials`, `runs`; of one final run `train_seconds`, `peak_memory_mib`, `tokens_trained`, `tokens_sampled`,
+            `tokens_scored` (by the reference) and `labels`; of all runs `seconds` (training and measuring),
+            `job_seconds` (everything), `tokens`, `reference_seconds`, `reference_texts`. nan: not measured.
         edges: on which axes the chosen setting lies at the edge of what was tried.
         reason: why a run is missing, or empty.
     """

@@ -142,6 +142,12 @@ def _cost(row: MethodRuns) -> dict[str, float]:
         known = every and not any(result.ok and result.cost.get(name) is None for result in every)
         return math.fsum(column(name, every)) if known else math.nan
 
+    def of_one(name: str) -> float:
+        """Average what one final run took; nan where a run that worked lacks it."""
+        working = [result for result in row.finals if result.ok]
+        found = column(name, working)
+        return math.fsum(found) / len(found) if found and len(found) == len(working) else math.nan
+
     return {
         "trials": float(len(row.settings)),
         "runs": float(len(every)),
@@ -150,6 +156,8 @@ def _cost(row: MethodRuns) -> dict[str, float]:
         "tokens": sum(column("tokens", every)),
         "peak_memory_mib": max(column("peak_memory_mib", every), default=0.0),
         **{name: total(name) for name in ("reference_seconds", "reference_texts", "job_seconds")},
+        "tokens_trained": of_one("tokens"),
+        **{name: of_one(name) for name in ("tokens_sampled", "tokens_scored", "labels")},
     }
 
 
@@ -173,11 +181,12 @@ def train_command(comparison: Comparison, row: MethodRuns) -> str:
     if row.method is None or row.chosen is None:
         return ""
     seed = 1 + row.method.seed_offset
-    words = [f"loss={row.method.loss}", *comparison.overrides, *row.method.overrides, *row.chosen.overrides(),
-             f"seed={seed}"]  # fmt: skip
-    return shlex.join(["prefopt", "train", *words]) + (
-        "  # on pairs with their sides swapped" if row.method.sides_swapped else ""
-    )
+    batch = [f"batch.records={row.config.batch.records}"] if comparison.online(row.method) else []
+    words = [*comparison.words(row.method), *batch, *row.chosen.overrides(), f"seed={seed}"]
+    change = "on pairs with their sides swapped" if row.method.sides_swapped else ""
+    if row.method.reward_change:
+        change = f"with rewards {row.method.reward_change}"
+    return shlex.join(["prefopt", "train", *words]) + (f"  # {change}" if change else "")
 
 
 def plain(result: ComparisonOutcome) -> dict[str, Any]:
@@ -208,6 +217,8 @@ def _plain_row(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
         "name": s.name,
         "loss": s.runs.method.loss if s.runs.method is not None else None,
         "control": s.runs.control,
+        "online": s.runs.method is not None and result.comparison.online(s.runs.method),
+        **{name: s.cost[name] for name in ("labels", "tokens_sampled", "tokens_scored", "tokens_trained")},
         "point": value.point if value else None,
         "interval": [value.low, value.high] if value else None,
         "chosen": s.runs.chosen.plain() if s.runs.chosen is not None else None,

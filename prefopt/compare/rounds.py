@@ -13,14 +13,14 @@ from prefopt.common import digest
 from prefopt.compare.execute import PreparedRecords, data_of
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.search import Setting, settings
-from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split
+from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split, group_of
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
 from prefopt.models.identity import digest_of_weights
-from prefopt.runs.resolve import resolve_path
+from prefopt.runs.resolve import digest_of_reward, resolve_path
 from prefopt.train.arguments import DEFAULTS
 
 TRIAL_SEED = 0
@@ -53,7 +53,7 @@ class MethodRuns:
     @property
     def control(self) -> bool:
         """Whether this row tests the comparison instead of competing."""
-        return self.method is not None and (self.method.sides_swapped or self.method.seed_offset > 0)
+        return self.method is not None and self.method.control
 
 
 class Rounds:
@@ -164,7 +164,7 @@ class Rounds:
         config = self.base_config
         return Job(
             method=BASE, label=f"{BASE}, {split}", config=config,
-            fingerprints=fingerprints(config) | self._measured_by,
+            fingerprints=fingerprints(dataclasses.replace(config, reward=None)) | self._measured_by,
             measure=self.comparison.measure, split=split, trained=False,
         )  # fmt: skip
 
@@ -178,6 +178,7 @@ class Rounds:
             measure=self.comparison.measure,
             split=split,
             sides_swapped=method.sides_swapped,
+            reward_change=method.reward_change,
             setting=setting.plain(),
         )
 
@@ -193,17 +194,27 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
         if override.split("=", 1)[0] in taken:
             raise UserError(f"{override}: a comparison sets this itself (losses=[...], seeds=N, output_dir=DIR)")
     for override in method.overrides:
-        if re.split(r"[.=@/]", override.lstrip("+~"), maxsplit=1)[0] in SHARED:
+        if group_of(override) in SHARED:
             raise UserError(
                 f"methods.{method.name}.{override}: all rows need the same data, model and measurement to be "
                 f"comparable; give {override} to all, or run another comparison with it"
             )
-    config = compose([f"loss={method.loss}", *comparison.overrides, *method.overrides, "output_dir=."])
+    config = compose([*comparison.words(method), "output_dir=."])
     if config.stages:
         raise UserError("a comparison starts every method from one model: run the earlier stages with `prefopt train`, "
                         "and give their model as model.path=FOLDER")  # fmt: skip
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
-    return config
+    return config if config.source == "offline" or _own_batch(method) else with_as_many_texts(config)
+
+
+def with_as_many_texts(config: RunConfig) -> RunConfig:
+    """Return the configuration with so many prompts a step that their samples are as many texts as those of pairs."""
+    records = max(1, round(2 * config.batch.records / config.rollout.num_generations))
+    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, records=records))
+
+
+def _own_batch(method: Method) -> bool:
+    return any(group_of(override) == "batch" for override in method.overrides)
 
 
 def judge_and_tasks(comparison: Comparison, config: RunConfig) -> dict[str, str]:
@@ -255,9 +266,11 @@ def best(tried: Sequence[Setting], trials: Sequence[JobResult]) -> Setting | Non
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
-    """Return the digests of the records and of the weights that a run starts from."""
+    """Return the digests of the records, of the weights that a run starts from, and of a reward that is a function."""
     paths = [resolve_path(path) for path in (config.model.path, config.model.reference) if path]
-    return {"data": _digest(data_of(config)), "weights": " ".join(digest_of_weights(path) for path in paths)}
+    reward = digest_of_reward(config)
+    found = {"data": _digest(data_of(config)), "weights": " ".join(digest_of_weights(path) for path in paths)}
+    return found if reward is None else {**found, "reward": reward}
 
 
 @cache

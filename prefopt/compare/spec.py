@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.errors import UserError
+from prefopt.losses import registry
 
 Split = Literal["validation", "test"]
+RewardChange = Literal["", "negated", "shuffled"]  # of a control on samples: shuffled among the texts of a rollout
 BASE, SFT = "base", "sft"  # rows of every comparison: the model before training, and SFT on the chosen side
 AGAIN, WRONG_SIGN = "again", "wrong_sign"  # suffix and name of the controls
-_NAME = re.compile(r"[\w.+-]{1,40}")
+CHANGES: tuple[RewardChange, ...] = ("negated", "shuffled")
+ONLINE = "@rollouts"  # ends the name of a loss that learns from the policy's own samples: dpo@rollouts
+OF_SAMPLES = ("source", "reward", "rollout")  # options that rows without samples leave out
+_NAME = re.compile(r"[\w.+@-]{1,40}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,7 @@ class Method:
         overrides: options of this method alone, as `prefopt train` takes them (`loss.label_smoothing=0.1`).
         sides_swapped: train on records with chosen and rejected exchanged: the wrong-sign control.
         seed_offset: added to the seeds of the final runs, so that a second row of one method uses other seeds.
+        reward_change: train on changed rewards: a control of methods on the policy's own samples.
     """
 
     name: str
@@ -34,6 +41,12 @@ class Method:
     overrides: tuple[str, ...] = ()
     sides_swapped: bool = False
     seed_offset: int = 0
+    reward_change: RewardChange = ""
+
+    @property
+    def control(self) -> bool:
+        """Whether this row tests the comparison instead of competing."""
+        return self.sides_swapped or self.seed_offset > 0 or bool(self.reward_change)
 
 
 @dataclass(kw_only=True)
@@ -127,7 +140,8 @@ class Comparison:
         seeds: final runs of the chosen setting, at seeds 1, 2, ..., measured on test prompts. They are fresh seeds
             because the trial that was chosen was lucky. `benchmarks/verdicts.py` says what fewer can tell.
         measure: how models are measured.
-        controls: add the first method under a second name, at other seeds, and DPO with its sides swapped.
+        controls: add the first method under a second name, at other seeds, and DPO with its sides swapped; for the
+            first method on the policy's own samples a second name, too, and runs on changed rewards.
     """
 
     methods: tuple[Method, ...]
@@ -157,15 +171,52 @@ class Comparison:
         if not any(method.name == SFT for method in rows):
             rows.insert(0, Method(name=SFT, loss=SFT))
         if self.controls:
-            first = self.methods[0]
-            rows.append(
-                Method(name=f"{first.name}_{AGAIN}", loss=first.loss, overrides=first.overrides, seed_offset=self.seeds)
-            )
-            rows.append(Method(name=WRONG_SIGN, loss="dpo", sides_swapped=True))
+            rows += self._controls()
         names = [method.name for method in rows]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"two rows have the name {name!r}: rename one of them (methods.NAME.loss=LOSS)")
             if not _NAME.fullmatch(name):
-                raise UserError(f"{name!r} is not a valid row name: use letters, digits and . + - _, at most 40")
+                raise UserError(f"{name!r} is not a valid row name: use letters, digits and . + - _ @, at most 40")
         return tuple(rows)
+
+    def online(self, method: Method) -> bool:
+        """Whether a row learns from the policy's own samples: it says so, all rows do, or its loss reads no others."""
+        own, shared = _source(method.overrides), _source(self.overrides)
+        if own is None and (method.name == SFT or method.sides_swapped):
+            return False
+        said = own or shared
+        return said == "rollouts" if said is not None else registry.loss_class(method.loss).needs.on_policy
+
+    def first_of(self, *, online: bool) -> Method | None:
+        """The first method that learns from the policy's own samples, or from the data."""
+        return next((method for method in self.methods if self.online(method) is online), None)
+
+    def words(self, method: Method) -> list[str]:
+        """The options of a row, as `prefopt train` takes them: those of samples only where it has samples."""
+        online = self.online(method)
+        shared = [o for o in self.overrides if online or group_of(o) not in OF_SAMPLES]
+        said = ["source=rollouts"] if online and _source((*shared, *method.overrides)) is None else []
+        return [f"loss={method.loss}", *said, *shared, *method.overrides]
+
+    def _controls(self) -> Iterator[Method]:
+        """The controls of the first method on the data, and of the first one on the policy's own samples."""
+        offline, online = self.first_of(online=False), self.first_of(online=True)
+        for first in (offline, online):
+            if first is not None:
+                yield replace(first, name=f"{first.name}_{AGAIN}", seed_offset=self.seeds)
+        if offline is not None:
+            yield Method(name=WRONG_SIGN, loss="dpo", sides_swapped=True)
+        if online is not None:
+            for change in CHANGES:
+                yield replace(online, name=f"{online.name}_{change}", reward_change=change)
+
+
+def group_of(override: str) -> str:
+    """The group or single option that an override sets: `rollout` of `+rollout.label=BT`."""
+    return re.split(r"[.=@/]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def _source(overrides: Sequence[str]) -> str | None:
+    """The value of `source` among some options; None where they do not set it."""
+    return next((o.partition("=")[2] for o in reversed(overrides) if group_of(o) == "source"), None)

@@ -17,6 +17,10 @@ from prefopt.compare.statistics import Interval, verdict_of
 from prefopt.report.formatting import listed
 
 TASK = "task/"  # prefix of the figures of tasks
+ONE_RUN = {  # costs of one final run
+    "labels": "labels", "tokens_sampled": "tokens sampled", "tokens_scored": "tokens scored",
+    "tokens_trained": "tokens trained",
+}  # fmt: skip
 
 
 def finding(result: ComparisonOutcome) -> list[str]:
@@ -77,12 +81,14 @@ def markdown(result: ComparisonOutcome) -> str:
     """Return the content of `results.md`."""
     title = METRICS[result.metric].title
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
-    head = ["", title, *(METRICS[name].title for name in shown), "setting", "trials", "s a run", "tokens", "peak MiB"]
+    head = ["", title, *(METRICS[name].title for name in shown), "setting", "trials", "s a run", *ONE_RUN.values(),
+            "tokens of all runs", "peak MiB"]  # fmt: skip
     lines = ["# Comparison", "", *finding(result), "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in result.standings:
         value = _with_interval(s.value, 3) if s.value else "failed"
         figures = [f"{s.figures[name]:.3g}" if name in s.figures else "–" for name in shown]
-        cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", f"{s.cost['tokens']:,.0f}",
+        one_run = ["–" if math.isnan(s.cost[name]) else f"{s.cost[name]:,.0f}" for name in ONE_RUN]
+        cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", *one_run, f"{s.cost['tokens']:,.0f}",
                 f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join([s.name, value, *figures, s.setting, *cost]) + " |")
     lines += _task_lines(result)
@@ -126,7 +132,7 @@ def print_outcome(console: Console, result: ComparisonOutcome) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", title_justify="left", title_style="dim",
                   title="rows whose intervals do not overlap have a verdict")  # fmt: skip
     best = result.competitors[0].name if result.competitors else None
-    columns = (METRICS[result.metric].title, "KL", "against the best", "setting", "s a run")
+    columns = (METRICS[result.metric].title, "KL", "against the best", "setting", "s a run", "labels", "sampled")
     table.add_column("method")
     for column in columns:
         table.add_column(column, justify="left" if column in ("against the best", "setting") else "right")
@@ -135,7 +141,8 @@ def print_outcome(console: Console, result: ComparisonOutcome) -> None:
         value = _with_interval(s.value, 2) if s.value else "failed"
         verdict = "best by number" if s.name == best else pair.describe() if pair else s.reason[:60]
         kl = f"{s.figures['kl']:.2f}" if "kl" in s.figures else ""
-        row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}")
+        bought = ["" if math.isnan(s.cost[name]) else f"{s.cost[name]:,.0f}" for name in ("labels", "tokens_sampled")]
+        row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}", *bought)
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
     for sentence in finding(result):

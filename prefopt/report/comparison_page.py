@@ -50,6 +50,7 @@ class _Line:
     against_best: tuple[str, str]  # a verdict, and what a verdict would take
     against_sft: tuple[str, str]
     tone: str
+    online: bool  # it learns from the policy's own samples
 
 
 def write_comparison(folder: Path, result: ComparisonOutcome) -> None:
@@ -105,7 +106,8 @@ def _line(result: ComparisonOutcome, s: Standing, best: str | None) -> _Line:
         return (pair.verdict.replace("_", " "), pair.describe_needed()) if pair is not None else ("", "")
 
     verdict = ("best by number", "") if s.name == best else against(best)
-    return _Line(s, verdict, against(SFT), {"worse": "down", "better": "up"}.get(verdict[0], ""))
+    online = s.runs.method is not None and result.comparison.online(s.runs.method)
+    return _Line(s, verdict, against(SFT), {"worse": "down", "better": "up"}.get(verdict[0], ""), online)
 
 
 def _errors(s: Standing, metric: str) -> tuple[float, float]:

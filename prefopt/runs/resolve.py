@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from pathlib import Path
 from typing import Any
 
 from prefopt import worlds
+from prefopt.common.digest import FileState, of_files
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
@@ -65,3 +68,18 @@ def resolved_reward(config: RunConfig) -> Reward | None:
     if ":" in config.reward:
         return from_function(config.reward)
     raise UserError(f"reward={config.reward}: give world, module:function or file.py:function")
+
+
+def digest_of_reward(config: RunConfig) -> str | None:
+    """A digest of what the reward is made of, besides its name: the file of a function; None for a world's rule.
+
+    Raises:
+        UserError: no such reward.
+    """
+    reward = resolved_reward(config)
+    function = getattr(reward, "function", None)
+    try:
+        file = None if function is None else inspect.getsourcefile(function)
+    except TypeError:  # not written in Python, or an object that is called
+        file = None
+    return None if file is None else of_files([FileState.of(Path(file))])

@@ -1,0 +1,94 @@
+"""Counts what a run reads, writes and buys: texts sampled, texts scored, and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.common.digest import of_json
+from prefopt.compare.spec import RewardChange
+from prefopt.config.run_config import RunConfig
+from prefopt.plugin import Needs, Vocab
+from prefopt.rewards.reward import Answer, Reward
+from prefopt.train.sources.rollouts import Rollout
+
+
+@dataclass(eq=False)
+class SampleCount:
+    """Counts the texts of a run on the policy's own samples; `add` is called with every rollout.
+
+    Attributes:
+        tokens: of the texts that the policy wrote.
+        texts: their number; the reward labels each.
+        read: tokens of prompts and texts, each text with its prompt.
+    """
+
+    tokens: int = 0
+    texts: int = 0
+    read: int = 0
+
+    def add(self, rollout: Rollout) -> None:
+        """Take in the samples of a rollout."""
+        written = [len(answer.completion) for answer in rollout.answers]
+        self.texts += len(written)
+        self.tokens += sum(written)
+        self.read += sum(len(answer.prompt) for answer in rollout.answers) + sum(written)
+
+    def costs(self, config: RunConfig) -> dict[str, float]:
+        """Return `tokens_sampled`, `tokens_scored` and `labels` of the run."""
+        return {
+            "tokens_sampled": float(self.tokens),
+            "tokens_scored": float(self.read * reads_reference(config.loss.needs)),
+            "labels": float(self.texts),
+        }
+
+
+def offline_costs(config: RunConfig, records: Sequence[Any], steps: int, trained: float) -> dict[str, float]:
+    """Return the same of a run on a data set: its records are labels that somebody gave.
+
+    Args:
+        config: of the run.
+        records: all that it may train on; the reference reads them once, before the steps.
+        steps: the optimizer steps that were made.
+        trained: tokens of these steps, which a moving reference reads as well.
+    """
+    needs = config.loss.needs
+    scored = 0.0
+    if needs.moving_reference:
+        scored = trained
+    elif reads_reference(needs):
+        scored = float(sum(len(ids) for r in records for text in r.completions for ids in (r.prompt, text)))
+    return {
+        "tokens_sampled": 0.0,
+        "tokens_scored": scored,
+        "labels": float(min(steps * config.batch.records, len(records))),
+    }
+
+
+def reads_reference(needs: Needs) -> bool:
+    """Whether a loss reads anything of the reference."""
+    return needs.reference or needs.moving_reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+
+
+@dataclass(frozen=True)
+class ChangedReward:
+    """A reward for controls: the opposite of another one, or its scores handed round among the texts of a rollout."""
+
+    reward: Reward
+    change: RewardChange
+    seed: int = 0
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.reward.name}, {self.change}")
+
+    def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
+        scores = np.asarray(self.reward(answers), dtype=np.float64)
+        if self.change == "negated":
+            return -scores
+        texts = of_json([self.seed, [answer.completion for answer in answers]], size=8)
+        return np.random.default_rng(int(texts, 16)).permutation(scores)

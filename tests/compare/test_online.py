@@ -1,0 +1,136 @@
+"""Rows on the policy's own samples beside rows on the data: options, controls, costs, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefopt.cli import main
+from prefopt.compare.costs import ChangedReward
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.compare.rounds import Rounds
+from prefopt.compare.spec import CHANGES, Comparison, Method
+from prefopt.errors import UserError
+from prefopt.rewards.reward import Answer, FunctionReward
+from tests.compare.outcomes import outcome, runs
+
+Hold = Callable[..., dict[str, Any]]
+
+DPO, RLOO = Method(name="dpo", loss="dpo"), Method(name="rloo", loss="rloo")
+ONLINE_DPO = Method(name="dpo@rollouts", loss="dpo", overrides=("source=rollouts",))
+
+
+def test_only_rows_with_samples_get_options_of_samples() -> None:
+    shared = ("reward=m:f", "rollout.num_generations=8", "trainer.max_steps=4")
+    comparison = Comparison(methods=(DPO, ONLINE_DPO, RLOO), overrides=shared)
+    assert comparison.words(DPO) == ["loss=dpo", "trainer.max_steps=4"]
+    assert comparison.words(ONLINE_DPO) == ["loss=dpo", *shared, "source=rollouts"]
+    assert comparison.words(RLOO) == ["loss=rloo", "source=rollouts", *shared]
+
+
+def test_one_option_puts_all_rows_but_sft_on_samples() -> None:
+    comparison = Comparison(methods=(DPO, RLOO), overrides=("source=rollouts",), controls=True)
+    online = {method.name: comparison.online(method) for method in comparison.rows()}
+    assert online == {
+        "sft": False, "dpo": True, "rloo": True, "dpo_again": True, "dpo_negated": True, "dpo_shuffled": True,
+    }  # fmt: skip
+
+
+def test_both_sources_have_controls() -> None:
+    comparison = Comparison(methods=(DPO, RLOO), controls=True)
+    names = [method.name for method in comparison.rows() if method.control]
+    assert names == ["dpo_again", "rloo_again", "wrong_sign", "rloo_negated", "rloo_shuffled"]
+
+
+def test_in_a_world_the_exact_reward_is_the_default_and_texts_a_step_are_equal(world: None) -> None:
+    overrides = ("batch.records=64", "rollout.num_generations=8")
+    own = Method(name="own", loss="rloo", overrides=("batch.records=5",))
+    configs = Rounds(Comparison(methods=(DPO, RLOO, own), overrides=overrides)).configs
+    assert {name: config.reward for name, config in configs.items()} == {
+        "sft": None, "dpo": None, "rloo": "world", "own": "world",
+    }  # fmt: skip
+    assert {name: config.batch.records for name, config in configs.items()} == {
+        "sft": 64, "dpo": 64, "rloo": 16, "own": 5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No world is built: only its name is asked for."""
+    monkeypatch.setattr("prefopt.compare.rounds.data_of", lambda config: pytest.fail("data were prepared"))
+
+
+def test_on_policy_losses_do_not_learn_from_data(world: None) -> None:
+    with pytest.raises(UserError, match="loss=rloo learns from the policy's own samples"):
+        Rounds(Comparison(methods=(RLOO,), overrides=("source=offline",)))
+
+
+def test_rewards_of_controls() -> None:
+    texts = ["a", "b", "c", "d"]
+    answers = [Answer(prompt=(1,), completion=(i, 2), prompt_text="p", text=t, ended=True) for i, t in enumerate(texts)]
+    reward = FunctionReward("m:f", lambda prompts, completions: [float(ord(text)) for text in completions])
+    negated, shuffled = (ChangedReward(reward, change) for change in CHANGES)
+    assert negated(answers).tolist() == [-97.0, -98.0, -99.0, -100.0]
+    assert negated.name == "m:f, negated"
+    assert sorted(shuffled(answers)) == [97.0, 98.0, 99.0, 100.0]
+    assert np.array_equal(shuffled(answers), shuffled(answers))  # the same for a resume, and on every process
+    orders = {tuple(ChangedReward(reward, "shuffled", seed)(answers)) for seed in range(8)}
+    assert len(orders) > 4
+
+
+def test_failed_controls_of_samples_are_said() -> None:
+    comparison = Comparison(methods=(RLOO,), controls=True)
+    rows = [runs("base", 0.0), runs("sft", 0.0), runs("rloo", 1.0), runs("rloo_again", 1.0)]
+    right = outcome(*rows, runs("rloo_negated", -1.0), runs("rloo_shuffled", 0.0), comparison=comparison)
+    assert not [warning for warning in right.warnings if "CONTROL" in warning]
+    wrong = outcome(*rows, runs("rloo_negated", -1.0), runs("rloo_shuffled", 1.0), comparison=comparison)
+    assert wrong.warnings[0].startswith("CONTROL FAILED: rloo with its rewards shuffled was not found worse than rloo")
+    without = outcome(*rows, runs("rloo_shuffled", 0.0), comparison=comparison)
+    assert without.warnings[0].startswith("CONTROL FAILED: rloo with its rewards negated did not run")
+
+
+def test_offline_and_online_rows_in_one_table(
+    hold: Hold, ran: list[tuple[Job, JobResult]], tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row says what it learned from and what that cost; a second call runs nothing, another reward its rows."""
+    file = tmp_path / "length_reward.py"
+    file.write_text("def short(prompts, completions):\n    return [-len(text) for text in completions]\n")
+    given = ["losses=[dpo,dpo@rollouts,rloo]", "reward=length_reward.py:short", "rollout.num_generations=4",
+             "rollout.max_new_tokens=4", "seeds=1"]  # fmt: skip
+    found = {row["name"]: row for row in hold(*given)["methods"]}
+    assert {name: row["online"] for name, row in found.items()} == {
+        "base": False, "sft": False, "dpo": False, "dpo@rollouts": True, "rloo": True,
+    }  # fmt: skip
+    steps, texts = 2, 16  # of each step: 8 pairs, or 4 prompts with 4 samples
+    assert found["dpo"]["labels"] == steps * 8
+    assert found["dpo"]["tokens_sampled"] == 0
+    for name in ("dpo@rollouts", "rloo"):
+        row = found[name]
+        assert row["reason"] == ""
+        assert row["labels"] == steps * texts
+        assert steps * texts <= row["tokens_sampled"] <= steps * texts * 4
+        assert row["tokens_scored"] > row["tokens_sampled"]
+        assert row["tokens_trained"] > 0
+    assert "batch.records=4" in found["rloo"]["command"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "its own samples" in page
+    trained = {job.method for job, _ in ran}
+    ran.clear()
+
+    names = {word.split("=")[0] for word in given}
+    kept = [word for word in words if word.split("=")[0] not in names]
+    capsys.readouterr()
+    assert main(["compare", *kept, *given, f"output_dir={tmp_path / 'out'}", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["labels"] for row in again["methods"]} == {n: row["labels"] for n, row in found.items()}
+    assert ran == []
+    assert trained == {"base", "sft", "dpo", "dpo@rollouts", "rloo"}
+
+    file.write_text(file.read_text().replace("-len", "len"))
+    hold(*given)
+    assert {job.method for job, _ in ran} == {"dpo@rollouts", "rloo"}
