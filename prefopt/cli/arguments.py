@@ -36,12 +36,25 @@ def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str]
     return number
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float) -> None:
-    """Add the options of sampling, with their defaults."""
+def number_of(key: str, value: str, least: float = 1, kind: Callable[[str], float] = int) -> Any:
+    """The number that a setting of a verb's own has.
+
+    Raises:
+        UserError: it is none, or too small.
+    """
+    try:
+        return at_least(least, kind)(value)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{key}={value} must be a number of at least {least:g}") from error
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float | None) -> None:
+    """Add the options of sampling, with their defaults; without one for the temperature the verb chooses it."""
     parser.add_argument("--max-new-tokens", type=at_least(1), default=max_new_tokens, metavar="N",
                         help="the longest text, in tokens (default: %(default)s)")  # fmt: skip
+    shown = "1 for several samples of a prompt, else 0" if temperature is None else temperature
     parser.add_argument("--temperature", type=at_least(0, float), default=temperature,
-                        help="0 always takes the most likely token (default: %(default)s)")  # fmt: skip
+                        help=f"0 always takes the most likely token (default: {shown})")  # fmt: skip
     parser.add_argument("--seed", type=at_least(0), default=0, help="seeds the sampling (default: %(default)s)")
 
 

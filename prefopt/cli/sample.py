@@ -1,4 +1,4 @@
-"""`prefopt sample MODEL...`: texts of several models on the same prompts, side by side."""
+"""`prefopt sample MODEL...`: texts of several models on the same prompts, side by side, or K samples of each prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 from rich.text import Text
 
-from prefopt.cli.arguments import SETTING, Parser, add_sampling, at_least, sampling_options
+from prefopt.cli.arguments import (
+    SETTING,
+    Parser,
+    add_sampling,
+    at_least,
+    number_of,
+    sampling_options,
+    split_settings,
+)
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
@@ -19,6 +27,8 @@ EXAMPLES = """examples:
   prefopt sample runs/mine                                  a run and the model it was tuned from, on held-out prompts
   prefopt sample runs/a runs/b runs/c --prompt "Name a metal."
   prefopt sample MODEL_FOLDER OTHER data.path=FILE --count 5 --temperature 0.8
+  prefopt sample MODEL data.path=FILE num_generations=4 --json > samples.json     4 samples of every prompt, with token
+                                          ids, log-probs and origin: `prefopt pairs samples.json` makes pairs of them
 """
 
 
@@ -34,17 +44,23 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("what", nargs="+", metavar="MODEL | KEY=VALUE",
                         help="run folders, model or adapter folders, hub ids, package:NAME or world; and settings such "
-                             "as data.path=FILE")  # fmt: skip
+                             "as data.path=FILE and num_generations=4")  # fmt: skip
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT",
                         help="a prompt, instead of those of the data; may be repeated")  # fmt: skip
-    parser.add_argument("--count", type=at_least(1), default=3, metavar="N",
-                        help="the number of prompts to take from the data (default: %(default)s)")  # fmt: skip
-    add_sampling(parser, max_new_tokens=128, temperature=0.0)
+    parser.add_argument("--count", type=at_least(1), metavar="N",
+                        help="how many prompts of the data to take (default: 3; with num_generations all)")  # fmt: skip
+    add_sampling(parser, max_new_tokens=128, temperature=None)
     parser.add_argument("--json", action="store_true", help="print one JSON list, an object for each prompt")
     args = parser.parse_intermixed_args(argv)
     if all(map(SETTING.fullmatch, args.what)):
         raise UserError("which models? give at least one folder, such as runs/mine")
-    rows = _texts(args)
+    settings = [word for word in args.what if SETTING.fullmatch(word)]
+    several, settings = split_settings(settings, "num_generations")
+    args.temperature = (0.0 if several is None else 1.0) if args.temperature is None else args.temperature
+    if several is None:
+        rows = _texts(args, settings)
+    else:
+        rows = _samples(args, settings, number_of("num_generations", several))
     if args.json:
         print_json(rows, indent=1)
     else:
@@ -52,7 +68,36 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """`count` samples of each prompt by each model, as `prefopt.runs.samples.Group.plain` has them.
+
+    Raises:
+        UserError: models or prompts that cannot be used.
+    """
+    from prefopt.cli.loading import data_of
+    from prefopt.common.quiet import quiet
+    from prefopt.evaluate.texts import Sampling
+    from prefopt.runs.resolve import resolved_data
+    from prefopt.runs.run_folder import is_run, open_model
+    from prefopt.runs.samples import draw, given_prompts, joined, source_prompts
+
+    quiet(keep_data_bars=True)
+    models = [word for word in args.what if not SETTING.fullmatch(word)]
+    owner = next((name for name in models if is_run(name)), models[0])
+    sampling = Sampling(**sampling_options(args))
+    drawn = []
+    for name in models:
+        model, tokenizer = open_model(name)
+        if args.prompt:
+            prompts = given_prompts(args.prompt, tokenizer)
+        else:
+            train, held_out = source_prompts(resolved_data(data_of(owner, settings)), tokenizer)
+            prompts = (train if held_out is None else held_out)[: args.count]
+        drawn.append(draw(name, model, tokenizer, prompts, count, sampling))
+    return [group.plain() for group in joined(drawn)]
+
+
+def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, Any]]:
     """For each prompt its text as `prompt`, and as `texts` a list of `model` and `text`.
 
     A run alone is shown beside the model it was tuned from. Models are loaded one after another.
@@ -60,16 +105,17 @@ def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import records_of
+    from prefopt.cli.loading import data_of
     from prefopt.common.quiet import quiet
     from prefopt.data.data_config import DataConfig
+    from prefopt.data.prepare import prepare
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
+    from prefopt.runs.resolve import resolved_data
     from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if not SETTING.fullmatch(word)]
-    settings = [word for word in args.what if SETTING.fullmatch(word)]
     owner = next((name for name in models if is_run(name)), models[0])  # whose data it is
     if len(models) == 1 and is_run(models[0]):
         models = [RunFolder.open(models[0]).start, models[0]]
@@ -81,7 +127,8 @@ def _texts(args: argparse.Namespace) -> list[dict[str, Any]]:
             encoder = Encoder(tokenizer, DataConfig(path="prompts"))
             prompts, shown = [encoder.prompt(text) for text in args.prompt], list(args.prompt)
         else:
-            prompts = held_out_prompts(records_of(owner, settings, tokenizer)[1], args.count)
+            prepared = prepare(resolved_data(data_of(owner, settings)), tokenizer, None)
+            prompts = held_out_prompts(prepared.train if prepared.eval is None else prepared.eval, args.count or 3)
             shown = [tokenizer.decode(prompt) for prompt in prompts]
         rows = rows or [{"prompt": text, "texts": []} for text in shown]
         written = write_texts(model, tokenizer, prompts, sampling)

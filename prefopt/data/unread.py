@@ -19,6 +19,7 @@ SPEAKERS = {"role", "from"}
 CALLS = ("tool_calls", "function_call")
 MEANINGFUL_IN_TURNS = {"reasoning_content", "reasoning", "thinking", "images", "image", "audio", "tools", "prefix",
                        "weight", "loss_weight", "train"}  # fmt: skip
+PROVENANCE = "provenance"  # where a row came from: of rows that prefopt wrote
 NEUTRAL = {"weight": 1, "weights": 1, "sample_weight": 1, "loss_weight": 1, "train": True, "prefix": False}
 
 
@@ -109,9 +110,9 @@ def without(value: Any, names: list[str]) -> Any:
 
 def _holds(name: str, value: Any) -> bool:
     """Whether a value says anything; an object of nulls, as Arrow fills absent ones, does not."""
-    if isinstance(value, dict | list):
+    if name != PROVENANCE and isinstance(value, dict | list):
         return any(_holds(name, one) for one in (value.values() if isinstance(value, dict) else value))
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or name == PROVENANCE or (isinstance(value, str) and not value.strip()):
         return False
     return name not in NEUTRAL or str(value) not in (str(NEUTRAL[name]), f"{float(NEUTRAL[name])}")
 

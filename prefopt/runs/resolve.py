@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,20 @@ def resolved_reward(config: RunConfig) -> Reward | None:
     Raises:
         UserError: no such reward.
     """
-    if config.reward is None:
-        return None
-    if config.reward == "world":
-        return worlds.WorldReward(worlds.knobs(config.data.world))
-    if ":" in config.reward:
-        return from_function(config.reward)
-    raise UserError(f"reward={config.reward}: give world, module:function or file.py:function")
+    return None if config.reward is None else named_reward(config.reward, config.data.world)
+
+
+def named_reward(name: str, world: Mapping[str, Any]) -> Reward:
+    """The reward of a name; `world` has the knobs of the built-in world.
+
+    Raises:
+        UserError: no such reward.
+    """
+    if name == "world":
+        return worlds.WorldReward(worlds.knobs(world))
+    if ":" in name:
+        return from_function(name)
+    raise UserError(f"reward={name}: give world, module:function or file.py:function")
 
 
 def digest_of_reward(config: RunConfig) -> str | None:

@@ -29,11 +29,10 @@ from prefopt.errors import UserError
 from prefopt.plugin import ListLogps, Logps, Loss, Vocab, with_targets
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn, Facts, examples_of
+from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.labels import Labelled, LabelRule, SampledPrompt, check_samples, labelled
 from prefopt.train.sources.source import GlobalBatch, RecordSource
-
-TEXTS, LABELS = 0, 1  # what random numbers are drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +213,7 @@ class Rollouts(RecordSource):
         return [self.prompts[i] for i in order[place * self.records : (place + 1) * self.records]]
 
     def _random(self, number: int, prompt: Prompt, purpose: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number, prompt.seed, purpose])))
+        return generator(self.seed, number, prompt.seed, purpose)
 
     def _samples(self, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
         """K samples of each prompt; each process draws those of its share."""

@@ -1,0 +1,367 @@
+"""Draws several samples of each prompt of a data set, and makes records for training of samples and their rewards.
+
+Samples are stored as `prefopt sample num_generations=K --json` prints them, records as rows of a data file. Each row of
+both says where it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefopt.data.data_config import DataConfig
+from prefopt.data.make import content_hash
+from prefopt.data.prepare import prepare
+from prefopt.data.reader import read
+from prefopt.data.record import Record, Text
+from prefopt.data.tokenize import Encoder
+from prefopt.data.tokens import TokenRecord
+from prefopt.engine.generation import end_tokens, sample
+from prefopt.engine.policy import opened
+from prefopt.errors import UserError, first_line
+from prefopt.evaluate.texts import Sampling
+from prefopt.plugin import Data
+from prefopt.rewards.reward import Answer, Reward, answer, scores_of
+from prefopt.train.sources.draws import LABELS, TEXTS, generator
+from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled
+
+TOGETHER = 256  # prompts whose random numbers are held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePrompt:
+    """A prompt of a data set, in tokens and as the data has it."""
+
+    record: TokenRecord
+    given: Text
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The samples of one prompt.
+
+    Attributes:
+        id: of the record that the prompt is of.
+        given: the prompt as the data has it: a text, or turns.
+        arguments: what the data gives the chat template beside the turns.
+        sampling: the options that the samples were drawn with.
+        answers: the samples.
+        texts: the same as a data file has completions: without end token.
+        logps: the log-prob of each token of each sample.
+        models: the model that wrote each.
+    """
+
+    id: str
+    given: Text
+    arguments: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    answers: tuple[Answer, ...]
+    texts: tuple[str, ...]
+    logps: tuple[tuple[float, ...], ...]
+    models: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """The group as JSON values."""
+        first = self.answers[0]
+        texts = [
+            {"model": model, "text": text, "raw": a.text, "tokens": list(a.completion), "logps": list(logps),
+             "ended": a.ended}
+            for model, text, a, logps in zip(self.models, self.texts, self.answers, self.logps, strict=True)
+        ]  # fmt: skip
+        return {
+            "id": self.id,
+            "prompt": first.prompt_text,
+            "given": self.given,
+            **({"arguments": dict(self.arguments)} if self.arguments else {}),
+            "prompt_tokens": list(first.prompt),
+            "sampling": dict(self.sampling),
+            "texts": texts,
+        }
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Group:
+        """The group of a row that `plain` made; KeyError, TypeError or ValueError for any other."""
+        prompt, texts = tuple(map(int, row["prompt_tokens"])), row["texts"]
+        answers = tuple(
+            Answer(prompt=prompt, completion=tuple(map(int, t["tokens"])), prompt_text=row["prompt"], text=t["raw"],
+                   ended=bool(t["ended"]))
+            for t in texts
+        )  # fmt: skip
+        if not answers:
+            raise ValueError("a prompt without samples")
+        return cls(
+            id=str(row["id"]),
+            given=row["given"] if isinstance(row["given"], str) else tuple(row["given"]),
+            arguments=row.get("arguments", {}),
+            sampling=row["sampling"],
+            answers=answers,
+            texts=tuple(str(t["text"]) for t in texts),
+            logps=tuple(tuple(map(float, t["logps"])) for t in texts),
+            models=tuple(str(t["model"]) for t in texts),
+        )
+
+
+def source_prompts(data: DataConfig, tokenizer: Any) -> tuple[list[SourcePrompt], list[SourcePrompt] | None]:
+    """The prompts of data, each once: those to learn from, and those that are held out (None if none are).
+
+    Raises:
+        UserError: data that cannot be read.
+    """
+    prepared = prepare(data, tokenizer, None)
+    other = data.held_out()
+    return (
+        _with_texts(prepared.train, read(data).records),
+        None if prepared.eval is None else _with_texts(prepared.eval, read(other or data).records),
+    )
+
+
+def given_prompts(texts: Sequence[str], tokenizer: Any) -> list[SourcePrompt]:
+    """Prompts that are given as texts; the id of each is a hash of its text."""
+    encoder = Encoder(tokenizer, DataConfig(path="prompts"))
+
+    def prompt(text: str) -> SourcePrompt:
+        tokens = np.array(encoder.prompt(text), np.int32)
+        record = TokenRecord(id=content_hash(text), kind=Data.PROMPTS, prompt=tokens, completions=())
+        return SourcePrompt(record=record, given=text)
+
+    return [prompt(text) for text in texts]
+
+
+def _with_texts(tokens: Sequence[TokenRecord], records: Sequence[Record]) -> list[SourcePrompt]:
+    wanted: dict[str, TokenRecord] = {}
+    seen: set[bytes] = set()
+    for i in range(len(tokens)):
+        record = tokens[i]
+        if (key := record.prompt.tobytes()) not in seen:
+            seen.add(key)
+            wanted[record.id.partition(":")[0]] = record  # a tie that was split has its side in its id
+    return [SourcePrompt(record=wanted[r.id], given=r.prompt, arguments=r.arguments) for r in records if r.id in wanted]
+
+
+def draw(
+    name: str, model: Any, tokenizer: Any, prompts: Sequence[SourcePrompt], count: int, sampling: Sampling
+) -> list[Group]:
+    """`count` samples of each prompt. What is drawn is a function of (seed, id of the prompt's record).
+
+    Args:
+        name: the model's, for the record.
+        sampling: a temperature above 0.
+
+    Raises:
+        UserError: neither model nor tokenizer has an end token, or the temperature is 0.
+    """
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise UserError("neither the model nor its tokenizer has an end token (eos_token): a text would never end")
+    if count < 1:
+        raise UserError(f"num_generations={count} must be at least 1")
+    if sampling.temperature <= 0:
+        raise UserError("at temperature 0 all samples of a prompt are the same text: give --temperature 1")
+    groups = []
+    with opened(model) as policy:
+        for start in range(0, len(prompts), TOGETHER):
+            part = prompts[start : start + TOGETHER]
+            uniforms = [
+                generator(sampling.seed, 0, p.record.stable_int, TEXTS).random((count, sampling.max_new_tokens))
+                for p in part
+            ]
+            tokens = [p.record.prompt.tolist() for p in part for _ in range(count)]
+            texts = sample(policy.model, tokens, np.concatenate(uniforms), eos_token_id=ends,
+                           temperature=sampling.temperature)  # fmt: skip
+            for at, prompt in enumerate(part):
+                drawn = texts[at * count : (at + 1) * count]
+                head = prompt.record.prompt.tolist()
+                groups.append(
+                    Group(
+                        id=prompt.record.id,
+                        given=prompt.given,
+                        arguments=prompt.arguments,
+                        sampling=dataclasses.asdict(sampling),
+                        answers=tuple(answer(tokenizer, head, one.tokens, ends) for one in drawn),
+                        texts=tuple(_continuation(tokenizer, head, one.tokens) for one in drawn),
+                        logps=tuple(tuple(one.logps.tolist()) for one in drawn),
+                        models=(name,) * count,
+                    )
+                )
+    return groups
+
+
+def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
+    """What a completion adds to its prompt: some tokenizers drop the space before a completion that stands alone."""
+    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
+    if whole.startswith(head):
+        return str(whole[len(head) :])
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def joined(several: Sequence[Sequence[Group]]) -> list[Group]:
+    """The samples that several models drew for the same prompts, in one group for each prompt."""
+
+    def all_of(groups: Sequence[Group], name: str) -> tuple[Any, ...]:
+        return tuple(value for group in groups for value in getattr(group, name))
+
+    fields = ("answers", "texts", "logps", "models")
+    return [
+        dataclasses.replace(groups[0], **{name: all_of(groups, name) for name in fields})
+        for groups in zip(*several, strict=True)
+    ]
+
+
+def read_groups(path: Path) -> list[Group]:
+    """The samples in a file: one JSON list, or one JSON object a line.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()]
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        groups = [Group.of(row) for row in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not have samples ({type(error).__name__}: {first_line(error)}): make it with `prefopt sample "
+            "MODEL data.path=FILE num_generations=4 --json > FILE`"
+        ) from error
+    if not groups:
+        raise UserError(f"{path} has no samples")
+    return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """How samples become records.
+
+    Attributes:
+        data: the shape of the records: pairs, lists or demonstrations.
+        rule, temperature: of pairs (`prefopt.train.sources.labels`).
+        seed: seeds the labels.
+    """
+
+    data: Data = Data.PAIRS
+    rule: LabelRule = LabelRule.BT
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rewarded:
+    """Samples with their rewards, and the rows that were made of them.
+
+    Attributes:
+        rewards: one array for each group.
+        rows: of a data file.
+        left_out: why samples or pairs are in no row, with counts.
+    """
+
+    rewards: list[NDArray[np.float64]]
+    rows: list[dict[str, Any]]
+    left_out: Counter[str]
+
+    def figures(self) -> dict[str, float]:
+        """The mean reward of a sample and of the best one of each prompt, and the number of rows."""
+        best = float(np.mean([scores.max() for scores in self.rewards]))
+        return {"reward": float(np.concatenate(self.rewards).mean()), "reward_best": best, "rows": len(self.rows)}
+
+
+def reward_groups(groups: Sequence[Group], reward: Reward, how: Labelling) -> Rewarded:
+    """Score samples and make records of them.
+
+    A text that was cut off is in no row: as a completion of a data file it would get an end token that the model did
+    not write. Neither are pairs of equal texts.
+
+    Raises:
+        UserError: a reward that is not one finite number for each sample, or a number of samples that cannot be paired.
+    """
+    answers = [a for group in groups for a in group.answers]
+    scores = scores_of(reward(answers), answers, reward.name)
+    rewards = np.split(scores, np.cumsum([len(group.answers) for group in groups])[:-1])
+    left_out: Counter[str] = Counter()
+    about = {"reward": reward.name}
+    if how.data is Data.PAIRS:
+        rows = list(_pairs(groups, rewards, how, left_out))
+        about |= {"label": how.rule.value, "label_temperature": how.temperature, "label_seed": how.seed}
+    else:
+        rows = list(_ended(groups, rewards, how, left_out))
+    for row in rows:
+        row["provenance"] |= about
+    return Rewarded(rewards=list(rewards), rows=rows, left_out=left_out)
+
+
+def _pairs(
+    groups: Sequence[Group], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    prompts = []
+    for group, scores in zip(groups, rewards, strict=True):
+        check_samples(Data.PAIRS, len(group.answers))
+        record = TokenRecord(id=group.id, kind=Data.PROMPTS, prompt=np.array(group.answers[0].prompt, np.int32),
+                             completions=())  # fmt: skip
+        completions = tuple(np.array(a.completion, np.int32) for a in group.answers)
+        draws = generator(how.seed, 0, record.stable_int, LABELS).random(len(completions) // 2)
+        prompts.append(SampledPrompt(group.id, record.prompt, completions, scores, draws))
+    found = labelled(prompts, Data.PAIRS, how.rule, how.temperature)
+    made: set[tuple[int, frozenset[int]]] = set()
+    for record, at, (chosen, rejected) in zip(found.records, found.group, found.members, strict=True):
+        group, scores, pair = groups[at], rewards[at], (at, frozenset((chosen, rejected)))
+        if how.rule is LabelRule.ARGMAX and pair in made:
+            continue  # a tie is one row, whose equal scores say that it is one (`data.ties`)
+        again = pair in made
+        made.add(pair)
+        if not (group.answers[chosen].ended and group.answers[rejected].ended):
+            left_out["pairs with a text that was cut off"] += not again
+        elif group.texts[chosen] == group.texts[rejected]:
+            left_out["pairs of equal texts"] += not again
+        else:
+            yield {
+                **_prompt(group),
+                "chosen": group.texts[chosen],
+                "rejected": group.texts[rejected],
+                "chosen_score": float(scores[chosen]),
+                "rejected_score": float(scores[rejected]),
+                **({"weight": record.weight} if how.rule is LabelRule.SOFT else {}),
+                "provenance": _origin(group, [chosen, rejected]),
+            }
+
+
+def _ended(
+    groups: Sequence[Group], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Lists of the samples that ended, or the best of them."""
+    for group, scores in zip(groups, rewards, strict=True):
+        ended = [k for k, a in enumerate(group.answers) if a.ended]
+        left_out["texts that were cut off"] += len(group.answers) - len(ended)
+        if len(ended) < (2 if how.data is Data.LISTS else 1):
+            left_out["prompts with too few texts that ended"] += 1
+        elif how.data is Data.LISTS:
+            texts = [group.texts[k] for k in ended]
+            yield {**_prompt(group), "completions": texts, "scores": [float(scores[k]) for k in ended],
+                   "provenance": _origin(group, ended)}  # fmt: skip
+        else:
+            best = max(ended, key=lambda k: scores[k])
+            yield {**_prompt(group), "completion": group.texts[best],
+                   "provenance": {**_origin(group, [best]), "best_of": len(group.answers),
+                                  "score": float(scores[best])}}  # fmt: skip
+
+
+def _prompt(group: Group) -> dict[str, Any]:
+    """The columns of a prompt, and of what it gives the chat template."""
+    arguments = dict(group.arguments)
+    tools = {"tools": arguments.pop("tools")} if "tools" in arguments else {}
+    return {"prompt": group.given, **tools, **({"chat_template_kwargs": arguments} if arguments else {})}
+
+
+def _origin(group: Group, members: Sequence[int]) -> dict[str, Any]:
+    """Where the completions of a row came from."""
+    return {"record": group.id, "models": [group.models[k] for k in members], **group.sampling}
