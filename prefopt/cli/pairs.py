@@ -11,11 +11,10 @@ import yaml
 from prefopt.cli.arguments import Parser, number_of, split_settings
 from prefopt.common.files import write_lines
 from prefopt.common.json_output import print_json
-from prefopt.common.redact import redacted
 from prefopt.errors import UserError, nearest
 
 EXAMPLES = """examples:
-  prefopt sample MODEL data.path=FILE num_generations=4 --json > samples.json
+  prefopt sample MODEL data.path=FILE num_generations=4 --to samples.json
   prefopt pairs samples.json reward=rewards.py:short                  samples_pairs.jsonl, labelled by Bradley-Terry
   prefopt pairs samples.json reward=world label=argmax --to pairs.jsonl
   prefopt pairs samples.json reward=rewards.py:short --shape demonstrations     the best sample of each prompt
@@ -91,7 +90,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
         raise UserError(f"no row is left ({', '.join(f'{n}: {c}' for n, c in left_out.items())}): draw longer texts "
                         "(--max-new-tokens), or more of them")  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(target, [redacted(row) for row in found.rows])
+    write_lines(target, found.rows)
     ties = sum(row.get("chosen_score", 0.0) == row.get("rejected_score", 1.0) for row in found.rows)
     return {**found.figures(), "ties": ties, "left_out": left_out}
 

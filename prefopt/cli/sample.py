@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -18,6 +19,7 @@ from prefopt.cli.arguments import (
     split_settings,
 )
 from prefopt.common.escaping_console import Console
+from prefopt.common.files import write_json
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
@@ -27,8 +29,8 @@ EXAMPLES = """examples:
   prefopt sample runs/mine                                  a run and the model it was tuned from, on held-out prompts
   prefopt sample runs/a runs/b runs/c --prompt "Name a metal."
   prefopt sample MODEL_FOLDER OTHER data.path=FILE --count 5 --temperature 0.8
-  prefopt sample MODEL data.path=FILE num_generations=4 --json > samples.json     4 samples of every prompt, with token
-                                          ids, log-probs and origin: `prefopt pairs samples.json` makes pairs of them
+  prefopt sample MODEL data.path=FILE num_generations=4 --to samples.json     4 samples of every prompt, with token ids,
+                                          log-probs and origin: `prefopt pairs samples.json` makes pairs of them
 """
 
 
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
                         help="how many prompts of the data to take (default: 3; with num_generations all)")  # fmt: skip
     add_sampling(parser, max_new_tokens=128, temperature=None)
     parser.add_argument("--json", action="store_true", help="print one JSON list, an object for each prompt")
+    parser.add_argument("--to", metavar="FILE", help="write that list to a file instead")
     args = parser.parse_intermixed_args(argv)
     if all(map(SETTING.fullmatch, args.what)):
         raise UserError("which models? give at least one folder, such as runs/mine")
@@ -61,7 +64,10 @@ def main(argv: list[str]) -> int:
         rows = _texts(args, settings)
     else:
         rows = _samples(args, settings, number_of("num_generations", several))
-    if args.json:
+    if args.to:
+        write_json(Path(args.to), rows)
+        print(f"texts behind {len(rows)} prompts in {args.to}")
+    elif args.json:
         print_json(rows, indent=1)
     else:
         _show(rows)

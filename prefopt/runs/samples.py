@@ -233,7 +233,7 @@ def read_groups(path: Path) -> list[Group]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not have samples ({type(error).__name__}: {first_line(error)}): make it with `prefopt sample "
-            "MODEL data.path=FILE num_generations=4 --json > FILE`"
+            "MODEL data.path=FILE num_generations=4 --to FILE`"
         ) from error
     if not groups:
         raise UserError(f"{path} has no samples")

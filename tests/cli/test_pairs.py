@@ -29,24 +29,25 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sampled(folder: Path, model: Path, capsys: Capture, *more: str) -> list[dict[str, Any]]:
-    given = [
+def given(folder: Path, model: Path) -> list[str]:
+    return [
+        "sample",
         str(model),
         f"data.path={folder / 'prompts.jsonl'}",
         "num_generations=4",
         "--max-new-tokens",
         "60",
-        "--json",
     ]
-    assert main(["sample", *given, *more]) == 0
-    out = capsys.readouterr().out
-    (folder / "samples.json").write_text(out)
-    rows: list[dict[str, Any]] = json.loads(out)
+
+
+def sampled(folder: Path, model: Path, *more: str) -> list[dict[str, Any]]:
+    assert main([*given(folder, model), *more, "--to", str(folder / "samples.json")]) == 0
+    rows: list[dict[str, Any]] = json.loads((folder / "samples.json").read_text())
     return rows
 
 
 def test_samples_have_what_a_reward_and_a_ratio_need(drawn: Path, model_folder: Path, capsys: Capture) -> None:
-    rows = sampled(drawn, model_folder, capsys)
+    rows = sampled(drawn, model_folder)
     assert [len(row["texts"]) for row in rows] == [4] * 10
     assert rows[0]["given"] == "Is 0 even?"
     assert rows[5]["given"] == [{"role": "user", "content": "Is 0 odd?"}]
@@ -61,7 +62,9 @@ def test_samples_have_what_a_reward_and_a_ratio_need(drawn: Path, model_folder: 
             own = logits[len(row["prompt_tokens"]) - 1 : -1].detach().numpy()
             expected = own[np.arange(len(text["tokens"])), text["tokens"]]
             np.testing.assert_allclose(text["logps"], expected, atol=1e-5)
-    again = sampled(drawn, model_folder, capsys, "--count", "3")
+    capsys.readouterr()
+    assert main([*given(drawn, model_folder), "--count", "3", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
     tokens = [[[text["tokens"] for text in row["texts"]] for row in some] for some in (rows[:3], again)]
     assert tokens[0] == tokens[1], "draws depend on the prompt alone"
 
@@ -73,9 +76,10 @@ def _ids(tokens: list[int]) -> Any:
 
 
 def test_pairs_are_data_with_their_origin(drawn: Path, model_folder: Path, capsys: Capture) -> None:
-    sampled(drawn, model_folder, capsys)
-    given = [str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short"]
-    assert main(["pairs", *given, "label=argmax", "--json"]) == 0
+    sampled(drawn, model_folder)
+    words = [str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short"]
+    capsys.readouterr()
+    assert main(["pairs", *words, "label=argmax", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     rows = [json.loads(line) for line in Path(figures["file"]).read_text().splitlines()]
     assert Path(figures["file"]) == drawn / "samples_pairs.jsonl"
@@ -95,11 +99,11 @@ def test_pairs_are_data_with_their_origin(drawn: Path, model_folder: Path, capsy
 
 
 def test_the_other_shapes(drawn: Path, model_folder: Path, capsys: Capture) -> None:
-    samples = sampled(drawn, model_folder, capsys)
-    given = ["pairs", str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short", "--json"]
+    samples = sampled(drawn, model_folder)
+    words = ["pairs", str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short", "--json"]
     for shape, kind in (("lists", Data.LISTS), ("demonstrations", Data.DEMONSTRATIONS)):
         target = drawn / "made" / f"{shape}.jsonl"
-        assert main([*given, "--shape", shape, "--to", str(target)]) == 0
+        assert main([*words, "--shape", shape, "--to", str(target)]) == 0
         capsys.readouterr()
         assert {record.kind for record in read(DataConfig(path=str(target))).records} == {kind}
     best = [json.loads(line) for line in target.read_text().splitlines()]
@@ -125,13 +129,13 @@ def test_what_cannot_be_used_is_named(
     words: list[str], message: str, drawn: Path, capsys: Capture, model_folder: Path
 ) -> None:
     if not (drawn / "samples.json").exists():
-        sampled(drawn, model_folder, capsys, "--count", "1")
+        sampled(drawn, model_folder, "--count", "1")
     places = {"{prompts}": str(drawn / "prompts.jsonl"), "{samples}": str(drawn / "samples.json")}
     assert main(["pairs", *(places.get(word, word) for word in words)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_same_text_every_time_is_refused(drawn: Path, model_folder: Path, capsys: Capture) -> None:
-    given = [str(model_folder), "--prompt", "x", "num_generations=2", "--temperature", "0"]
-    assert main(["sample", *given]) == 2
+    words = [str(model_folder), "--prompt", "x", "num_generations=2", "--temperature", "0"]
+    assert main(["sample", *words]) == 2
     assert "at temperature 0 all samples of a prompt are the same text" in capsys.readouterr().err
