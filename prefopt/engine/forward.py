@@ -29,12 +29,14 @@ class Options:
         entropy: also the entropy of each token's distribution.
         reference: hidden states and head of the reference.
         hidden_only: return the hidden states at the predicting positions, from which a `Reference` is made.
+        values: also the estimates of the policy's value model.
     """
 
     vocab: frozenset[Vocab] = frozenset()
     entropy: bool = False
     reference: Reference | None = None
     hidden_only: bool = False
+    values: bool = False
 
 
 PLAIN = Options()

@@ -35,12 +35,13 @@ KEPT = 2**24
 
 
 class TokenStats(NamedTuple):
-    """Per scored token, (N,): its log-prob, and the requested statistics over the vocabulary, in nats."""
+    """Per scored token, (N,): its log-prob and the requested statistics over the vocabulary, in nats."""
 
     logp: Tensor
     log_sum_sq: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    value: Tensor | None = None  # a value model's estimate before the token
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
         """The same with a function applied to every statistic."""

@@ -37,6 +37,7 @@ class Policy(nn.Module):
         model: the wrapped model.
         layout: the layout of its rows, and why.
         frozen_modes: modules that stay in evaluation mode in training, because they are random in it.
+        values: a value model (`prefopt.engine.values`) that is trained beside the model, or None.
 
     Raises:
         UserError: no causal language model, or one that the gates refuse.
@@ -48,6 +49,7 @@ class Policy(nn.Module):
         self.model = model
         self.layout = layout if isinstance(layout, LayoutVerdict) else choose_layout(model, layout)
         self.frozen_modes: Sequence[nn.Module] = ()
+        self.values: nn.Module | None = None
         self._kernels = install(model)
         self._own_attention: str | None = None
         if self.layout.layout == "tree":
@@ -81,7 +83,12 @@ class Policy(nn.Module):
 
     def forward(self, row: Row, options: Options = PLAIN) -> TokenStats | Tensor:
         """Per-token statistics of a row, (N,); hidden states (N, H) with `options.hidden_only`."""
-        return score_row(self.causal, row, options)
+        found = score_row(self.causal, row, options)
+        if not options.values:
+            return found
+        assert isinstance(found, TokenStats)
+        assert self.values is not None
+        return found._replace(value=self.values(row))
 
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """One continuation of every prompt: see `prefopt.engine.generation.generate`."""

@@ -144,7 +144,7 @@ def score(
     options = Options(vocab=vocab, entropy=entropy)
     with opened(model, layout) as policy, evaluating(policy), torch.inference_mode():
         chosen = policy.layout.layout
-        for chunk in _batches(records, max_tokens, chosen):
+        for chunk in batches_of(records, max_tokens, chosen):
             owners = [i for i in chunk for _ in records[i].completions]
             branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
             out = MicroBatch.of(branches, chosen).forward(policy, options)
@@ -180,7 +180,7 @@ def _width(record: TokenRecord) -> int:
     return len(record.prompt) + max(map(len, record.completions)) - 1
 
 
-def _batches(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
+def batches_of(records: Sequence[TokenRecord], max_tokens: int, layout: Layout) -> list[list[int]]:
     """Places of records of similar length, longest first, in batches within the budget."""
     sizes = [fed_tokens(r, layout) for r in records]
     keys = [_width(r) for r in records] if layout == "padded" else sizes

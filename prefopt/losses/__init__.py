@@ -69,6 +69,7 @@ MENU: dict[str, str] = {
     "orpo": "orpo:ORPO",
     "orpo_beta": "orpo_beta:ORPOBeta",
     "plackett_luce": "plackett_luce:PlackettLuce",
+    "ppo": "ppo:PPO",
     "pro": "pro:PRO",
     "qrpo": "qrpo:QRPO",
     "qrpo_norm": "qrpo:QRPONorm",

@@ -64,3 +64,23 @@ def drawn(logps: ListLogps) -> Logps:
 def token_ratio(logps: ListLogps) -> Tensor:
     """(B, K, T) importance ratio of each token."""
     return log_ratio(logps.completions.per_token, drawn(logps).per_token).exp()
+
+
+def gae(reward: Tensor, value: Tensor, after: Tensor, inside: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """(..., T) generalized advantage estimates (Schulman et al., 2015) of tokens.
+
+    Args:
+        reward: (..., T) of each token.
+        value: (..., T) the estimate before each token.
+        after: (...) the estimate behind the last token: 0 where nothing follows.
+        inside: (..., T) bool, the text's tokens.
+        gamma, lam: the discount, and the weight of longer returns.
+    """
+    last = inside & ~torch.nn.functional.pad(inside[..., 1:], (0, 1))
+    following = torch.where(last, after.unsqueeze(-1), torch.nn.functional.pad(value[..., 1:], (0, 1)))
+    delta = (reward + gamma * following - value) * inside
+    found, running = [], torch.zeros_like(after)
+    for step in reversed(delta.unbind(-1)):
+        running = step + gamma * lam * running
+        found.append(running)
+    return torch.stack(found[::-1], -1) * inside

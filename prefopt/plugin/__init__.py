@@ -61,6 +61,8 @@ class Needs:
         moving_reference: the reference follows the policy (`reference_update` says how).
         control_text: trains after a text that marks a completion as good or bad: `control_text`, a pair (good, bad).
         on_policy: learns from lists of the policy's own samples, and reads their `old` and `targets`.
+        ended: reads whether each of these samples ended by itself.
+        values: reads the estimates of a value model, which is then trained beside the policy.
     """
 
     data: Data
@@ -75,6 +77,8 @@ class Needs:
     moving_reference: bool = False
     control_text: bool = False
     on_policy: bool = False
+    ended: bool = False
+    values: bool = False
 
     def flags(self) -> dict[str, Any]:
         """The needs as plain JSON values: `data` by its name, `vocab` as a sorted list, the rest booleans."""
@@ -135,6 +139,7 @@ class Traits:
         target_margin: the reward margin at which the loss is least, where one number holds for every pair.
         learning_rates: those that were published with the method.
         audit: what its formula and defaults were checked against, and when; None for no claim.
+        updates: steps that learn from the same own samples, by default.
     """
 
     needs: Needs = Needs(data=Data.PAIRS, reference=True)
@@ -143,6 +148,7 @@ class Traits:
     target_margin: float | None = None
     learning_rates: LearningRates | None = None
     audit: Audit | None = None
+    updates: int = 1
 
 
 _RANKING = {Data.PAIRS: Ranking.PAIRWISE, Data.LISTS: Ranking.LISTWISE}  # of single completions: pointwise
@@ -165,6 +171,8 @@ class Logps:
         token: (B, T) per-token log-probs, 0 past the end.
         ref_token: (B, T) the reference's, 0 past the end.
         log_sum_sq, ref_entropy, kl: (B, T) whole-vocabulary statistics, see `prefopt.plugin.Vocab`.
+        value: (B, T) the value model's estimate before each token, 0 past the end; carries its gradient.
+        value_after: same shape as `sum`, its estimate behind the last token; of `old` only.
     """
 
     sum: Tensor
@@ -175,11 +183,13 @@ class Logps:
     log_sum_sq: Tensor | None = None
     ref_entropy: Tensor | None = None
     kl: Tensor | None = None
+    value: Tensor | None = None
+    value_after: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "ref_sum"):
+        for name in ("num_tokens", "ref_sum", "value_after"):
             _same_shape(self.sum, getattr(self, name), name)
-        for name in ("ref_token", "log_sum_sq", "ref_entropy", "kl"):
+        for name in ("ref_token", "log_sum_sq", "ref_entropy", "kl", "value"):
             if self.token is not None:
                 _same_shape(self.token, getattr(self, name), name)
 
@@ -212,6 +222,11 @@ class Logps:
     def ref_per_token(self) -> Tensor:
         """(B, T) `ref_token`; raises where the batch has none."""
         return self._given("ref_token", "tokens=True, reference=True")
+
+    @property
+    def values(self) -> Tensor:
+        """(B, T) `value`; raises where the batch has none."""
+        return self._given("value", "values=True")
 
     @property
     def mask(self) -> Tensor:

@@ -58,6 +58,8 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "scores": scores,
         "mismatched": noise(lambda name: name == "mismatched"),
         "on_policy": noise(lambda name: name.startswith("old_")),
+        "ended": lambda numbers, seed: {n: ~value if n == "ended" else value for n, value in numbers.items()},
+        "values": noise(lambda name: name.endswith(("_value", "_value_after"))),
         **{s: noise(functools.partial(_ends_with, s)) for s in ("log_sum_sq", "ref_entropy", "kl")},
     }
     if data is Data.UNPAIRED:
@@ -70,7 +72,7 @@ def _ends_with(suffix: str, name: str) -> bool:
 
 
 def _declared_flags(needs: Needs) -> dict[str, bool]:
-    names = ("reference", "lengths", "tokens", "scores", "mismatched", "on_policy")
+    names = ("reference", "lengths", "tokens", "scores", "mismatched", "on_policy", "ended", "values")
     flags = {name: bool(getattr(needs, name)) for name in names}
     flags |= {name: any(v.value == name for v in needs.vocab) for name in ("log_sum_sq", "ref_entropy", "kl")}
     return flags | {"desirable": needs.data is Data.UNPAIRED and not needs.control_text}

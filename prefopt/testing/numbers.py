@@ -10,6 +10,8 @@ Names by shape of data (B examples, K completions, T tokens; every `ref_` name i
     unpaired        completion ref_completion num_tokens desirable mismatched ref_mismatched mismatched_num_tokens
     lists           completions ref_completions num_tokens scores   (B, K); may be ragged
                     old_completions old_completions_token ended     of the policy's own samples
+                    completions_value old_completions_value         (B, K, T) estimates of a value model
+                    old_completions_value_after                     (B, K) behind the last token
     demonstrations  chosen ref_chosen chosen_num_tokens chosen_token ref_chosen_token
     any             ids                                             (B,) ints; by default 0 to B - 1
 
@@ -49,7 +51,8 @@ SIDES: dict[Data, tuple[tuple[str, str], ...]] = {
     Data.LISTS: (("completions", "num_tokens"),),
     Data.DEMONSTRATIONS: (("chosen", "chosen_num_tokens"),),
 }
-_PER_TOKEN = ("token", *(v.value for v in Vocab))
+_PER_TOKEN = ("token", *(v.value for v in Vocab), "value")
+OLD_VALUES = ("old_completions_value", "old_completions_value_after")
 _INTEGERS = ("num_tokens", "ids")
 
 
@@ -159,7 +162,7 @@ def names(data: Data) -> list[str]:
     extra = {
         Data.PAIRS: ["chosen_score", "rejected_score"],
         Data.UNPAIRED: ["desirable"],
-        Data.LISTS: ["scores", "old_completions", "old_completions_token", "ended"],
+        Data.LISTS: ["scores", "old_completions", "old_completions_token", "ended", *OLD_VALUES],
     }
     return [*found, *extra.get(data, []), "ids"]
 
@@ -184,6 +187,8 @@ def _side(needs: Needs, numbers: Numbers, side: str) -> Logps:
             _given(numbers, f"ref_{side}_token")
     for statistic in needs.vocab:
         _given(numbers, f"{side}_{statistic.value}")
+    for name in (f"{side}_value", *OLD_VALUES) if needs.values else ():
+        _given(numbers, name)
     lengths_name = dict(SIDES[needs.data])[side]
     lengths = numbers.get(lengths_name)
     token = per_token["token"]
@@ -224,6 +229,8 @@ def _old(needs: Needs, numbers: Numbers, completions: Logps) -> Logps:
         ref_sum=completions.ref_sum,
         token=_filled(token),
         ref_token=completions.ref_token if token is not None else None,
+        value=_filled(numbers.get(OLD_VALUES[0])),
+        value_after=numbers.get(OLD_VALUES[1]),
     )
 
 

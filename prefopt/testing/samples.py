@@ -52,6 +52,9 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
         numbers["old_completions_token"] = token * (1 + 0.1 * torch.rand(token.shape, generator=generator).double())
         numbers["old_completions"] = numbers["old_completions_token"].sum(-1)
         numbers["ended"] = torch.rand(examples, COMPLETIONS, generator=generator) < 0.8
+        for name in ("completions_value", "old_completions_value"):
+            numbers[name] = torch.rand(token.shape, generator=generator).double() * (token != 0)
+        numbers["old_completions_value_after"] = torch.rand(examples, COMPLETIONS, generator=generator).double()
     if data is Data.UNPAIRED:
         labels = torch.arange(examples) % 2 == 0
         numbers["desirable"] = labels[torch.randperm(examples, generator=generator)]
@@ -65,7 +68,9 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
         reference, base = name.startswith("ref_"), name.removeprefix("ref_")
         if reference and not needs.reference:
             continue
-        if (name.startswith("old_") or name == "ended") and not needs.on_policy:
+        if (name.startswith("old_") and not needs.on_policy) or (name == "ended" and not needs.ended):
+            continue
+        if base.endswith(("_value", "_value_after")) and not needs.values:
             continue
         if base.endswith("_token") and not needs.tokens:
             continue
@@ -84,10 +89,10 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
 
 
 def leaves(needs: Needs, numbers: Numbers) -> list[str]:
-    """The names in `declared` that carry gradient: sums, or per-token log-probs where declared, and the KL."""
+    """The names in `declared` that carry gradient: sums, or per-token log-probs where declared, KL and values."""
     suffix = "_token" if needs.tokens else ""
     wanted = [f"{side}{suffix}" for side, _ in SIDES[needs.data] if side != "mismatched"]
-    return [name for name in numbers if name in wanted or (name.endswith("_kl") and not name.startswith("ref_"))]
+    return [n for n in numbers if n in wanted or (n.endswith(("_kl", "_value")) and not n.startswith(("ref_", "old_")))]
 
 
 def at_reference(numbers: Numbers) -> Named:
@@ -125,6 +130,8 @@ def extreme_numbers(data: Data) -> Named:
             numbers[f"{name}_token"] = (numbers[name] / numbers["num_tokens"]).unsqueeze(-1) * within
         numbers["scores"] = torch.tensor([1.0, 0.625, 0.25, 0.0], dtype=torch.float64).repeat(len(lists), 1)
         numbers["ended"] = torch.ones_like(numbers["scores"], dtype=torch.bool)
+        numbers["completions_value"], numbers["old_completions_value"] = 0.25 * within, 0.125 * within
+        numbers["old_completions_value_after"] = torch.full_like(numbers["scores"], 0.25)
         return numbers | {"ids": torch.arange(len(lists))}
     pairs = [(a, b, n) for a in points for b in points for n in (1, 64)]
     numbers = {"ids": torch.arange(len(pairs))}

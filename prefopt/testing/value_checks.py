@@ -128,7 +128,7 @@ def direction(loss: Loss) -> Failures:
 def _wanted_sign(needs: Needs, numbers: Numbers, name: str) -> Tensor | None:
     """The sign that the gradient on `name` must not contradict, 0 where either is right; None for any."""
     like = numbers[name]
-    if name.endswith("_kl"):
+    if name.endswith(("_kl", "_value")):
         return None
     if needs.data is Data.UNPAIRED:
         good = torch.ones_like(numbers["desirable"]) if needs.control_text else numbers["desirable"]

@@ -94,6 +94,7 @@ class Work:
             log_sum_sq=padded(out.stats.log_sum_sq),
             ref_entropy=padded(ref_entropy),
             kl=padded(out.stats.kl),
+            value=padded(out.stats.value),
         )
 
 

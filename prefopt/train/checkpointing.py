@@ -113,13 +113,20 @@ def _save_extras(run: Run, folder: Path) -> None:
         run.tokenizer.save_pretrained(folder)
     if run.step.state is not None:
         save_file({name: value.contiguous() for name, value in run.step.state.items()}, folder / saving.LOSS_STATE)
-    if run.step.reference is not None and run.step.loss.needs.moving_reference:
-        own = own_weights(run.step.reference.model, run.model).items()
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in own}, folder / saving.REFERENCE)
+    for file, model in _beside(run).items():
+        own = own_weights(model, run.model).items()
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in own}, folder / file)
     for callback in [*run.callbacks.callbacks, run.control]:
         if isinstance(callback, ExportableState):
             run.state.stateful_callbacks[type(callback).__name__] = callback.state()  # type: ignore[index, call-overload]
     run.state.save_to_json(str(folder / saving.STATE))
+
+
+def _beside(run: Run) -> dict[str, Any]:
+    """The models that change beside the policy, by the file that keeps what they do not share with it."""
+    moves = run.step.reference is not None and run.step.loss.needs.moving_reference
+    models = {saving.REFERENCE: run.step.reference.model if moves else None, saving.VALUES: run.policy.values}  # type: ignore[union-attr]
+    return {file: model for file, model in models.items() if model is not None}
 
 
 def load_weights(run: Run, folder: Path) -> None:
@@ -134,10 +141,10 @@ def load_weights(run: Run, folder: Path) -> None:
         if run.step.loss.needs.state:
             run.step.state = load_file(folder / saving.LOSS_STATE)
             check_form(run.step.state, run.step.loss.initial_state(), saving.LOSS_STATE)  # type: ignore[attr-defined]
-        if run.step.reference is not None and run.step.loss.needs.moving_reference:
-            weights = load_file(folder / saving.REFERENCE)
-            own = own_weights(run.step.reference.model, run.model)
-            check_form(weights, dict(own), saving.REFERENCE)
+        for file, model in _beside(run).items():
+            weights = load_file(folder / file)
+            own = own_weights(model, run.model)
+            check_form(weights, dict(own), file)
             for name, weight in own.items():
                 weight.data.copy_(weights[name])
 

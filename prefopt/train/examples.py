@@ -5,7 +5,7 @@ Legend: C completions of some records in order (each record's own, then its mism
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.values import Estimates
 from prefopt.errors import UserError
 from prefopt.plugin import AnyLogps, Data, DemoLogps, ListLogps, Logps, LossOutput, Needs, PairLogps, UnpairedLogps
 
@@ -29,11 +30,13 @@ class Drawn:
         logps: of each completion the log-prob of every token, as it was drawn.
         ended: whether each ended by itself.
         targets: what an on-policy loss made of the rollout for this record, (K,) or (K, T) each.
+        values: the value model's estimates of each, where the loss reads them.
     """
 
     logps: tuple[NDArray[np.floating[Any]], ...]
     ended: tuple[bool, ...]
     targets: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    values: Estimates | None = None
 
     @property
     def sums(self) -> list[float]:
@@ -222,14 +225,21 @@ def _as_drawn(facts: Sequence[Facts], now: Logps) -> dict[str, Any]:
     shape, like = now.sum.shape, now.sum
     columns = {name: [d.targets[name] for d in drawn] for name in drawn[0].targets}
     width = 0 if now.token is None else now.token.shape[-1]
-    token = [_as_wide_as(tokens, width) for d in drawn for tokens in d.logps]
+
+    def by_token(texts: Iterable[NDArray[np.floating[Any]]]) -> Tensor:
+        found = np.stack([_as_wide_as(values, width) for values in texts])
+        return torch.from_numpy(found).to(like).reshape(*shape, width)
+
+    values = [d.values for d in drawn if d.values is not None]
     return {
         "old": Logps(
             sum=torch.tensor([d.sums for d in drawn]).to(like).reshape(shape),
             num_tokens=now.num_tokens,
             ref_sum=now.ref_sum,
-            token=None if now.token is None else torch.from_numpy(np.stack(token)).to(like).reshape(*shape, width),
+            token=None if now.token is None else by_token(tokens for d in drawn for tokens in d.logps),
             ref_token=now.ref_token,
+            value=by_token(text for v in values for text in v.before) if values else None,
+            value_after=torch.tensor([v.after for v in values]).to(like) if values else None,
         ),
         "ended": torch.tensor([d.ended for d in drawn], device=like.device),
         "targets": {

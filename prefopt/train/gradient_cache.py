@@ -17,7 +17,7 @@ from prefopt.plugin import Logps
 from prefopt.train.batches import Work
 from prefopt.train.examples import Facts, change, given, join, split
 
-DIFFERENTIABLE = ("sum", "token", "kl")
+DIFFERENTIABLE = ("sum", "token", "kl", "value")
 
 
 @dataclass(frozen=True, eq=False)

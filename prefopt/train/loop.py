@@ -30,7 +30,7 @@ from prefopt.errors import ThresholdError, UserError
 from prefopt.plugin import Loss
 from prefopt.train import checkpointing, saving
 from prefopt.train.batches import Batcher, Share, shares
-from prefopt.train.checks import NotFinite, check_gradient
+from prefopt.train.checks import NotFinite
 from prefopt.train.metrics import Tally, Unlogged, means
 from prefopt.train.run_identity import check_identity, identity_of
 from prefopt.train.sentinels import Sentinels
@@ -137,7 +137,7 @@ class PreferenceTrainer:
                     self.event("on_step_begin")
                     try:
                         self.unlogged.add(self.step(share, self.state.global_step + 1), share.tokens_fed)
-                        self.grad_norm = self._clip_gradients(share)
+                        self.grad_norm = self.step.clip_gradients(share, self.state.global_step + 1)
                     except NotFinite as error:
                         raise checkpointing.explained(error, self, share) from error
                     self.event("on_pre_optimizer_step")
@@ -182,17 +182,6 @@ class PreferenceTrainer:
         source = self._source(split)
         workers = self.args.dataloader_num_workers if split == "train" else 0
         return shares(source, self.batcher, range(len(source)) if steps is None else steps, num_workers=workers)
-
-    def _clip_gradients(self, share: Share) -> Any:
-        """Clip, and return the norm before; a scaler of half precision passes over a norm that is not finite itself."""
-        limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
-            self.wrapped.zero_grad()
-            # The same gradient before it was clipped, which spreads a NaN.
-            self.step(share, self.state.global_step + 1)
-            check_gradient(float(norm), self.model, self.state.global_step + 1)
-        return norm
 
     def _log_evaluate_save(self) -> None:
         """Do what is due; the last step is always logged, so that the figures cover every step."""
@@ -349,7 +338,7 @@ class PreferenceTrainer:
         if args.activation_checkpointing:
             recompute_activations(self.model, args)
         self.wrapped = self.step.wrapped = wrap(self.policy, self.accelerator, args)
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(args, self.model))
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(args, self.model, self.policy.values))
         self.schedule = make_schedule(args, self.optimizer, steps)
         self.callbacks.optimizer, self.callbacks.lr_scheduler = self.optimizer, self.schedule
         self.state, self.unlogged, self.step.tally = self._new_state(), Unlogged(args.device), Tally()

@@ -13,7 +13,10 @@ from prefopt.engine.forward import unwrap
 from prefopt.engine.generation import end_tokens
 from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
+from prefopt.engine.policy import Policy
+from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
+from prefopt.engine.values import ValueModel
 from prefopt.errors import UserError
 from prefopt.models.adapters import twin
 from prefopt.plugin import Loss, Vocab
@@ -34,9 +37,9 @@ def own_samples(
         UserError: options that do not go with samples.
     """
     assert given.reward is not None
-    needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout
+    needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout.settled(loss)
     rollout.check(loss)
-    _check(args, given)
+    _check(args, given, rollout)
     prompts = prompts_of(records)
     longest = max(len(prompt.tokens) for prompt in prompts)
     check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
@@ -46,6 +49,9 @@ def own_samples(
         check_same_weights(name)
     is_start = given.reference is None or name == fingerprint(model, precision(args))
     policy, live = policies(model, twin(model, given.reference) if reads else None, batch.layout)
+    if needs.values:
+        policy.values = ValueModel(Policy(twin(model), policy.layout))
+        remove_randomness(policy.values.body)
     max_tokens = batch.budget(args.device.type, _most(longest, rollout, policy.layout.layout))
     source = Rollouts(
         prompts=prompts,
@@ -84,12 +90,12 @@ def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
 
 
 def _most(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
-    """The most positions that the samples of one prompt take in a forward."""
+    """The most positions that the samples of one prompt take in a forward, their last tokens included."""
     count, new = rollout.num_generations, rollout.max_new_tokens
-    return longest + count * (new - 1) if layout == "tree" else count * (longest + new - 1)
+    return longest + count * new if layout == "tree" else count * (longest + new)
 
 
-def _check(args: TrainingArguments, given: Settings) -> None:
+def _check(args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
     if given.tokenizer is None:
         raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
     if fsdp.settings(args) is not None:
@@ -98,7 +104,7 @@ def _check(args: TrainingArguments, given: Settings) -> None:
     if args.eval_strategy != "no" or args.eval_on_start:
         raise UserError("trainer.eval_strategy: held-out records are not scored in a run on the policy's own samples, "
                         "whose steps log `reward` and `kl`; leave it out")  # fmt: skip
-    updates, every = given.rollout.updates, args.save_steps
-    if args.save_strategy == "steps" and every % updates:
+    updates, every = rollout.updates, args.save_steps
+    if args.save_strategy == "steps" and updates and every % updates:
         raise UserError(f"trainer.save_steps={every} must be a multiple of rollout.updates={updates}: a checkpoint in "
                         "the middle of a rollout has no samples to resume with")  # fmt: skip

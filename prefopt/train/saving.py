@@ -35,6 +35,7 @@ OPTIMIZER, SCHEDULE, SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
 STATE = "trainer_state.json"
 LOSS_STATE = "loss_state.safetensors"
 REFERENCE = "reference.safetensors"
+VALUES = "values.safetensors"  # of the value model, what it does not share with the policy
 FIGURES = "figures.json"  # what has been summed up since the last log
 
 # ---- weights

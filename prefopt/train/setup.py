@@ -188,14 +188,15 @@ def _recompute(model: Any, options: dict[str, Any], *, every: int = 1, offload: 
     )
 
 
-def make_optimizer(args: TrainingArguments, model: nn.Module) -> Any:
-    """The optimizer `args.optim` over the model's trainable weights, in two groups: with weight decay and without."""
-    decaying = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
-    trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    groups: Any = [
-        {"params": [w for name, w in trainable if name in decaying], "weight_decay": args.weight_decay},
-        {"params": [w for name, w in trainable if name not in decaying], "weight_decay": 0.0},
-    ]
+def make_optimizer(args: TrainingArguments, model: nn.Module, values: nn.Module | None = None) -> Any:
+    """The optimizer `args.optim` over the trainable weights of the model and of its value model, in two groups each:
+    with weight decay and without."""
+    groups: Any = []
+    for part in (model, values) if values is not None else (model,):
+        decaying = set(get_parameter_names(part, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
+        trainable = [(name, weight) for name, weight in part.named_parameters() if weight.requires_grad]
+        groups.append({"params": [w for n, w in trainable if n in decaying], "weight_decay": args.weight_decay})
+        groups.append({"params": [w for n, w in trainable if n not in decaying], "weight_decay": 0.0})
     made, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     for name in ("params", "model", "optimizer_dict"):  # optimizers that choose their weights themselves
         groups = options.pop(name, groups)

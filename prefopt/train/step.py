@@ -6,8 +6,10 @@ It knows no loss by name: it reads `needs`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +24,14 @@ from prefopt.errors import UserError
 from prefopt.plugin import Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.batches import Share, Work
-from prefopt.train.checks import at_reference, check_drawn, check_finite, check_first_batch, check_output
+from prefopt.train.checks import (
+    at_reference,
+    check_drawn,
+    check_finite,
+    check_first_batch,
+    check_gradient,
+    check_output,
+)
 from prefopt.train.examples import BatchLoss, Facts, examples_of
 from prefopt.train.gradient_cache import Whole, carried
 from prefopt.train.metrics import Tally, tally_batch
@@ -86,7 +95,7 @@ class Step:
         logps = self.score(work)
         self._check_drawn(work, logps)
         if not work.real:
-            self.accelerator.backward(logps.sum.sum() * 0.0)
+            self.accelerator.backward(sum(value.sum() for value in (logps.sum, logps.value) if value is not None) * 0.0)
             return torch.zeros((), device=self.args.device)
         outcome = self.outcome(work.facts, logps, number)
         tally_batch(self.tally, outcome)
@@ -116,6 +125,22 @@ class Step:
             self.after_micro_batch()
         return objective.detach()
 
+    def clip_gradients(self, share: Share, number: int) -> Any:
+        """Clip those of the policy and of its value model, apart: the latter never changes the former.
+
+        Returns:
+            The policy's norm before; a scaler of half precision passes over a norm that is not finite itself.
+        """
+        limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else math.inf
+        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), limit)
+        values = self.policy.values
+        beside = 0.0 if values is None else float(nn.utils.clip_grad_norm_(values.parameters(), limit))
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm + beside):
+            self.wrapped.zero_grad()
+            self(share, number)  # the same gradient before it was clipped, which spreads a NaN
+            check_gradient(float(norm + beside), self.policy.model if beside == 0 else self.policy, number)
+        return norm
+
     def _check_drawn(self, work: Work, logps: Logps) -> None:
         """Samples of the policy as it is: their log-probs are still what they were drawn with."""
         if work.fresh and work.real:
@@ -140,7 +165,7 @@ class Step:
             if live is not None and Vocab.KL in needs.vocab:
                 with torch.no_grad():
                     seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), live.head)
-            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen)
+            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen, values=needs.values)
             out = work.batch.forward(self.wrapped, options)
             if live is not None and needs.moving_reference:
                 with torch.no_grad():

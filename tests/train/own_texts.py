@@ -22,7 +22,7 @@ from tests.train import tiny
 PROMPTS = tiny.records(Data.PAIRS, 9)  # 6 different prompts
 WORDS = {str(token): token for token in range(tiny.VOCAB)}
 TOKENIZER: Any = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(WORDS, unk_token="0")), eos_token="2")
-ROLLOUT = RolloutConfig(num_generations=4, max_new_tokens=5)
+ROLLOUT = RolloutConfig(num_generations=4, max_new_tokens=5, updates=1)
 
 
 class LowTokens:

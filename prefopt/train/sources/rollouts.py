@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,14 +25,17 @@ from prefopt.engine.packing import epoch_order
 from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import Scored, score
+from prefopt.engine.values import Estimates, ValueModel, estimate
 from prefopt.errors import UserError
-from prefopt.plugin import ListLogps, Logps, Loss, Vocab, with_targets
+from prefopt.plugin import ListLogps, Logps, Loss, Vocab, traits, with_targets
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn, Facts, examples_of
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.labels import Labelled, LabelRule, SampledPrompt, check_samples, labelled
 from prefopt.train.sources.source import GlobalBatch, RecordSource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,16 @@ class RolloutConfig:
         LabelRule.BT
     )  # how two rewards become a preference, for losses on pairs and labels: BT, SOFT or ARGMAX
     label_temperature: float = 1.0  # of BT and SOFT, in units of reward
-    updates: int = 1  # steps that learn from the same samples
+    updates: int | None = None  # steps that learn from the same samples; None: as many as the loss declares, most 1
+
+    def settled(self, loss: Loss) -> RolloutConfig:
+        """With the number of updates that a loss declares, where none is given."""
+        return self if self.updates is not None else dataclasses.replace(self, updates=traits(loss).updates)
 
     def check(self, loss: Loss) -> None:
         """Raise UserError for a value that cannot be used with a loss."""
         for name in ("num_generations", "max_new_tokens", "updates"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 1) < 1:
                 raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
         for name in ("temperature", "label_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -138,18 +145,25 @@ class Rollouts(RecordSource):
     made: Rollout | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.config = self.config.settled(self.loss)
         self.config.check(self.loss)
 
+    @property
+    def updates(self) -> int:
+        """Steps that learn from the same samples."""
+        assert self.config.updates is not None
+        return self.config.updates
+
     def __len__(self) -> int:
-        return -(-len(self.prompts) // self.records) * self.config.updates
+        return -(-len(self.prompts) // self.records) * self.updates
 
     def step(self, index: int) -> GlobalBatch:
         """The records of step `index`: of a new rollout, or of the last one again."""
-        number, update = divmod(index, self.config.updates)
+        number, update = divmod(index, self.updates)
         if self.made is None or self.made.number != number:
             if update:
                 raise UserError(f"step {index + 1} is in the middle of a rollout, whose samples are gone: resume from "
-                                f"a checkpoint at a multiple of rollout.updates={self.config.updates}")  # fmt: skip
+                                f"a checkpoint at a multiple of rollout.updates={self.updates}")  # fmt: skip
             with self.precision():
                 self.made = self.roll(number)
             self.look(self.made)
@@ -163,7 +177,7 @@ class Rollouts(RecordSource):
 
     def resumes_after(self, steps: int) -> bool:
         """Between two rollouts: the samples of one are not kept."""
-        return steps % self.config.updates == 0
+        return steps % self.updates == 0
 
     def fingerprint(self) -> str:
         """A digest of the prompts and of the tokens that end a text."""
@@ -201,7 +215,7 @@ class Rollouts(RecordSource):
             **_drift(batch),
         }
         batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
-        step = number * self.config.updates + 1
+        step = number * self.updates + 1
         advantages = [d.targets["advantage"] for d in batch.drawn or () if "advantage" in d.targets]
         by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 else None
         return Rollout(number=number, step=step, answers=answers, rewards=rewards, advantages=by_text, batch=batch)
@@ -241,18 +255,29 @@ class Rollouts(RecordSource):
                   tuple(samples[group][k].tokens[-1] in self.ends for k in members[: len(record.completions)]))
             for record, group, members in zip(records, found.group, found.members, strict=True)
         ]  # fmt: skip
+        if self.loss.needs.values:
+            estimates = self._of_all(records, self._estimates)
+            drawn = [dataclasses.replace(d, values=e) for d, e in zip(drawn, estimates, strict=True)]
         if self.loss.needs.on_policy:
             drawn = self._with_targets(records, drawn, table)
         return GlobalBatch(feed, np.arange(len(feed)), table, drawn=drawn)
 
     def _reference(self, records: Sequence[TokenRecord]) -> list[Scored]:
-        """The reference's log-probs; each process computes those of its share."""
+        entropy = Vocab.REF_ENTROPY in self.loss.needs.vocab
+        return self._of_all(
+            records, lambda mine: score(self.reference, mine, max_tokens=self.max_tokens, tokens=True, entropy=entropy)
+        )
+
+    def _estimates(self, records: Sequence[TokenRecord]) -> list[Estimates]:
+        assert isinstance(self.policy.values, ValueModel)
+        return estimate(self.policy.values, records, max_tokens=self.max_tokens)
+
+    def _of_all(self, records: Sequence[TokenRecord], of: Callable[[list[TokenRecord]], list[T]]) -> list[T]:
+        """`of` the records; each process computes those of its share."""
         rank, count = self.process
         mine = range(rank, len(records), count)
-        entropy = Vocab.REF_ENTROPY in self.loss.needs.vocab
-        found = score(self.reference, [records[i] for i in mine], max_tokens=self.max_tokens, tokens=True,
-                      entropy=entropy)  # fmt: skip
-        return [scored for _, scored in sorted(self._from_all(dict(zip(mine, found, strict=True))).items())]
+        found = self._from_all(dict(zip(mine, of([records[i] for i in mine]), strict=True)))
+        return [value for _, value in sorted(found.items())]
 
     def _with_targets(
         self, records: Sequence[TokenRecord], drawn: Sequence[Drawn], table: ReferenceTable | None
