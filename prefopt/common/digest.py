@@ -61,11 +61,13 @@ def _of_files(files: tuple[FileState, ...]) -> str:
 
 
 def of_records(*tables: Any) -> str:
-    """The digest of all that training and evaluation read of token records: ids, tokens, labels, scores, weights."""
+    """The digest of all that training and evaluation read of token records: ids, tokens, labels, weights, ..."""
     digest = hashlib.blake2b(digest_size=12)
     for table in tables:
         for record in table if table is not None else ():
             facts = [record.id, record.kind.value, record.desirable, record.scores, record.weight]
+            judged = {"margin": record.margin, "probability": record.probability}
+            facts += [[name, value] for name, value in judged.items() if value is not None]
             digest.update(json.dumps(facts).encode())
             for ids in (record.prompt, *record.completions):
                 digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())

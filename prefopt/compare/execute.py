@@ -17,6 +17,7 @@ from prefopt.compare.costs import ChangedReward, SampleCount, offline_costs
 from prefopt.compare.jobs import Job, JobResult, failure
 from prefopt.compare.spec import Measurement, Split
 from prefopt.config.run_config import RunConfig
+from prefopt.data.record import reversed_sides
 from prefopt.engine.cpu import give_back
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
@@ -181,6 +182,8 @@ _prepared: dict[str, PreparedRecords] = {}
 
 def data_of(config: RunConfig) -> PreparedRecords:
     """Prepare the data of a configuration; the last few are kept, so that a worker prepares each set once."""
+    if config.data.ties == "auto":  # every method gets the same records
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, ties="drop"))
     needs = config.loss.needs
     text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
     kind = needs.data.value if config.source == "offline" else None  # behind prompts of records of any kind
@@ -206,8 +209,7 @@ def swapped(records: Sequence[Any]) -> list[Any]:
         if record.kind is Data.UNPAIRED:
             exchanged.append(dataclasses.replace(record, desirable=not record.desirable))
         elif record.kind is Data.PAIRS:
-            scores = record.scores[::-1] if record.scores is not None else None
-            exchanged.append(dataclasses.replace(record, completions=record.completions[::-1], scores=scores))
+            exchanged.append(dataclasses.replace(record, **reversed_sides(record)))
         elif record.kind is Data.LISTS and record.scores is not None:
             exchanged.append(dataclasses.replace(record, scores=tuple(-score for score in record.scores)))
         else:

@@ -17,7 +17,7 @@ MEANINGS = (*SIDES, "desirable", "undesirable")
 CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
-    "ties": ("drop", "keep", "split"),
+    "ties": ("auto", "drop", "keep", "split"),
     "system": ("keep", "merge", "drop"),
 }
 
@@ -62,7 +62,7 @@ class DataConfig:
     eval_fraction: float = 0.0  # share of the records to hold out
 
     pairs_from: str | None = None  # best_worst | all | adjacent: how a pairs loss reads ranked lists
-    ties: str = "drop"  # drop | keep (file order) | split (both orders, half the weight each)
+    ties: str = "auto"  # auto (keep for a loss that reads them, else drop) | drop | keep | split (both orders, half)
     desirable_above: float | None = None  # the score above which a completion of a list counts as desirable
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file

@@ -14,10 +14,13 @@ from prefopt.data.record import Record, RowError, Text
 from prefopt.plugin import Data
 
 
-def pair(prompt: Text, chosen: Text, rejected: Text, *, scores: tuple[float, float] | None = None,
-         weight: float = 1.0) -> Record:  # fmt: skip
-    """A PAIRS record. Equal scores mark a tie, which `data.ties` decides about."""
-    return _record(Data.PAIRS, prompt, (chosen, rejected), scores=scores, weight=weight)
+def pair(prompt: Text, chosen: Text, rejected: Text, *, scores: tuple[float, float] | None = None, weight: float = 1.0,
+         margin: float | None = None, probability: float | None = None) -> Record:  # fmt: skip
+    """A PAIRS record, maybe a tie (see `prefopt.data.record.is_tie`), which `data.ties` decides about."""
+    if probability is not None and not 0 <= probability <= 1:
+        raise RowError("bad_probability", f"a probability must be from 0 to 1, not {probability:g}")
+    made = _record(Data.PAIRS, prompt, (chosen, rejected), scores=scores, weight=weight)
+    return dataclasses.replace(made, margin=margin, probability=probability)
 
 
 def unpaired(prompt: Text, completion: Text, desirable: bool, *, weight: float = 1.0) -> Record:

@@ -99,6 +99,11 @@ def _warnings(train: TokenTable, rejected: int, data: Data | None, counts: dict[
     if lower := train.scored_lower():
         counts["chosen_scored_lower"] = lower
         found.append(f"{lower} pairs have the higher score on the rejected side (`prefopt data check` lists them)")
+    if doubted := train.doubted():
+        counts["margin_against_label"] = doubted
+        found.append(
+            f"{doubted} pairs have a margin below 0 or a probability below 1/2 (`prefopt data check` lists them)"
+        )
     if (side := winner_side(counts)) and side[0] > ONE_SIDED:
         found.append(f"{side[1]}: check what the codes mean, and whether the judge saw both orders")
     if data is Data.UNPAIRED and train.kind is Data.UNPAIRED:

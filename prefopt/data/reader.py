@@ -16,7 +16,7 @@ from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
-from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema
+from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, fact
 from prefopt.data.schemas.verdicts import check_codes, decode
 from prefopt.data.string_forms import parsed
 from prefopt.data.template_arguments import row_arguments
@@ -118,6 +118,7 @@ def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
         if schema.gather is None:
             arguments = row_arguments(watched)
             made = [with_arguments(one, arguments) if isinstance(one, Record) else one for one in made]
+            made = _weighted(made, watched)
             names.update(unread(watched))
         else:
             names, refused = unread_of_members(watched)
@@ -135,6 +136,16 @@ def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
         return [*refused.values(), *(_made(schema, rest, log) if rest[MEMBERS] else [])]
     log.counts.update({f"unread/{name}": count for name, count in names.items()})
     return made
+
+
+def _weighted(made: list[Made], row: Row) -> list[Made]:
+    """The records of a row with the weight that it gives them."""
+    weight = fact(row, "weight")
+    if weight is None:
+        return made
+    if weight < 0:
+        raise RowError("bad_weight", f"the weight must be at least 0, not {weight:g}")
+    return [dataclasses.replace(one, weight=weight) if isinstance(one, Record) else one for one in made]
 
 
 def _changed(row: Row, source: Source) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -21,6 +21,23 @@ class Message(TypedDict):
 Text = str | tuple[Message, ...]  # plain text, or chat turns
 
 
+def is_tie(scores: Sequence[float] | None, margin: float | None, probability: float | None) -> bool:
+    """Whether neither side of a pair is preferred: by its scores, else its margin, else its probability."""
+    if scores is not None:
+        return scores[0] == scores[1]
+    return margin == 0 if margin is not None else probability == 0.5
+
+
+def reversed_sides(pair: Any) -> dict[str, Any]:
+    """What changes where the sides of a pair (a `Record` or a `TokenRecord`) change places."""
+    return {
+        "completions": pair.completions[::-1],
+        "scores": None if pair.scores is None else pair.scores[::-1],
+        "margin": None if pair.margin is None else -pair.margin,
+        "probability": None if pair.probability is None else 1 - pair.probability,
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One example as text.
@@ -32,8 +49,10 @@ class Record:
         completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2 · PROMPTS none.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
-        weight: factor of this record's loss.
         arguments: what the row gives its chat template beside the turns, such as `tools`; of JSON values.
+        weight: factor of this record's term in the loss, at least 0.
+        margin: by how much the chosen side of PAIRS is better, in the data's own unit.
+        probability: that the chosen side of PAIRS is the better one, such as its share of the annotators.
         source: `file:row`, rows counted from 0; for messages.
     """
 
@@ -45,7 +64,14 @@ class Record:
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    margin: float | None = None
+    probability: float | None = None
     source: str = ""
+
+    @property
+    def tied(self) -> bool:
+        """Whether neither side of a pair is preferred."""
+        return is_tie(self.scores, self.margin, self.probability)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

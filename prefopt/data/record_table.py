@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_bytes, of_json
-from prefopt.data.record import Record, Rejection, Text
+from prefopt.data.record import Record, Rejection, Text, is_tie
 from prefopt.errors import UserError, first_line, of_machine
 from prefopt.plugin import Data
 
@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("weight", pa.float64()),
         ("arguments", pa.large_string()),  # a JSON object; null for none
+        ("margin", pa.float64()),
+        ("probability", pa.float64()),
         ("source", pa.string()),
     ]
 )
@@ -77,9 +79,9 @@ class RecordTable(Sequence[Record]):
         return {Data(kind) for kind in pc.unique(self.table.column("kind")).to_pylist()}
 
     def ties(self) -> bool:
-        """Whether the first two completions of any record have equal scores."""
-        scored = self.table.select(["scores"]).filter(pc.is_valid(self.table.column("scores"))).column("scores")
-        return any(scores[0] == scores[1] for chunk in scored.chunks for scores in chunk.to_pylist())
+        """Whether any pair is a tie."""
+        judged = self.table.select(["scores", "margin", "probability"])
+        return any(is_tie(**row) for batch in judged.to_batches() for row in batch.to_pylist())
 
 
 def decode(row: dict[str, Any], repeat: int) -> Record:
@@ -93,6 +95,8 @@ def decode(row: dict[str, Any], repeat: int) -> Record:
         scores=None if row["scores"] is None else tuple(row["scores"]),
         weight=row["weight"],
         arguments={} if row["arguments"] is None else json.loads(row["arguments"]),
+        margin=row["margin"],
+        probability=row["probability"],
         source=row["source"],
     )
 
@@ -212,6 +216,8 @@ def _batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
                 "scores": record.scores,
                 "weight": record.weight,
                 "arguments": json.dumps(record.arguments, ensure_ascii=False) if record.arguments else None,
+                "margin": record.margin,
+                "probability": record.probability,
                 "source": record.source,
             }
         )

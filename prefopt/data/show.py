@@ -38,6 +38,8 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
     facts = [record.kind.value, f"id {record.id}", record.source]
     facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
     facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
+    facts += [f"{name} {value:g}" for name in ("margin", "probability") if (value := getattr(record, name)) is not None]
+    facts += [f"weight {record.weight:g}"] if record.weight != 1 else []
     console.print(Styled(" · ".join(facts), style="bold"))
     names = SIDES.get(record.kind.value) or tuple(f"completion {k}" for k in range(len(record.completions)))
     if tokenizer is None:

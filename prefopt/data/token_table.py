@@ -24,6 +24,8 @@ SCHEMA = pa.schema(
         ("desirable", pa.bool_()),
         ("scores", pa.list_(pa.float64())),
         ("weight", pa.float64()),
+        ("margin", pa.float64()),
+        ("probability", pa.float64()),
         ("source", pa.string()),
         ("prompt_key", pa.int64()),  # equal for equal prompts
         ("marked", pa.bool_()),  # whether a text of a turn holds special tokens or marks of a chat template
@@ -56,6 +58,8 @@ class TokenTable(Sequence[TokenRecord]):
                 "desirable": record.desirable,
                 "scores": record.scores,
                 "weight": record.weight,
+                "margin": record.margin,
+                "probability": record.probability,
             }
             for record in records
         ]
@@ -81,6 +85,8 @@ class TokenTable(Sequence[TokenRecord]):
             desirable=self.table.column("desirable")[row].as_py(),
             scores=None if scores is None else tuple(scores),
             weight=self.table.column("weight")[row].as_py(),
+            margin=self.table.column("margin")[row].as_py(),
+            probability=self.table.column("probability")[row].as_py(),
         )
 
     def ids(self) -> list[str]:
@@ -123,6 +129,11 @@ class TokenTable(Sequence[TokenRecord]):
         if self.kind is not Data.PAIRS or not len(scores):
             return 0
         return int(pc.sum(pc.less(pc.list_element(scores, 0), pc.list_element(scores, 1))).as_py())
+
+    def doubted(self) -> int:
+        """The number of pairs whose margin is negative, or whose chosen side is the better one less often than not."""
+        worse = pc.or_kleene(pc.less(self._column("margin"), 0.0), pc.less(self._column("probability"), 0.5))
+        return pc.sum(worse).as_py() or 0
 
     def select(self, positions: NDArray[np.int64]) -> TokenTable:
         """The records at these positions."""

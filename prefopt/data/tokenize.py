@@ -119,6 +119,8 @@ class Encoder:
             "desirable": record.desirable,
             "scores": record.scores,
             "weight": record.weight,
+            "margin": record.margin,
+            "probability": record.probability,
             "source": record.source,
             "prompt_key": int(content_hash(record.prompt), 16) - 2**63,
             "marked": self._marked(record),

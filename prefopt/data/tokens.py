@@ -45,7 +45,9 @@ class TokenRecord:
             given tokens are below 0. The last token is trained.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better.
-        weight: factor of this record's loss.
+        weight: factor of this record's term in the loss, at least 0.
+        margin: by how much the chosen side of a pair is better, in the data's own unit.
+        probability: that the chosen side of a pair is the better one.
     """
 
     id: str
@@ -55,6 +57,8 @@ class TokenRecord:
     desirable: bool | None = None
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    margin: float | None = None
+    probability: float | None = None
 
     @property
     def stable_int(self) -> int:

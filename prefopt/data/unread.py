@@ -13,14 +13,15 @@ from prefopt.data.schemas.base import MEMBERS, PLACES
 MEANINGFUL = {
     "images", "image", "videos", "video", "audios", "audio", "tools", "functions", "chat_template_kwargs",
     "documents", "document", "passage", "context", "contexts", "input", "history", "system", "system_prompt",
-    "initial_reason_steps", "weight", "weights", "sample_weight", "loss_weight",
+    "initial_reason_steps", "weight", "weights", "sample_weight", "loss_weight", "example_weight",
 }  # fmt: skip
 SPEAKERS = {"role", "from"}
 CALLS = ("tool_calls", "function_call")
 MEANINGFUL_IN_TURNS = {"reasoning_content", "reasoning", "thinking", "images", "image", "audio", "tools", "prefix",
                        "weight", "loss_weight", "train"}  # fmt: skip
 PROVENANCE = "provenance"  # where a row came from: of rows that prefopt wrote
-NEUTRAL = {"weight": 1, "weights": 1, "sample_weight": 1, "loss_weight": 1, "train": True, "prefix": False}
+NEUTRAL = {"weight": 1, "weights": 1, "sample_weight": 1, "loss_weight": 1, "example_weight": 1, "train": True,
+           "prefix": False}  # fmt: skip
 
 
 class Watched(dict[str, Any]):

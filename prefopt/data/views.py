@@ -10,7 +10,7 @@ from itertools import chain, combinations, pairwise
 
 from prefopt.common.digest import of_json
 from prefopt.data import make
-from prefopt.data.record import Record, Rejection, RowError
+from prefopt.data.record import Record, Rejection, RowError, reversed_sides
 from prefopt.data.record_table import Log, RecordTable, stored
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -226,25 +226,21 @@ def _desirable_only(record: Record, log: Log) -> Iterator[Record]:
     yield dataclasses.replace(record, kind=Data.DEMONSTRATIONS, desirable=None)
 
 
-def _is_tie(record: Record) -> bool:
-    return record.scores is not None and record.scores[0] == record.scores[1]
-
-
 def _has_ties(records: Sequence[Record]) -> bool:
-    return records.ties() if isinstance(records, RecordTable) else any(_is_tie(record) for record in records)
+    return records.ties() if isinstance(records, RecordTable) else any(record.tied for record in records)
 
 
 def _tie_rule(ties: str) -> Step | None:
     def drop(record: Record, log: Log) -> Iterator[Record]:
-        if _is_tie(record):
-            raise RowError("tie", "both sides have the same score; data.ties=split or data.ties=keep accepts such rows")
+        if record.tied:
+            raise RowError("tie", "neither side is preferred; data.ties=split or data.ties=keep accepts such rows")
         yield record
 
     def split(record: Record, log: Log) -> Iterator[Record]:
-        if not _is_tie(record):
+        if not record.tied:
             yield record
             return
-        for order, sides in (("a", record.completions), ("b", record.completions[::-1])):
-            yield dataclasses.replace(record, id=f"{record.id}:{order}", completions=sides, weight=record.weight / 2)
+        for order, sides in (("a", {}), ("b", reversed_sides(record))):
+            yield dataclasses.replace(record, id=f"{record.id}:{order}", weight=record.weight / 2, **sides)
 
-    return {"drop": drop, "split": split, "keep": None}[ties]
+    return {"drop": drop, "auto": drop, "split": split, "keep": None}[ties]

@@ -14,20 +14,20 @@ from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Sea
 
 @dataclass(frozen=True, kw_only=True)
 class MarginDPO:
-    r"""DPO that asks for a margin, which is the pair's score gap or its `margin` column.
+    r"""DPO that asks for the pair's margin: a column of the data, else the gap of its scores.
 
-    L = -log sigmoid(beta * (rho_w - rho_l) - scale * (s_w - s_l))
+    L = -log sigmoid(beta * (rho_w - rho_l) - scale * m),   m: the pair's margin
 
-    Value at policy = reference: log(1 + exp(scale * (s_w - s_l))).
+    Value at policy = reference: log(1 + exp(scale * m)).
 
     Identities: margin_dpo(scale=0.0) = dpo.
 
     Differences: none from turbo-alignment, whose margin is a column of the data (`scale` 1). `odpo` takes the logarithm
-    of the gap.
+    of the gap of scores.
     """
 
     paper: ClassVar[str] = "https://github.com/turbo-llm/turbo-alignment"
-    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, margin=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "turbo-llm/turbo-alignment turbo_alignment/trainers/dpo.py@72e737d", "2026-11-30"
@@ -42,10 +42,10 @@ class MarginDPO:
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
         return LossOutput(
-            loss=-F.logsigmoid(chosen - rejected - self.scale * logps.score_gap),
+            loss=-F.logsigmoid(chosen - rejected - self.scale * logps.fact("margin")),
             chosen_reward=chosen.detach(),
             rejected_reward=rejected.detach(),
         )
 
     def at_reference(self, logps: PairLogps, /) -> Tensor:
-        return F.softplus(self.scale * logps.score_gap)
+        return F.softplus(self.scale * logps.fact("margin"))

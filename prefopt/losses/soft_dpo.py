@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 
 from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
@@ -16,18 +15,19 @@ from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Sea
 class SoftDPO:
     r"""DPO on the probability that the chosen side wins, the cross-entropy of a share of annotators.
 
-    L = -P log sigmoid(z) - (1 - P) log sigmoid(-z),   z = beta * (rho_w - rho_l),   P = sigmoid(s_w - s_l)
+    L = -P log sigmoid(z) - (1 - P) log sigmoid(-z),   z = beta * (rho_w - rho_l)
+    P: the probability that y_w is the better one
 
     Value at policy = reference: log 2.
 
-    Identities: soft_dpo at a score gap of log((1 - epsilon)/epsilon) = cdpo at that epsilon.
+    Identities: soft_dpo at probability 1 - epsilon = cdpo at that epsilon; soft_dpo at probability 1 = dpo.
 
-    Differences: P follows from the scores by Bradley-Terry; scores are log-odds, so give logit(P) and 0 where P itself
-    is known. The paper's name is cDPO with soft labels; `cdpo` has one epsilon for all pairs.
+    Differences: none known from the paper, whose name for it is cDPO with soft labels; `cdpo` has one epsilon for all
+    pairs. Data with scores and no probability have P = sigmoid(s_w - s_l).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06691"
-    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, probability=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.06691, cross-entropy with the soft label", "2026-11-30")
 
@@ -38,7 +38,7 @@ class SoftDPO:
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
-        wins = torch.sigmoid(logps.score_gap)
+        wins = logps.fact("probability")
         z = chosen - rejected
         return LossOutput(
             loss=-wins * F.logsigmoid(z) - (1 - wins) * F.logsigmoid(-z),
@@ -54,19 +54,19 @@ class SoftDPO:
 class GDPO:
     r"""DPO on likelihoods that are averaged geometrically by the probability that the chosen side wins.
 
-    L = -log sigmoid(beta * (2P - 1) * (rho_w - rho_l)),   P = sigmoid(s_w - s_l)
+    L = -log sigmoid(beta * (2P - 1) * (rho_w - rho_l)),   P: the probability that y_w is the better one
 
     Both sides become pi(y_w)^P pi(y_l)^(1-P) and pi(y_w)^(1-P) pi(y_l)^P, whose log-ratios differ by (2P - 1) Delta.
 
     Value at policy = reference: log 2.
 
-    Identities: gdpo at a score gap of log 3 = dpo(beta halved).
+    Identities: gdpo at probability 3/4 = dpo(beta halved); gdpo at probability 1 = dpo.
 
-    Differences: P follows from the scores, as in `soft_dpo`.
+    Differences: none known from the paper. Data with scores and no probability have P = sigmoid(s_w - s_l).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06691"
-    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, probability=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.06691, weighted geometric average", "2026-11-30")
 
@@ -77,7 +77,7 @@ class GDPO:
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = self.beta * logps.chosen.ratio, self.beta * logps.rejected.ratio
-        confidence = torch.tanh(logps.score_gap / 2)  # 2P - 1
+        confidence = 2 * logps.fact("probability") - 1
         return LossOutput(
             loss=-F.logsigmoid(confidence * (chosen - rejected)),
             chosen_reward=chosen.detach(),

@@ -21,69 +21,12 @@ from torch import Tensor
 
 from prefopt.plugin.hyperparameters import comments as comments
 from prefopt.plugin.hyperparameters import require as require
+from prefopt.plugin.needs import Data as Data
+from prefopt.plugin.needs import Needs as Needs
+from prefopt.plugin.needs import Vocab as Vocab
 
 State = Mapping[str, Tensor]
 SearchSpace = Mapping[str, tuple[float, ...]]  # one hyper-parameter -> four values to try, in rising order
-
-
-class Data(Enum):
-    """The shapes of a record, and of the log-probs that a loss is called on."""
-
-    PAIRS = "pairs"  # a chosen and a rejected completion       -> PairLogps
-    UNPAIRED = "unpaired"  # one completion, desirable or not   -> UnpairedLogps
-    LISTS = "lists"  # K >= 2 completions with scores           -> ListLogps
-    DEMONSTRATIONS = "demonstrations"  # one good completion    -> DemoLogps
-    PROMPTS = "prompts"  # no completion: the policy writes them, and no loss is defined on it
-
-
-class Vocab(Enum):
-    """Whole-vocabulary statistics at each completion token, in nats; fields of `Logps`, (B, T) each."""
-
-    LOG_SUM_SQ = "log_sum_sq"  # log sum_v pi(v)^2, no gradient
-    REF_ENTROPY = "ref_entropy"  # entropy of the reference, no gradient
-    KL = "kl"  # KL(reference || policy), with gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a loss reads. The conformance kit checks that each declared need is used, and that nothing else is.
-
-    Attributes:
-        data: the shape of record that the loss is defined on.
-        reference: reads reference log-probs.
-        lengths: reads `num_tokens` (or anything derived from it, such as `mean`).
-        tokens: reads per-token log-probs.
-        scores: reads scores of completions.
-        vocab: whole-vocabulary statistics it reads.
-        mismatched: reads completions scored after another record's prompt (KTO's KL term).
-        coupled: an example's value depends on the other examples; the engine passes the whole global batch.
-        state: carries running state from one global batch to the next.
-        moving_reference: the reference follows the policy (`reference_update` says how).
-        control_text: trains after a text that marks a completion as good or bad: `control_text`, a pair (good, bad).
-        on_policy: learns from lists of the policy's own samples, and reads their `old` and `targets`.
-        ended: reads whether each of these samples ended by itself.
-        values: reads the estimates of a value model, which is then trained beside the policy.
-    """
-
-    data: Data
-    reference: bool
-    lengths: bool = False
-    tokens: bool = False
-    scores: bool = False
-    vocab: frozenset[Vocab] = field(default_factory=frozenset)
-    mismatched: bool = False
-    coupled: bool = False
-    state: bool = False
-    moving_reference: bool = False
-    control_text: bool = False
-    on_policy: bool = False
-    ended: bool = False
-    values: bool = False
-
-    def flags(self) -> dict[str, Any]:
-        """The needs as plain JSON values: `data` by its name, `vocab` as a sorted list, the rest booleans."""
-        plain: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in ("data", "vocab")}
-        return {"data": self.data.value, "vocab": sorted(v.value for v in self.vocab), **plain}
 
 
 class Ranking(Enum):
@@ -142,7 +85,7 @@ class Traits:
         updates: steps that learn from the same own samples, by default.
     """
 
-    needs: Needs = Needs(data=Data.PAIRS, reference=True)
+    needs: Needs = field(default_factory=lambda: Needs(data=Data.PAIRS, reference=True))
     ranking: Ranking = Ranking.PAIRWISE
     chosen_rises: bool | None = None
     target_margin: float | None = None
@@ -249,16 +192,23 @@ class Logps:
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogps:
-    """B pairs. `ids` are stable integers of the records, for draws that must not depend on order."""
+    """B pairs. `ids` are stable integers of the records, for draws that must not depend on order.
+
+    Where the loss declares that it reads them: `margin`, by how much the chosen side is better; `probability`, that
+    it is; `tied`, (B,) bool, whether neither side is.
+    """
 
     chosen: Logps
     rejected: Logps
     ids: Tensor | None = None
     chosen_score: Tensor | None = None
     rejected_score: Tensor | None = None
+    margin: Tensor | None = None
+    probability: Tensor | None = None
+    tied: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ids", "chosen_score", "rejected_score"):
+        for name in ("ids", "chosen_score", "rejected_score", "margin", "probability", "tied"):
             _same_shape(self.chosen.sum, getattr(self, name), name)
         _same_shape(self.chosen.sum, self.rejected.sum, "rejected")
 
@@ -268,6 +218,13 @@ class PairLogps:
         if self.chosen_score is None or self.rejected_score is None:
             raise ValueError("this batch has no scores: declare `Needs(scores=True)` and give records with scores")
         return self.chosen_score - self.rejected_score
+
+    def fact(self, name: str) -> Tensor:
+        """`margin`, `probability` or `tied`; raises where the batch has none."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"this batch has no {name}: declare `Needs({'ties' if name == 'tied' else name}=True)`")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)

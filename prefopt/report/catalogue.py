@@ -54,8 +54,10 @@ tokens, the closing token included; `log pi(y|x)` is a sum over tokens, in nats;
 example, and only the trainer takes means.
 
 Needs: *reference*: log-probs of a frozen reference. *lengths*: completion lengths. *tokens*: per-token log-probs.
-*scores*: a score per completion. *mismatched*: completions scored behind another prompt. *coupled*: an example's value
-depends on the batch; it is always the whole global batch. *state*: carried from batch to batch, and in checkpoints.
+*scores*: a score per completion. *margin*, *probability*, *ties*: by how much the chosen side is better, the
+probability that it is, and whether neither side is ([facts of a row](data.md#facts-of-a-row)). *mismatched*:
+completions scored behind another prompt. *coupled*: an example's value depends on the batch; it is always the whole
+global batch. *state*: carried from batch to batch, and in checkpoints.
 *moving reference*, *control text*: as their names say. *log_sum_sq*, *ref_entropy*, *kl*: statistics over the whole
 vocabulary at each token.
 
@@ -267,6 +269,9 @@ def _numbers(needs: Needs, margin: Tensor, desirable: bool) -> dict[str, Tensor]
         "rejected_num_tokens": one,
         "chosen_score": still + 1.0,
         "rejected_score": still,
+        "margin": still + 1.0,
+        "probability": still + 0.75,
+        "tied": still > 0,
     }
 
 

@@ -53,7 +53,10 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
     needs = config.loss.needs
     data = None if config.source == "rollouts" else needs.data
     control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
-    return prepare(resolved_data(config.data), tokenizer, data, control_text=control_text)
+    source = resolved_data(config.data)
+    if source.ties == "auto":
+        source = dataclasses.replace(source, ties="keep" if needs.ties or needs.probability else "drop")
+    return prepare(source, tokenizer, data, control_text=control_text)
 
 
 def resolved_reward(config: RunConfig) -> Reward | None:

@@ -48,6 +48,15 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         other = samples.random_numbers(data, seed=seed + 1000, examples=len(numbers["ids"]))
         return dict(numbers) | {n: other[n] for n in numbers if n.endswith("score") or n == "scores"}
 
+    def redrawn(name: str) -> Callable[[Numbers, int], Numbers]:
+        def change(numbers: Numbers, seed: int) -> Numbers:
+            if name not in numbers:
+                return numbers
+            value = numbers[name]
+            return dict(numbers) | {name: ~value if value.dtype == torch.bool else value * 0.9}
+
+        return change
+
     def noise(which: Callable[[str], bool]) -> Callable[[Numbers, int], Numbers]:
         return lambda numbers, seed: samples.perturbed(numbers, which, seed)
 
@@ -56,6 +65,9 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "lengths": lengths,
         "tokens": tokens,
         "scores": scores,
+        "margin": redrawn("margin"),
+        "probability": redrawn("probability"),
+        "ties": redrawn("tied"),
         "mismatched": noise(lambda name: name == "mismatched"),
         "on_policy": noise(lambda name: name.startswith("old_")),
         "ended": lambda numbers, seed: {n: ~value if n == "ended" else value for n, value in numbers.items()},
@@ -72,7 +84,8 @@ def _ends_with(suffix: str, name: str) -> bool:
 
 
 def _declared_flags(needs: Needs) -> dict[str, bool]:
-    names = ("reference", "lengths", "tokens", "scores", "mismatched", "on_policy", "ended", "values")
+    of_data = ("scores", "margin", "probability", "ties", "mismatched")
+    names = ("reference", "lengths", "tokens", *of_data, "on_policy", "ended", "values")
     flags = {name: bool(getattr(needs, name)) for name in names}
     flags |= {name: any(v.value == name for v in needs.vocab) for name in ("log_sum_sq", "ref_entropy", "kl")}
     return flags | {"desirable": needs.data is Data.UNPAIRED and not needs.control_text}

@@ -3,6 +3,7 @@
 Names by shape of data (B examples, K completions, T tokens; every `ref_` name is the reference's figure):
 
     pairs           chosen rejected ref_chosen ref_rejected         (B,) log-probs, nats
+                    margin probability tied                         (B,) facts of each pair
                     chosen_num_tokens rejected_num_tokens           (B,) tokens
                     chosen_score rejected_score                     (B,)
                     chosen_token ref_chosen_token ...               (B, T) per token, nats; may be ragged
@@ -54,6 +55,8 @@ SIDES: dict[Data, tuple[tuple[str, str], ...]] = {
 _PER_TOKEN = ("token", *(v.value for v in Vocab), "value")
 OLD_VALUES = ("old_completions_value", "old_completions_value_after")
 _INTEGERS = ("num_tokens", "ids")
+_LABELS = ("desirable", "ended", "tied")
+_OF_PAIRS = ("margin", "probability", "tied")
 
 
 def evaluate(loss: Loss, /, **numbers: Any) -> list[float]:
@@ -99,12 +102,12 @@ def value_of(loss: Loss, numbers: Numbers, state: State | None = None) -> Tensor
 
 
 def to_tensor(name: str, value: Any) -> Tensor:
-    """A named list (nested, maybe ragged) as a tensor: bool for `desirable`, int64 for counts and ids, else float64."""
+    """A named list (nested, maybe ragged) as a tensor: bool for labels, int64 for counts and ids, else float64."""
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, Sequence):
         raise ValueError(f"{name} must be a list with one entry per example, got {value!r}")
-    dtype = torch.bool if name in ("desirable", "ended") else torch.int64 if name.endswith(_INTEGERS) else torch.float64
+    dtype = torch.bool if name in _LABELS else torch.int64 if name.endswith(_INTEGERS) else torch.float64
     if value and isinstance(value[0], Sequence):
         width = max(len(row) for row in value)
         fill = float("nan") if dtype == torch.float64 else 0
@@ -131,6 +134,7 @@ def build(needs: Needs, numbers: Numbers) -> AnyLogps:
             ids=_ids(ids, chosen),
             chosen_score=numbers.get("chosen_score"),
             rejected_score=numbers.get("rejected_score"),
+            **{name: _given(numbers, name) if name in needs.of_pairs else numbers.get(name) for name in _OF_PAIRS},
         )
     if needs.data is Data.UNPAIRED:
         completion = _side(needs, numbers, "completion")
@@ -160,7 +164,7 @@ def names(data: Data) -> list[str]:
     for side, lengths in SIDES[data]:
         found += [side, f"ref_{side}", lengths, f"ref_{side}_token", *(f"{side}_{name}" for name in _PER_TOKEN)]
     extra = {
-        Data.PAIRS: ["chosen_score", "rejected_score"],
+        Data.PAIRS: ["chosen_score", "rejected_score", *_OF_PAIRS],
         Data.UNPAIRED: ["desirable"],
         Data.LISTS: ["scores", "old_completions", "old_completions_token", "ended", *OLD_VALUES],
     }

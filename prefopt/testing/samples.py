@@ -45,6 +45,9 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
         numbers["rejected_score"] = torch.rand(examples, generator=generator, dtype=torch.float64)
         gap = 0.1 + 2 * torch.rand(examples, generator=generator, dtype=torch.float64)
         numbers["chosen_score"] = numbers["rejected_score"] + gap
+        numbers["margin"] = 2 * torch.rand(examples, generator=generator, dtype=torch.float64)
+        numbers["probability"] = 0.55 + 0.4 * torch.rand(examples, generator=generator, dtype=torch.float64)
+        numbers["tied"] = torch.arange(examples) % 3 == 1
     if data is Data.LISTS:
         numbers["scores"] = torch.rand(examples, COMPLETIONS, generator=generator, dtype=torch.float64)
         # The policy has moved a little since it wrote the texts.
@@ -78,6 +81,8 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
         if base.endswith(statistics) and not any(base.endswith(v.value) for v in needs.vocab):
             continue
         if base.endswith("_score") and not needs.scores:
+            continue
+        if name in ("margin", "probability", "tied") and name not in needs.of_pairs:
             continue
         if base.startswith("mismatched") and not needs.mismatched:
             continue
@@ -149,6 +154,9 @@ def extreme_numbers(data: Data) -> Named:
     if data is Data.PAIRS:
         numbers["chosen_score"] = torch.ones(len(pairs), dtype=torch.float64)
         numbers["rejected_score"] = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)
+        numbers["margin"] = numbers["chosen_score"] - numbers["rejected_score"]
+        numbers["probability"] = 0.5 + numbers["margin"] / 2
+        numbers["tied"] = torch.arange(len(pairs)) % 3 == 1
     if data is Data.UNPAIRED:
         numbers["desirable"] = torch.arange(len(pairs)) % 4 < 2
     return numbers

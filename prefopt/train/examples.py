@@ -5,6 +5,7 @@ Legend: C completions of some records in order (each record's own, then its mism
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from prefopt.data.record import is_tie
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.values import Estimates
 from prefopt.errors import UserError
@@ -56,6 +58,8 @@ class Facts:
     desirable: bool | None
     scores: tuple[float, ...] | None
     weight: float
+    margin: float | None = None
+    probability: float | None = None
     drawn: Drawn | None = None
 
     @classmethod
@@ -70,12 +74,27 @@ class Facts:
             desirable=record.desirable,
             scores=record.scores,
             weight=record.weight,
+            margin=record.margin,
+            probability=record.probability,
             drawn=drawn,
         )
 
     @property
     def completions(self) -> int:
         return self.own + self.mismatched
+
+    def of_pair(self, name: str) -> float | None:
+        """The `margin` of a pair, else the gap of its scores; its `probability`, else by Bradley-Terry; or `tied`."""
+        if name == "tied":
+            return is_tie(self.scores, self.margin, self.probability)
+        if name == "probability" and self.probability is not None:
+            return self.probability
+        gap = self.scores[0] - self.scores[1] if self.margin is None and self.scores is not None else self.margin
+        return gap if name == "margin" or gap is None else 0.5 * (1 + math.tanh(gap / 2))
+
+    def unknown(self, needs: Needs) -> list[str]:
+        """What a loss reads of a pair that is not known of this one."""
+        return [name for name in needs.of_pairs if self.of_pair(name) is None]
 
 
 def given(logps: Logps) -> dict[str, Tensor]:
@@ -140,7 +159,7 @@ def examples_of(facts: Sequence[Facts], logps: Logps, needs: Needs) -> Examples:
         needs: of the loss.
 
     Raises:
-        UserError: scores that the loss needs are missing.
+        UserError: scores, or facts of pairs, that the loss needs are missing.
     """
     starts = list(accumulate((f.completions for f in facts[:-1]), initial=0))
     build = {Data.PAIRS: _pairs, Data.UNPAIRED: _unpaired, Data.LISTS: _lists, Data.DEMONSTRATIONS: _demonstrations}
@@ -166,6 +185,11 @@ def _pairs(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: N
     if needs.scores and len(scores) < len(facts):
         missing = next(f.id for f in facts if f.scores is None)
         raise UserError(f"record {missing} has no scores, which this loss needs: give the data a score per side")
+    for f in facts:
+        if unknown := f.unknown(needs):
+            raise UserError(f"record {f.id} has no {unknown[0]} and no scores, and this loss needs either: name the "
+                            f"column with 'data.fields={{{unknown[0]}: COLUMN}}'")  # fmt: skip
+    of_pairs = {name: [f.of_pair(name) for f in facts] for name in needs.of_pairs}
     sides = [_column(side, logps, logps.sum.dtype) for side in zip(*scores, strict=True)]
     scored = len(scores) == len(facts)
     ids, places = _each(facts, logps)
@@ -175,6 +199,7 @@ def _pairs(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: N
         ids=ids,
         chosen_score=sides[0] if scored else None,
         rejected_score=sides[1] if scored else None,
+        **{name: _column(v, logps, torch.bool if name == "tied" else logps.sum.dtype) for name, v in of_pairs.items()},
     )
     return Examples(pairs, places)
 

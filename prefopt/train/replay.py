@@ -88,7 +88,8 @@ def save(folder: Path, batch: Kept) -> None:
                 tensors[f"{n}.{name}"] = value.contiguous()
         facts.append([
             {"id": f.id, "key": f.key, "kind": f.kind.value, "own": f.own, "mismatched": f.mismatched,
-             "desirable": f.desirable, "scores": f.scores, "weight": f.weight}
+             "desirable": f.desirable, "scores": f.scores, "weight": f.weight, "margin": f.margin,
+             "probability": f.probability}
             for f in work.facts
         ])  # fmt: skip
     tensors |= {STATE + name: value.contiguous() for name, value in (batch.state or {}).items()}
@@ -141,6 +142,8 @@ def _facts(kept: dict[str, Any]) -> Facts:
         desirable=kept["desirable"],
         scores=None if scores is None else tuple(map(float, scores)),
         weight=float(kept["weight"]),
+        margin=kept.get("margin"),
+        probability=kept.get("probability"),
     )
 
 
@@ -191,6 +194,8 @@ def refuse_other_needs(loss: Loss, kept: Kept) -> None:
         lacks.append("whether a completion is desirable")
     elif any(_lacks_scores(f, needs) for f in facts):
         lacks.append("a score of every completion")
+    elif unknown := [name for f in facts for name in f.unknown(needs)]:
+        lacks.append(f"a {unknown[0]} of every pair")
     if needs.on_policy:
         lacks.append("the log-probs that the policy's own samples were drawn with")
     if needs.control_text and any(f.kind is Data.PAIRS for f in facts):

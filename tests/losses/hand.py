@@ -25,6 +25,9 @@ PAIR: dict[str, Any] = {
     "rejected_num_tokens": [4],
     "chosen_score": [1.5],
     "rejected_score": [0.25],
+    "margin": [0.75],
+    "probability": [0.8],
+    "tied": [False],
 }
 KL = {"chosen_kl": [[0.25, 0.5]], "rejected_kl": [[0.5, 0.5, 0.25, 0.25]]}
 ENTROPY = {"chosen_ref_entropy": [[1.0, 2.0]], "rejected_ref_entropy": [[1.0, 1.0, 0.5, 0.5]]}

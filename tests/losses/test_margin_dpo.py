@@ -15,13 +15,13 @@ NOT_TESTED = {
 
 
 def test_margin_dpo_by_hand() -> None:
-    # beta Delta = 1.5, score gap 1.25
-    assert on_pair("margin_dpo", beta=0.5, scale=2.0) == close(softplus(-(1.5 - 2.5)))
+    # beta Delta = 1.5, margin 0.75
+    assert on_pair("margin_dpo", beta=0.5, scale=2.0) == close(softplus(-(1.5 - 1.5)))
 
 
 def test_margin_dpo_at_reference() -> None:
     loss = load("margin_dpo", scale=2.0)
-    assert evaluate(loss, **SAME_SIDES, chosen_score=[3.5], rejected_score=[3.0]) == close([math.log(1 + math.e)])
+    assert evaluate(loss, **SAME_SIDES, margin=[0.5]) == close([math.log(1 + math.e)])
 
 
 @identity("margin_dpo(scale=0.0) = dpo")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import torch
 
-from tests.losses.hand import LOG2, close, on_pair, sigmoid, softplus
-from tests.losses.identities import Sides, identity, label_gap, pairs, values
+from prefopt.testing.samples import Named
+from tests.losses.hand import LOG2, close, on_pair, softplus
+from tests.losses.identities import Sides, identity, pairs, replaced, values
 from tests.losses.step_0 import at_reference
 
 NOT_TESTED = {
     "soft_dpo parity": "not in TRL",
     "gdpo parity": "not in TRL",
 }
-WINS = sigmoid(1.25)  # of the pair's score gap
+WINS = 0.8  # the pair's probability
+
+
+def surely(seed: int, probability: float) -> Named:
+    """The pairs, all with this probability."""
+    numbers = pairs(seed)
+    return replaced(numbers, probability=torch.full_like(numbers["probability"], probability))
 
 
 def test_soft_dpo_by_hand() -> None:
@@ -23,9 +30,14 @@ def test_soft_dpo_at_reference() -> None:
     assert at_reference("soft_dpo") == close(LOG2)
 
 
-@identity("soft_dpo at a score gap of log((1 - epsilon)/epsilon) = cdpo at that epsilon")
-def test_soft_dpo_at_one_gap_is_cdpo(seed: int) -> Sides:
-    return values("soft_dpo", label_gap(seed, 0.2)), values("cdpo", pairs(seed), label_smoothing=0.2)
+@identity("soft_dpo at probability 1 - epsilon = cdpo at that epsilon")
+def test_soft_dpo_at_one_probability_is_cdpo(seed: int) -> Sides:
+    return values("soft_dpo", surely(seed, 0.8)), values("cdpo", pairs(seed), label_smoothing=0.2)
+
+
+@identity("soft_dpo at probability 1 = dpo")
+def test_soft_dpo_of_sure_labels_is_dpo(seed: int) -> Sides:
+    return values("soft_dpo", surely(seed, 1.0)), values("dpo", pairs(seed))
 
 
 def test_gdpo_by_hand() -> None:
@@ -36,7 +48,11 @@ def test_gdpo_at_reference() -> None:
     assert at_reference("gdpo") == close(LOG2)
 
 
-@identity("gdpo at a score gap of log 3 = dpo(beta halved)")
+@identity("gdpo at probability 3/4 = dpo(beta halved)")
 def test_gdpo_at_three_to_one_is_dpo(seed: int) -> Sides:
-    assert math.log((1 - 0.25) / 0.25) == close(math.log(3))
-    return values("gdpo", label_gap(seed, 0.25), beta=0.1), values("dpo", pairs(seed), beta=0.05)
+    return values("gdpo", surely(seed, 0.75), beta=0.1), values("dpo", pairs(seed), beta=0.05)
+
+
+@identity("gdpo at probability 1 = dpo")
+def test_gdpo_of_sure_labels_is_dpo(seed: int) -> Sides:
+    return values("gdpo", surely(seed, 1.0)), values("dpo", pairs(seed))

@@ -13,7 +13,7 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
 from prefopt.data.doctor.near_duplicates import Leaks, NearDuplicates
-from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions
+from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions, RowFacts
 from prefopt.data.doctor.shortcuts import FormatRule, LengthRule, WordRule
 from prefopt.data.doctor.token_lengths import TokenLengths
 from prefopt.data.reader import read
@@ -45,7 +45,8 @@ def examine(
     found = read(config)
     lengths = LengthRule()
     checks: list[RecordCheck] = [
-        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), Marks(_marks(config, tokenizer))
+        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), RowFacts(),
+        Marks(_marks(config, tokenizer)),
     ]  # fmt: skip
     if held_out := config.held_out():
         checks.append(Leaks(read(held_out).records))

@@ -66,6 +66,24 @@ MEANINGS: dict[str, Meaning] = {
         says="pairs whose rejected side has the higher score", share=True, fails=0.5, notice=0.0,
         advice="one of the two is wrong: find out whether low scores are good, or drop these pairs",
     ),
+    "ties": Meaning(
+        says="pairs of which neither side is preferred", share=True,
+        advice="data.ties decides about them: dpo_rk and the like learn from ties",
+    ),
+    "with_weight": Meaning(
+        says="records whose weight is not 1", advice="each multiplies its record's term in the loss",
+    ),
+    "with_margin": Meaning(
+        says="pairs with a margin", advice="losses that read it ask for that much more of the chosen side",
+    ),
+    "with_probability": Meaning(
+        says="pairs with a probability, or a share of votes, of the chosen side",
+        advice="losses that read it learn the share instead of the side",
+    ),
+    "margin_against_label": Meaning(
+        says="pairs with a margin below 0 or a probability below 1/2", share=True, fails=0.5, notice=0.0,
+        advice="the label or the number is wrong: find out whether a low number is good, or drop these pairs",
+    ),
     "winner_side": Meaning(
         says="how often the side that wins more often wins (0.5 is no bias)", notice=0.6,
         advice="the place gives the verdict away: check what the codes mean, and whether the judge saw both orders",

@@ -155,6 +155,46 @@ class Marks:
             yield Finding(name=name, figure=len(ids), total=self.total, ids=tuple(ids))
 
 
+class RowFacts:
+    """Lists what rows say beside their texts: weights, margins, probabilities, ties."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._values: dict[str, list[float]] = {"weight": [], "margin": [], "probability": []}
+        self._against: list[str] = []
+        self._tied: list[str] = []
+        self._pairs = False
+
+    def see(self, record: Record) -> None:
+        """Look at one record."""
+        self.total += 1
+        if record.weight != 1:
+            self._values["weight"].append(record.weight)
+        if record.kind is not Data.PAIRS:
+            return
+        self._pairs = True
+        for name, value in (("margin", record.margin), ("probability", record.probability)):
+            if value is not None:
+                self._values[name].append(value)
+        if (record.margin or 0.0) < 0 or (record.probability if record.probability is not None else 1.0) < 0.5:
+            self._against.append(record.id)
+        if record.tied:
+            self._tied.append(record.id)
+
+    def findings(self) -> Iterator[Finding]:
+        """How many records have each fact, with its range; and which facts are against the label."""
+        for name, values in self._values.items():
+            if values:
+                low, mean, high = min(values), sum(values) / len(values), max(values)
+                note = f"from {low:.4g} to {high:.4g}, mean {mean:.4g}"
+                yield Finding(name=f"with_{name}", figure=len(values), total=self.total, note=note)
+        if self._pairs:
+            yield Finding(name="ties", figure=len(self._tied), total=self.total, ids=tuple(self._tied))
+        if self._values["margin"] or self._values["probability"]:
+            against = tuple(self._against)
+            yield Finding(name="margin_against_label", figure=len(against), total=self.total, ids=against)
+
+
 class Labels:
     """Finds unbalanced labels (with weights for KTO), lists whose first completion is the best, and scores that
     contradict the pair."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from prefopt.data.fields import number
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
@@ -38,6 +39,20 @@ class Schema:
 def has(row: Row, *columns: str) -> bool:
     """Whether the row has all these columns, and none is null; to look is not to read, see `prefopt.data.unread`."""
     return all(dict.get(row, column) is not None for column in columns)
+
+
+# Facts of a row beside its texts, under the names that data sets use; `data.fields` maps others to the first.
+FACTS = {
+    "weight": ("weight", "sample_weight", "loss_weight", "example_weight"),
+    "margin": ("margin", "preference_margin", "reward_margin", "score_margin"),
+    "probability": ("probability", "preference_probability", "chosen_probability", "chosen_prob", "prob_chosen"),
+}
+
+
+def fact(row: Row, name: str) -> float | None:
+    """The number of a fact of `FACTS`, under the first of its names that the row has; None where it has none."""
+    column = next((column for column in FACTS[name] if has(row, column)), None)
+    return None if column is None else number(row[column], column)
 
 
 def is_turns(value: object) -> bool:

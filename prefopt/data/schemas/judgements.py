@@ -96,9 +96,9 @@ def judged_verdict(row: Row) -> Verdict:
 
 
 def _decided(prompt: Text, one: Text, two: Text, found: Verdict) -> Record:
-    if found.first >= found.second:
-        return pair(prompt, one, two, scores=(found.first, found.second))
-    return pair(prompt, two, one, scores=(found.second, found.first))
+    sides = (one, two) if found.first >= found.second else (two, one)
+    scores = max(found.first, found.second), min(found.first, found.second)
+    return pair(prompt, *sides, scores=scores, probability=scores[0] if found.shares else None)
 
 
 def _prompt(row: Row) -> Text:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prefopt.data.fields import messages, number, string
 from prefopt.data.make import pair
+from prefopt.data.record import Record, Text
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import Made, Schema, has, is_turns
+from prefopt.data.schemas.base import Made, Schema, fact, has, is_turns
 from prefopt.data.schemas.prompts import (
     agreed,
     completion_of,
@@ -24,12 +25,18 @@ from prefopt.data.schemas.prompts import (
     with_system,
 )
 
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+
 
 def hh_rlhf(row: Row) -> list[Made]:
     """Whole transcripts on both sides, which share the prompt."""
     sides = (transcript(row.get(side), side) for side in ("chosen", "rejected"))
     prompt, chosen, rejected = shared_turns(*sides)
-    return [pair(merge_speakers(prompt), chosen, rejected)]
+    return [_judged(row, merge_speakers(prompt), chosen, rejected)]
 
 
 def prompt_pair(row: Row) -> list[Made]:
@@ -41,9 +48,9 @@ def prompt_pair(row: Row) -> list[Made]:
         )
         given = row["prompt"]
         prompt = agreed(messages(given, "prompt") if is_turns(given) else string(given, "prompt"), prompt)
-        return [pair(prompt, good, bad, scores=_scores(row))]
+        return [_judged(row, prompt, good, bad)]
     good, bad = completion_of(chosen, "chosen"), completion_of(rejected, "rejected")
-    return [pair(prompt_of(row), good, bad, scores=_scores(row))]
+    return [_judged(row, prompt_of(row), good, bad)]
 
 
 def implicit_prompt(row: Row) -> list[Made]:
@@ -55,48 +62,56 @@ def implicit_prompt(row: Row) -> list[Made]:
         )
     else:
         sides = shared_text(string(chosen, "chosen"), string(rejected, "rejected"))
-    return [pair(*sides, scores=_scores(row))]
+    return [_judged(row, *sides)]
 
 
 def query_pair(row: Row) -> list[Made]:
     """A prompt in a column of another name, such as query or problem, and two answers."""
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
-    return [pair(named_prompt(row), *sides, scores=_scores(row))]
+    return [_judged(row, named_prompt(row), *sides)]
 
 
 def instruction_pair(row: Row) -> list[Made]:
     """An instruction, its input if any, and two answers."""
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
-    return [pair(instruction(row), *sides, scores=_scores(row))]
+    return [_judged(row, instruction(row), *sides)]
 
 
 def question_pair(row: Row) -> list[Made]:
     """A question, its system text if any, and two answers."""
     question = (*system_of(row), *user(string(row.get("question"), "question")))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
-    return [pair(question, *sides, scores=_scores(row))]
+    return [_judged(row, question, *sides)]
 
 
 def sharegpt_pair(row: Row) -> list[Made]:
     """A dialogue in `conversations`, and two answers to it."""
     dialogue = with_system(row, messages(row.get("conversations"), "conversations"))
     sides = (completion_of(row.get(side), side) for side in ("chosen", "rejected"))
-    return [pair(dialogue, *sides, scores=_scores(row))]
+    return [_judged(row, dialogue, *sides)]
 
 
 def message_columns(row: Row) -> list[Made]:
     """Whole dialogues in `chosen_messages` and `rejected_messages`."""
     sides = (with_system(row, messages(row.get(column), column)) for column in ("chosen_messages", "rejected_messages"))
-    return [pair(*shared_turns(*sides), scores=_scores(row))]
+    return [_judged(row, *shared_turns(*sides))]
+
+
+def _judged(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Record:
+    """The pair, with what the row says of how its sides compare."""
+    margin, probability = fact(row, "margin"), fact(row, "probability")
+    scores = _scores(row)
+    if scores is None and margin is not None:
+        scores = margin, 0.0
+    return pair(prompt, chosen, rejected, scores=scores, margin=margin, probability=probability)
 
 
 def _scores(row: Row) -> tuple[float, float] | None:
-    """The scores of the two sides under their usual names, or (margin, 0)."""
-    for chosen, rejected in (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-                             ("chosen_rating", "rejected_rating")):  # fmt: skip
+    """The scores of the two sides, under their usual names."""
+    for chosen, rejected in SCORES:
         if has(row, chosen, rejected):
             return number(row[chosen], chosen), number(row[rejected], rejected)
-    return (number(row["margin"], "margin"), 0.0) if has(row, "margin") else None
+    return None
 
 
 def _dialogues(row: Row) -> bool:

@@ -44,6 +44,7 @@ class Verdict:
     second: float
     code: str  # "winner=model_a"; the column alone where the codes are numbers on a scale
     column: str
+    shares: bool = False  # whether the two numbers are shares of votes, which sum to 1
 
     @property
     def side(self) -> str:
@@ -123,7 +124,7 @@ def _counted(name: str, votes: list[Any], answers: Sequence[str]) -> Verdict:
     sides = [_side(vote, name, answers) for vote in votes]
     first, second = (sides.count(side) + sides.count("tie") / 2 for side in ("first", "second"))
     code = f"{name}={shown(votes[0])}" if len(votes) == 1 else f"{len(votes)} votes"
-    return Verdict(first=first / len(votes), second=second / len(votes), code=code, column=name)
+    return Verdict(first=first / len(votes), second=second / len(votes), code=code, column=name, shares=True)
 
 
 def _means(found: Verdict) -> str:
@@ -157,7 +158,7 @@ def _index(value: Any, column: str) -> Verdict:
         raise UserError(f"{column!r} is 2 in a row{ONE_OR_TWO}")
     if index not in (0.0, 1.0):
         raise RowError("bad_label", f"{column!r} must be 0 or 1, not {index:g}")
-    return Verdict(first=1 - index, second=index, code=f"{column}={index:g}", column=column)
+    return Verdict(first=1 - index, second=index, code=f"{column}={index:g}", column=column, shares=True)
 
 
 def _alpaca(preference: float) -> Verdict:
@@ -167,7 +168,7 @@ def _alpaca(preference: float) -> Verdict:
     if not 1.0 <= preference <= 2.0:
         raise RowError("bad_label", f"'preference' of output_1 and output_2 must be from 1 to 2, not {preference:g}")
     code = f"preference={preference:g}" if preference in (1.0, 1.5, 2.0) else f"preference{_sign(preference - 1.5)}1.5"
-    return Verdict(first=2 - preference, second=preference - 1, code=code, column="preference")
+    return Verdict(first=2 - preference, second=preference - 1, code=code, column="preference", shares=True)
 
 
 def _votes(row: Row) -> dict[str, tuple[list[str], list[Any]]]:
