@@ -13,7 +13,7 @@ VERBS = {
     "sample": "sample from models on the same prompts, side by side or K times each",
     "pairs": "make preference data of samples and their rewards: prefopt pairs FILE reward=REWARD",
     "chat": "chat with a model in the terminal",
-    "demo": "compare six methods in a small world whose reward is known",
+    "demo": "compare seven methods in a small world whose reward is known",
     "export": "export a tuned model for transformers, vLLM and llama.cpp: prefopt export RUN --to DIR",
     "losses": "list the losses, or check one: prefopt losses check NAME",
     "vectors": "write conformance vectors of losses as JSON: prefopt vectors --out DIR",

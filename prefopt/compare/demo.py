@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from prefopt import __version__
 from prefopt.common.estimate import Estimate
+from prefopt.compare.costs import SampleCount
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.evaluate.world import Evaluation, best_of_n, evaluate, log_probs, sampled_reward, win_share
@@ -24,7 +25,8 @@ from prefopt.losses import registry
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig, train
-from prefopt.worlds.build import BASE_STEPS, SFT_STEPS, build
+from prefopt.train.sources.rollouts import RolloutConfig
+from prefopt.worlds.build import BASE_STEPS, MAX_NEW_TOKENS, SFT_STEPS, WorldReward, build
 from prefopt.worlds.review import ReviewWorld
 
 BASE, SFT = "Base", "SFT"
@@ -39,18 +41,34 @@ Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]
 
 @dataclass(frozen=True)
 class DemoMethod:
-    """A method of the demo, with hyper-parameters and a learning rate that suit this world."""
+    """A method of the demo, with hyper-parameters and a learning rate that suit this world.
+
+    `rollout` makes it learn from its own samples, which the exact rule scores.
+    """
 
     title: str
     loss: str
     hyperparameters: Mapping[str, float]
     learning_rate: float
+    rollout: RolloutConfig | None = None
+
+    @property
+    def batch(self) -> BatchConfig:
+        """Pairs of a step; or as many prompts as give `BATCH_RECORDS` samples."""
+        each = 1 if self.rollout is None else self.rollout.num_generations
+        return BatchConfig(records=BATCH_RECORDS // each, max_tokens=MAX_TOKENS)
 
     @property
     def setting(self) -> str:
         """The overrides for `prefopt train`."""
         hyperparameters = [f"loss.{name}={value:g}" for name, value in self.hyperparameters.items()]
-        return " ".join([f"loss={self.loss}", *hyperparameters, f"trainer.learning_rate={self.learning_rate:g}"])
+        samples = []
+        if self.rollout is not None:
+            samples = ["source=rollouts", "reward=world", f"batch.records={self.batch.records}",
+                       f"rollout.num_generations={self.rollout.num_generations}",
+                       f"rollout.max_new_tokens={self.rollout.max_new_tokens}"]  # fmt: skip
+        rate = f"trainer.learning_rate={self.learning_rate:g}"
+        return " ".join([f"loss={self.loss}", *hyperparameters, *samples, rate])
 
 
 METHODS = (
@@ -59,6 +77,7 @@ METHODS = (
     DemoMethod("KTO", "kto", {"beta": 0.3}, 1e-3),
     DemoMethod("ORPO", "orpo", {"lam": 3.0}, 1e-3),
     DemoMethod("SimPO", "simpo", {"beta": 2.5, "gamma_beta_ratio": 0.5}, 1e-3),
+    DemoMethod("RLOO", "rloo", {"beta": 0.7}, 2e-3, RolloutConfig(num_generations=8, max_new_tokens=MAX_NEW_TOKENS)),
 )
 
 
@@ -98,6 +117,7 @@ class DemoRow:
     setting: str = ""
     paper: str = ""
     curve: Sequence[CurvePoint] = ()
+    samples: SampleCount | None = None  # of a method that learns from its own
 
     @property
     def is_method(self) -> bool:
@@ -161,7 +181,8 @@ class Demo:
         model = ModelConfig(path=str(self.files.model))
         self.reference = load_model(model)
         data = DataConfig(path=str(self.files.train), eval_path=str(self.files.validation))
-        prepared = prepare(data, load_tokenizer(model), Data.PAIRS)
+        self.tokenizer = load_tokenizer(model)
+        prepared = prepare(data, self.tokenizer, Data.PAIRS)
         assert prepared.eval is not None
         self.data, self.pairs = prepared.train, prepared.eval
 
@@ -200,19 +221,24 @@ class Demo:
     def _tuned(self, method: DemoMethod) -> DemoRow:
         policy = load_model(ModelConfig(path=str(self.files.model)))
         loss = registry.load(method.loss, **method.hyperparameters)
-        curve = _LearningCurve(self, policy)
+        curve, count = _LearningCurve(self, policy), SampleCount()
+        own: dict[str, Any] = {}
+        if method.rollout is not None:
+            own = {"reward": WorldReward(self.world), "rollout": method.rollout, "look": count.add,
+                   "tokenizer": self.tokenizer}  # fmt: skip
         with self.progress(method.title, self.size.steps) as advance, tempfile.TemporaryDirectory() as scratch:
             result = train(
                 policy,
                 loss,
                 self.data,
                 output_dir=scratch,
-                batch=BatchConfig(records=BATCH_RECORDS, max_tokens=MAX_TOKENS),
+                batch=method.batch,
                 seed=self.seed,
                 callbacks=[curve, _Advance(advance)],
                 learning_rate=method.learning_rate,
                 max_steps=self.size.steps,
                 logging_strategy="no",
+                **own,
             )
             evaluation = self._evaluate(policy)
         return DemoRow(
@@ -222,6 +248,7 @@ class Demo:
             setting=method.setting,
             paper=loss.paper,
             curve=curve.points,
+            samples=count if own else None,
         )
 
     def _evaluate(self, policy: Any) -> Evaluation:

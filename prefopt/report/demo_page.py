@@ -37,6 +37,8 @@ def _plain(row: DemoRow) -> dict[str, Any]:
     figures: dict[str, Any] = {"method": row.name.lower(), "setting": row.setting, "seconds": round(row.seconds, 2)}
     for name, estimate in row.evaluation.estimates().items():
         figures |= {name: estimate.value, f"{name}_se": estimate.se}
+    if row.samples is not None:
+        figures |= {"labels": row.samples.texts, "tokens_sampled": row.samples.tokens}
     return figures | {"curve": [asdict(point) for point in row.curve]}
 
 
@@ -84,6 +86,7 @@ def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
 def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
     """Return the whole page as HTML."""
     methods = [row for row in rows if row.is_method]
+    offline = [row for row in methods if row.samples is None]
     look = styles([row.name for row in methods]) | {SFT: REFERENCE_STYLE}
     best, tied = standing(rows)
     first = rows[0].evaluation
@@ -91,9 +94,10 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         "demo.html",
         **vars(facts),
         rows=rows,
-        count=_COUNTS.get(len(methods), str(len(methods))),
+        count=_COUNTS.get(len(offline), str(len(offline))),
         base=first,
-        method_list=listed([row.name for row in methods]),
+        method_list=listed([row.name for row in offline]),
+        rlhf=[row for row in methods if row.samples is not None],
         best=[best],
         tied=tied,
         finding=_finding(rows, best, tied),

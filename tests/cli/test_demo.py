@@ -13,7 +13,7 @@ from prefopt.compare.demo import METHODS, DemoSize
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
 
-NAMES = ["base", "sft", "dpo", "ipo", "kto", "orpo", "simpo"]
+NAMES = ["base", "sft", "dpo", "ipo", "kto", "orpo", "simpo", "rloo"]
 
 
 def test_demo(
@@ -40,11 +40,20 @@ def test_demo(
     assert start["chosen_change"] == start["rejected_change"] == 0  # before the first step policy is reference
     assert [point["step"] for point in by_method["dpo"]["curve"]] == [0, 1, 2, 3, 4]
     # the last point of the curve and the evaluation look at the same pairs with the same weights
+    samples = by_method["rloo"]["labels"], by_method["rloo"]["tokens_sampled"]
+    assert samples[0] == 4 * 128
+    assert samples[1] > samples[0]
     for result in results[2:]:
         assert result["curve"][-1]["chosen_change"] == pytest.approx(result["chosen_change"], abs=1e-4)
         assert result["curve"][-1]["rejected_change"] == pytest.approx(result["rejected_change"], abs=1e-4)
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(row.name in page for row in rows)
+    assert "Five ways" in page
+    assert "RLOO bought 512 exact scores" in page
+
+
+def test_methods_on_own_samples_say_so() -> None:
+    assert METHODS[-1].setting.startswith("loss=rloo loss.beta=0.7 source=rollouts reward=world batch.records=16")
 
 
 def test_methods_say_how_to_repeat_them() -> None:
