@@ -17,6 +17,7 @@ from typing import Any
 
 import cost_tables
 import real_tables
+import rlhf_tables
 import verdicts
 import world_tables
 
@@ -28,6 +29,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "img"
 SECTIONS: dict[str, Callable[[Any], str]] = {
     **cost_tables.TABLES,
     **real_tables.TABLES,
+    **rlhf_tables.TABLES,
     **verdicts.TABLES,
     **world_tables.TABLES,
 }
@@ -50,7 +52,7 @@ def rewritten(text: str) -> str:
 def pictures() -> dict[Path, str]:
     """The content of every picture whose result file exists."""
     found = {}
-    for name, draw in world_tables.PICTURES.items():
+    for name, draw in {**world_tables.PICTURES, **rlhf_tables.PICTURES}.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
             found[PICTURES / f"{name}.svg"] = draw(json.loads(file.read_text()))

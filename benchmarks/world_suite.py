@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.progress_display import Progress
 from prefopt.compare.rounds import fingerprints
-from prefopt.compare.spec import MeasureConfig, Split
+from prefopt.compare.spec import MeasureConfig, RewardChange, Split
 from prefopt.compare.workers import run_jobs
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
@@ -47,6 +47,7 @@ class Line:
         claim: the paper's claim, in a few words.
         seed_offset: added to the seed of the order, not of the data: the same method under two names.
         sides_swapped: train on pairs with their sides swapped.
+        reward_change: train on changed rewards of samples, as controls of `prefopt compare` do.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Line:
     claim: str = ""
     seed_offset: int = 0
     sides_swapped: bool = False
+    reward_change: RewardChange = ""
 
     def overrides(self, value: float | None = None) -> list[str]:
         """The overrides for `prefopt train`."""
@@ -89,6 +91,7 @@ def job(
         measure=measure,
         split=split,
         sides_swapped=line.sides_swapped,
+        reward_change=line.reward_change,
         setting={line.strength: value} if value is not None else {},
     )
 
@@ -193,20 +196,25 @@ def save(suite: str, content: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """What a suite may take: processes of one thread each, and seeds."""
+    """What a suite may take: processes of one thread each, and seeds; which suite of several, and how many lines."""
 
     workers: int
     seeds: int
+    suite: str = ""
+    lines: int | None = None
 
     def setting(self) -> dict[str, int]:
         """For the result file."""
         return {"steps": STEPS, "batch": BATCH, "seeds": self.seeds}
 
 
-def size(description: str | None) -> Size:
-    """The options of a suite."""
+def size(description: str | None, suites: Collection[str] = ()) -> Size:
+    """The options of a suite, or of one of several."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if suites:
+        parser.add_argument("suite", choices=list(suites))
+        parser.add_argument("--lines", type=int, help="only the first so many lines of the suite (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the data (default: %(default)s)")
     args = parser.parse_args()
-    return Size(args.workers, args.seeds)
+    return Size(**vars(args))

@@ -85,7 +85,7 @@ def _execute(job: Job) -> JobResult:
 def _train(
     job: Job, config: RunConfig, policy: Any, data: PreparedRecords
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    count = SampleCount()
+    count, processor = SampleCount(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
         result = train(
             policy,
@@ -106,6 +106,7 @@ def _train(
     weights = sum(p.numel() for p in policy.parameters())
     cost = {
         "train_seconds": round(result.seconds, 3),  # the steps alone
+        "processor_seconds": round(time.process_time() - processor, 3),  # with the reference pass, of this process
         "reference_seconds": round(result.reference_seconds, 3),
         "reference_texts": float(result.reference_misses),  # scored now instead of found in the store
         # the trainer counts six operations per token and weight
