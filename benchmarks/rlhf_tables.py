@@ -1,0 +1,175 @@
+"""Tables and pictures of the suites of `rlhf.py`, from their result files, with what was predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markdown_tables import table
+from world_tables import within
+
+from prefopt.compare.frontier import interpolate
+from prefopt.report.figures import Axes, Curve, line_chart, styles, svg_file
+from prefopt.report.formatting import number, signed
+
+HERE = Path(__file__).parent
+OFFLINE = ("DPO", "DPO + SFT")  # rows of controlled.json beside those of `against_dpo`
+YARDSTICKS = {"tilt": "*oracle tilt*", "best_of_n": "*best of n*"}
+Place = Sequence[Any]  # [row, figure], ["row", "at KL"] or [number], as predictions name what they compare
+
+
+def predictions(suite: str) -> list[dict[str, Any]]:
+    """What was predicted of a suite."""
+    found: list[dict[str, Any]] = json.loads((HERE / "rlhf_predictions.json").read_text())[suite]
+    return found
+
+
+def controlled() -> Any:
+    """The results of the methods on pairs, and the yardsticks."""
+    return json.loads((HERE / "results" / "controlled.json").read_text())
+
+
+def figure(result: Any, place: Place) -> float | None:
+    """The number that a prediction names; None where it was not measured."""
+    if len(place) == 1:
+        return float(place[0])
+    name, what = place
+    if what.startswith("at "):
+        return at(result, name, float(what.removeprefix("at ")))
+    return next((row[what] for row in result["rows"] if row["name"] == name), None)
+
+
+def at(result: Any, name: str, kl: float) -> float | None:
+    """The reward of a row or yardstick at a KL, of this suite or of the methods on pairs."""
+    beside = controlled()
+    if name in YARDSTICKS:
+        points = beside["yardsticks"][name]
+        x, y = (np.array([point[part] for point in points]) for part in ("kl", "reward"))
+        value = float(interpolate(x, y, [kl])[0])
+        return value if np.isfinite(value) else None
+    by_kl = result["at_kl"].get(name) or next((row["at_kl"] for row in beside["rows"] if row["name"] == name), [])
+    return next((one["value"] for one in by_kl if one["kl"] == kl), None)
+
+
+def checked(result: Any, suite: str) -> str:
+    """The predictions of a suite, what was found, and whether they held."""
+    rows = []
+    for said in predictions(suite):
+        left, right = (figure(result, said[side]) for side in ("left", "right"))
+        if left is None or right is None:
+            rows.append([said["claim"], "–", "not run"])
+            continue
+        held = left >= said.get("factor", 1.0) * right + said.get("by", 0.0)
+        rows.append([said["claim"], f"{number(left)} against {number(right)}", "yes" if held else "**no**"])
+    return table(["predicted", "found", "held"], rows)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """The name of a row with its strength."""
+    return f"{row['name']}, {row['strength']} {row['value']:g}"
+
+
+def every_row(result: Any, *, objective: bool = False) -> str:
+    """Figures and costs of all rows."""
+    head = ["", "reward", "KL", *(["reward − β KL"] if objective else []), "valid", "length", "distinct-2", "labels",
+            "tokens sampled", "trained", "processor s"]  # fmt: skip
+    rows = []
+    for row in result["rows"]:
+        if row["true_reward"] is None:
+            rows.append([label(row), "did not finish", *["–"] * (len(head) - 2)])
+            continue
+        rows.append([
+            label(row), within(row, "true_reward", sign=True), within(row, "kl"),
+            *([signed(row["objective"])] if objective else []), f"{100 * row['valid']:.0f} %", number(row["length"], 1),
+            number(row["distinct_2"]), *(f"{row[name]:,.0f}" for name in ("labels", "tokens_sampled", "tokens")),
+            number(row["processor_seconds"], 0),
+        ])  # fmt: skip
+    return table(head, rows)
+
+
+def ending(result: Any) -> str:
+    """Errors, steps and cost."""
+    s = result["setting"]
+    text = (
+        f"± one standard error over {s['seeds']} seeds. {s['steps']} steps of {s['texts']} texts. "
+        f"{result['worker_seconds'] / 60:.0f} minutes of one worker on a machine shared with other work."
+    )
+    return text + (f" Not run: {', '.join(result['not_run'])}." if result["not_run"] else "")
+
+
+def against_dpo(result: Any) -> str:
+    """Reward at matched KL, beside the methods on pairs and the yardsticks."""
+    kls = [kl for kl in result["setting"]["kl"] if kl <= 2]
+    names = [*result["at_kl"], *OFFLINE, *YARDSTICKS]
+    rows = []
+    for name in names:
+        shares = [
+            f" ({value / tilt:.0%})" if value is not None and tilt and name in result["at_kl"] else ""
+            for kl in kls
+            for value, tilt in [(at(result, name, kl), at(result, "tilt", kl))]
+        ]
+        values = ["–" if (value := at(result, name, kl)) is None else number(value) for kl in kls]
+        written = YARDSTICKS.get(name, f"{name}, pairs" if name in OFFLINE else name)
+        rows.append([written, *(value + share for value, share in zip(values, shares, strict=True))])
+    first = table(["", *(f"reward at KL {kl:g}" for kl in kls)], rows)
+    words = (
+        "In brackets: the share of the oracle tilt's reward. Rows on pairs and yardsticks are those of `controlled.py`: "
+        "the same start, steps, texts a step and test prompts."
+    )
+    return f"{first}\n\n{words}\n\n{checked(result, 'rlhf_against_dpo')}\n\n{every_row(result)}\n\n{ending(result)}"
+
+
+def plain(suite: str, *, objective: bool = False) -> Callable[[Any], str]:
+    """The table of a suite of one strength for each row."""
+
+    def written(result: Any) -> str:
+        return f"{every_row(result, objective=objective)}\n\n{checked(result, suite)}\n\n{ending(result)}"
+
+    return written
+
+
+def picture_against_dpo(result: Any) -> str:
+    """Reward against KL of methods on own samples, on pairs, and of the yardsticks."""
+    beside = controlled()
+    curves = [*_curves(result["rows"], result["at_kl"]), *_curves(_on_pairs(beside), OFFLINE)]
+    yardsticks = [
+        Curve(label=text, x=[p["kl"] for p in beside["yardsticks"][name]],
+              y=[p["reward"] for p in beside["yardsticks"][name]])
+        for name, text in (("tilt", "oracle tilt: the most that a KL allows"), ("best_of_n", "best of n"))
+    ]  # fmt: skip
+    top = max(max(one.y) for one in (*curves, *yardsticks))
+    return svg_file(
+        line_chart(
+            curves, styles([one.label for one in curves]),
+            Axes(x="KL to the SFT model, nats per text", y="true reward", y_range=(-0.6, top + 0.25)),
+            yardsticks=yardsticks, x_range=(0, min(6.0, max(max(one.x) for one in curves) + 0.3)),
+            summary="Reward against KL of methods on own samples and on pairs, below the oracle tilt",
+        )
+    )  # fmt: skip
+
+
+def _on_pairs(beside: Any) -> Iterator[dict[str, Any]]:
+    for row in beside["rows"]:
+        for point in row["points"]:
+            yield {"name": row["name"], **point}
+
+
+def _curves(rows: Any, names: Any) -> Iterator[Curve]:
+    rows = [row for row in rows if row["true_reward"] is not None]
+    for name in names:
+        own = [row for row in rows if row["name"] == name]
+        text = f"{name}, pairs" if name in OFFLINE else name
+        yield Curve(label=text, x=[r["kl"] for r in own], y=[r["true_reward"] for r in own],
+                    y_se=[r["true_reward_se"] or 0 for r in own])  # fmt: skip
+
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "rlhf_against_dpo": against_dpo,
+    "rlhf_sources": plain("rlhf_sources"),
+    "rlhf_kl_place": plain("rlhf_kl_place", objective=True),
+    "rlhf_labels": plain("rlhf_labels"),
+}
+PICTURES: dict[str, Callable[[Any], str]] = {"rlhf_against_dpo": picture_against_dpo}
