@@ -18,6 +18,8 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 import controlled  # noqa: E402
 import hh_rlhf  # noqa: E402
 import planner  # noqa: E402
+import rlhf  # noqa: E402
+import rlhf_tables  # noqa: E402
 import run_prefopt  # noqa: E402
 import tables  # noqa: E402
 import throughput  # noqa: E402
@@ -63,6 +65,22 @@ def test_a_suite_can_be_composed(suite: str, world_files: WorldFiles) -> None:
     assert len({str(one) for one in said}) == len(said)
     has_other_controls = suite in ("controlled", "noise", "scarce")
     assert has_other_controls or any(line.seed_offset for line, _ in lines)
+
+
+def test_suites_on_own_samples() -> None:
+    """Rows have names of their own, and every prediction is about one of them, or about what is shown beside them."""
+    beside = {*rlhf_tables.OFFLINE, *rlhf_tables.YARDSTICKS}
+    for suite, content in rlhf.SUITES.items():
+        names = [line.name for line in content.lines]
+        assert len(set(names)) == len(names)
+        for said in rlhf_tables.predictions(f"rlhf_{suite}"):
+            for place in (said["left"], said["right"]):
+                assert len(place) == 1 or place[0] in {*names, *beside}, said["claim"]
+    line = next(line for line in rlhf.SUITES["labels"].lines if "better" in line.name)
+    config = compose([*line.overrides(1.0), "trainer.max_steps=1"])
+    assert (config.source, config.reward, config.rollout.num_generations * config.batch.records) == (
+        "rollouts", "world", 128,
+    )  # fmt: skip
 
 
 def test_methods_are_compared_where_both_reach_a_kl() -> None:
