@@ -116,8 +116,8 @@ def against_dpo(result: Any) -> str:
         rows.append([written, *(value + share for value, share in zip(values, shares, strict=True))])
     first = table(["", *(f"reward at KL {kl:g}" for kl in kls)], rows)
     words = (
-        "In brackets: the share of the oracle tilt's reward. Rows on pairs and yardsticks are those of `controlled.py`, "
-        "with the same start, steps, texts a step and test prompts."
+        "In brackets: the share of the oracle tilt's reward. Rows on pairs and yardsticks are those of "
+        "`controlled.py`, with the same start, steps, texts a step and test prompts."
     )
     return f"{first}\n\n{words}\n\n{checked(result, 'rlhf_against_dpo')}\n\n{every_row(result)}\n\n{ending(result)}"
 
