@@ -16,6 +16,7 @@ from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
 from prefopt.engine.layout import Layout, Row
 from prefopt.engine.limits import check_length
+from prefopt.engine.router import router_load
 from prefopt.errors import UserError
 from prefopt.plugin import Vocab
 
@@ -30,6 +31,7 @@ class Options:
         reference: hidden states and head of the reference.
         hidden_only: return the hidden states at the predicting positions, from which a `Reference` is made.
         values: also the estimates of the policy's value model.
+        router: also the load of a mixture of experts.
     """
 
     vocab: frozenset[Vocab] = frozenset()
@@ -37,6 +39,7 @@ class Options:
     reference: Reference | None = None
     hidden_only: bool = False
     values: bool = False
+    router: bool = False
 
 
 PLAIN = Options()
@@ -64,13 +67,17 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         call["prefopt_tree"] = row.tree
     else:
         call["attention_mask"] = row.attention_mask
-    hidden: Tensor = decoder(**call)[0]
+    if options.router:
+        call["output_router_logits"] = True
+    output = decoder(**call)
+    hidden: Tensor = output[0]
     hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, row.source)
     if options.hidden_only:
         return hidden
-    return token_stats(
+    stats = token_stats(
         hidden, row.target, Head.of(causal), options.vocab, entropy=options.entropy, reference=options.reference
     )
+    return stats._replace(router=router_load(causal, output, row)) if options.router else stats
 
 
 def unwrap(model: Any) -> Any:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from prefopt.engine.cpu import is_bare, times_transposed
+from prefopt.engine.router import RouterLoad
 from prefopt.plugin import Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.
@@ -35,17 +36,22 @@ KEPT = 2**24
 
 
 class TokenStats(NamedTuple):
-    """Per scored token, (N,): its log-prob and the requested statistics over the vocabulary, in nats."""
+    """Per scored token, (N,): its log-prob, and the requested statistics over the vocabulary, in nats.
+
+    `router` is of the whole forward.
+    """
 
     logp: Tensor
     log_sum_sq: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
     value: Tensor | None = None  # a value model's estimate before the token
+    router: RouterLoad | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenStats:
         """The same with a function applied to every statistic."""
-        return TokenStats(change(self.logp), *(None if s is None else change(s) for s in self[1:]))
+        changed: dict[str, Any] = {n: change(v) for n, v in self._asdict().items() if isinstance(v, Tensor)}
+        return self._replace(**changed)
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,10 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, wanted: _Wanted, refere
         r = reference.hidden[i : i + size] if reference is not None else None
         args = (hidden[i : i + size], target[i : i + size], r)
         parts.append(checkpoint(rows, *args, use_reentrant=False) if wanted.graph else rows(*args))
-    logp, *others = ([x for x in column if x is not None] for column in zip(*parts, strict=True))
-    return TokenStats(torch.cat(logp), *(torch.cat(column) if column else None for column in others))
+    columns = ([x for x in column if x is not None] for column in zip(*parts, strict=True))
+    logp, square, ent, kl = (torch.cat(column) if column else None for column in columns)
+    assert logp is not None
+    return TokenStats(logp, square, ent, kl)
 
 
 class _Running:

@@ -200,7 +200,9 @@ def _model(t: Translation) -> None:
     t.drop("trust_remote_code", "the model author's code runs only with model.trust_remote_code=true")
     t.drop("model_init_kwargs", "see the group `model`")
     t.drop("attn_implementation", "the engine has its own attention over trees")
-    t.drop("router_aux_loss_coef", "no load-balancing loss of experts is added")
+    t.drop(
+        "router_aux_loss_coef", "of models that return the logits of their router; here it is trainer.router_aux_loss"
+    )
     if t.take("use_peft", False):
         t.groups["peft"] = "dora" if t.take("use_dora", False) else "lora"
         targets = t.take("lora_target_modules")

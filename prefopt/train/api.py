@@ -147,7 +147,7 @@ def _build(
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
     if needs.on_policy and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
-    check_router_loss(model)
+    check_router_loss(model, given.trainer.get("router_aux_loss") or 0.0)
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
     fsdp.check(args, moving_reference=needs.moving_reference)

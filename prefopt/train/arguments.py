@@ -52,6 +52,7 @@ EXPOSED = (
 OWN: dict[str, tuple[Any, Any]] = {
     "early_stopping_patience": (typing.Optional[int], None),  # noqa: UP045 - a value; evaluations without improvement
     "early_stopping_threshold": (float, 0.0),  # an improvement is larger than this
+    "router_aux_loss": (float, 0.0),  # weight of the loss that balances a mixture of experts, beside the method's
 }
 OPTIONS = (*EXPOSED, *OWN)
 TRACKING = ("report_to", "run_name", "project")  # given by `prefopt.config.tracking`

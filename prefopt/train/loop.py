@@ -89,13 +89,13 @@ class PreferenceTrainer:
         if args.should_save:
             Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(args, self.model)
-        for part in (policy, reference.policy):
-            if part is not None:
-                part.to(args.device)
+        for part in filter(None, (policy, reference.policy)):
+            part.to(args.device)
         self.num_weights = sum(p.numel() for p in policy.parameters())
         self.wrapped: Any = policy  # in DDP or sharded, from the beginning of training on
         self.step = Step(policy, policy, loss, args, self.accelerator, reference.policy,
                          at_reference=reference.is_start and loss.needs.reference,
+                         router_aux_loss=given.trainer.get("router_aux_loss") or 0.0,
                          after_micro_batch=partial(self.event, "on_substep_end"))  # fmt: skip
         self.optimizer: Any = None
         self.schedule: Any = None

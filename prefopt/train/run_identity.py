@@ -71,6 +71,7 @@ def identity_of(
         "source": "rollouts" if train.options else "offline",
         **train.options,
         **_options(args),
+        "trainer.router_aux_loss": settings.trainer.get("router_aux_loss") or None,
         "model.dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         **_adapter(model),
     }

@@ -77,15 +77,27 @@ def check_options(args: TrainingArguments, loss: Loss, measured: Collection[str]
                         f"{nearest(wanted, sorted(known))}; it has {', '.join(sorted(known))}")  # fmt: skip
 
 
-def check_router_loss(model: Any) -> None:
-    """Raise UserError where a mixture of experts asks for the auxiliary loss of its router, which no loss adds here."""
+def check_router_loss(model: Any, weight: float) -> None:
+    """Check `trainer.router_aux_loss` against the model.
+
+    Raises:
+        UserError: no weight of a loss; the model has no experts; or its config asks for a loss of its router, which
+            only the option adds.
+    """
+    if not 0 <= weight < math.inf:
+        raise UserError(f"trainer.router_aux_loss={weight} must be a number of at least 0")
+    if weight:
+        if not hasattr(unwrap(model).config.get_text_config(), "num_experts_per_tok"):
+            raise UserError(f"trainer.router_aux_loss={weight} balances experts, and {type(unwrap(model)).__name__} "
+                            "has none: leave it out")  # fmt: skip
+        return
     for part in _parts_of(unwrap(model).config):
         found = next((name for name in ROUTER_LOSSES if getattr(part, name, 0)), None)
         if found and getattr(part, "output_router_logits", False):
             raise UserError(
                 f"the model's config asks for its router's auxiliary loss (output_router_logits: true, {found}: "
-                f"{getattr(part, found)}), which is not added to preference losses yet: set output_router_logits to "
-                "false in its config.json, and the balance of its experts is left as it is"
+                f"{getattr(part, found)}): give its weight as trainer.router_aux_loss, or set output_router_logits to "
+                "false in config.json, which leaves the balance of the experts as it is"
             )
 
 

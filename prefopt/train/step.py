@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from prefopt.engine.forward import Options
 from prefopt.engine.head import Reference
 from prefopt.engine.policy import Policy
+from prefopt.engine.router import RouterLoad
 from prefopt.errors import UserError
 from prefopt.plugin import Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
@@ -50,6 +51,7 @@ class Step:
         reference: a live reference, for losses that need its whole vocabulary or move it.
         at_reference: the policy still is the reference: it starts as it, and no update has changed it. Their log-probs
             are then equal, and the loss of the first step is known beforehand.
+        router_aux_loss: the weight of the loss that balances a mixture of experts.
         after_micro_batch: called after each.
         state: the running state of a loss that has one.
         tally: the figures since it was last replaced.
@@ -62,6 +64,7 @@ class Step:
     accelerator: Accelerator
     reference: Policy | None = None
     at_reference: bool = False
+    router_aux_loss: float = 0.0
     after_micro_batch: Callable[[], None] = lambda: None
     state: State | None = None
     tally: Tally = field(default_factory=Tally)
@@ -69,6 +72,7 @@ class Step:
     def __post_init__(self) -> None:
         needs = self.loss.needs
         self.coupled = needs.coupled or needs.state  # the loss is called once a step, on the global batch
+        self.two_passes = self.coupled or self.router_aux_loss > 0
         if needs.state and self.state is None:
             self.state = self.loss.initial_state()  # type: ignore[attr-defined]
 
@@ -81,7 +85,7 @@ class Step:
         self.wrapped.train()
         for name, figure in share.figures.items():
             self.tally.add(name, torch.tensor(figure))
-        if self.coupled and (len(share.work) > 1 or self.args.world_size > 1):
+        if self.two_passes and (len(share.work) > 1 or self.args.world_size > 1):
             return self._in_two_passes(share, number)
         value = torch.zeros((), device=self.args.device)
         for work in share.work:
@@ -92,7 +96,7 @@ class Step:
 
     def micro_batch(self, work: Work, examples: int, number: int) -> Tensor:
         """One micro-batch's part of the step. A function of its own: its graph is gone before the next one grows."""
-        logps = self.score(work)
+        logps, load = self.forward(work)
         self._check_drawn(work, logps)
         if not work.real:
             self.accelerator.backward(sum(value.sum() for value in (logps.sum, logps.value) if value is not None) * 0.0)
@@ -100,17 +104,21 @@ class Step:
         outcome = self.outcome(work.facts, logps, number)
         tally_batch(self.tally, outcome)
         objective: Tensor = outcome.weighted.sum() / examples * self.args.world_size
-        self.accelerator.backward(objective)
+        self.accelerator.backward(objective + self._balance(load, load))
         return objective.detach()
 
     def _in_two_passes(self, share: Share, number: int) -> Tensor:
         """The same for a loss on the whole global batch: see `prefopt.train.gradient_cache`."""
-        scored = []
+        scored, whole_load = [], None
         with torch.no_grad():
             for work in share.work:
-                scored.append(self.score(work))
-                self._check_drawn(work, scored[-1])
+                logps, load = self.forward(work)
+                scored.append(logps)
+                self._check_drawn(work, logps)
+                whole_load = load if whole_load is None or load is None else whole_load.plus(load)
                 self.after_micro_batch()
+        if whole_load is not None:
+            whole_load = RouterLoad(*(self.accelerator.reduce(value, "sum") for value in whole_load))
         whole = Whole.gather(share.work, scored, self.args.world_size)
         leaves = whole.leaves()
         outcome = self.outcome(whole.facts, leaves, number)
@@ -120,8 +128,9 @@ class Step:
         gradients = whole.gradients(objective, leaves)
         for work in share.work:
             with self._gradients_exchanged(last=work is share.work[-1]):
-                part = carried(self.score(work), [gradients[r] for r in work.index] if work.real else [])
-                self.accelerator.backward(part * self.args.world_size)
+                logps, load = self.forward(work)
+                part = carried(logps, [gradients[r] for r in work.index] if work.real else [])
+                self.accelerator.backward((part + self._balance(load, whole_load)) * self.args.world_size)
             self.after_micro_batch()
         return objective.detach()
 
@@ -141,6 +150,13 @@ class Step:
             check_gradient(float(norm + beside), self.policy.model if beside == 0 else self.policy, number)
         return norm
 
+    def _balance(self, load: RouterLoad | None, whole: RouterLoad | None) -> Tensor | float:
+        """() the part that one forward has in the loss of the router on the global batch."""
+        if load is None or whole is None:
+            return 0.0
+        self.tally.add("router_aux_loss", whole.loss())
+        return self.router_aux_loss * load.loss(whole)
+
     def _check_drawn(self, work: Work, logps: Logps) -> None:
         """Samples of the policy as it is: their log-probs are still what they were drawn with."""
         if work.fresh and work.real:
@@ -159,18 +175,26 @@ class Step:
 
     def score(self, work: Work) -> Logps:
         """Log-probs of one micro-batch under the policy, beside the reference's."""
+        return self.forward(work)[0]
+
+    def forward(self, work: Work) -> tuple[Logps, RouterLoad | None]:
+        """The same, and the load of the experts where it is asked for; a micro-batch that fills up has none."""
         needs = self.loss.needs
         live, moved, seen = self.reference, None, None
         with autocast(self.args):
             if live is not None and Vocab.KL in needs.vocab:
                 with torch.no_grad():
                     seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), live.head)
-            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen, values=needs.values)
+            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen, values=needs.values,
+                              router=self.router_aux_loss > 0)  # fmt: skip
             out = work.batch.forward(self.wrapped, options)
             if live is not None and needs.moving_reference:
                 with torch.no_grad():
                     moved = work.batch.forward(live, Options(entropy=Vocab.REF_ENTROPY in needs.vocab))
-            return work.logps(out, needs, moved)
+            load = out.stats.router
+            if load is not None and not work.real:
+                load = RouterLoad(*(value * 0.0 for value in load))
+            return work.logps(out, needs, moved), load
 
     def outcome(self, facts: Sequence[Facts], logps: Logps, number: int | None = None) -> BatchLoss:
         """The loss on some records.

@@ -84,16 +84,21 @@ def test_a_router_that_asks_for_its_loss_is_refused() -> None:
         config = MixtralConfig(num_hidden_layers=1, num_local_experts=2, **settings)
         return SimpleNamespace(config=config, modules=lambda: iter(()))
 
-    check_router_loss(model(router_aux_loss_coef=0.02))  # asked for by none: transformers adds it with the logits
-    check_router_loss(model(output_router_logits=True, router_aux_loss_coef=0.0))
+    check_router_loss(model(router_aux_loss_coef=0.02), 0.0)  # asked for by none: transformers adds it with the logits
+    check_router_loss(model(output_router_logits=True, router_aux_loss_coef=0.0), 0.0)
     asking = model(output_router_logits=True, router_aux_loss_coef=0.02)
     with pytest.raises(
-        UserError, match=r"output_router_logits: true, router_aux_loss_coef: 0\.02.*set output_router_log"
+        UserError, match=r"output_router_logits: true, router_aux_loss_coef: 0\.02.*trainer\.router_aux_loss"
     ):
-        check_router_loss(asking)
+        check_router_loss(asking, 0.0)
     outer = SimpleNamespace(config=SimpleNamespace(text_config=asking.config), modules=lambda: iter(()))
     with pytest.raises(UserError, match="auxiliary loss"):
-        check_router_loss(outer)
+        check_router_loss(outer, 0.0)
+    check_router_loss(asking, 0.02)
+    with pytest.raises(UserError, match=r"trainer\.router_aux_loss=-1\.0 must be"):
+        check_router_loss(asking, -1.0)
+    with pytest.raises(UserError, match="balances experts, and LlamaForCausalLM has none"):
+        check_router_loss(tiny.model(), 0.02)
 
 
 def test_pairs_are_a_kind_of_lists() -> None:

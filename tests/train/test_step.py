@@ -15,6 +15,7 @@ from prefopt.losses.registry import load
 from prefopt.plugin import Data, DemoLogps, ListLogps, Logps, Needs, PairLogps, UnpairedLogps
 from prefopt.testing.numbers import call
 from prefopt.train import BatchConfig, Feed
+from tests.engine import families
 from tests.train import tiny
 
 
@@ -103,3 +104,26 @@ def test_applied_gradient_is_autograd_on_plain_log_probs(
     assert kept.losses[0] == pytest.approx(float(value.detach()), rel=1e-5)
     size = max(float(g.abs().max()) for g in wanted.values())
     assert tiny.apart(kept.gradients[0], wanted) < 1e-5 * size
+
+
+@pytest.mark.parametrize("name", ["dpo", "aot"])
+def test_the_loss_of_a_router_is_that_of_the_global_batch(name: str, tmp_path: Path) -> None:
+    """In any split; `loss` stays the method's own."""
+    data = tiny.records(Data.PAIRS, 8, level=True)
+    options: dict[str, Any] = {"max_steps": 1, "router_aux_loss": 0.5}
+
+    def run(folder: str, max_tokens: int, **given: Any) -> tiny.Run:
+        batch = BatchConfig(records=8, max_tokens=max_tokens)
+        return tiny.run(load(name), data, tmp_path / folder, experts(), batch=batch, **options | given)
+
+    whole, split, without = run("whole", 4096), run("split", 40), run("without", 4096, router_aux_loss=0.0)
+    assert tiny.apart(whole.gradients[0], split.gradients[0]) < 1e-5
+    gate = "model.layers.0.mlp.gate.weight"
+    assert float((whole.gradients[0][gate] - without.gradients[0][gate]).abs().max()) > 1e-4
+    assert whole.losses == pytest.approx(without.losses, rel=1e-6)
+    assert whole.logs[0]["router_aux_loss"] == pytest.approx(split.logs[0]["router_aux_loss"], rel=1e-6)
+
+
+def experts() -> Any:
+    """A tiny mixture of experts, whose products torch has in float32 at most."""
+    return families.model("mixtral")
