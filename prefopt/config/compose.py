@@ -40,12 +40,12 @@ from prefopt.models.load import ModelConfig
 from prefopt.train.arguments import schema as trainer_schema
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
-from prefopt.train.sources.rollouts import RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
 
 CONF = "pkg://prefopt.conf"
 OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels", "rollout")
-KEYS = (*OBJECTS, "trainer", "source", "reward", "seed", "output_dir", "reference_folder", "resume", "progress",
-        "stages", "stages_folder", "optimized_metric")  # fmt: skip
+KEYS = (*OBJECTS, "trainer", "source", "rounds", "reward", "seed", "output_dir", "reference_folder", "resume",
+        "progress", "stages", "stages_folder", "optimized_metric")  # fmt: skip
 ENTRY_POINT_GROUP = "prefopt.conf"
 
 
@@ -257,8 +257,9 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     for key in KEYS:
         if key not in config:
             raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
-    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or config.seed < 0:
-        raise UserError(f"seed={config.seed} must be a whole number, at least 0")
+    for name, least in (("seed", 0), ("rounds", 1)):
+        if not isinstance(value := config[name], int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name}={value} must be a whole number, at least {least}")
     cls = OmegaConf.get_type(config.loss)
     name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
     if name is None:
@@ -279,6 +280,7 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         loss_name=name,
         output_dir=Path(hydra_config.runtime.output_dir if in_sweep else config.output_dir),
         source=str(config.source),
+        rounds=config.rounds,
         reward=config.reward,
         trainer=_given(config.trainer),
         reference_folder=config.reference_folder,

@@ -26,7 +26,7 @@ CLASSES = {
     "batch": "train/batches.py:BatchConfig",
     "evaluation": "config/run_config.py:EvaluationConfig",
     "sentinels": "train/sentinels.py:SentinelConfig",
-    "rollout": "train/sources/rollouts.py:RolloutConfig",
+    "rollout": "train/sources/rollout_config.py:RolloutConfig",
     "tracking": "config/tracking.py:TrackingConfig",
 }
 TRAINER = "train/arguments.py"

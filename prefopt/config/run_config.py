@@ -16,9 +16,9 @@ from prefopt.models.load import ModelConfig
 from prefopt.plugin import Loss
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
-from prefopt.train.sources.rollouts import RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
 
-SOURCES = ("offline", "rollouts")
+SOURCES = ("offline", "samples", "rollouts")
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,10 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sentinels: SentinelConfig = field(default_factory=SentinelConfig)
-    source: str = "offline"  # offline: the records of the data; rollouts: the policy's own samples behind their prompts
+    # offline: the records of the data; samples: texts of the model that the run starts from, behind their prompts;
+    # rollouts: the policy's own, drawn anew at every step
+    source: str = "offline"
+    rounds: int = 1  # with source=samples: runs in a row, each on samples of the model of the one before
     reward: str | None = None  # of samples: world, module:function or file.py:function
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
@@ -65,17 +68,22 @@ class RunConfig:
         """Raise UserError where source, reward and loss do not fit together."""
         if self.source not in SOURCES:
             raise UserError(f"source={self.source} is not one of {', '.join(SOURCES)}{nearest(self.source, SOURCES)}")
-        if self.source == "offline" and self.loss.needs.on_policy:
+        if self.source != "rollouts" and self.loss.needs.on_policy:
             raise UserError(f"loss={self.loss_name} learns from the policy's own samples: add source=rollouts and "
                             "reward=world, reward=module:function or reward=file.py:function")  # fmt: skip
-        if self.source == "rollouts" and self.reward is None:
-            raise UserError("source=rollouts needs a reward for the samples: reward=world, reward=module:function or "
-                            "reward=file.py:function")  # fmt: skip
+        if self.source != "offline" and self.reward is None:
+            raise UserError(f"source={self.source} needs a reward for the samples: reward=world, "
+                            "reward=module:function or reward=file.py:function")  # fmt: skip
         if self.source == "offline" and self.reward is not None:
             raise UserError(f"reward={self.reward} scores samples, and source=offline has none: add source=rollouts, "
                             "or leave it out")  # fmt: skip
+        if self.rounds > 1 and self.source != "samples":
+            raise UserError(f"rounds={self.rounds}: rounds are of source=samples, where each draws samples of the "
+                            "model that the one before has left")  # fmt: skip
         if self.source == "rollouts":
             self.rollout.check(self.loss)
+        if self.source == "samples":
+            self.rollout.check_samples(self.loss)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON values."""

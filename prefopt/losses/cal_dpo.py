@@ -25,6 +25,7 @@ class CalDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.14516"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2412.14516, the calibrated objective", "2026-11-29")
 

@@ -25,6 +25,7 @@ class DistillDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.19316"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2405.19316", "2026-11-29")
 

@@ -25,6 +25,7 @@ class Hinge:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.06657"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2309.06657, the hinge of log-ratios", "2026-11-29")
 

@@ -26,6 +26,7 @@ class IPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.12036"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"tau": (0.1, 0.5, 2.0, 8.0)}
     target_margin: ClassVar[float] = 0.5  # tau * 1/(2 tau)
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
@@ -64,6 +65,7 @@ class IPOSum:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.12036"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"tau": (0.03, 0.1, 0.3, 1.0)}
     target_margin: ClassVar[float] = 0.5  # tau * 1/(2 tau)
     learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")

@@ -25,6 +25,7 @@ class RePO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.07426"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"gamma": (0.2, 0.4, 0.6, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2503.07426, the hinge of SimPO's margin", "2026-11-29")
 

@@ -29,6 +29,7 @@ class REBEL:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16767"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "ZhaolinGao/REBEL src/ultrafeedback/rebel.py@4ad7c11", "2026-11-29"

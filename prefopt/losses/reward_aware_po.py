@@ -39,6 +39,7 @@ class RewardAwarePO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.00203"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.2, 0.5, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE,

@@ -27,6 +27,7 @@ class SLiCHF:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.10425"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2305.10425, the calibration loss", "2026-11-29")

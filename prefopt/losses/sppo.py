@@ -30,6 +30,7 @@ class SPPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
@@ -62,6 +63,7 @@ class SPPOSoft:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.00675"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
+    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")

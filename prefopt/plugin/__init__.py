@@ -79,6 +79,8 @@ class Traits:
         ranking: by default, the usual one of its shape of data.
         chosen_rises: True where a likelihood term raises the chosen completion's own log-prob, False where the loss
             lowers it by design, None where it only asks for a gap.
+        finite_optimum: of losses on pairs and labels: where one side always wins, the loss is least at a finite margin,
+            so that labels without noise do not drive it ever further.
         target_margin: the reward margin at which the loss is least, where one number holds for every pair.
         learning_rates: those that were published with the method.
         audit: what its formula and defaults were checked against, and when; None for no claim.
@@ -88,6 +90,7 @@ class Traits:
     needs: Needs = field(default_factory=lambda: Needs(data=Data.PAIRS, reference=True))
     ranking: Ranking = Ranking.PAIRWISE
     chosen_rises: bool | None = None
+    finite_optimum: bool = False
     target_margin: float | None = None
     learning_rates: LearningRates | None = None
     audit: Audit | None = None

@@ -45,6 +45,7 @@ from prefopt.runs.manifest import check_repetition, id_of, manifest, start_of, w
 from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
+from prefopt.runs.rounds import with_samples
 from prefopt.train import Result, train
 from prefopt.train.arguments import autocast, training_arguments
 from prefopt.train.callbacks import AtBeginning, MetricsFile, RolloutsFile
@@ -64,7 +65,8 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`;
-    of a run on the policy's own samples `rollouts.jsonl` instead of `heldout.jsonl`.
+    of a run on the policy's own samples `rollouts.jsonl` instead of `heldout.jsonl`; with `source=samples` also the
+    samples and the records made of them (`prefopt.runs.rounds`).
 
     Args:
         config: the configuration of the run.
@@ -94,6 +96,7 @@ def run(
         with lost_processes(), tracker(), Signals(log_redacted) as signals:
             config = _in_one_folder(config)
             with locked_folder(config.output_dir) if first else nullcontext():
+                config = with_samples(config, log_redacted)
                 return _run(config, log_redacted, progress, signals, callbacks, repeats)
     finally:
         give_back()  # a sweep continues in this process, and must not keep this run's memory

@@ -289,7 +289,7 @@ def reward_groups(groups: Sequence[Group], reward: Reward, how: Labelling) -> Re
     scores = scores_of(reward(answers), answers, reward.name)
     rewards = np.split(scores, np.cumsum([len(group.answers) for group in groups])[:-1])
     left_out: Counter[str] = Counter()
-    about = {"reward": reward.name}
+    about: dict[str, Any] = {"reward": reward.name}
     if how.data is Data.PAIRS:
         rows = list(_pairs(groups, rewards, how, left_out))
         about |= {"label": how.rule.value, "label_temperature": how.temperature, "label_seed": how.seed}

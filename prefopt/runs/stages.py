@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import __version__
-from prefopt.common.digest import of_file, of_json
+from prefopt.common.digest import of_json
 from prefopt.common.files import write_json
 from prefopt.common.locks import locked
 from prefopt.common.processes import is_first_process, process_count
 from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
 from prefopt.config.stage_overrides import check_names
-from prefopt.runs.resolve import resolve_path
+from prefopt.runs.resolve import digest_of_reward
+from prefopt.runs.rounds import content_of, rounds_as_stages, state_of_model
 from prefopt.runs.run import check_training, run
 
 STAGES = "stages.json"
@@ -45,6 +46,7 @@ def run_stages(
     Raises:
         UserError, TrainingError: as `prefopt.runs.run.run`; a stage's name cannot be used.
     """
+    config = rounds_as_stages(config)
     check_names(config.stages)
     if config.stages:  # else the run itself does
         for each in (*config.stages.values(), config):
@@ -87,28 +89,12 @@ def fingerprint(config: RunConfig, before: str | None = None) -> str:
     """
     facts = options_with(config.plain(), Effect.WEIGHTS)
     del facts["stages"]  # `before` stands for them
-    facts["model"] |= {"path": before or _model(config.model.path), "reference": None}
+    facts["model"] |= {"path": before or state_of_model(config.model.path), "reference": None}
     files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
-    facts["files"] = [_content(Path(str(file))) for file in files if file]
+    facts["files"] = [content_of(Path(str(file))) for file in files if file]
+    facts["reward_code"] = digest_of_reward(config)
     facts["version"] = __version__
     return of_json(facts, size=6)
-
-
-def _model(path: str) -> Any:
-    """The state of a model's files; of a hub id its name."""
-    folder = Path(resolve_path(path))
-    if not folder.is_dir():
-        return path
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]
-
-
-def _content(path: Path) -> Any:
-    """The digests of data files, wherever they lie; of a hub data set its name."""
-    if path.is_dir():
-        return [_content(file) for file in sorted(path.rglob("*")) if file.is_file()]
-    if not path.is_file():
-        return str(path)
-    return of_file(path)
 
 
 def _locked(folder: Path) -> AbstractContextManager[Any]:

@@ -25,7 +25,8 @@ from prefopt.train.arguments import autocast
 from prefopt.train.batches import BatchConfig
 from prefopt.train.settings import Parts, RunReference, Settings
 from prefopt.train.setup import check_same_weights, order_seed, policies, precision
-from prefopt.train.sources.rollouts import Prompt, RolloutConfig, Rollouts
+from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.train.sources.rollouts import Prompt, Rollouts
 
 
 def own_samples(

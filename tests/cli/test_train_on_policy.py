@@ -50,6 +50,11 @@ def test_a_run_leaves_its_samples_and_what_the_reward_says_of_it(run: Run, loss:
         (["source=rollouts", "reward=math:nothing"], "math has no function 'nothing'"),
         (["source=rollouts", "reward=world", "loss=kto"], "completions of other prompts"),
         (["source=rollouts", "reward=world", "rollout.num_generations=3"], "must be even"),
+        (["source=rollouts", "reward=world", "rollout.label=ARGMAX"], "no finite optimum where one text always wins"),
+        (["source=samples"], "source=samples needs a reward"),
+        (["source=samples", "reward=world", "loss=rloo"], "loss=rloo learns from the policy's own samples"),
+        (["rounds=2"], "rounds=2: rounds are of source=samples"),
+        (["rounds=0"], "rounds=0 must be a whole number, at least 1"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(
@@ -102,3 +107,38 @@ def test_prompts_alone_are_checked_and_shown(
     shown = capsys.readouterr().out
     assert "prompt:" in shown
     assert "completion" not in shown.split("a token ends")[1]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "sft"])
+def test_rounds_learn_from_samples_of_the_model_before(
+    loss: str, run: Run, reward: str, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command for the rounds; a second one finds all that is there, and other options are refused by name."""
+    given = [f"loss={loss}", "source=samples", reward, f"data.path={prompts_file}", "rollout.max_new_tokens=100",
+             "trainer.max_steps=2", "rounds=2", f"stages_folder={run.out.parent / 'stages'}"]  # fmt: skip
+    assert run(*given) == 0
+    stages = json.loads((run.out / "stages.json").read_text())
+    assert [(stage["name"], stage["found"]) for stage in stages] == [("round1", False)]
+    first, last = Path(stages[0]["folder"]), run.out
+    made = {}
+    for folder in (first, last):
+        drawn = [json.loads(line) for line in (folder / "drawn.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        made[folder] = {row["texts"][0]["model"] for row in drawn}
+        assert all(len(row["rewards"]) == 4 for row in drawn)
+        assert rows[0].keys() == {"prompt", "provenance", *(["chosen", "rejected", "chosen_score", "rejected_score"]
+                                                            if loss == "dpo" else ["completion"])}  # fmt: skip
+    assert made[last] == {str((first / "final").resolve())}
+    assert made[first] != made[last]
+    assert json.loads((first / "drawn.json").read_text())["made_of"]["seed"] == 0
+    (last / "summary.json").unlink()  # as if the second round had not come to its end
+    capsys.readouterr()
+    assert run(*given) == 0
+    said = capsys.readouterr().out
+    assert f"found in {first}" in said
+    assert f"samples: found in {last / 'drawn.jsonl'}" in said
+    (last / "summary.json").unlink()
+    (first / "summary.json").unlink()
+    changed = ["rounds=1", f"output_dir={first}", "rollout.temperature=0.5"]
+    assert run(*given[:-2], *changed) == 2
+    assert "has samples that were made with another rollout.temperature: give what" in capsys.readouterr().err

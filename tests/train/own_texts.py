@@ -16,7 +16,7 @@ from prefopt.losses.registry import load
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Answer
 from prefopt.train import BatchConfig
-from prefopt.train.sources.rollouts import RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
 from tests.train import tiny
 
 PROMPTS = tiny.records(Data.PAIRS, 9)  # 6 different prompts

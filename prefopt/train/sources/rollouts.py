@@ -27,53 +27,16 @@ from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import Scored, score
 from prefopt.engine.values import Estimates, ValueModel, estimate
 from prefopt.errors import UserError
-from prefopt.plugin import ListLogps, Logps, Loss, Vocab, traits, with_targets
+from prefopt.plugin import ListLogps, Logps, Loss, Vocab, with_targets
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn, Facts, examples_of
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.feed import Feed
-from prefopt.train.sources.labels import Labelled, LabelRule, SampledPrompt, check_samples, labelled
+from prefopt.train.sources.labels import Labelled, SampledPrompt, labelled
+from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.source import GlobalBatch, RecordSource
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """How samples are drawn and labelled. The defaults of the Hydra group `rollout`."""
-
-    num_generations: int = 4  # samples of each prompt; a step has batch.records prompts
-    max_new_tokens: int = 128  # a text that is longer is cut off, without an end token
-    temperature: float = 1.0  # of the samples; on-policy losses learn from temperature 1 alone
-    missing_end_penalty: float = 0.0  # taken off the reward of a text that was cut off
-    label: LabelRule = (
-        LabelRule.BT
-    )  # how two rewards become a preference, for losses on pairs and labels: BT, SOFT or ARGMAX
-    label_temperature: float = 1.0  # of BT and SOFT, in units of reward
-    updates: int | None = None  # steps that learn from the same samples; None: as many as the loss declares, most 1
-
-    def settled(self, loss: Loss) -> RolloutConfig:
-        """With the number of updates that a loss declares, where none is given."""
-        return self if self.updates is not None else dataclasses.replace(self, updates=traits(loss).updates)
-
-    def check(self, loss: Loss) -> None:
-        """Raise UserError for a value that cannot be used with a loss."""
-        for name in ("num_generations", "max_new_tokens", "updates"):
-            if (getattr(self, name) or 1) < 1:
-                raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
-        for name in ("temperature", "label_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
-        if not 0 <= self.missing_end_penalty < float("inf"):
-            raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
-        check_samples(loss.needs.data, self.num_generations)
-        if loss.needs.on_policy and self.temperature != 1:
-            raise UserError(f"rollout.temperature={self.temperature}: this loss learns from texts drawn at temperature "
-                            "1, the policy's own; losses on pairs, labels and lists take others")  # fmt: skip
-        if loss.needs.mismatched or loss.needs.control_text:
-            what = "completions of other prompts" if loss.needs.mismatched else "a control text before each completion"
-            raise UserError(f"this loss needs {what}, which samples do not have: choose another one for "
-                            "source=rollouts")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

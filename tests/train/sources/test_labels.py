@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from prefopt.errors import UserError
-from prefopt.plugin import Data
+from prefopt.losses import registry
+from prefopt.losses.registry import load
+from prefopt.plugin import Data, Logps, PairLogps
 from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled
+from prefopt.train.sources.rollout_config import RolloutConfig
 
 
 def group(rewards: Sequence[float], draws: Sequence[float] = (0.5, 0.5), name: str = "p") -> SampledPrompt:
@@ -70,3 +75,39 @@ def test_numbers_of_samples(data: Data, count: int, fine: bool) -> None:
     else:
         with pytest.raises(UserError, match=rf"rollout\.num_generations={count}"):
             check_samples(data, count)
+
+
+# ---- labels that are certain
+
+
+FINITE = [name for name in registry.names() if getattr(registry.loss_class(name), "finite_optimum", False)]
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_a_finite_optimum_is_one(name: str) -> None:
+    """Far beyond it, the loss no longer falls as the rejected side gets less likely."""
+
+    def side(total: torch.Tensor) -> Logps:
+        zeros = torch.zeros(2, dtype=torch.float64)
+        return Logps(sum=total, num_tokens=torch.full((2,), 10), ref_sum=zeros)
+
+    rejected = torch.full((2,), -3000.0, dtype=torch.float64, requires_grad=True)
+    ones = torch.ones(2, dtype=torch.float64)
+    pairs = PairLogps(chosen=side(0 * ones), rejected=side(rejected), ids=torch.arange(2), chosen_score=ones,
+                      rejected_score=0 * ones)  # fmt: skip
+    load(name)(pairs).loss.sum().backward()
+    assert rejected.grad is not None
+    assert (rejected.grad <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo", "orpo", "kto_zero"])
+def test_labels_that_are_certain_are_refused_where_they_drive_a_loss_ever_further(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sure = RolloutConfig(label=LabelRule.ARGMAX)
+    with pytest.raises(UserError, match=r"ARGMAX: this loss has no finite optimum .* rollout\.allow_argmax=true"):
+        sure.check(load(name))
+    dataclasses.replace(sure, allow_argmax=True).check(load(name))
+    assert "the policy drifts" in caplog.text
+    sure.check(load("ipo_sum"))
+    sure.check(load("plackett_luce"))

@@ -1,0 +1,68 @@
+"""Holds the settings of the Hydra group `rollout`: how samples are drawn and labelled."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+from prefopt.errors import UserError
+from prefopt.plugin import Data, Loss, traits
+from prefopt.train.sources.labels import LabelRule, check_samples
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How samples are drawn and labelled. The defaults of the Hydra group `rollout`."""
+
+    num_generations: int = 4  # samples of each prompt; a step has batch.records prompts
+    max_new_tokens: int = 128  # a text that is longer is cut off, without an end token
+    temperature: float = 1.0  # of the samples; on-policy losses learn from temperature 1 alone
+    missing_end_penalty: float = 0.0  # taken off the reward of a text that was cut off
+    label: LabelRule = (
+        LabelRule.BT
+    )  # how two rewards become a preference, for losses on pairs and labels: BT, SOFT or ARGMAX
+    label_temperature: float = 1.0  # of BT and SOFT, in units of reward
+    allow_argmax: bool = False  # ARGMAX also for a loss that then has no finite optimum
+    updates: int | None = None  # steps that learn from the same samples; None: as many as the loss declares, most 1
+
+    def settled(self, loss: Loss) -> RolloutConfig:
+        """With the number of updates that a loss declares, where none is given."""
+        return self if self.updates is not None else dataclasses.replace(self, updates=traits(loss).updates)
+
+    def check(self, loss: Loss) -> None:
+        """Raise UserError for a value that cannot be used with a loss on samples that are drawn at every step."""
+        self.check_samples(loss)
+        if loss.needs.on_policy and self.temperature != 1:
+            raise UserError(f"rollout.temperature={self.temperature}: this loss learns from texts drawn at temperature "
+                            "1, the policy's own; losses on pairs, labels and lists take others")  # fmt: skip
+        if loss.needs.mismatched or loss.needs.control_text:
+            what = "completions of other prompts" if loss.needs.mismatched else "a control text before each completion"
+            raise UserError(f"this loss needs {what}, which samples do not have: choose another one for "
+                            "source=rollouts")  # fmt: skip
+
+    def check_samples(self, loss: Loss) -> None:
+        """Raise UserError for a value that samples cannot be drawn or labelled with for a loss."""
+        for name in ("num_generations", "max_new_tokens", "updates"):
+            if (getattr(self, name) or 1) < 1:
+                raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
+        for name in ("temperature", "label_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
+        if not 0 <= self.missing_end_penalty < float("inf"):
+            raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
+        check_samples(loss.needs.data, self.num_generations)
+        self._check_labels(loss)
+
+    def _check_labels(self, loss: Loss) -> None:
+        """Labels that are certain drive losses without a finite optimum ever further."""
+        labelled = loss.needs.data in (Data.PAIRS, Data.UNPAIRED)
+        if not labelled or self.label is not LabelRule.ARGMAX or traits(loss).finite_optimum:
+            return
+        about = "rollout.label=ARGMAX: this loss has no finite optimum where one text always wins"
+        if not self.allow_argmax:
+            raise UserError(f"{about}, so the policy drifts for as long as it is trained: choose BT or SOFT, or "
+                            "rollout.allow_argmax=true and few steps")  # fmt: skip
+        logger.warning("%s: the policy drifts for as long as it is trained", about)
