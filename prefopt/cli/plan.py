@@ -89,14 +89,21 @@ def _print_plan(config: RunConfig, found: Plan) -> None:
     console.print(
         f"model {config.model.path}, data {config.data.path}, learning rate {config.trainer['learning_rate']:g}"
     )
+    what = "prompts" if found.samples else "records"
     console.print(
-        f"{schedule.records:,} records ({found.rejected:,} rejected), {schedule.records_per_step} per step; "
+        f"{schedule.records:,} {what} ({found.rejected:,} rejected), {schedule.records_per_step} per step; "
         f"{schedule.steps:,} steps, {schedule.steps / schedule.steps_per_epoch:.2g} epochs"
     )
     console.print(
         f"{schedule.tokens_per_step:,.0f} tokens per step in {schedule.micro_batches:.1f} micro-batches, the longest "
         f"of {schedule.heaviest_tokens:,} tokens ({found.layout} layout)"
     )
+    if found.samples:
+        console.print(
+            f"{found.samples['samples']:,} samples, {found.samples['samples_per_rollout']:,} at once, of at most "
+            f"{found.samples['tokens_sampled_at_most']:,} tokens in all; what follows, and the tokens per step, are at "
+            "most what a run takes: most texts end earlier"
+        )
     table = Table(title=f"peak memory on {found.device}", title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right")
@@ -108,7 +115,8 @@ def _print_plan(config: RunConfig, found: Plan) -> None:
     console.print(table)
     how = "from two measured rows" if found.measured else "computed, not measured"
     parts = ", ".join(f"{name} {_duration(value)}" for name, value in found.seconds.items() if value >= 0.5)
-    console.print(f"time: about {_duration(sum(found.seconds.values()))} ({how}): {parts}")
+    about = "at most about" if found.samples else "about"
+    console.print(f"time: {about} {_duration(sum(found.seconds.values()))} ({how}): {parts}")
     _print_warnings(console, found.warnings)
 
 

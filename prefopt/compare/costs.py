@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from prefopt.common.digest import of_json
 from prefopt.compare.spec import RewardChange
 from prefopt.config.run_config import RunConfig
-from prefopt.plugin import Needs, Vocab
 from prefopt.rewards.reward import Answer, Reward
 from prefopt.train.sources.rollouts import Rollout
 
@@ -42,7 +41,7 @@ class SampleCount:
         """Return `tokens_sampled`, `tokens_scored` and `labels` of the run."""
         return {
             "tokens_sampled": float(self.tokens),
-            "tokens_scored": float(self.read * reads_reference(config.loss.needs)),
+            "tokens_scored": float(self.read * config.loss.needs.reads_reference),
             "labels": float(self.texts),
         }
 
@@ -60,18 +59,13 @@ def offline_costs(config: RunConfig, records: Sequence[Any], steps: int, trained
     scored = 0.0
     if needs.moving_reference:
         scored = trained
-    elif reads_reference(needs):
+    elif needs.reads_reference:
         scored = float(sum(len(ids) for r in records for text in r.completions for ids in (r.prompt, text)))
     return {
         "tokens_sampled": 0.0,
         "tokens_scored": scored,
         "labels": float(min(steps * config.batch.records, len(records))),
     }
-
-
-def reads_reference(needs: Needs) -> bool:
-    """Whether a loss reads anything of the reference."""
-    return needs.reference or needs.moving_reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -17,7 +17,6 @@ from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, EpochPlan
-from prefopt.errors import UserError
 from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
@@ -32,11 +31,15 @@ from prefopt.planning.memory import (
     peak_memory,
 )
 from prefopt.planning.probe import Probe, probe
+from prefopt.planning.samples import Samples
 from prefopt.planning.schedule import Schedule, schedule, total_work
-from prefopt.plugin import Needs, Vocab
+from prefopt.plugin import Data, Needs, Vocab
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.train.arguments import training_arguments
 from prefopt.train.sources.feed import Feed
+
+NOT_SAMPLED = "the time of sampling on another device is not known: time is that of training alone"
+SAMPLED = 64  # texts whose sampling is timed, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,12 @@ class Plan:
         limit_gib: the free memory of the device.
         device: its name.
         measured: whether times come from a probe on the device itself, or from its peak speed.
-        seconds: by part: `reference`, `training`, `evaluation`, `generation`.
+        seconds: by part: `reference`, `training`, `evaluation`, `generation` of texts to look at, and `sampling` of
+            those that a run with source=rollouts learns from, without the time of its reward.
         rejected: rows that cannot be used.
         warnings: one line each.
+        samples: of a run with source=rollouts the number of texts and of their tokens; all else is then what it takes
+            if every text has its full length.
     """
 
     schedule: Schedule
@@ -64,6 +70,7 @@ class Plan:
     seconds: dict[str, float]
     rejected: int
     warnings: list[str]
+    samples: dict[str, int] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -84,6 +91,7 @@ class Plan:
             "seconds": round(sum(self.seconds.values()), 3),
             "seconds_by_part": {name: round(value, 3) for name, value in self.seconds.items()},
             "seconds_measured": self.measured,
+            **self.samples,
             "warnings": self.warnings,
         }
 
@@ -101,23 +109,25 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     Raises:
         UserError: anything that the run itself would reject.
     """
-    if config.source == "rollouts":
-        raise UserError("a plan does not know the time and memory of source=rollouts: how long the texts get is not "
-                        "known beforehand; run a few steps with trainer.max_steps=5")  # fmt: skip
     run = _Run(resolved(config), on_cuda=device is not None)
-    training = run.epoch("train", shuffle=True)
+    training = run.epoch("train", shuffle=run.samples is None)
     planned = schedule(training, run.arguments)
+    if run.samples is not None:
+        planned = run.samples.schedule(planned, run.arguments)
     measured = probe(run.model, training, run.feeds["train"], planned.heaviest, run.needs, run.arguments)
     memory = peak_memory(
         run.model, planned, run.arguments, kept=measured.kept_bytes(planned.heaviest_tokens),
         live_reference=run.live_reference, start_copy=run.measures_kl, libraries=run.libraries,
     )  # fmt: skip
+    if run.samples is not None:
+        memory = run.samples.peak_memory(memory, run.model, run.arguments, values=run.needs.values)
     work = _Work.of(run, planned)
     seconds = _seconds(run, planned, measured, work)
     limit, name = _free_memory(run.arguments.device.type)
     found = Plan(
         schedule=planned, layout=run.layout, memory=memory, limit_gib=limit, device=name, measured=True,
         seconds=seconds, rejected=len(run.data.rejections), warnings=[],
+        samples={} if run.samples is None else run.samples.plain(planned.steps),
     )  # fmt: skip
     if device is not None:
         found = _on_device(found, device, run, work)
@@ -139,14 +149,23 @@ class _Run:
             )
         self.model = load_policy(config.model, config.peft, seed=config.seed).to(self.arguments.device)
         self.layout: Layout = choose_layout(self.model, config.batch.layout).layout
-        self.feeds = {"train": Feed(self.data.train, self.needs, whole=False, seed=config.seed)}
-        if self.data.eval is not None:
-            self.feeds["eval"] = Feed(self.data.eval, self.needs, whole=True, seed=config.seed)
         kind = "cuda" if on_cuda else self.arguments.device.type
-        self.batch = config.batch.settled(kind, self.feeds.values(), self.layout)
         text = self.model.config.get_text_config()
+        self.samples: Samples | None = None
+        if config.source == "rollouts":
+            self.samples = Samples.of(config, self.data.train, text.vocab_size)
+            self.feeds = {"train": Feed(self.samples.records, self.needs, whole=False, seed=config.seed)}
+            longest = self.samples.most_positions(self.model, self.layout)
+            self.batch = replace(config.batch, records=config.batch.records * self.samples.of_prompt,
+                                 max_tokens=config.batch.budget(kind, longest))  # fmt: skip
+        else:
+            self.feeds = {"train": Feed(self.data.train, self.needs, whole=False, seed=config.seed)}
+            if self.data.eval is not None:
+                self.feeds["eval"] = Feed(self.data.eval, self.needs, whole=True, seed=config.seed)
+            self.batch = config.batch.settled(kind, self.feeds.values(), self.layout)
         self.cost = Cost.of(hidden_size=text.hidden_size, num_layers=text.num_hidden_layers, vocab_size=text.vocab_size)
         self.live_reference = self.needs.moving_reference or Vocab.KL in self.needs.vocab
+        self.live_reference |= self.samples is not None and self.needs.reads_reference
         self.measures_kl = self.data.eval is not None and config.evaluation.kl_prompts > 1
 
     def epoch(self, split: str, *, shuffle: bool) -> EpochPlan:
@@ -182,9 +201,9 @@ class _Work:
     def of(cls, run: _Run, planned: Schedule) -> _Work:
         whole = {split: total_work(run.epoch(split, shuffle=False)) for split in run.feeds}
         twice = (run.needs.coupled or run.needs.state) and planned.several
-        scores_reference = run.needs.reference and not run.needs.moving_reference
+        scores_reference = run.needs.reference and not run.live_reference
         return cls(
-            training=planned.steps * planned.work_per_step,
+            training=planned.steps * planned.work_per_step * (2 if run.needs.values else 1),
             reference=scores_reference * whole["train"] + whole.get("eval", 0.0),
             evaluation=3 * whole.get("eval", 0.0),  # before, after, and row by row for the page
             extra_forwards=int(twice) + int(run.live_reference),
@@ -201,6 +220,7 @@ def _seconds(run: _Run, planned: Schedule, measured: Probe, work: _Work) -> dict
         + planned.steps * measured.optimizer_seconds,
         "evaluation": forward.slope * work.evaluation,
         "generation": 0.0 if run.data.eval is None else _generation_seconds(run, run.data.eval),
+        **({} if run.samples is None else {"sampling": _sampling_seconds(run, run.samples, planned.steps)}),
     }  # fmt: skip
 
 
@@ -214,14 +234,25 @@ def _generation_seconds(run: _Run, held_out: TokenTable) -> float:
     texts = 2 * asked.texts + 2 * (asked.kl_prompts if asked.kl_prompts > 1 else 0)  # before and after
     if not texts:
         return 0.0
+    return texts * asked.max_new_tokens * _token_seconds(run.model, prompts)
+
+
+def _sampling_seconds(run: _Run, samples: Samples, steps: int) -> float:
+    """Estimate the time of all samples from a few tokens of some: an upper bound, since texts end early."""
+    prompts = [record.prompt.tolist() for record in samples.records[: samples.texts]]
+    each = _token_seconds(run.model, (prompts * SAMPLED)[: min(SAMPLED, samples.texts)])
+    return samples.count(steps) * samples.rollout.max_new_tokens * each
+
+
+def _token_seconds(model: Any, prompts: list[list[int]]) -> float:
+    """Measure the time of one more token of one text, where these prompts are continued at once."""
     taken = []
-    generate(run.model, prompts, max_new_tokens=1, eos_token_id=[-1], temperature=0)  # the first call tests the cache
+    generate(model, prompts, max_new_tokens=1, eos_token_id=[-1], temperature=0)  # the first call tests the cache
     for length in (2, 6):
         start = time.perf_counter()
-        generate(run.model, prompts, max_new_tokens=length, eos_token_id=[-1], temperature=0)
+        generate(model, prompts, max_new_tokens=length, eos_token_id=[-1], temperature=0)
         taken.append(time.perf_counter() - start)
-    each = max(taken[1] - taken[0], 0.0) / (4 * len(prompts))
-    return texts * asked.max_new_tokens * each
+    return max(taken[1] - taken[0], 0.0) / (4 * len(prompts))
 
 
 def _free_memory(device: str) -> tuple[float, str]:
@@ -262,11 +293,13 @@ def _warnings(run: _Run, found: Plan) -> list[str]:
     config, model, records = run.config, run.model, run.data.train
     adapters, weights = bool(getattr(model, "peft_config", None)), count_weights(model)[2]
     rate = float(run.arguments.learning_rate)
+    answered = [] if records.kind is Data.PROMPTS else records
     return [
-        *advice.few_records(len(records), run.needs.data),
+        *([] if run.samples is not None else advice.few_records(len(records), run.needs.data)),
         *advice.outside_range(config.loss),
         *advice.learning_rate(config.loss, config.loss_name, rate, adapters=adapters, weights=weights),
         *advice.adapters(model),
-        *advice.not_tuned(model, run.tokenizer, records, run.needs.data),
+        *advice.not_tuned(model, run.tokenizer, answered, run.needs.data),
+        *([] if run.samples is None or found.measured else [NOT_SAMPLED]),
         *advice.memory(found.memory.total / 2**30, found.limit_gib, found.device),
     ]

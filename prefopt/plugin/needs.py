@@ -73,6 +73,11 @@ class Needs:
         read = {"margin": self.margin, "probability": self.probability, "tied": self.ties}
         return tuple(name for name, wanted in read.items() if wanted)
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether it reads anything of a reference."""
+        return self.reference or self.moving_reference or bool(self.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+
     def flags(self) -> dict[str, Any]:
         """The needs as plain JSON values: `data` by its name, `vocab` as a sorted list, the rest booleans."""
         plain: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in ("data", "vocab")}

@@ -44,7 +44,7 @@ def own_samples(
     prompts = prompts_of(records)
     longest = max(len(prompt.tokens) for prompt in prompts)
     check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
-    reads = needs.reference or needs.moving_reference or bool(needs.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+    reads = needs.reads_reference
     name = fingerprint(model if given.reference is None else given.reference, precision(args)) if reads else None
     if name is not None:
         check_same_weights(name)
@@ -53,7 +53,7 @@ def own_samples(
     if needs.values:
         policy.values = ValueModel(Policy(twin(model), policy.layout))
         remove_randomness(policy.values.body)
-    max_tokens = batch.budget(args.device.type, _most(longest, rollout, policy.layout.layout))
+    max_tokens = batch.budget(args.device.type, most_positions(longest, rollout, policy.layout.layout))
     source = Rollouts(
         prompts=prompts,
         policy=policy,
@@ -90,7 +90,7 @@ def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
     return list(found.values())
 
 
-def _most(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
+def most_positions(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
     """The most positions that the samples of one prompt take in a forward, their last tokens included."""
     count, new = rollout.num_generations, rollout.max_new_tokens
     return longest + count * new if layout == "tree" else count * (longest + new)

@@ -64,12 +64,6 @@ def test_what_does_not_fit_together_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_plan_is_refused(model_folder: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [f"model.path={model_folder}", f"data.path={pairs_file}", "source=rollouts", "reward=math:sqrt"]
-    assert main(["plan", "loss=rloo", *given]) == 2
-    assert "how long the texts get is not known beforehand" in capsys.readouterr().err
-
-
 @pytest.fixture
 def prompts_file(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
