@@ -54,6 +54,7 @@ MAY_NAME_METHODS = {
     "prefopt.compare.demo": "the methods that the demo shows",
     "prefopt.cli.loading": "the default method for each kind of data",
     "prefopt.compare.spec": "the default methods of a comparison",
+    "prefopt.plugin": "the kind of ranking that is called pointwise",
     "prefopt.worlds.build": "a world's base model is trained with SFT",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,12 @@ class Estimate:
         if not abs(self.value) > TIE_STANDARD_ERRORS * self.se:
             return 0
         return 1 if self.value > 0 else -1
+
+    @classmethod
+    def from_plain(cls, found: Mapping[str, Any]) -> Estimate:
+        """From what `plain` gave."""
+        value, se = (math.nan if found.get(name) is None else found[name] for name in ("value", "se"))
+        return cls(value, se, found.get("count") or 0)
 
     def plain(self) -> dict[str, float | int | None]:
         """As JSON values; what is not a number is null."""

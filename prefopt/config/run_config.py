@@ -80,6 +80,9 @@ class RunConfig:
         if self.rounds > 1 and self.source != "samples":
             raise UserError(f"rounds={self.rounds}: rounds are of source=samples, where each draws samples of the "
                             "model that the one before has left")  # fmt: skip
+        if self.loss.needs.reward_model and self.model.reference is not None:
+            raise UserError(f"model.reference={self.model.reference}: loss={self.loss_name} trains a reward model, "
+                            "which has no reference; leave it out")  # fmt: skip
         if self.source == "rollouts":
             self.rollout.check(self.loss)
         if self.source == "samples":

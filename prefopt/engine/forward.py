@@ -49,7 +49,8 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
     """Statistics of each scored token of `row`, or hidden states (N, H) with `options.hidden_only`.
 
     Args:
-        causal: a causal language model, whose attention is that of the row's layout (`attention_of`).
+        causal: a causal language model, whose attention is that of the row's layout (`attention_of`); of a reward
+            model the score at each position stands in place of the log-prob.
         row: on the model's device.
         options: what to compute.
 
@@ -74,9 +75,13 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
     hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, row.source)
     if options.hidden_only:
         return hidden
-    stats = token_stats(
-        hidden, row.target, Head.of(causal), options.vocab, entropy=options.entropy, reference=options.reference
-    )
+    if is_reward_model(causal):
+        scores: Tensor = causal.score(hidden)[:, 0]
+        stats = TokenStats(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+    else:
+        stats = token_stats(
+            hidden, row.target, Head.of(causal), options.vocab, entropy=options.entropy, reference=options.reference
+        )
     return stats._replace(router=router_load(causal, output, row)) if options.router else stats
 
 
@@ -91,14 +96,20 @@ def unwrap(model: Any) -> Any:
             return model
 
 
+def is_reward_model(causal: Any) -> bool:
+    """Whether a model, unwrapped, is a sequence classifier with one output: a score at each position."""
+    return isinstance(getattr(causal, "score", None), nn.Module) and causal.config.num_labels == 1
+
+
 def check_model(model: Any) -> None:
-    """Check that a model predicts tokens from their predecessors alone.
+    """Check that a model reads tokens from left to right, and predicts tokens or gives one score.
 
     Raises:
         UserError: it does not.
     """
     causal = unwrap(model)
-    if not hasattr(causal, "config") or causal.get_output_embeddings() is None or causal.config.is_encoder_decoder:
+    reads = hasattr(causal, "config") and not causal.config.is_encoder_decoder
+    if not reads or (causal.get_output_embeddings() is None and not is_reward_model(causal)):
         raise UserError(f"{type(causal).__name__} is not a causal language model with an output embedding")
     if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
         raise UserError("prompt and prefix tuning are not supported, because their virtual tokens stand before every "
@@ -149,7 +160,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _check_row(causal: Any, row: Row) -> None:
-    size = getattr(causal.get_output_embeddings(), "out_features", None)
+    embeddings = causal.get_input_embeddings() if is_reward_model(causal) else causal.get_output_embeddings()
+    size = getattr(embeddings, "num_embeddings", getattr(embeddings, "out_features", None))
     if size is not None and row.max_id >= size:
         raise UserError(f"token id {row.max_id} is beyond the model's vocabulary of {size}: tokenizer and model do not "
                         "belong together (or tokens were added without `resize_token_embeddings`)")  # fmt: skip

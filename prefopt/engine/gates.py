@@ -3,7 +3,8 @@
 Trees must pass three gates: what the model declares of itself, a leak test (the tokens of one branch must not move
 another branch's log-probs), and a numeric check against the model's own plain forward. Before them, for either layout:
 the engine must know what the model does to the output of its projection, and padded sequences must reproduce its
-log-probs.
+log-probs. Of a reward model the scores are judged in place of log-probs: its own classifier reads them where it takes a
+text to end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from torch import Tensor
 from prefopt.data.tokens import Ids
 from prefopt.engine.attention import NAME
 from prefopt.engine.cpu import install
-from prefopt.engine.forward import attention_name, attention_of, check_model, evaluating, score_row, unwrap
+from prefopt.engine.forward import (
+    attention_name,
+    attention_of,
+    check_model,
+    evaluating,
+    is_reward_model,
+    score_row,
+    unwrap,
+)
 from prefopt.engine.head import Head, TokenStats
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.engine.limits import steady_positions
@@ -91,8 +100,9 @@ def _judge(model: Any, causal: Any) -> LayoutVerdict:
     name = type(causal).__name__
     dtype = next(model.parameters()).dtype
     with evaluating(model), torch.no_grad(), _full_precision(next(model.parameters()).device.type):
-        probes = _probes(causal.config.get_text_config())
-        _check_logit_transform(model, causal, probes[0])
+        probes = _probes(causal.config.get_text_config(), closing=is_reward_model(causal))
+        if not is_reward_model(causal):
+            _check_logit_transform(model, causal, probes[0])
         expected = [logps for tree in probes for logps in _plain_logps(model, tree)]
         try:
             error = _error(_row_logps(causal, probes, "padded")[0], expected)
@@ -102,8 +112,8 @@ def _judge(model: Any, causal: Any) -> LayoutVerdict:
             raise UserError(f"{name} is not supported: {first_line(problem)}") from problem
         if error > TOLERANCE.get(dtype, 1.0):
             raise UserError(
-                f"the log-probs of {name} cannot be reproduced from its last hidden states and its output "
-                f"embedding ({error:.2g} nats off on a token): this architecture is not supported"
+                f"the {'scores' if is_reward_model(causal) else 'log-probs'} of {name} cannot be reproduced from its "
+                f"last hidden states and its output layer ({error:.2g} off): this architecture is not supported"
             )
         allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
         reason = _static_gate(causal) or _numeric_gates(causal, probes, expected, allowed)
@@ -213,7 +223,7 @@ def _with_other_tokens(probes: list[Tree], which: int) -> list[Tree]:
     for tree in probes:
         branches = list(tree.branches)
         branches[which] = np.where(branches[which] > 0, branches[which] - 1, 1).astype(np.int32)
-        changed.append(Tree(tree.prompt, tuple(branches)))
+        changed.append(Tree(tree.prompt, tuple(branches), tree.closing))
     return changed
 
 
@@ -227,7 +237,7 @@ def _window(config: Any) -> int | None:
     return window if isinstance(window, int) and window > 0 else None
 
 
-def _probes(config: Any) -> list[Tree]:
+def _probes(config: Any, *, closing: bool) -> list[Tree]:
     """A few trees of random tokens, one longer than a sliding window that is short enough to be probed."""
     rng = np.random.default_rng(0)
     window = _window(config)
@@ -235,18 +245,24 @@ def _probes(config: Any) -> list[Tree]:
     long = window + 7 if window is not None and window <= PROBED_WINDOW else 11
 
     def ids(n: int) -> Ids:
-        return rng.integers(0, config.vocab_size, n).astype(np.int32)
+        drawn = rng.integers(0, config.vocab_size, n).astype(np.int32)
+        if closing and drawn[-1] == config.pad_token_id:  # no text ends with it: a classifier reads one before
+            drawn[-1] = (drawn[-1] + 1) % config.vocab_size
+        return drawn
 
     shapes = [(5, (4, 7)), (9, (3, 1, 6)), (min(long, limit - 8), (6, 5))]
-    return [Tree(ids(prompt), tuple(ids(n) for n in branches)) for prompt, branches in shapes]
+    return [Tree(ids(prompt), tuple(ids(n) for n in branches), closing) for prompt, branches in shapes]
 
 
 def _plain_logps(model: Any, tree: Tree) -> Logps:
-    """Log-probs of each branch by the model's own forward, one unpadded sequence at a time."""
+    """Log-probs of each branch by the model's own forward, one unpadded sequence at a time; scores of closing ones."""
     device = next(model.parameters()).device
     found = []
     for branch in tree.branches:
         ids = torch.from_numpy(np.concatenate((tree.prompt, branch)).astype(np.int64))[None].to(device)
+        if tree.closing:
+            found.append(model(input_ids=ids, use_cache=False).logits[0].double().cpu().numpy())
+            continue
         logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt) - 1 : -1].double()
         logp = logits - logits.logsumexp(-1, keepdim=True)
         found.append(logp.gather(1, ids[0, len(tree.prompt) :, None])[:, 0].cpu().numpy())
@@ -261,7 +277,7 @@ def _row_logps(causal: Any, trees: list[Tree], layout: Layout) -> tuple[Logps, s
     assert isinstance(stats, TokenStats)
     logp = stats.logp.double().cpu().numpy()
     windows = row.tree.windows if row.tree is not None else set()
-    return np.split(logp, np.cumsum(row.num_tokens.cpu().numpy())[:-1]), windows
+    return np.split(logp, np.cumsum(row.scored.cpu().numpy())[:-1]), windows
 
 
 def _error(found: Logps, expected: Logps) -> float:

@@ -1,9 +1,9 @@
 """Lays records out as rows of the model: trees packed end to end, or padded sequences where trees do not work.
 
 A tree is `[shared prompt | completion 1 | completion 2 | ...]`. Positions restart at the end of the prompt for every
-completion, and a completion sees the prompt and itself. The last token of a completion is never fed to the model:
-nothing is predicted from it. Given tokens of a completion (`prefopt.data.tokens`) are fed and never predicted: they are
-not among the N.
+completion, and a completion sees the prompt and itself. The last token of a completion is not fed to the model, because
+nothing is predicted from it; only `closing` trees feed it, whose completions are scored at their end (reward models).
+Given tokens of a completion (`prefopt.data.tokens`) are fed and never predicted: they are not among the N.
 
 Legend: R rows, L positions of a row, N scored tokens, C completions, G trees of a group, T tokens of its longest tree.
 """
@@ -32,15 +32,24 @@ FILL = 0.75
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """One prompt and its branches, in tokens; those of given ones are below 0."""
+    """One prompt and its branches, in tokens; given ones are below 0.
+
+    `closing` branches are fed with their last token, and scored there.
+    """
 
     prompt: Ids
     branches: tuple[Ids, ...]
+    closing: bool = False
+
+    @property
+    def fed(self) -> list[Ids]:
+        """What the model is given of each branch."""
+        return [branch if self.closing else branch[:-1] for branch in self.branches]
 
     @property
     def num_tokens(self) -> int:
         """The positions that the tree takes in a row."""
-        return len(self.prompt) + sum(len(b) - 1 for b in self.branches)
+        return len(self.prompt) + sum(map(len, self.fed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +124,12 @@ class Row:
         input_ids, position_ids: (R, L).
         tree: how positions attend (tree layout, R = 1), or None (padded layout).
         attention_mask: (R, L) in the padded layout, else None.
-        source: (N,) flat position in (R, L) whose hidden state predicts the token.
+        source: (N,) flat position in (R, L) whose hidden state predicts the token; of closing trees (C,), the last one
+            of each completion.
         target: (N,) token id.
         owner: (N,) completion, 0 to C-1, ascending.
-        num_tokens: (C,) scored ones.
+        num_tokens: (C,) those that the data did not give.
+        scored: (C,) how many of the N belong to each completion: `num_tokens`, or 1 of closing trees.
         longest: tokens of the longest sequence, its last one included.
         max_id: largest token id.
     """
@@ -131,6 +142,7 @@ class Row:
     target: Tensor
     owner: Tensor
     num_tokens: Tensor
+    scored: Tensor
     longest: int
     max_id: int
 
@@ -158,7 +170,7 @@ class Row:
 
 
 def lay_out(trees: Sequence[Tree], layout: Layout) -> Row:
-    """The row of some trees; completion c of the row is the c-th branch of all."""
+    """The row of some trees, all closing or none; completion c of the row is the c-th branch of all."""
     return _tree_row(trees) if layout == "tree" else _padded_row(trees)
 
 
@@ -167,8 +179,8 @@ def _tree_row(trees: Sequence[Tree]) -> Row:
     # Longest first: neighbours in the row are then alike, and can be attended together.
     order = np.argsort(-sizes, kind="stable")
     ordered = [trees[i] for i in order]
-    # A segment is a prompt, or a branch less its last token; `number` is 0 for the prompt, b + 1 for branch b.
-    segments = [s for tree in ordered for s in (tree.prompt, *(branch[:-1] for branch in tree.branches))]
+    # A segment is a prompt, or what is fed of a branch; `number` is 0 for the prompt, b + 1 for branch b.
+    segments = [s for tree in ordered for s in (tree.prompt, *tree.fed)]
     length = np.array([len(s) for s in segments])
     start = np.cumsum(length) - length
     branches = np.array([len(tree.branches) for tree in ordered])
@@ -180,10 +192,14 @@ def _tree_row(trees: Sequence[Tree]) -> Row:
     # Completions in the caller's order: the first token is predicted at the end of the prompt, the rest in the branch.
     completion = np.flatnonzero(number)
     completion = completion[np.argsort(np.repeat(order, branches), kind="stable")]
-    tokens = length[completion] + 1
-    step = _count_up(tokens)
-    end = (start + length - 1)[prompt[completion]]
-    source = np.where(step > 0, np.repeat(start[completion] - 1, tokens) + step, np.repeat(end, tokens))
+    end = start + length - 1
+    if trees[0].closing:
+        source = end[completion]
+    else:
+        tokens = length[completion] + 1
+        step = _count_up(tokens)
+        first = np.repeat(end[prompt[completion]], tokens)
+        source = np.where(step > 0, np.repeat(start[completion] - 1, tokens) + step, first)
     plan = TreePlan(
         _parts(ordered, scope, position), _long(np.repeat(order, sizes[order])), _long(scope), _long(position)
     )
@@ -219,7 +235,7 @@ def _parts(trees: Sequence[Tree], scope: np.ndarray, position: np.ndarray) -> tu
     for tree in trees:
         size = tree.num_tokens
         if size > DENSE_TOKENS:
-            parts.append(Piece(len(tree.prompt), tuple(len(b) - 1 for b in tree.branches if len(b) > 1)))
+            parts.append(Piece(len(tree.prompt), tuple(len(b) for b in tree.fed if len(b))))
             at += size
             continue
         if group and size < FILL * group[0]:
@@ -241,8 +257,9 @@ def _group(sizes: np.ndarray, scope: np.ndarray, position: np.ndarray) -> Group:
 
 
 def _padded_row(trees: Sequence[Tree]) -> Row:
-    sequences = [np.concatenate((t.prompt, b[:-1])) for t in trees for b in t.branches]
-    prompts = [len(t.prompt) for t in trees for _ in t.branches]
+    sequences = [np.concatenate((t.prompt, b)) for t in trees for b in t.fed]
+    owners = [t for t in trees for _ in t.branches]
+    firsts = [len(s) if t.closing else len(t.prompt) for s, t in zip(sequences, owners, strict=True)]
     longest = max(len(s) for s in sequences)
     ids = np.zeros((len(sequences), longest), np.int64)
     mask = np.zeros((len(sequences), longest), np.int64)
@@ -250,8 +267,8 @@ def _padded_row(trees: Sequence[Tree]) -> Row:
         ids[r, : len(sequence)] = sequence
         mask[r, : len(sequence)] = 1
     source = [
-        np.arange(r * longest + prompt - 1, r * longest + len(sequence))
-        for r, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True))
+        np.arange(r * longest + first - 1, r * longest + len(sequence))
+        for r, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))
     ]
     return Row(
         input_ids=_long(token_ids(ids)),
@@ -268,11 +285,19 @@ def _targets(trees: Sequence[Tree], source: np.ndarray) -> dict[str, Any]:
     tokens = np.concatenate(branches)
     trained = tokens >= 0
     owner = np.repeat(np.arange(len(branches)), [len(b) for b in branches])[trained]
+    num_tokens = scored = np.bincount(owner, minlength=len(branches))
+    target = tokens[trained]
+    if trees[0].closing:
+        target, owner = token_ids(np.array([b[-1] for b in branches])), np.arange(len(branches))
+        scored = np.ones_like(num_tokens)
+    else:
+        source = source[trained]
     return {
-        "source": _long(source[trained]),
-        "target": _long(tokens[trained]),
+        "source": _long(source),
+        "target": _long(target),
         "owner": _long(owner),
-        "num_tokens": _long(np.bincount(owner, minlength=len(branches))),
+        "num_tokens": _long(num_tokens),
+        "scored": _long(scored),
         "longest": max(len(t.prompt) + len(b) for t in trees for b in t.branches),
         "max_id": max(int(token_ids(tokens).max()), *(int(t.prompt.max()) for t in trees)),
     }

@@ -1,4 +1,4 @@
-"""The policy: a module around a causal language model that scores rows and writes texts.
+"""The policy: a module around a causal language model that scores rows and writes texts, or around a reward model.
 
 Wrappers (DDP, FSDP2, autocast) go around it, so that they see one forward; adapters (PEFT) stay inside.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prefopt.engine.attention import NAME
 from prefopt.engine.cpu import install
-from prefopt.engine.forward import PLAIN, Options, check_model, score_row, set_attention, unwrap
+from prefopt.engine.forward import PLAIN, Options, check_model, is_reward_model, score_row, set_attention, unwrap
 from prefopt.engine.gates import LayoutVerdict, choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.head import Head, TokenStats
@@ -30,7 +30,7 @@ class Policy(nn.Module):
     the end of a `with` block) leaves the model as it was found.
 
     Args:
-        model: a transformers causal language model, or a PEFT model around one.
+        model: a transformers causal language model, or a sequence classifier with one output; a PEFT model around one.
         layout: "auto", "tree" (refused where it is not safe) or "padded"; or a verdict, which is trusted.
 
     Attributes:
@@ -57,8 +57,13 @@ class Policy(nn.Module):
 
     @property
     def causal(self) -> Any:
-        """The causal language model below adapters."""
+        """The causal language model, or the sequence classifier, below adapters."""
         return unwrap(self.model)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether it scores texts by one number, instead of the log-probs of their tokens."""
+        return is_reward_model(self.causal)
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +87,8 @@ class Policy(nn.Module):
         return self
 
     def forward(self, row: Row, options: Options = PLAIN) -> TokenStats | Tensor:
-        """Per-token statistics of a row, (N,); hidden states (N, H) with `options.hidden_only`."""
+        """Per-token statistics of a row, (N,), with scores in place of log-probs for a reward model; hidden states
+        (N, H) with `options.hidden_only`."""
         found = score_row(self.causal, row, options)
         if not options.values:
             return found

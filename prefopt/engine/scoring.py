@@ -45,10 +45,14 @@ class MicroBatch:
     slots: Tensor
 
     @classmethod
-    def of(cls, branches: Sequence[Branch], layout: Layout) -> MicroBatch:
-        """The micro-batch of some branches; those with the same prompt share a tree, whatever record they are of."""
+    def of(cls, branches: Sequence[Branch], layout: Layout, *, closing: bool = False) -> MicroBatch:
+        """The micro-batch of some branches; those with the same prompt share a tree, whatever record they are of.
+
+        `closing` ones are fed with their last tokens, as reward models read them.
+        """
         members = same_prompt([branch.prompt for branch in branches])
-        row = lay_out([Tree(branches[m[0]].prompt, tuple(branches[c].completion for c in m)) for m in members], layout)
+        texts = [tuple(branches[c].completion for c in m) for m in members]
+        row = lay_out([Tree(branches[m[0]].prompt, t, closing) for m, t in zip(members, texts, strict=True)], layout)
         slots = torch.empty(len(branches), dtype=torch.long)
         slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))
         return cls(row, slots)
@@ -66,13 +70,15 @@ class Completions:
     """What a forward gives, in the caller's order.
 
     Attributes:
-        sum: (C,) log-probs in nats.
+        sum: (C,) log-probs in nats; scores of a reward model.
         num_tokens: (C,).
+        scored: (C,) how many of the N belong to each: `num_tokens`, or 1 of a reward model.
         stats: (N,) per token, one completion after the other.
     """
 
     sum: Tensor
     num_tokens: Tensor
+    scored: Tensor
     stats: TokenStats
 
     @classmethod
@@ -80,13 +86,13 @@ class Completions:
         """Sum tokens per completion (in float64, for accuracy), and undo the row's order."""
         wide = stats.logp if stats.logp.device.type == "mps" else stats.logp.double()
         sums = torch.zeros(len(row.num_tokens), dtype=wide.dtype, device=wide.device).index_add(0, row.owner, wide)
-        num_tokens = row.num_tokens[slots]
-        starts = torch.cumsum(row.num_tokens, 0) - row.num_tokens
+        scored = row.scored[slots]
+        starts = torch.cumsum(row.scored, 0) - row.scored
         # token j of the caller's completion c stands at starts[slots[c]] + j
-        shift = torch.repeat_interleave(starts[slots] - (num_tokens.cumsum(0) - num_tokens), num_tokens)
+        shift = torch.repeat_interleave(starts[slots] - (scored.cumsum(0) - scored), scored)
         order = torch.arange(len(shift), device=shift.device) + shift
         flat = stats.map(lambda values: values[order])
-        return cls(sums[slots].to(stats.logp.dtype), num_tokens, flat)
+        return cls(sums[slots].to(stats.logp.dtype), row.num_tokens[slots], scored, flat)
 
     def padded(self, flat: Tensor) -> Tensor:
         """(C, T) from a flat (N,) per-token tensor, 0 past the end."""
@@ -129,8 +135,10 @@ def score(
 ) -> list[Scored]:
     """Log-probs of every completion of `records` under a causal language model, without gradient.
 
+    A reward model gives its scores in place of the log-probs of whole completions.
+
     Args:
-        model: a transformers causal language model, or a `Policy` around one.
+        model: a transformers causal language model, a sequence classifier with one output, or a `Policy` around one.
         records: tokenized records of any kind.
         max_tokens: tokens of one forward.
         layout: "auto", "tree" (an error where it is not safe) or "padded".
@@ -147,7 +155,7 @@ def score(
         for chunk in batches_of(records, max_tokens, chosen):
             owners = [i for i in chunk for _ in records[i].completions]
             branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
-            out = MicroBatch.of(branches, chosen).forward(policy, options)
+            out = MicroBatch.of(branches, chosen, closing=policy.is_reward_model).forward(policy, options)
             for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
                 results[i] = scored
             progress(len(chunk))
@@ -155,9 +163,9 @@ def score(
 
 
 def _split(out: Completions, owners: Sequence[int], tokens: bool) -> list[Scored]:
-    lengths = out.num_tokens.cpu().numpy()
-    ends = np.cumsum(lengths)
-    sums = np.add.reduceat(out.stats.logp.cpu().numpy(), ends - lengths, dtype=np.float64)
+    lengths, scored = out.num_tokens.cpu().numpy(), out.scored.cpu().numpy()
+    ends = np.cumsum(scored)
+    sums = np.add.reduceat(out.stats.logp.cpu().numpy(), ends - scored, dtype=np.float64)
     stats = out.stats
     flats = {"token": stats.logp if tokens else None, "entropy": stats.entropy, "log_sum_sq": stats.log_sum_sq}
     per_token = {name: np.split(f.float().cpu().numpy(), ends[:-1]) for name, f in flats.items() if f is not None}

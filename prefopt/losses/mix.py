@@ -65,6 +65,8 @@ class Mix:
             raise ValueError(f"terms of a mix must share one shape of data, beside demonstrations; these need {shapes}")
         if Data.DEMONSTRATIONS in self._kinds() and kinds and kinds != {Data.PAIRS}:
             raise ValueError("only pairs have a chosen side for terms on demonstrations, such as sft")
+        if len({term.needs.reward_model for term in self._losses().values()}) > 1:
+            raise ValueError("terms that train a reward model can only be mixed with each other")
         if any(term.needs.control_text for term in self._losses().values()):
             raise ValueError("a loss behind a control text cannot be mixed: the other terms would see that text too")
 

@@ -1,4 +1,4 @@
-"""Attaches LoRA and DoRA adapters to a causal language model, and makes references that share its frozen weights.
+"""Attaches LoRA and DoRA adapters to a language model, and makes references that share its frozen weights.
 
 Parameter-efficient tuning trains a small adapter; the weights below it stay as they are, so policy and reference can
 share them in memory. `peft` does the adapters. Added here: names that match no layer are errors, adapters are read
@@ -59,13 +59,14 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
+def attach(model: Any, config: PeftConfig, *, seed: int, classifier: bool = False) -> Any:
     """Attach a fresh adapter to a model and freeze the model's own weights. Until training the outputs stay the same.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or a sequence classifier.
         config: the adapter.
         seed: seeds its first matrix; the second is zero.
+        classifier: of a sequence classifier the output layer, `score`, is trained whole and saved with the adapter.
 
     Raises:
         UserError: `peft` is not installed, or a name matches no layer.
@@ -77,7 +78,8 @@ def attach(model: Any, config: PeftConfig, *, seed: int) -> Any:
     check_targets(model, config.target_modules)
     every = config.target_modules == [ALL_LINEAR]
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
+        modules_to_save=["score"] if classifier else None,
         r=config.r,
         lora_alpha=config.alpha,
         target_modules=ALL_LINEAR if every else list(config.target_modules),

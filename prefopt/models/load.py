@@ -57,7 +57,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         UserError: no tokenizer can be loaded from there.
     """
     path = resolve(config.path)
-    with _explaining(path, weights=False):
+    with explaining(path, weights=False):
         check_files(path, config.revision, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -156,7 +156,7 @@ def quantized(config: ModelConfig) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_dtype(config),
+        bnb_4bit_compute_dtype=dtype_of(config),
     )
 
 
@@ -167,7 +167,7 @@ def _base_of(saved: dict[str, Any]) -> str:
     return base
 
 
-def _dtype(config: ModelConfig) -> torch.dtype:
+def dtype_of(config: ModelConfig) -> torch.dtype:
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
     return DTYPES[config.dtype]
@@ -175,10 +175,10 @@ def _dtype(config: ModelConfig) -> torch.dtype:
 
 def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, quantization: Any = None) -> Any:
     shared: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": revision}
-    how: dict[str, Any] = {"dtype": _dtype(config), "use_safetensors": True}
+    how: dict[str, Any] = {"dtype": dtype_of(config), "use_safetensors": True}
     if quantization is not None:
         how |= {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
-    with _explaining(resolved, weights=True):
+    with explaining(resolved, weights=True):
         check_files(resolved, revision, trust_remote_code=config.trust_remote_code)
         settings = AutoConfig.from_pretrained(resolved, **shared)
         check_layers(settings, resolved)
@@ -194,7 +194,7 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
 
 
 @contextmanager
-def _explaining(path: str, *, weights: bool) -> Iterator[None]:
+def explaining(path: str, *, weights: bool) -> Iterator[None]:
     """Turn transformers' errors for a missing or broken model into one sentence with a remedy."""
     check_path(path, weights=weights)
     try:

@@ -136,8 +136,7 @@ class Logps:
         for name in ("num_tokens", "ref_sum", "value_after"):
             _same_shape(self.sum, getattr(self, name), name)
         for name in ("ref_token", "log_sum_sq", "ref_entropy", "kl", "value"):
-            if self.token is not None:
-                _same_shape(self.token, getattr(self, name), name)
+            _same_shape(self.token, getattr(self, name), name)
 
     @property
     def mean(self) -> Tensor:
@@ -282,9 +281,9 @@ def _precise(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.float()
 
 
-def _same_shape(like: Tensor, value: Tensor | None, name: str) -> None:
+def _same_shape(like: Tensor | None, value: Tensor | None, name: str) -> None:
     """Check for shapes that torch would broadcast: (B,) with (B, 1) gives a wrong number, not an error."""
-    if value is not None and value.shape != like.shape:
+    if like is not None and value is not None and value.shape != like.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
 
 

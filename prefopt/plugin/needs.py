@@ -47,6 +47,7 @@ class Needs:
         on_policy: learns from lists of the policy's own samples, and reads their `old` and `targets`.
         ended: reads whether each of these samples ended by itself.
         values: reads the estimates of a value model, which is then trained beside the policy.
+        reward_model: trains a reward model, not a policy: `sum` is its score of a completion, read at the last token.
     """
 
     data: Data
@@ -66,6 +67,7 @@ class Needs:
     on_policy: bool = False
     ended: bool = False
     values: bool = False
+    reward_model: bool = False
 
     @property
     def of_pairs(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from prefopt.common.estimate import Estimate
 from prefopt.plugin import Data, Traits
 
 INF = math.inf
+OF_SCORES = ("margin", "ties", "memorised")  # the figures that a reward model has, too
 
 
 class State(Enum):
@@ -155,7 +156,7 @@ def bands_of(method: Traits) -> dict[str, Band]:
     """Return the band of each figure for a method, in the order of the table."""
     found: dict[str, Band] = {}
     for band in BANDS:
-        if band.applies(method):
+        if band.applies(method) and (band.figure in OF_SCORES or not method.needs.reward_model):
             found.setdefault(band.figure, band)
     if method.target_margin is not None and "margin" in found:
         found["margin"] = _margin_with_target(method.target_margin)

@@ -61,27 +61,55 @@ def _direction(change: Estimate | None, better: int) -> str:
 def written_rows(texts: Mapping[str, Any]) -> list[BeforeAfter]:
     """Tabulate the length of both models' texts and how often they end; `texts` is `Distance.plain()`."""
 
-    def estimate(name: str) -> Estimate | None:
+    def named(name: str) -> Estimate | None:
         found = texts.get(name)
-        if not isinstance(found, dict) or found.get("value") is None:
-            return None
-        return Estimate(found["value"], math.nan if found.get("se") is None else found["se"], found.get("count", 0))
+        return Estimate.from_plain(found) if isinstance(found, dict) and found.get("value") is not None else None
 
     rows = []
-    before, after, risen = estimate("reward_before"), estimate("reward"), estimate("reward_change")
+    before, after, risen = named("reward_before"), named("reward"), named("reward_change")
     if before and after and risen:
         was, now = (with_error(e, "", bare=True) for e in (before, after))
         change = with_error(risen, "", sign=True, bare=True)
         rows.append(BeforeAfter("Own texts, reward", was, now, change, _direction(risen, better=1)))
-    before, after, longer = estimate("length_before"), estimate("length"), estimate("longer")
+    before, after, longer = named("length_before"), named("length"), named("longer")
     if before and after and longer:
         was, now = (with_error(e, "tokens", bare=True) for e in (before, after))
         direction = {1: "longer", -1: "shorter", 0: "tie"}[longer.sign]
         change = with_error(longer, "tokens", sign=True, bare=True)
         rows.append(BeforeAfter("Own texts, tokens", was, now, change, direction))
-    before, after = estimate("ended_before"), estimate("ended")
+    before, after = named("ended_before"), named("ended")
     if before and after:
         was, now = (with_error(e, "%", bare=True) for e in (before, after))
         change = with_unit(after.value - before.value, "%", sign=True, bare=True)
         rows.append(BeforeAfter("Own texts that end, %", was, now, change))
     return rows
+
+
+def reward_model_rows(scores: Mapping[str, Any]) -> list[BeforeAfter]:
+    """Tabulate a reward model's figures on held-out records; `scores` has those `before` and `after` training."""
+    before, after = (scores.get(when, {}) for when in ("before", "after"))
+
+    def row(title: str, was: Any, now: Any, unit: str) -> BeforeAfter | None:
+        if not isinstance(now, dict) or now.get("value") is None:
+            return None
+        first = (
+            with_error(Estimate.from_plain(was), unit, bare=True)
+            if isinstance(was, dict) and was.get("value") is not None
+            else "–"
+        )
+        return BeforeAfter(title, first, with_error(Estimate.from_plain(now), unit, bare=True), "")
+
+    rows = [
+        row(title, before.get(name), after.get(name), unit)
+        for name, title, unit in (
+            ("accuracy", "Better answer scores higher (a tie is half), %", "%"),
+            ("accuracy_strict", "… a tie is wrong, %", "%"),
+            ("ties", "Ties, %", "%"),
+            ("margin", "Margin of scores", ""),
+        )
+    ]
+    lengths = {"longer": "… where the better answer is longer, %", "shorter": "… where it is shorter, %",
+               "same": "… where both are as long, %"}  # fmt: skip
+    by_length = (before.get("by_length", {}), after.get("by_length", {}))
+    rows[2:2] = [row(title, by_length[0].get(name), by_length[1].get(name), "%") for name, title in lengths.items()]
+    return [r for r in rows if r is not None]

@@ -40,9 +40,15 @@ class RunFacts:
 
     @cached_property
     def held_out(self) -> tuple[HeldOut, HeldOut] | None:
-        """Log-probs (before, after) record by record, where the run kept them."""
-        rows = self.run.lines("heldout.jsonl")
+        """Log-probs (before, after) record by record, where the run kept them; a reward model has none."""
+        rows = [] if self.scores else self.run.lines("heldout.jsonl")
         return read_rows(rows) if rows else None
+
+    @cached_property
+    def scores(self) -> Mapping[str, Any]:
+        """The figures of a reward model before and after training (`prefopt.evaluate.reward_figures`); else empty."""
+        found = self.run.summary.get("reward_model")
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def before(self) -> Mapping[str, Estimate]:

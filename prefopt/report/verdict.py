@@ -106,7 +106,9 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
             "No records were held out, so nothing shows whether this model is better: set data.eval_records=100 and "
             "run again."
         )
-    if facts.method.needs.data is Data.DEMONSTRATIONS:
+    if facts.method.needs.reward_model:
+        state, sentence = _of_reward_model(facts)
+    elif facts.method.needs.data is Data.DEMONSTRATIONS:
         state, sentence = _of_demonstrations(facts)
     else:
         state, sentence = _of_preferences(facts)
@@ -127,6 +129,20 @@ def _of_reward(change: Estimate) -> tuple[State, str]:
     if change.sign < 0:
         return State.BAD, f"Worse than the base model by the reward: that of its own texts fell, {by}."
     return State.LOOK, f"A tie with the base model by the reward of its own texts ({by})."
+
+
+def _of_reward_model(facts: RunFacts) -> tuple[State, str]:
+    found = facts.scores.get("after", {}).get("accuracy")
+    if not isinstance(found, dict) or found.get("value") is None:
+        return State.LOOK, "The held-out records have one side only, so nothing shows whether it ranks answers right."
+    accuracy = Estimate.from_plain(found)
+    ranks = f"it ranks the better answer higher in {with_error(accuracy, '%')} of the held-out pairs"
+    above = Estimate(accuracy.value - 0.5, accuracy.se, accuracy.count)
+    if above.sign > 0:
+        return State.GOOD, f"The reward model learnt the preference: {ranks}."
+    if above.sign < 0:
+        return State.BAD, f"The reward model learnt the opposite: {ranks}."
+    return State.LOOK, f"The reward model is no better than chance: {ranks}."
 
 
 def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:

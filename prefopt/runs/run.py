@@ -28,6 +28,7 @@ from prefopt.data.prepare import Prepared
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
+from prefopt.evaluate.reward_figures import figures
 from prefopt.evaluate.texts import (
     DRIFT,
     Drift,
@@ -40,6 +41,7 @@ from prefopt.evaluate.texts import (
 )
 from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
 from prefopt.models.processor import copy_processor
+from prefopt.models.reward_model import load_reward_model, write_facts
 from prefopt.rewards.reward import Reward
 from prefopt.runs.manifest import check_repetition, id_of, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
@@ -66,7 +68,8 @@ def run(
     """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`;
     of a run on the policy's own samples `rollouts.jsonl` instead of `heldout.jsonl`; with `source=samples` also the
-    samples and the records made of them (`prefopt.runs.rounds`).
+    samples and the records made of them (`prefopt.runs.rounds`); of a reward model `heldout.jsonl` with scores in place
+    of log-probs, and no samples.
 
     Args:
         config: the configuration of the run.
@@ -132,6 +135,11 @@ class _Loaded:
     start: Mapping[str, Any]  # `prefopt.runs.manifest.start_of`
     reward: Reward | None
 
+    @property
+    def prompts(self) -> Any:
+        """The held-out records whose prompts the model continues; None of a reward model, which writes no texts."""
+        return None if self.config.loss.needs.reward_model else self.prepared.eval
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
@@ -156,19 +164,22 @@ def _run(
     loaded = _load(config, log)
     prepared = loaded.prepared
     recording = _record(config, loaded, checkpoint, run_id, repeats)
-    texts = greedy_texts(config, loaded.model, loaded.tokenizer, prepared.eval)
-    rewards = sampled_rewards(config, loaded.model, loaded.tokenizer, prepared.eval, loaded.reward)
+    texts = greedy_texts(config, loaded.model, loaded.tokenizer, loaded.prompts)
+    rewards = sampled_rewards(config, loaded.model, loaded.tokenizer, loaded.prompts, loaded.reward)
+    first_scores = _scores(loaded, loaded.model) if config.loss.needs.reward_model else None
     sentinels = Sentinels(config.sentinels, log)
     callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
     result = _train(loaded, progress, checkpoint, callbacks=callbacks, sentinels=sentinels, **tracking)
     try:
         _save_final(out, result, loaded.tokenizer, loaded.config.model, signals)
-        measured = _measure(loaded, result)
+        measured = _measure(loaded, result, first_scores)
+        of_scores = _reward_model_figures(out, loaded, measured)
     except Stopped:
         result.trainer.save_last_step()
         raise
     summary = {
         **_summary(config, result, rewards, measured),
+        **of_scores,
         "counts": prepared.counts,
         "sentinels": [finding.plain() for finding in sentinels.findings],
         "memory_gib": round(peak_memory_gib(), 3),
@@ -190,7 +201,10 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     loadable = resolved(config)
     tokenizer = load_tokenizer(loadable.model)
     prepared = prepared_data(config, tokenizer)
-    model = load_policy(loadable.model, config.peft, seed=config.seed)
+    if config.loss.needs.reward_model:
+        model = load_reward_model(loadable.model, config.peft, tokenizer=tokenizer, seed=config.seed)
+    else:
+        model = load_policy(loadable.model, config.peft, seed=config.seed)
     log(_counts_line(prepared))
     for warning in prepared.warnings:
         log(f"warning: {warning}")
@@ -227,7 +241,7 @@ def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **op
         options |= {"look": samples.add} if is_first_process() else {}
 
     def measure_drift(policy: Any) -> dict[str, float]:
-        return drift_figures(drift_from_start(config, policy, tokenizer, prepared.eval))
+        return drift_figures(drift_from_start(config, policy, tokenizer, loaded.prompts))
 
     with progress.reference() as advance:
         return train(
@@ -261,20 +275,41 @@ def _save_final(out: Path, result: Result, tokenizer: Any, model: ModelConfig, s
     signals.check()
 
 
-def _measure(loaded: _Loaded, result: Result) -> _Measured:
+def _scores(loaded: _Loaded, model: Any) -> HeldOut | None:
+    """The held-out records under a model as it is now; None where nothing is held out."""
+    records = loaded.prepared.eval
+    if records is None:
+        return None
+    device = next(model.parameters()).device.type
+    return score(model, records, max_tokens=loaded.config.batch.budget(device))
+
+
+def _reward_model_figures(out: Path, loaded: _Loaded, measured: _Measured) -> dict[str, Any]:
+    """What the summary says of a reward model; the figures also lie beside it, for whoever uses it."""
+    if not loaded.config.loss.needs.reward_model or measured.held_out is None:
+        return {}
+    before, after = map(figures, measured.held_out)
+    if is_first_process():
+        write_facts(out / "final", after)
+    return {"reward_model": {"before": before, "after": after}}
+
+
+def _measure(loaded: _Loaded, result: Result, first_scores: HeldOut | None) -> _Measured:
+    """`first_scores` are those of a reward model before training."""
     config, records, trainer = loaded.config, loaded.prepared.eval, result.trainer
     policy = trainer.policy
-    drift = drift_from_start(config, policy, loaded.tokenizer, records)
+    drift = drift_from_start(config, policy, loaded.tokenizer, loaded.prompts)
     if drift is not None:
         trainer.log(drift_figures(drift, "eval_"))  # the sentinels look at it, too
     held_out = None
     if records is not None and loaded.reward is None:
-        table = trainer.tables["eval"]
+        before = first_scores or of_table(records, trainer.tables["eval"])
         with autocast(trainer.args):
-            after = score(policy, records, max_tokens=config.batch.budget(policy.device.type))
-        held_out = of_table(records, table), after
-    texts = greedy_texts(config, policy, loaded.tokenizer, records)
-    rewards = sampled_rewards(config, policy, loaded.tokenizer, records, loaded.reward)
+            after = _scores(loaded, policy)
+        assert after is not None
+        held_out = before, after
+    texts = greedy_texts(config, policy, loaded.tokenizer, loaded.prompts)
+    rewards = sampled_rewards(config, policy, loaded.tokenizer, loaded.prompts, loaded.reward)
     return _Measured(drift=drift, rewards=rewards, held_out=held_out, texts=texts)
 
 

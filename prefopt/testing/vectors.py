@@ -42,7 +42,7 @@ def vectors(name: str) -> dict[str, Any]:
         "version": VERSION,
         "paper": loss.paper,
         "source": declared.audit.source if declared.audit is not None else None,
-        "needs": declared.needs.flags(),
+        "needs": {name: value for name, value in declared.needs.flags().items() if value},
         "depends_on_ids": _depends_on_ids(loss, ordinary),
         **first,
         "cases": others,

@@ -33,6 +33,7 @@ from prefopt.train.loop import PreferenceTrainer
 from prefopt.train.on_policy import own_samples
 from prefopt.train.settings import Parts, RunReference, Settings
 from prefopt.train.setup import (
+    check_kind,
     check_options,
     check_router_loss,
     check_same_weights,
@@ -78,7 +79,8 @@ def train(
     """Tune `model` in place with `loss` on `records`.
 
     Args:
-        model: a transformers causal language model, or a PEFT model.
+        model: a transformers causal language model, or for a loss that trains a reward model a sequence classifier
+            with one output; or a PEFT model around one.
         loss: a plugin, such as `prefopt.losses.registry.load("dpo")`.
         records: pairs, unpaired completions, lists or demonstrations in tokens (`prefopt.data.prepare`).
         output_dir: for checkpoints.
@@ -147,6 +149,7 @@ def _build(
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
     if needs.on_policy and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
+    check_kind(model, needs)
     check_router_loss(model, given.trainer.get("router_aux_loss") or 0.0)
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
@@ -210,7 +213,7 @@ def _reference_pass(
 ) -> tuple[str | None, dict[str, ReferenceTable]]:  # fmt: skip
     """The reference's fingerprint and log-probs, of the splits that need them ahead of time."""
     scored = {s: f for s, f in feeds.items() if s == "eval" or (needs.reference and not needs.moving_reference)}
-    if not scored:
+    if not scored or needs.reward_model:
         return None, {}
     referee = (model if given.reference is None else given.reference).to(args.device)
     choose_layout(referee, batch.layout)

@@ -166,7 +166,7 @@ class Batcher:
             if Vocab.REF_ENTROPY in self.needs.vocab:
                 ref_entropy = torch.from_numpy(np.concatenate([t for i in index for t in table.entropy(i)]))
         return Work(
-            batch=MicroBatch.of(branches, self.layout),
+            batch=MicroBatch.of(branches, self.layout, closing=self.needs.reward_model),
             branches=branches,
             facts=tuple(
                 Facts.of(record, batch.feed.own(record), batch.drawn[i] if batch.drawn is not None else None)

@@ -3,6 +3,7 @@
 `loss` is what is optimised, record weights included; every other figure counts each record once.
 `logps/*` are sums in nats, `logps_mean/*` per token, `ratios/*` sums less the reference's (where a moving reference
 stands now), `lengths/*` tokens, `rewards/*` the method's own implicit reward.
+A reward model has no log-probs: `rewards/*` are its scores, and of the others only `lengths/*` are there.
 `accuracies/{logps,logps_mean,ratios}` is the share of pairs whose chosen side is the likelier one by that measure,
 whatever the loss; `rewards/accuracies` is the same by the method's own reward. A tie is half right: `rewards/ties`
 counts them.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, Logps, Loss
+from prefopt.plugin import Data, Logps, Loss, Needs
 from prefopt.train.examples import BatchLoss, Facts, examples_of
 from prefopt.train.sources.feed import ALSO_TAKES
 
@@ -108,13 +109,13 @@ def means(tallies: Iterable[Sums], prefix: str = "") -> dict[str, float]:
     return {prefix + name: figures[name] for name in sorted(figures)}
 
 
-def tally_batch(tally: Tally, outcome: BatchLoss) -> None:
-    """Add the figures of some records: those of the loss, and those that any method has."""
+def tally_batch(tally: Tally, outcome: BatchLoss, needs: Needs) -> None:
+    """Add the figures of some records: those of the loss, which has these needs, and those that any method has."""
     tally.add("loss", outcome.weighted)
     for name, value in outcome.output.metrics.items():
         tally.add(name, value if value.ndim else value.expand(len(outcome.output.loss)))
     _tally_rewards(tally, outcome)
-    _tally_logps(tally, outcome.facts, outcome.logps)
+    _tally_logps(tally, outcome.facts, outcome.logps, scores=needs.reward_model)
 
 
 def figure_names(loss: Loss) -> set[str]:
@@ -139,7 +140,7 @@ def figure_names(loss: Loss) -> set[str]:
         try:
             examples = examples_of(facts, logps, needs)
             output = loss(examples.logps, *((loss.initial_state(),) if needs.state else ()))  # type: ignore[attr-defined]
-            tally_batch(tally, BatchLoss(facts, logps, examples, output))
+            tally_batch(tally, BatchLoss(facts, logps, examples, output), needs)
             found |= means([tally.sums()]).keys()
         except Exception:  # a plugin may be anybody's
             return set()
@@ -170,10 +171,12 @@ def _tally_rewards(tally: Tally, outcome: BatchLoss) -> None:
         tally.add("rewards/ties", chosen == rejected)
 
 
-def _tally_logps(tally: Tally, facts: Sequence[Facts], logps: Logps) -> None:
-    """Figures of the completions themselves: by side where there are sides."""
+def _tally_logps(tally: Tally, facts: Sequence[Facts], logps: Logps, *, scores: bool) -> None:
+    """Figures of the completions themselves: by side where there are sides. Of `scores` only the lengths."""
     chosen, rejected = _sides(facts)
-    columns = {"logps": logps.sum.detach(), "logps_mean": (logps.sum / logps.num_tokens).detach()}
+    columns = {}
+    if not scores:
+        columns = {"logps": logps.sum.detach(), "logps_mean": (logps.sum / logps.num_tokens).detach()}
     if logps.ref_sum is not None:
         columns["ratios"] = (logps.sum - logps.ref_sum).detach()
     sides = {"chosen": chosen, "rejected": rejected}

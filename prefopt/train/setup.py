@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_sched
 from transformers.trainer_pt_utils import get_parameter_names
 
 from prefopt.common.environment import environment_kept
-from prefopt.engine.forward import evaluating, unwrap
+from prefopt.engine.forward import evaluating, is_reward_model, unwrap
 from prefopt.engine.gates import TOLERANCE, choose_layout
 from prefopt.engine.packing import Cost
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError, first_line, nearest
-from prefopt.plugin import Loss, Vocab
+from prefopt.plugin import Loss, Needs, Vocab
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.metrics import figure_names
@@ -75,6 +75,17 @@ def check_options(args: TrainingArguments, loss: Loss, measured: Collection[str]
     if known and wanted not in (known := {*known, *measured, *ALWAYS}):
         raise UserError(f"trainer.metric_for_best_model={wanted} is not a figure of the evaluation"
                         f"{nearest(wanted, sorted(known))}; it has {', '.join(sorted(known))}")  # fmt: skip
+
+
+def check_kind(model: Any, needs: Needs) -> None:
+    """Raise UserError where a loss that trains a reward model is given a policy, or the other way round."""
+    found = is_reward_model(unwrap(model))
+    if found and not needs.reward_model:
+        raise UserError(f"{type(unwrap(model)).__name__} is a reward model, which this loss cannot train: it needs a "
+                        "causal language model, and loss=bradley_terry trains a reward model")  # fmt: skip
+    if needs.reward_model and not found:
+        raise UserError("this loss trains a reward model: give a sequence classifier with one output "
+                        "(`prefopt.models.reward_model.load_reward_model`)")  # fmt: skip
 
 
 def check_router_loss(model: Any, weight: float) -> None:
@@ -247,8 +258,10 @@ def policies(model: Any, live: Any, wish: str) -> tuple[Policy, Policy | None]:
 
 def cost_of(model: Any) -> Cost:
     """What tokens cost in a model."""
-    config = unwrap(model).config.get_text_config()
-    return Cost.of(hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, vocab_size=config.vocab_size)
+    causal = unwrap(model)
+    config = causal.config.get_text_config()
+    vocab = 0 if is_reward_model(causal) else config.vocab_size  # a reward model has no output layer over words
+    return Cost.of(hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, vocab_size=vocab)
 
 
 def precision(args: TrainingArguments) -> str | None:

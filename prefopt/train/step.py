@@ -102,7 +102,7 @@ class Step:
             self.accelerator.backward(sum(value.sum() for value in (logps.sum, logps.value) if value is not None) * 0.0)
             return torch.zeros((), device=self.args.device)
         outcome = self.outcome(work.facts, logps, number)
-        tally_batch(self.tally, outcome)
+        tally_batch(self.tally, outcome, self.loss.needs)
         objective: Tensor = outcome.weighted.sum() / examples * self.args.world_size
         self.accelerator.backward(objective + self._balance(load, load))
         return objective.detach()
@@ -123,7 +123,7 @@ class Step:
         leaves = whole.leaves()
         outcome = self.outcome(whole.facts, leaves, number)
         if self.args.process_index == 0:
-            tally_batch(self.tally, outcome)
+            tally_batch(self.tally, outcome, self.loss.needs)
         objective = outcome.weighted.sum() / share.examples
         gradients = whole.gradients(objective, leaves)
         for work in share.work:
@@ -245,8 +245,8 @@ class Step:
         if not self.coupled:
             for work, logps in zip(share.work, scored, strict=True):
                 if work.real:
-                    tally_batch(tally, self.outcome(work.facts, logps))
+                    tally_batch(tally, self.outcome(work.facts, logps), self.loss.needs)
             return
         whole = Whole.gather(share.work, scored, self.args.world_size)
         if self.args.process_index == 0:
-            tally_batch(tally, self.outcome(whole.facts, whole.logps))
+            tally_batch(tally, self.outcome(whole.facts, whole.logps), self.loss.needs)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from prefopt.losses import MENU, load_class
 from prefopt.testing import example
 
+REWARD_MODELS = sorted(name for name in MENU if example(load_class(name)).needs.reward_model)
 ON_POLICY = sorted(name for name in MENU if example(load_class(name)).needs.on_policy)
-OFFLINE = sorted(set(MENU) - set(ON_POLICY))  # these learn from the policy's own samples, too
+OFFLINE = sorted(set(MENU) - {*ON_POLICY, *REWARD_MODELS})  # these learn from the policy's own samples, too

@@ -47,6 +47,26 @@ def trl_dpo(numbers: Named, loss_type: str | list[str], **settings: Any) -> floa
     return float(dpo_loss(dict(numbers), loss_type, **settings))
 
 
+def trl_reward(numbers: Named, *, margin: bool, centre: float | None) -> float:
+    """TRL's RewardTrainer on the batch, whose scores are the policy's sums."""
+    from trl import RewardTrainer
+
+    def scores(**inputs: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.cat([numbers["chosen"], numbers["rejected"]])[:, None])
+
+    accelerator = SimpleNamespace(gather=_same, gather_for_metrics=_same)
+    trainer: Any = SimpleNamespace(
+        model=SimpleNamespace(training=False), args=SimpleNamespace(center_rewards_coefficient=centre),
+        accelerator=accelerator, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0,
+    )  # fmt: skip
+    inputs = {"margin": numbers["margin"]} if margin else {}
+    return float(RewardTrainer.compute_loss(trainer, scores, inputs))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 def as_items(numbers: Named) -> Named:
     """The pairs as single items, desirable first."""
     joined = {

@@ -76,7 +76,8 @@ def test_every_loss_has_figures(name: str) -> None:
     loss = example(registry.loss_class(name))
     names = figure_names(loss)
     unknown = loss.needs.on_policy or name in ("tpo", "tpo_l")  # refuse the made-up records: nothing is checked
-    assert names == set() if unknown else {"loss", "logps/chosen"} <= names
+    always = {"loss", "lengths/chosen"} if loss.needs.reward_model else {"loss", "logps/chosen"}
+    assert names == set() if unknown else always <= names
 
 
 def test_a_router_that_asks_for_its_loss_is_refused() -> None:

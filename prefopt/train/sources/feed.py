@@ -53,6 +53,7 @@ class Feed(Sequence[TokenRecord]):
                             "it unpaired records, each completion with its text (`prepare` makes them)")  # fmt: skip
         self.records = records
         self.first_only = not whole and needs.data is Data.DEMONSTRATIONS
+        self.closing = needs.reward_model
         self._lengths = _lengths(records)
         self.partner: NDArray[np.int64] | None = None
         if needs.mismatched:
@@ -107,6 +108,8 @@ class Feed(Sequence[TokenRecord]):
             at = item + 2 * offsets[record]
             both[at], both[at + counts[record]] = completions, mismatched
             completions, offsets = both, 2 * offsets
+        if self.closing:
+            completions = completions + 1  # planned for without their last token, which a reward model reads
         return replace(lengths, completions=completions, offsets=offsets)
 
 

@@ -53,6 +53,8 @@ class RolloutConfig:
                 raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
         if not 0 <= self.missing_end_penalty < float("inf"):
             raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
+        if loss.needs.reward_model:
+            raise UserError("this loss trains a reward model, which writes no texts: leave source out")
         check_samples(loss.needs.data, self.num_generations)
         self._check_labels(loss)
 
