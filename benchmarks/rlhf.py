@@ -95,10 +95,11 @@ SUITES = {
     ),
     "labels": Suite(
         lines=tuple(
-            replace(one(DPO, 1.0), name=f"DPO, {name}", fixed=(*PAIRS, f"rollout.label={label}"), seed_offset=offset)
-            for name, label, offset in (
-                ("labels drawn", "BT", 0), ("labels drawn, again", "BT", 100), ("both orders weighted", "SOFT", 0),
-                ("the better text", "ARGMAX", 0),
+            replace(one(DPO, 1.0), name=f"DPO, {name}", fixed=(*PAIRS, *how), seed_offset=offset)
+            for name, how, offset in (
+                ("labels drawn", ("rollout.label=BT",), 0), ("labels drawn, again", ("rollout.label=BT",), 100),
+                ("both orders weighted", ("rollout.label=SOFT",), 0),
+                ("the better text", ("rollout.label=ARGMAX", "rollout.allow_argmax=true"), 0),
             )
         ),
         steps=96,

@@ -38,10 +38,11 @@ class SampleCount:
         self.read += sum(len(answer.prompt) for answer in rollout.answers) + sum(written)
 
     def costs(self, config: RunConfig) -> dict[str, float]:
-        """Return `tokens_sampled`, `tokens_scored` and `labels` of the run."""
+        """Return `tokens_sampled`, `tokens_scored` (by reference and value model) and `labels` of the run."""
+        needs = config.loss.needs
         return {
             "tokens_sampled": float(self.tokens),
-            "tokens_scored": float(self.read * config.loss.needs.reads_reference),
+            "tokens_scored": float(self.read * (needs.reads_reference + needs.values)),
             "labels": float(self.texts),
         }
 

@@ -25,6 +25,7 @@ from prefopt.train.arguments import DEFAULTS
 
 TRIAL_SEED = 0
 SHARED = ("data", "model", "evaluation", "measure", "judge", "tasks", "experiment")  # the same for all rows
+COMPARED_SOURCES = ("offline", "rollouts")
 COST = re.compile(r"(trainer\.(max_steps|num_train_epochs)|batch\.records|batch|trainer)=")  # may differ: a caveat
 
 
@@ -193,6 +194,9 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
     for override in (*comparison.overrides, *method.overrides):
         if override.split("=", 1)[0] in taken:
             raise UserError(f"{override}: a comparison sets this itself (losses=[...], seeds=N, output_dir=DIR)")
+        if group_of(override) == "source" and override.partition("=")[2] not in COMPARED_SOURCES:
+            raise UserError(f"{override}: a comparison trains on the data (source=offline) or on the policy's own "
+                            "samples (source=rollouts)")  # fmt: skip
     for override in method.overrides:
         if group_of(override) in SHARED:
             raise UserError(

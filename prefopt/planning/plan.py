@@ -17,6 +17,7 @@ from prefopt.engine.gates import choose_layout
 from prefopt.engine.generation import generate
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, EpochPlan
+from prefopt.errors import UserError
 from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.planning import advice
 from prefopt.planning.devices import UTILISATION, Device
@@ -109,6 +110,9 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     Raises:
         UserError: anything that the run itself would reject.
     """
+    if config.source == "samples":
+        raise UserError("a plan of source=samples would have to draw them: make a file of them (`prefopt sample`, "
+                        "`prefopt pairs`) and plan the training on it, or plan source=rollouts")  # fmt: skip
     run = _Run(resolved(config), on_cuda=device is not None)
     training = run.epoch("train", shuffle=run.samples is None)
     planned = schedule(training, run.arguments)

@@ -70,6 +70,15 @@ def test_on_policy_losses_do_not_learn_from_data(world: None) -> None:
         Rounds(Comparison(methods=(RLOO,), overrides=("source=offline",)))
 
 
+def test_other_sources_are_refused(world: None) -> None:
+    for comparison in (
+        Comparison(methods=(DPO,), overrides=("source=samples",)),
+        Comparison(methods=(Method(name="own", loss="dpo", overrides=("source=rollout",)),)),
+    ):
+        with pytest.raises(UserError, match="a comparison trains on the data"):
+            Rounds(comparison)
+
+
 def test_rewards_of_controls() -> None:
     texts = ["a", "b", "c", "d"]
     answers = [Answer(prompt=(1,), completion=(i, 2), prompt_text="p", text=t, ended=True) for i, t in enumerate(texts)]
