@@ -19,6 +19,7 @@ from prefopt.data.doctor.findings import Report
 from prefopt.data.reader import read
 from prefopt.data.show import find
 from prefopt.data.show import show as show_record
+from prefopt.data.views import to_view
 from prefopt.engine.scoring import score
 from prefopt.errors import ThresholdError, UserError
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
@@ -83,7 +84,8 @@ def show(args: argparse.Namespace) -> int:
     tokenizer = _tokenizer(args)
     for config in _configs(args.what):
         found = read(config)
-        show_record(find(found.records, found.rejections, args.row), tokenizer, config, Console())
+        view = to_view(found.records, None, ties="keep", train_on=config.train_on, cache_dir=config.cache_dir)
+        show_record(find(view.records, found.rejections, args.row), tokenizer, config, Console())
     return 0
 
 

@@ -7,10 +7,30 @@ import re
 from dataclasses import dataclass
 
 from prefopt.data.fields import blank
-from prefopt.data.record import Message, RowError, Text
+from prefopt.data.record import Message, RowError, Text, is_trained
 
 THOUGHT = re.compile(r"</?think>")
+EMPTY_BLOCK = re.compile(r"^\s*<think>\s*</think>\s*")
 BLOCK = re.compile(r"(?P<tag><(?P<closes>/?)(?P<name>(?:think|thought|reason|analysis|scratchpad)\w*)>)(?P<space>\s*)$")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion after its prompt.
+
+    Attributes:
+        text: prompt and completion, with the token that ends the turn.
+        end: this special token, if the template prints one.
+        plain: whether it ends in a turn of text alone, in which the end token may occur only once.
+        ended: whether the turn ends.
+        spans: (start, stop) of each trained part of the text; None: all after the prompt.
+    """
+
+    text: str
+    end: str | None
+    plain: bool
+    ended: bool = True
+    spans: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +102,50 @@ def beginning(prompt: tuple[Message, ...], completions: tuple[Text, ...]) -> str
     return begun
 
 
+def span_of(header: str, one: str, end: str | None, text: str, special: re.Pattern[str]) -> tuple[int, int]:
+    """Where an earlier turn of a completion stands in its text.
+
+    The text may lack the empty block of thoughts that templates print in last turns only, and may end the turn with
+    another token than a last turn (gpt-oss), which is then given.
+
+    Args:
+        header: the text up to this turn, as it is when the turn is to be generated.
+        one: the same with the turn, where it is the last.
+        end: the token that ends it there.
+        text: of the whole completion.
+        special: special tokens.
+
+    Raises:
+        RowError: it has another text there: the model would be trained on what it cannot say.
+    """
+    header = header if one.startswith(header) else header.rstrip()
+    said = one[len(header) :]
+    for printed in (said, EMPTY_BLOCK.sub("", said)):
+        if text.startswith(printed, len(header)) and text.startswith(header):
+            return len(header), len(header) + len(printed)
+        content = printed.removesuffix(end or "")
+        if text.startswith(header + content) and special.match(text, len(header) + len(content)):
+            return len(header), len(header) + len(content)
+    raise RowError(
+        "turn_changed",
+        "the chat template prints a turn of the assistant otherwise once others follow (without its thoughts, or after "
+        "another header), so it cannot be trained there: data.train_on=last_turn trains the last turn alone, and "
+        "data.template=FILE.jinja can be a template that prints all turns alike",
+    )
+
+
+def trained_part(said: Text) -> list[Message]:
+    """The turns of a completion up to the last one that is trained."""
+    turns: list[Message] = [{"role": "assistant", "content": said}] if isinstance(said, str) else list(said)
+    while len(turns) > 1 and not is_trained(turns[-1]):
+        turns.pop()
+    return turns
+
+
 def not_printed(turns: list[Message], text: str, *, thoughts: bool = False) -> str | None:
     """What a template left out of these turns; of earlier answers their thoughts may be."""
     for turn in turns:
-        parts = THOUGHT.split(turn["content"])
+        parts = [turn.get("reasoning_content", ""), *THOUGHT.split(turn["content"])]
         if not all(_printed(part.strip(), text) for part in (parts if thoughts else parts[-1:])):
             return f"the turn of the {turn['role']}"
         for call in turn.get("tool_calls", ()):
@@ -103,6 +163,6 @@ def _printed(said: str, text: str) -> bool:
     )
 
 
-def left_out(what: str) -> RowError:
-    remedy = "; set data.system=merge" if what.endswith("system") else ""
+def left_out(what: str, remedy: str = "") -> RowError:
+    remedy = remedy or ("; set data.system=merge" if what.endswith("system") else "")
     return RowError("turn_not_printed", f"the chat template does not print {what}, which would be lost{remedy}")

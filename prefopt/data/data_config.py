@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from prefopt.data.fields import code_of
-from prefopt.data.template_arguments import reserved
+from prefopt.data.row_facts import reserved
 from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
@@ -18,6 +18,7 @@ CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
     "ties": ("auto", "drop", "keep", "split"),
+    "train_on": (None, "all_turns", "last_turn"),
     "system": ("keep", "merge", "drop"),
 }
 
@@ -32,6 +33,7 @@ class Source:
     fields: dict[str, str] = field(default_factory=dict)
     verdicts: dict[Any, str] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)
+    ended: bool = True
     split: str | None = None
     subset: str | None = None
 
@@ -51,6 +53,7 @@ class DataConfig:
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
     verdicts: dict[Any, str] = field(default_factory=dict)  # what codes mean: {1: first, 2: second}, {5: desirable}
     ignore: list[str] = field(default_factory=list)  # columns, and keys of turns, to train without, such as [tools]
+    ended: bool = True  # false: completions do not end their turns (steps, cut texts); the column `ended` overrides
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations
     streaming: bool = False  # hub sets: read row by row over the network instead of downloading the set
@@ -63,6 +66,7 @@ class DataConfig:
 
     pairs_from: str | None = None  # best_worst | all | adjacent: how a pairs loss reads ranked lists
     ties: str = "auto"  # auto (keep for a loss that reads them, else drop) | drop | keep | split (both orders, half)
+    train_on: str | None = None  # all_turns | last_turn of the assistant; null: see docs/data.md
     desirable_above: float | None = None  # the score above which a completion of a list counts as desirable
 
     template: str = "auto"  # auto (the model's own, else plain) | plain | a named one | a .jinja file
@@ -125,11 +129,16 @@ class DataConfig:
         """The sources to read: those of the mixture, or `path` alone."""
         if not self.mixture:
             return [Source(path=str(self.path), schema=self.schema, fields=dict(self.fields),
-                           verdicts=_codes(self.verdicts), ignore=list(self.ignore), split=self.split,
-                           subset=self.subset)]  # fmt: skip
+                           verdicts=_codes(self.verdicts), ignore=list(self.ignore), ended=self.ended,
+                           split=self.split, subset=self.subset)]  # fmt: skip
         sources = [source if isinstance(source, Source) else _source(source) for source in self.mixture]
         return [
-            replace(source, verdicts=_codes(source.verdicts or self.verdicts), ignore=[*source.ignore, *self.ignore])
+            replace(
+                source,
+                verdicts=_codes(source.verdicts or self.verdicts),
+                ignore=[*source.ignore, *self.ignore],
+                ended=source.ended and self.ended,
+            )
             for source in sources
         ]
 

@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.data.record import Message, RowError, Text
+from prefopt.data.record import Message, RowError, Text, is_trained
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -91,6 +91,7 @@ def code_of(value: Any) -> str:
     return plain(float(text)) if NUMBER.fullmatch(text) else text
 
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 LABEL_COLUMNS = ("label", "kto_tag")
 LABELS = {
     "true": True, "good": True, "desirable": True, "chosen": True, "1": True,
@@ -149,8 +150,14 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
     }
     if calls:
         turn["tool_calls"] = tool_calls(calls, name)
-    if isinstance(value.get("name"), str):
-        turn["name"] = string(value["name"], f"{name}.name")
+    for key in ("name", "tool_call_id"):
+        if isinstance(value.get(key), str):
+            turn[key] = string(value[key], f"{name}.{key}")  # type: ignore[literal-required]
+    if turn["role"] == "assistant":
+        if (thoughts := first(value, *THOUGHTS)) is not None and not blank(string(thoughts, f"{name}.{THOUGHTS[0]}")):
+            turn["reasoning_content"] = thoughts
+        if any(dict.get(value, key) == 0 and value[key] == 0 for key in ("train", "weight")):  # as OpenAI marks turns
+            turn["train"] = False
     return turn
 
 
@@ -203,6 +210,6 @@ def first(value: Mapping[str, Any], *names: str) -> Any:
 
 def simple(turns: tuple[Message, ...]) -> Text:
     """A completion of one plain assistant turn as its text; anything else (tool calls, several turns) as turns."""
-    if len(turns) == 1 and turns[0]["role"] == "assistant" and not turns[0].get("tool_calls"):
+    if len(turns) == 1 and is_trained(turns[0]) and not {"tool_calls", "reasoning_content"} & turns[0].keys():
         return turns[0]["content"]
     return turns

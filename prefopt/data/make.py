@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.common.digest import of_bytes
 from prefopt.data.fields import blank
-from prefopt.data.record import Record, RowError, Text
+from prefopt.data.record import Record, RowError, Text, is_trained
 from prefopt.plugin import Data
 
 
@@ -42,11 +42,16 @@ def demonstration(prompt: Text, completion: Text, *, weight: float = 1.0) -> Rec
     return _record(Data.DEMONSTRATIONS, prompt, (completion,), weight=weight)
 
 
-def with_arguments(record: Record, arguments: Mapping[str, Any]) -> Record:
-    """The record with arguments for its chat template, which are part of its content."""
-    if not arguments:
+def with_facts(record: Record, arguments: Mapping[str, Any], ended: tuple[bool, ...] | None) -> Record:
+    """The record with arguments for its chat template and open completions, which are part of its content."""
+    if ended is not None and len(ended) != len(record.completions):
+        raise RowError("wrong_type", f"'ended' has {len(ended)} values for {len(record.completions)} completions")
+    if ended is None or all(ended):
+        ended = None
+    if not arguments and ended is None:
         return record
-    return dataclasses.replace(record, id=content_hash([record.id, arguments]), arguments=arguments)
+    name = content_hash([record.id, arguments, *([ended] if ended else [])])
+    return dataclasses.replace(record, id=name, arguments=arguments, ended=ended)
 
 
 def prompt_alone(prompt: Text) -> Record:
@@ -66,17 +71,11 @@ def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirabl
     if not prompt or (blank(prompt) if isinstance(prompt, str) else all(blank(turn["content"]) for turn in prompt)):
         raise RowError("empty_prompt", "the prompt is empty or blank; a completion needs a prompt to answer")
     for side, completion in zip(_sides(kind, len(completions)), completions, strict=True):
-        if _nothing_said(completion):
-            raise RowError("empty_completion", f"the {side} completion is empty or blank")
         if not isinstance(completion, str) and completion[0]["role"] != "assistant":
             raise RowError("not_an_answer", f"the {side} completion must begin with an assistant turn, "
                                             f"not {completion[0]['role']!r}")  # fmt: skip
-        if not isinstance(completion, str) and (others := {turn["role"] for turn in completion} - {"assistant"}):
-            raise RowError(
-                "other_speaker",
-                f"the {side} completion has turns of {', '.join(sorted(others))}: they would be trained on as the "
-                "assistant's; move them into the prompt",
-            )
+        if _nothing_said(completion):
+            raise RowError("empty_completion", f"the {side} completion is empty or blank")
     if kind is Data.PAIRS and completions[0] == completions[1]:
         raise RowError("identical_sides", "chosen and rejected are the same text: they express no preference")
     content = [kind.value, prompt, completions, desirable, scores, weight]
@@ -87,7 +86,11 @@ def _record(kind: Data, prompt: Text, completions: tuple[Text, ...], *, desirabl
 def _nothing_said(text: Text) -> bool:
     if isinstance(text, str):
         return blank(text)
-    return all(blank(turn["content"]) and not turn.get("tool_calls") for turn in text)
+    return all(
+        blank(turn["content"]) and not turn.get("tool_calls") and not turn.get("reasoning_content")
+        for turn in text
+        if is_trained(turn)
+    )
 
 
 def _sides(kind: Data, count: int) -> tuple[str, ...]:

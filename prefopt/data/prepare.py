@@ -144,7 +144,7 @@ def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[n
 def _tokens(
     found: ReadResult, tokenizer: Any, config: DataConfig, data: Data | None, control_text: tuple[str, str] | None
 ) -> tuple[TokenResult, list[Rejection], dict[str, int]]:
-    view = to_view(found.records, data, pairs_from=config.pairs_from, ties=config.ties,
+    view = to_view(found.records, data, pairs_from=config.pairs_from, ties=config.ties, train_on=config.train_on,
                    desirable_above=config.desirable_above, split_pairs=control_text is not None,
                    cache_dir=config.cache_dir)  # fmt: skip
     if not view.records:

@@ -11,15 +11,15 @@ from typing import Any
 
 from prefopt.common.digest import of_json
 from prefopt.data.data_config import DataConfig, Source
-from prefopt.data.make import with_arguments
+from prefopt.data.make import with_facts
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
+from prefopt.data.row_facts import row_arguments, row_ended
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, fact
 from prefopt.data.schemas.verdicts import check_codes, decode
 from prefopt.data.string_forms import parsed
-from prefopt.data.template_arguments import row_arguments
 from prefopt.data.unread import Watched, unread, unread_of_members, without
 from prefopt.errors import UserError
 
@@ -85,7 +85,7 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
     rows = _readable(chain(sample, opened.rows), source, log)
     for where, row in rows if schema.gather is None else schema.gather(rows):
-        made = _made(schema, row, log)
+        made = _made(schema, row, log, source.ended)
         _account(made, where, len(row.get(PLACES, [where])), log)
         for record in made:
             if isinstance(record, Record):
@@ -109,15 +109,15 @@ def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
         log.reject(Rejection(source=error.place or where, reason=error.reason, detail=error.detail, rows=covered))
 
 
-def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
+def _made(schema: Schema, row: Row, log: Log, ended: bool = True) -> list[Made]:
     watched = Watched(row)
     names: Counter[str] = Counter()
     refused: dict[int, RowError] = {}
     try:
         made = schema.read(watched)
+        arguments, own = ({}, None) if schema.gather else (row_arguments(watched), row_ended(watched))
+        made = [_with_facts(one, arguments, own, ended) if isinstance(one, Record) else one for one in made]
         if schema.gather is None:
-            arguments = row_arguments(watched)
-            made = [with_arguments(one, arguments) if isinstance(one, Record) else one for one in made]
             made = _weighted(made, watched)
             names.update(unread(watched))
         else:
@@ -133,7 +133,7 @@ def _made(schema: Schema, row: Row, log: Log) -> list[Made]:
         return [RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding")]
     if refused:  # read again without them
         rest = {key: [one for i, one in enumerate(row[key]) if i not in refused] for key in (MEMBERS, PLACES)}
-        return [*refused.values(), *(_made(schema, rest, log) if rest[MEMBERS] else [])]
+        return [*refused.values(), *(_made(schema, rest, log, ended) if rest[MEMBERS] else [])]
     log.counts.update({f"unread/{name}": count for name, count in names.items()})
     return made
 
@@ -146,6 +146,15 @@ def _weighted(made: list[Made], row: Row) -> list[Made]:
     if weight < 0:
         raise RowError("bad_weight", f"the weight must be at least 0, not {weight:g}")
     return [dataclasses.replace(one, weight=weight) if isinstance(one, Record) else one for one in made]
+
+
+def _with_facts(record: Record, arguments: dict[str, Any], own: bool | tuple[bool, ...] | None, ended: bool) -> Record:
+    """The record with the facts of its row that no schema reads.
+
+    Whether completions end their turns the row says, else its schema, else `data.ended`.
+    """
+    found = next((known for known in (own, record.ended) if known is not None), ended)
+    return with_facts(record, arguments, (found,) * len(record.completions) if isinstance(found, bool) else found)
 
 
 def _changed(row: Row, source: Source) -> Row:

@@ -10,15 +10,26 @@ from prefopt.plugin import Data
 
 
 class Message(TypedDict):
-    """One chat turn; `tool_calls` and `name` are there where the data has them, for templates that print them."""
+    """One chat turn; what is not required is there where the data has it, for templates that print it.
+
+    `train` is False for a turn of the assistant in a completion that is context, and not trained.
+    """
 
     role: str
     content: str
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    train: NotRequired[bool]
 
 
 Text = str | tuple[Message, ...]  # plain text, or chat turns
+
+
+def is_trained(turn: Message) -> bool:
+    """Whether a turn of a completion is trained, and not given."""
+    return turn["role"] == "assistant" and turn.get("train", True)
 
 
 def is_tie(scores: Sequence[float] | None, margin: float | None, probability: float | None) -> bool:
@@ -46,9 +57,11 @@ class Record:
         id: derived from the content, so that the order and the encoding of a file do not change it.
         kind: the shape of the record.
         prompt: plain text or chat turns (a system turn, if any, first).
-        completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2 · PROMPTS none.
+        completions: PAIRS (chosen, rejected) · UNPAIRED and DEMONSTRATIONS one · LISTS K >= 2 · PROMPTS none. Of
+            several turns those of the assistant are trained, the others are given.
         desirable: the label of an UNPAIRED record.
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
+        ended: for each completion whether its turn ends with it; None: all do.
         arguments: what the row gives its chat template beside the turns, such as `tools`; of JSON values.
         weight: factor of this record's term in the loss, at least 0.
         margin: by how much the chosen side of PAIRS is better, in the data's own unit.
@@ -63,6 +76,7 @@ class Record:
     desirable: bool | None = None
     scores: tuple[float, ...] | None = None
     weight: float = 1.0
+    ended: tuple[bool, ...] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     margin: float | None = None
     probability: float | None = None

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("desirable", pa.bool_()),
         ("scores", pa.list_(pa.float64())),
         ("weight", pa.float64()),
+        ("ended", pa.list_(pa.bool_())),  # null: all
         ("arguments", pa.large_string()),  # a JSON object; null for none
         ("margin", pa.float64()),
         ("probability", pa.float64()),
@@ -94,6 +95,7 @@ def decode(row: dict[str, Any], repeat: int) -> Record:
         desirable=row["desirable"],
         scores=None if row["scores"] is None else tuple(row["scores"]),
         weight=row["weight"],
+        ended=None if row["ended"] is None else tuple(row["ended"]),
         arguments={} if row["arguments"] is None else json.loads(row["arguments"]),
         margin=row["margin"],
         probability=row["probability"],
@@ -215,6 +217,7 @@ def _batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
                 "desirable": record.desirable,
                 "scores": record.scores,
                 "weight": record.weight,
+                "ended": record.ended,
                 "arguments": json.dumps(record.arguments, ensure_ascii=False) if record.arguments else None,
                 "margin": record.margin,
                 "probability": record.probability,

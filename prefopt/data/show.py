@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.text import Text as Styled
@@ -14,7 +16,7 @@ from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.tokenize import Encoder, tokenize
 from prefopt.errors import UserError
 
-TEMPLATE, PROMPT, TRAINED = "magenta", "dim", "green"
+TEMPLATE, PROMPT, GIVEN, TRAINED = "magenta", "dim", "cyan", "green"
 SIDES = {"pairs": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
 
 
@@ -40,6 +42,7 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
     facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
     facts += [f"{name} {value:g}" for name in ("margin", "probability") if (value := getattr(record, name)) is not None]
     facts += [f"weight {record.weight:g}"] if record.weight != 1 else []
+    facts += [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in record.arguments.items()]
     console.print(Styled(" · ".join(facts), style="bold"))
     names = SIDES.get(record.kind.value) or tuple(f"completion {k}" for k in range(len(record.completions)))
     if tokenizer is None:
@@ -63,15 +66,23 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
             ("■ ", PROMPT),
             "prompt, masked  ",
             ("■ ", TRAINED),
-            "completion, trained",
+            "completion, trained  ",
+            ("■ ", GIVEN),
+            "given, masked",
             "  │ a token ends",
         )
     )
     console.print(Styled(f"\nprompt: {len(prompt)} tokens", style="bold"))
     console.print(_tokens(tokenizer, prompt, PROMPT))
-    for name, ids in zip(names, completions, strict=True):
-        console.print(Styled(f"\n{name}: {len(ids)} tokens", style="bold"))
-        console.print(_tokens(tokenizer, ids, TRAINED))
+    open_ones = [not ended for ended in record.ended or (True,) * len(names)]
+    for name, ids, is_open in zip(names, completions, open_ones, strict=True):
+        trained = sum(token >= 0 for token in ids)
+        size = f"{len(ids)} tokens" + (f", {trained} trained" if trained < len(ids) else "")
+        console.print(Styled(f"\n{name}: {size}" + (", open" if is_open else ""), style="bold"))
+        shown = Styled()
+        for given, span in groupby(ids, lambda token: token < 0):
+            shown += _tokens(tokenizer, [~t if given else t for t in span], GIVEN if given else TRAINED)
+        console.print(shown)
     longest = len(prompt) + max(map(len, completions), default=0)
     with_completion = " with the longest completion" if completions else ""
     console.print(Styled(f"\n{longest} tokens{with_completion}; data.max_length={config.max_length}"))

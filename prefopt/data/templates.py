@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from prefopt.data.answers import BLOCK, Start, beginning, left_out, not_printed
+from prefopt.data.answers import BLOCK, Answer, Start, beginning, left_out, not_printed, span_of, trained_part
 from prefopt.data.data_config import DataConfig
-from prefopt.data.record import Message, RowError, Text
-from prefopt.data.template_arguments import tool_names, unknown
+from prefopt.data.record import Message, RowError, Text, is_trained
+from prefopt.data.row_facts import tool_names, unknown
 from prefopt.errors import UserError
 
 NAMED = Path(__file__).with_name("chat_templates")
 VARIANTS = 64  # sets of arguments whose renderers are kept
+GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")  # the tags by which templates mark the assistant's
+MARK = "\ue0f1"
 SENTINEL = "prefopt0sentinel"
 CLOCK = "strftime_now"  # the function by which templates read today's date
 DIRECTIVES = "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"  # of its formats
@@ -36,19 +39,10 @@ TEMPLATE_MARKS = re.compile(
 
 @dataclass(frozen=True)
 class Rendered:
-    """The texts of one record.
-
-    Attributes:
-        prompt: the prompt, including the header of the answer.
-        full: prompt and completion, one text per completion, including the token that ends the turn.
-        single: whether a completion is one turn, in which the end token may occur only once.
-        ends: the special token that ends each completion, if the template prints one.
-    """
+    """The prompt of one record, including the header of the answer, and its answers."""
 
     prompt: str
-    full: list[str]
-    single: list[bool]
-    ends: list[str | None]
+    answers: list[Answer]
 
 
 def template_source(name: str, tokenizer: Any) -> str | None:
@@ -86,23 +80,36 @@ class Plain:
                                            f"{_ignoring(name)} to train without it")  # fmt: skip
         return self
 
-    def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
+    def render(self, prompt: Text, completions: tuple[Text, ...], ended: tuple[bool, ...] | None = None) -> Rendered:
         """The texts of a record."""
         prompt = with_system(prompt, self.system)
-        ends: list[str | None] = [None] * len(completions)
-        single = [isinstance(said, str) for said in completions]
+        ended = ended or (True,) * len(completions)
         if isinstance(prompt, str):
-            full = [prompt + (said if isinstance(said, str) else _transcript(said)) for said in completions]
-            return Rendered(prompt, full, single, ends)
-        head = _transcript(prompt)
-        tails = [said if isinstance(said, str) else _transcript(said).removeprefix("Assistant: ")
-                 for said in completions]  # fmt: skip
+            answers = [self._answer(prompt, "" if isinstance(said, str) else "Assistant: ", said, end)
+                       for said, end in zip(completions, ended, strict=True)]  # fmt: skip
+            return Rendered(prompt, answers)
+        head, before = _transcript(prompt), ""
         begun = beginning(prompt, completions)
         if begun == "":
             head = _transcript(prompt[:-1])
         if not begun:
-            head, tails = f"{head}\n\nAssistant:", [f" {tail}" for tail in tails]
-        return Rendered(head, [head + tail for tail in tails], single, ends)
+            head, before = f"{head}\n\nAssistant:", " "
+        return Rendered(head, [self._answer(head, before, said, end)
+                               for said, end in zip(completions, ended, strict=True)])  # fmt: skip
+
+    def _answer(self, head: str, before: str, said: Text, ended: bool) -> Answer:
+        """One answer after its head; `before` is printed between them."""
+        first, *more = trained_part(said)
+        if any(turn.get("tool_calls") for turn in (first, *more)):
+            raise left_out("a call of a tool", "; choose a chat template (data.template)")
+        text = head + before + first["content"]
+        spans = [(len(head), len(text))] if is_trained(first) else []
+        for turn in more:
+            text += f"\n\n{turn['role'].capitalize()}:"
+            start, text = len(text), f"{text} {turn['content']}"
+            if is_trained(turn):
+                spans.append((start, len(text)))
+        return Answer(text, None, isinstance(said, str), ended, tuple(spans) if more else None)
 
 
 class Chat:
@@ -170,7 +177,7 @@ class Chat:
             return None
         return BLOCK.search(header)
 
-    def render(self, prompt: Text, completions: tuple[Text, ...]) -> Rendered:
+    def render(self, prompt: Text, completions: tuple[Text, ...], ended: tuple[bool, ...] | None = None) -> Rendered:
         """The texts of a record; RowError if the template fails on it, or leaves out a part of it."""
         asked = _turns(with_system(prompt, self.system), "user")
         begun = beginning(tuple(asked), completions)
@@ -186,30 +193,83 @@ class Chat:
             given = self._text([*asked, ANSWER]).rpartition(SENTINEL)[0]
             header, block = given or header, None
         start = Start(asked, header, begun or "", block)
-        full = [self._full(start, said) for said in completions]
-        single = [isinstance(said, str) for said in completions]
-        return Rendered(start.joined(""), [text for text, _ in full], single, [end for _, end in full])
+        ended = ended or (True,) * len(completions)
+        answers = [self._answer(start, said, end) for said, end in zip(completions, ended, strict=True)]
+        return Rendered(start.joined(""), answers)
 
-    def _full(self, start: Start, said: Text) -> tuple[str, str | None]:
-        """Prompt and one completion, and the token that ends them."""
-        first, *more = _turns(said, "assistant")
-        answer: list[Message] = [{**first, "content": start.begun + first["content"]}, *more]
+    def _answer(self, start: Start, said: Text, ended: bool) -> Answer:
+        """One completion: its last turn as an answer to all before it, in which its earlier turns must stand."""
+        first, *more = trained_part(said)
+        if not more:
+            return Answer(*self._one(start, first, ended), plain=isinstance(said, str), ended=ended)
+        *before, last = [{**first, "content": start.begun + first["content"]}, *more]
+        later = self._start([*start.asked, *before])
+        text, end = self._one(later, last, ended)
+        starts = [start, *(self._start([*start.asked, *before[:i]]) for i in range(1, len(before)))]
+        spans = [
+            span_of(at.joined(""), *self._one(at, first if at is start else turn), text, self._special)
+            for at, turn in zip(starts, before, strict=True)
+            if is_trained(turn)
+        ]
+        header = later.header if text.startswith(later.header) else later.header.rstrip()
+        spans.append((len(header), len(text)))
+        self._check_marked([*start.asked, *before, last], text, spans)
+        return Answer(text, end, not last.get("tool_calls"), ended, tuple(spans))
+
+    def _start(self, asked: list[Message]) -> Start:
+        """What comes before an answer to these turns."""
+        header = self._text(asked, answer_next=True)
+        if lost := not_printed(asked, header):
+            raise left_out(lost)
+        return Start(asked, header, "", self._block)
+
+    def _check_marked(self, turns: list[Message], text: str, spans: list[tuple[int, int]]) -> None:
+        """Compare spans with what the template marks as generated, where it does.
+
+        Marks may cover more of the template (headers, line breaks) or less (the end token) than is trained, but each
+        trained turn stands in a region of its own, and each turn of the assistant has one.
+
+        Raises:
+            RowError: they disagree.
+        """
+        if self._marked is None:
+            return
+        pieces = self._text(turns, source=self._marked).split(MARK)
+        ends = [0, *accumulate(map(len, pieces))]
+        regions = [(ends[i], ends[i + 1]) for i in range(1, len(pieces), 2) if pieces[i].strip()]
+        expected = sum(turn["role"] == "assistant" for turn in turns)
+        if "".join(pieces).startswith(text) and (
+            len(regions) != expected or not all(any(a <= start < b for a, b in regions) for start, _ in spans)
+        ):
+            raise RowError("spans_disagree", f"the template marks {len(regions)} parts of this dialogue as generated, "
+                                             f"and the assistant's turns are {expected}, or elsewhere")  # fmt: skip
+
+    @cached_property
+    def _marked(self) -> str | None:
+        """The template with MARK around what it marks as generated; None if it marks nothing."""
+        marked = GENERATION.sub(rf"{{%\1 if true %}}{{{{ '{MARK}' }}}}{{% endif \2%}}", self.source)
+        return marked if marked != self.source else None
+
+    def _one(self, start: Start, turn: Message, ended: bool = True) -> tuple[str, str | None]:
+        """Prompt and one turn, and the token that ends them; an open turn ends with what was said."""
+        answer: list[Message] = [{**turn, "content": start.begun + turn["content"]}]
         whole = self._text(start.asked + answer)
         body, kept, end = self._cut(start.asked, answer, whole)
         lost = not_printed(answer, whole, thoughts=True)
         # A template may leave out the last line break of the header where it goes on with </think>.
         if whole.startswith(start.joined("").rstrip()) and not lost and not start.opened_twice(answer, whole):
-            text = body + kept
-        elif isinstance(said, str):
+            text = body + kept if ended else _as_said(body, turn["content"])
+        elif not turn.get("tool_calls") and not turn.get("reasoning_content"):
             # The header of the answer to generate differs from that of a given answer, or the template changes the
             # answer's thoughts: train with the header that the model will see when it generates, and the whole answer.
-            text = start.joined(said) + kept
+            text = start.joined(turn["content"]) + (kept if ended else "")
         elif lost:
             raise left_out(lost)
         else:
-            raise RowError("template_error", "the template prints another header before this answer of several turns "
-                                             "than before one to generate")  # fmt: skip
-        start.check_block(text)
+            raise RowError("template_error", "the template prints another header before this answer than before one to "
+                                             "generate")  # fmt: skip
+        if ended:
+            start.check_block(text)
         return text, end
 
     def _cut(self, asked: list[Message], answer: list[Message], whole: str) -> tuple[str, str, str | None]:
@@ -234,11 +294,11 @@ class Chat:
         found = self._special.search(closing)
         return (closing[: found.end()], found[0]) if found else ("", None)
 
-    def _text(self, turns: list[Message], *, answer_next: bool = False) -> str:
+    def _text(self, turns: list[Message], *, answer_next: bool = False, source: str | None = None) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.source, tokenize=False, add_generation_prompt=answer_next,
-                **self.arguments,
+                [*map(_for_template, turns)], chat_template=source or self.source, tokenize=False,
+                add_generation_prompt=answer_next, **self.arguments,
             )  # fmt: skip
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
@@ -293,6 +353,20 @@ def with_system(prompt: Text, policy: str) -> Text:
     if policy == "merge" and following["role"] == "user":
         following = {**following, "content": f"{system['content']}\n\n{following['content']}"}
     return (following, *rest)
+
+
+def _for_template(turn: Message) -> dict[str, Any]:
+    """A turn as templates expect it; they read thoughts under several names."""
+    made: dict[str, Any] = {name: value for name, value in turn.items() if name != "train"}
+    if reasoning := turn.get("reasoning_content"):
+        made |= {"thinking": reasoning, "reasoning": reasoning}
+    return made
+
+
+def _as_said(body: str, said: str) -> str:
+    """The text of an open answer, with the whitespace at its end that a template may strip."""
+    space = said[len(said.rstrip()) :]
+    return body.rstrip() + space if space else body
 
 
 def _turns(text: Text, role: str) -> list[Message]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from prefopt.common.cache import cached_folder
 from prefopt.common.digest import of_json
 from prefopt.common.versions import version_of
+from prefopt.data.answers import Answer
 from prefopt.data.data_config import DataConfig
 from prefopt.data.fields import blank
 from prefopt.data.make import content_hash
@@ -25,6 +27,7 @@ from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.record_table import RECORDS, RecordTable, code_key, data_cache, decode, open_arrow, reading
 from prefopt.data.templates import Chat, Plain, renderer
 from prefopt.data.token_table import SCHEMA, TokenTable
+from prefopt.data.tokens import as_given
 from prefopt.data.truncate import shorter_prompts
 from prefopt.errors import UserError, first_line, is_panic
 from prefopt.plugin import Data
@@ -166,23 +169,48 @@ class Encoder:
     def encode(self, record: Record, prompt: Any = None) -> tuple[list[int], list[list[int]]]:
         """Tokens of the prompt and of each completion, split at their longest common prefix, of any length."""
         prompt = record.prompt if prompt is None else prompt
-        texts = self.render.given(record.arguments).render(prompt, record.completions)
-        longest = max(map(len, (texts.prompt, *texts.full)))
+        made = self.render.given(record.arguments).render(prompt, record.completions, record.ended)
+        texts = [made.prompt, *(answer.text for answer in made.answers)]
+        longest = max(map(len, texts))
         if self.truncation == "drop" and longest > self.max_length * self.longest_token:
             raise self._too_long(None, [], "it has too many characters for that many tokens")
-        head, *full = (self._ids(text) for text in (texts.prompt, *texts.full))
+        head, *full = map(self._ids, texts)
         if not head:
             raise RowError("empty_prompt", "the prompt has no tokens")
         shared = min((_common(head, ids) for ids in full), default=len(head))
         if not shared:
             raise RowError("empty_prompt", "prompt and completions share no first token")
-        completions = [
-            self._closed(ids[shared:], single, end)
-            for ids, single, end in zip(full, texts.single, texts.ends, strict=True)
-        ]
+        completions = [self._completion(ids, shared, answer) for ids, answer in zip(full, made.answers, strict=True)]
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
+
+    def _completion(self, ids: list[int], shared: int, answer: Answer) -> list[int]:
+        """The tokens of a completion after the prompt, those of given parts below 0."""
+        if answer.spans is None:
+            return self._closed(ids[shared:], answer)
+        *earlier, (start, stop) = self._places(ids, answer)
+        tokens = as_given(np.array(ids[shared:start], np.int64))
+        for a, b in earlier:
+            if not self._ends(answer).isdisjoint(ids[a : b - 1]) and answer.plain:
+                raise _end_inside()
+            tokens[a - shared : b - shared] = ids[a:b]
+        return [*tokens.tolist(), *self._closed(ids[start:stop], answer)]
+
+    def _places(self, ids: list[int], answer: Answer) -> list[tuple[int, int]]:
+        """The spans of an answer as places of its tokens; a token that spans a border is trained."""
+        assert answer.spans is not None
+        borders = [border for span in answer.spans for border in span]
+        first, *more = (answer.text[a:b] for a, b in pairwise([0, *borders]))
+        parts = [self._ids(first), *self.tokenizer(more, add_special_tokens=False)["input_ids"]]
+        places = list(accumulate(map(len, parts)))
+        if [*chain.from_iterable(parts)] != ids[: places[-1]]:  # some token spans a border
+            places = []
+            for i, border in enumerate(borders):
+                alone = self._ids(answer.text[:border])
+                same = _common(alone, ids)
+                places.append(same + (i % 2 == 1 and same < len(alone)))
+        return list(zip(places[::2], places[1::2], strict=True))
 
     def prompt(self, prompt: Text) -> list[int]:
         """Tokens of a prompt to be answered."""
@@ -200,16 +228,22 @@ class Encoder:
         start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
         return [self.bos] * (start > 0 or self.adds_bos) + ids[start:]
 
-    def _closed(self, ids: list[int], single: bool, end: str | None) -> list[int]:
-        """A completion that ends with its end token, and has no other."""
+    def _ends(self, answer: Answer) -> set[int]:
+        """The tokens that end a turn."""
         ends = {self.tokenizer.eos_token_id}
-        if end is not None:
-            ends.add(self.tokenizer.convert_tokens_to_ids(end))
-        if not ids or ids[-1] not in ends:
+        if answer.end is not None:
+            ends.add(self.tokenizer.convert_tokens_to_ids(answer.end))
+        return ends
+
+    def _closed(self, ids: list[int], answer: Answer) -> list[int]:
+        """The last turn of a completion, which ends with its end token if it ends, and has no other."""
+        ends = self._ends(answer)
+        if answer.ended and (not ids or ids[-1] not in ends):
             ids = [*ids, self.tokenizer.eos_token_id]
-        if single and any(token in ends for token in ids[:-1]):
-            raise RowError("end_token_inside", "the text of a completion has the end-of-turn token; remove it")
-        if all(token in ends for token in ids) or blank(self.tokenizer.decode(ids[:-1])):
+        said = ids[:-1] if answer.ended else ids
+        if answer.plain and not ends.isdisjoint(said):
+            raise _end_inside()
+        if ends.issuperset(ids) or blank(self.tokenizer.decode(said)):
             raise RowError("empty_completion", "the completion is empty under this template")
         return ids
 
@@ -279,6 +313,11 @@ def _result(table: pa.Table) -> TokenResult:
     counts["records"] = len(kept)
     counts["truncated_prompts"] = pc.sum(pc.greater(table.column("truncated"), 0)).as_py() or 0
     return TokenResult(records=TokenTable(table, kept), rejections=rejections, counts=dict(counts))
+
+
+def _end_inside() -> RowError:
+    """The error of a text that ends where it should not."""
+    return RowError("end_token_inside", "the text of a completion has the end-of-turn token; remove it")
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -13,7 +13,7 @@ from prefopt.data.schemas.base import MEMBERS, PLACES
 MEANINGFUL = {
     "images", "image", "videos", "video", "audios", "audio", "tools", "functions", "chat_template_kwargs",
     "documents", "document", "passage", "context", "contexts", "input", "history", "system", "system_prompt",
-    "initial_reason_steps", "weight", "weights", "sample_weight", "loss_weight", "example_weight",
+    "initial_reason_steps", "ended", "weight", "weights", "sample_weight", "loss_weight", "example_weight",
 }  # fmt: skip
 SPEAKERS = {"role", "from"}
 CALLS = ("tool_calls", "function_call")

@@ -10,7 +10,7 @@ from itertools import chain, combinations, pairwise
 
 from prefopt.common.digest import of_json
 from prefopt.data import make
-from prefopt.data.record import Record, Rejection, RowError, reversed_sides
+from prefopt.data.record import Message, Record, Rejection, RowError, Text, is_trained, reversed_sides
 from prefopt.data.record_table import Log, RecordTable, stored
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -33,12 +33,14 @@ def to_view(
     ties: str = "drop",
     desirable_above: float | None = None,
     split_pairs: bool = False,
+    train_on: str | None = None,
     cache_dir: str | None = None,
 ) -> ViewResult:
     """Convert records to the kind `data`; None leaves them as they are.
 
     Pairs stay pairs for unpaired and demonstration losses, so that every method gets the same records in the same
     order: the trainer splits a pair into its two completions, or takes its chosen one, when it calls the loss.
+    `train_on` chooses the turns of the assistant that are trained, see docs/data.md.
     `split_pairs` makes two unpaired records of a pair, for losses that give the two sides different prompts.
 
     Raises:
@@ -52,16 +54,17 @@ def to_view(
     convert = _converter(kind, data, pairs_from, desirable_above)
     split_ties = _tie_rule(ties) if kind is Data.PAIRS else None
     split = _two_labelled if split_pairs and kind is Data.PAIRS and data is Data.UNPAIRED else None
-    if convert is None and split is None and not (split_ties and _has_ties(records)):
+    turns = _turns_to_train(train_on)
+    if convert is None and split is None and turns is None and not (split_ties and _has_ties(records)):
         return ViewResult(records=records, rejections=[], counts={"records": len(records)})
 
     def made(log: Log) -> Iterator[Record]:
-        steps = [step for step in (convert, split_ties, split) if step is not None]
+        steps = [step for step in (convert, split_ties, split, turns) if step is not None]
         for record in records:
             yield from _apply(steps, record, log)
 
     if isinstance(records, RecordTable) and records.folder:
-        key = of_json([records.folder.name, data.value, pairs_from, ties, desirable_above, split_pairs])
+        key = of_json([records.folder.name, data.value, pairs_from, ties, desirable_above, split_pairs, train_on])
         table, log = stored("view", key, made, cache_dir)
         return ViewResult(records=table, rejections=log.rejections, counts=dict(log.counts))
     log = Log()
@@ -131,12 +134,13 @@ def _pair(record: Record, better: int, worse: int) -> Record:
         )
     except RowError as error:
         raise RowError(error.reason, f"completions {better} and {worse}: {error.detail}") from None
-    return _of(record, pair, f"{better}>{worse}")
+    return _of(record, pair, f"{better}>{worse}", better, worse)
 
 
-def _of(record: Record, part: Record, name: str) -> Record:
-    """A record made of a part of another one."""
-    return dataclasses.replace(part, id=f"{record.id}:{name}", arguments=record.arguments)
+def _of(record: Record, part: Record, name: str, *places: int) -> Record:
+    """A record made of the completions of another one at these places."""
+    ended = None if record.ended is None else tuple(record.ended[i] for i in places)
+    return dataclasses.replace(part, id=f"{record.id}:{name}", arguments=record.arguments, ended=ended)
 
 
 def _ranking(record: Record) -> list[int]:
@@ -197,7 +201,7 @@ def _labelled(record: Record, threshold: float) -> Iterator[Record]:
     assert record.scores is not None
     for i, (completion, score) in enumerate(zip(record.completions, record.scores, strict=True)):
         single = make.unpaired(record.prompt, completion, score > threshold, weight=record.weight)
-        yield _of(record, single, str(i))
+        yield _of(record, single, str(i), i)
 
 
 def _best(record: Record, threshold: float | None, log: Log) -> Iterator[Record]:
@@ -207,13 +211,13 @@ def _best(record: Record, threshold: float | None, log: Log) -> Iterator[Record]
         raise RowError("none_desirable", f"no completion scores above data.desirable_above={threshold}")
     log.counts["completions_unused"] += len(record.completions) - 1
     single = make.demonstration(record.prompt, record.completions[best], weight=record.weight)
-    yield _of(record, single, str(best))
+    yield _of(record, single, str(best), best)
 
 
 def _two_labelled(record: Record, log: Log) -> Iterator[Record]:
-    for side, completion in zip(("chosen", "rejected"), record.completions, strict=True):
+    for i, (side, completion) in enumerate(zip(("chosen", "rejected"), record.completions, strict=True)):
         single = make.unpaired(record.prompt, completion, side == "chosen", weight=record.weight)
-        yield _of(record, single, side)
+        yield _of(record, single, side, i)
 
 
 def _two_list(record: Record, log: Log) -> Iterator[Record]:
@@ -224,6 +228,44 @@ def _desirable_only(record: Record, log: Log) -> Iterator[Record]:
     if not record.desirable:
         raise RowError("undesirable", "an undesirable completion cannot be a demonstration")
     yield dataclasses.replace(record, kind=Data.DEMONSTRATIONS, desirable=None)
+
+
+def _turns_to_train(train_on: str | None) -> Step | None:
+    def all_turns(record: Record, log: Log) -> Iterator[Record]:
+        """Of a dialogue every turn of the assistant, the prompt ends before the first one."""
+        single = record.kind in (Data.UNPAIRED, Data.DEMONSTRATIONS) and not isinstance(record.prompt, str)
+        if not single or (first := _first_answer(record.prompt)) is None:
+            yield record
+            return
+        (said,) = record.completions
+        *earlier, before = record.prompt[first:]
+        answer, *more = [Message(role="assistant", content=said)] if isinstance(said, str) else said
+        if before["role"] == "assistant" and not before.get("tool_calls"):  # which the answer continues
+            answer = {**answer, "content": before["content"] + answer["content"]}
+        else:
+            earlier.append(before)
+        yield dataclasses.replace(record, prompt=record.prompt[:first], completions=((*earlier, answer, *more),))
+
+    def last_turn(record: Record, log: Log) -> Iterator[Record]:
+        yield dataclasses.replace(record, completions=tuple(map(_last_alone, record.completions)))
+
+    return {None: None, "all_turns": all_turns, "last_turn": last_turn}[train_on]
+
+
+def _first_answer(turns: Text) -> int | None:
+    """The place of the first turn of the assistant after one of the user."""
+    roles = [turn["role"] for turn in turns if not isinstance(turn, str)]
+    asked = roles.index("user") if "user" in roles else len(roles)
+    return next((i for i in range(asked, len(roles)) if roles[i] == "assistant"), None)
+
+
+def _last_alone(completion: Text) -> Text:
+    """A completion of which only the last trained turn is trained."""
+    if isinstance(completion, str):
+        return completion
+    *_, last = (i for i, turn in enumerate(completion) if is_trained(turn))
+    return tuple({**turn, "train": False} if is_trained(turn) and i != last else turn
+                 for i, turn in enumerate(completion))  # fmt: skip
 
 
 def _has_ties(records: Sequence[Record]) -> bool:
@@ -240,7 +282,8 @@ def _tie_rule(ties: str) -> Step | None:
         if not record.tied:
             yield record
             return
-        for order, sides in (("a", {}), ("b", reversed_sides(record))):
+        other = {**reversed_sides(record), "ended": record.ended and record.ended[::-1]}
+        for order, sides in (("a", {}), ("b", other)):
             yield dataclasses.replace(record, id=f"{record.id}:{order}", weight=record.weight / 2, **sides)
 
     return {"drop": drop, "auto": drop, "split": split, "keep": None}[ties]

@@ -150,9 +150,11 @@ REJECTIONS: dict[str, tuple[str, bytes, dict[str, int]]] = {
     "answer by the user": (
         "a.jsonl", lines(OK, pair(chosen=turns(("user", "Hi")))), {"not_an_answer": 1},
     ),
-    "tool turn in an answer": (
-        "a.jsonl", lines(OK, pair(chosen=turns(("assistant", "Look:"), ("tool", "8848"), ("assistant", "So high.")))),
-        {"other_speaker": 1},
+    "dialogues that part at a turn of the user": (
+        "a.jsonl",
+        lines({"chosen": HELLO, "rejected": turns(("user", "Hi"), ("assistant", "Go"))},
+              {"chosen": [*HELLO, *HELLO], "rejected": [*HELLO, *turns(("user", "Bye"), ("assistant", "Go"))]}),
+        {"prompt_mismatch": 1},
     ),
     "dialogue that ends with the user": (
         "a.jsonl", lines({"messages": HELLO}, {"messages": HELLO[:1]}), {"not_an_answer": 1},

@@ -197,6 +197,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
 
 
 CASES |= {
+    "the next step": (
+        "step_pair", {"prompt": Q, "initial_reason_steps": "Step 1: ", "chosen": GOOD, "rejected": BAD},
+        (*asked(), says("Step 1: ")), *PAIR, None, None,
+    ),
     "a prompt alone": ("prompts", {"prompt": Q, "category": "mountains"}, Q, Data.PROMPTS, (), None, None),
     "a system text and a prompt": (
         "prompts", {"prompt": Q, "system": "Be brief."}, asked(SYSTEM, USER), Data.PROMPTS, (), None, None,

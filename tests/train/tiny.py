@@ -30,10 +30,7 @@ def model(seed: int = 0, dtype: torch.dtype = torch.float64, vocab: int = VOCAB,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        **settings,
+        **{"max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, **settings},
     )
     causal = LlamaForCausalLM(config)
     with torch.no_grad():

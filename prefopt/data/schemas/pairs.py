@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefopt.data.fields import messages, number, string
-from prefopt.data.make import pair
+from prefopt.data.fields import blank, messages, number, string
+from prefopt.data.make import pair, with_facts
 from prefopt.data.record import Record, Text
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, fact, has, is_turns
@@ -36,7 +36,7 @@ def hh_rlhf(row: Row) -> list[Made]:
     """Whole transcripts on both sides, which share the prompt."""
     sides = (transcript(row.get(side), side) for side in ("chosen", "rejected"))
     prompt, chosen, rejected = shared_turns(*sides)
-    return [_judged(row, merge_speakers(prompt), chosen, rejected)]
+    return [_judged(row, merge_speakers(prompt), merge_speakers(chosen), merge_speakers(rejected))]
 
 
 def prompt_pair(row: Row) -> list[Made]:
@@ -63,6 +63,17 @@ def implicit_prompt(row: Row) -> list[Made]:
     else:
         sides = shared_text(string(chosen, "chosen"), string(rejected, "rejected"))
     return [_judged(row, *sides)]
+
+
+def step_pair(row: Row) -> list[Made]:
+    """Step-DPO: a problem, the steps that both sides share, and the next step of each, after which more follow."""
+    steps = string(row.get("initial_reason_steps"), "initial_reason_steps")
+    prompt = prompt_of(row)
+    turns = user(prompt) if isinstance(prompt, str) else prompt
+    if not blank(steps):
+        turns = (*turns, {"role": "assistant", "content": steps})
+    made = _judged(row, turns, *(string(row.get(side), side) for side in ("chosen", "rejected")))
+    return [with_facts(made, {}, (False, False))]
 
 
 def query_pair(row: Row) -> list[Made]:
@@ -130,6 +141,10 @@ SCHEMAS = [
     Schema(
         name="sharegpt_pair", columns="conversations, chosen, rejected", read=sharegpt_pair,
         matches=lambda row: _both(row) and is_turns(row.get("conversations")),
+    ),
+    Schema(
+        name="step_pair", columns="prompt, initial_reason_steps, chosen, rejected", read=step_pair,
+        matches=lambda row: _both(row) and has(row, "prompt", "initial_reason_steps"),
     ),
     Schema(
         name="prompt_pair", columns="prompt, chosen, rejected", read=prompt_pair,

@@ -82,12 +82,19 @@ def split_answer(turns: tuple[Message, ...], column: str) -> tuple[tuple[Message
 
 
 def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Text, Text, Text]:
-    """(prompt, chosen, rejected) of two whole dialogues that differ only in their last answer."""
+    """(prompt, chosen, rejected) of two whole dialogues, which part at an answer: the last one, or an earlier one."""
     prompt, good = split_answer(chosen, "chosen")
     other, bad = split_answer(rejected, "rejected")
-    if prompt != other:
-        raise RowError("prompt_mismatch", "the sides differ before their last turn: they answer different prompts")
-    return prompt, good, bad
+    if prompt == other:
+        return prompt, good, bad
+    parting = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    shared = chosen[:parting]
+    asked = any(turn["role"] == "user" for turn in shared) and shared[-1]["role"] != "assistant"
+    if not asked or {chosen[parting]["role"], rejected[parting]["role"]} != {"assistant"}:
+        raise RowError(
+            "prompt_mismatch", "the sides part at a turn that is not the assistant's: they answer different prompts"
+        )
+    return shared, simple(chosen[parting:]), simple(rejected[parting:])
 
 
 def named_prompt(row: Row) -> Text:

@@ -1,4 +1,4 @@
-"""Reads what a chat template is given beside the turns: the tools, and arguments such as enable_thinking."""
+"""Reads what a row says of its rendering beside the turns: tools, arguments of the template, open completions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefopt.data.fields import blank, shown
+from prefopt.data.fields import blank, label, shown
 from prefopt.data.record import RowError
 
-ARGUMENTS, TOOLS = "chat_template_kwargs", ("tools", "functions")  # columns
+ARGUMENTS, TOOLS, ENDED = "chat_template_kwargs", ("tools", "functions"), "ended"  # columns
 # Arguments of `apply_chat_template` that prefopt gives itself, and names that every template has.
 RESERVED = {
     "messages", "conversation", "conversations", "tools", "documents", "chat_template", "add_generation_prompt",
@@ -33,6 +33,14 @@ def row_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
         if _holds(value := _structure(row.get(column), column)):
             found["tools"] = [_tool(one, column) for one in (value if isinstance(value, list) else [value])]
     return found
+
+
+def row_ended(row: Mapping[str, Any]) -> bool | tuple[bool, ...] | None:
+    """Whether the row's completions end their turns: the column `ended`, one value or one for each."""
+    value = _structure(row.get(ENDED), ENDED) if isinstance(row.get(ENDED), str) else row.get(ENDED)
+    if value is None:
+        return None
+    return tuple(label(one, ENDED) for one in value) if isinstance(value, list) else label(value, ENDED)
 
 
 def reserved(arguments: Mapping[str, Any]) -> str | None:
