@@ -152,12 +152,13 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
         turn["tool_calls"] = tool_calls(calls, name)
     for key in ("name", "tool_call_id"):
         if isinstance(value.get(key), str):
-            turn[key] = string(value[key], f"{name}.{key}")  # type: ignore[literal-required]
+            turn[key] = string(value[key], f"{name}.{key}")
     if turn["role"] == "assistant":
         if (thoughts := first(value, *THOUGHTS)) is not None and not blank(string(thoughts, f"{name}.{THOUGHTS[0]}")):
             turn["reasoning_content"] = thoughts
-        if any(dict.get(value, key) == 0 and value[key] == 0 for key in ("train", "weight")):  # as OpenAI marks turns
-            turn["train"] = False
+        for key in ("train", "weight"):  # as OpenAI marks turns
+            if {**value}.get(key) == 0 and value[key] == 0:
+                turn["train"] = False
     return turn
 
 

@@ -37,13 +37,7 @@ def find(records: Sequence[Record], rejections: Sequence[Rejection], row: str) -
 
 def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Console) -> None:
     """Print a record as tokens, or as text without a tokenizer."""
-    facts = [record.kind.value, f"id {record.id}", record.source]
-    facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
-    facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
-    facts += [f"{name} {value:g}" for name in ("margin", "probability") if (value := getattr(record, name)) is not None]
-    facts += [f"weight {record.weight:g}"] if record.weight != 1 else []
-    facts += [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in record.arguments.items()]
-    console.print(Styled(" · ".join(facts), style="bold"))
+    console.print(Styled(" · ".join(_facts(record)), style="bold"))
     names = SIDES.get(record.kind.value) or tuple(f"completion {k}" for k in range(len(record.completions)))
     if tokenizer is None:
         _part(console, "prompt", record.prompt)
@@ -59,19 +53,14 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
         raise UserError(
             f"record {record.id} ({record.source}) is rejected as {error.reason}: {error.detail}"
         ) from error
-    console.print(
-        Styled.assemble(
-            ("■ ", TEMPLATE),
-            "template  ",
-            ("■ ", PROMPT),
-            "prompt, masked  ",
-            ("■ ", TRAINED),
-            "completion, trained  ",
-            ("■ ", GIVEN),
-            "given, masked",
-            "  │ a token ends",
-        )
+    parts = (
+        (TEMPLATE, "template"),
+        (PROMPT, "prompt, masked"),
+        (TRAINED, "completion, trained"),
+        (GIVEN, "given, masked"),
     )
+    legend = Styled("  ").join(Styled.assemble(("■ ", style), meaning) for style, meaning in parts)
+    console.print(legend + Styled("  │ a token ends"))
     console.print(Styled(f"\nprompt: {len(prompt)} tokens", style="bold"))
     console.print(_tokens(tokenizer, prompt, PROMPT))
     open_ones = [not ended for ended in record.ended or (True,) * len(names)]
@@ -88,6 +77,17 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
     console.print(Styled(f"\n{longest} tokens{with_completion}; data.max_length={config.max_length}"))
     for rejection in rejected:
         console.print(Styled(f"rejected as {rejection.reason}: {rejection.detail}", style="red"))
+
+
+def _facts(record: Record) -> list[str]:
+    """What a record is, in words."""
+    facts = [record.kind.value, f"id {record.id}", record.source]
+    facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
+    facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
+    facts += [f"{name} {value:g}" for name in ("margin", "probability") if (value := getattr(record, name)) is not None]
+    facts += [f"weight {record.weight:g}"] if record.weight != 1 else []
+    facts += [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in record.arguments.items()]
+    return facts
 
 
 def _tokens(tokenizer: Any, ids: Sequence[int], style: str) -> Styled:

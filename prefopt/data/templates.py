@@ -202,7 +202,8 @@ class Chat:
         first, *more = trained_part(said)
         if not more:
             return Answer(*self._one(start, first, ended), plain=isinstance(said, str), ended=ended)
-        *before, last = [{**first, "content": start.begun + first["content"]}, *more]
+        begun: Message = {**first, "content": start.begun + first["content"]}
+        *before, last = [begun, *more]
         later = self._start([*start.asked, *before])
         text, end = self._one(later, last, ended)
         starts = [start, *(self._start([*start.asked, *before[:i]]) for i in range(1, len(before)))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def as_given(ids: Ids) -> Ids:
     return ~ids
 
 
-def token_ids(completion: Ids) -> Ids:
+def token_ids(completion: NDArray[Any]) -> NDArray[Any]:
     """(n,) the ids that the model reads."""
     return np.where(completion < 0, ~completion, completion)
 

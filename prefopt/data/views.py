@@ -233,18 +233,18 @@ def _desirable_only(record: Record, log: Log) -> Iterator[Record]:
 def _turns_to_train(train_on: str | None) -> Step | None:
     def all_turns(record: Record, log: Log) -> Iterator[Record]:
         """Of a dialogue every turn of the assistant, the prompt ends before the first one."""
-        single = record.kind in (Data.UNPAIRED, Data.DEMONSTRATIONS) and not isinstance(record.prompt, str)
-        if not single or (first := _first_answer(record.prompt)) is None:
+        turns, single = record.prompt, record.kind in (Data.UNPAIRED, Data.DEMONSTRATIONS)
+        if not single or isinstance(turns, str) or (first := _first_answer(turns)) is None:
             yield record
             return
         (said,) = record.completions
-        *earlier, before = record.prompt[first:]
+        *earlier, before = turns[first:]
         answer, *more = [Message(role="assistant", content=said)] if isinstance(said, str) else said
         if before["role"] == "assistant" and not before.get("tool_calls"):  # which the answer continues
             answer = {**answer, "content": before["content"] + answer["content"]}
         else:
             earlier.append(before)
-        yield dataclasses.replace(record, prompt=record.prompt[:first], completions=((*earlier, answer, *more),))
+        yield dataclasses.replace(record, prompt=turns[:first], completions=((*earlier, answer, *more),))
 
     def last_turn(record: Record, log: Log) -> Iterator[Record]:
         yield dataclasses.replace(record, completions=tuple(map(_last_alone, record.completions)))
@@ -252,9 +252,9 @@ def _turns_to_train(train_on: str | None) -> Step | None:
     return {None: None, "all_turns": all_turns, "last_turn": last_turn}[train_on]
 
 
-def _first_answer(turns: Text) -> int | None:
+def _first_answer(turns: tuple[Message, ...]) -> int | None:
     """The place of the first turn of the assistant after one of the user."""
-    roles = [turn["role"] for turn in turns if not isinstance(turn, str)]
+    roles = [turn["role"] for turn in turns]
     asked = roles.index("user") if "user" in roles else len(roles)
     return next((i for i in range(asked, len(roles)) if roles[i] == "assistant"), None)
 

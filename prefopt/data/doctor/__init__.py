@@ -54,9 +54,7 @@ def examine(
         for check in checks:
             check.see(record)
     kind = found.records[0].kind.value
-    usable = to_view(
-        found.records, found.records[0].kind, ties=config.ties, train_on=config.train_on, cache_dir=config.cache_dir
-    )
+    usable = to_view(found.records, None, ties=config.ties, train_on=config.train_on, cache_dir=config.cache_dir)
     report = Report(
         name=Path(str(config.path)).name if config.path else "mixture",
         schema=found.schema,
