@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import ERROR
 from typing import Any
 
@@ -29,6 +29,7 @@ class Options:
         vocab: statistics over the vocabulary; `Vocab.KL` needs `reference`.
         entropy: also the entropy of each token's distribution.
         reference: hidden states and head of the reference.
+        temperature: logits are divided by it.
         hidden_only: return the hidden states at the predicting positions, from which a `Reference` is made.
         values: also the estimates of the policy's value model.
         router: also the load of a mixture of experts.
@@ -37,6 +38,7 @@ class Options:
     vocab: frozenset[Vocab] = frozenset()
     entropy: bool = False
     reference: Reference | None = None
+    temperature: float = 1.0
     hidden_only: bool = False
     values: bool = False
     router: bool = False
@@ -79,8 +81,9 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         scores: Tensor = causal.score(hidden)[:, 0]
         stats = TokenStats(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     else:
+        head = replace(Head.of(causal), temperature=options.temperature)
         stats = token_stats(
-            hidden, row.target, Head.of(causal), options.vocab, entropy=options.entropy, reference=options.reference
+            hidden, row.target, head, options.vocab, entropy=options.entropy, reference=options.reference
         )
     return stats._replace(router=router_load(causal, output, row)) if options.router else stats
 

@@ -26,7 +26,7 @@ class SampledText(NamedTuple):
 
     Attributes:
         tokens: new token ids, the closing end token included; a text that was cut off has none.
-        logps: (n,) the model's log-prob of each token, in nats, at temperature 1 whatever it was drawn at.
+        logps: (n,) the model's log-prob of each token, in nats, at the temperature that `sample` was asked to score at.
     """
 
     tokens: list[int]
@@ -77,6 +77,7 @@ def sample(
     *,
     eos_token_id: int | Sequence[int],
     temperature: float = 1.0,
+    scored_at: float = 1.0,
     batch_size: int = 512,
 ) -> list[SampledText]:
     """One continuation of every prompt from given random numbers, with the log-prob of each of its tokens.
@@ -84,11 +85,13 @@ def sample(
     Args:
         model, prompts, eos_token_id, temperature, batch_size: as of `generate`; a temperature above 0.
         uniforms: (number of prompts, most new tokens) in [0, 1): entry (i, t) draws token t of text i.
+        scored_at: the temperature of the distribution that log-probs are of, whatever the texts are drawn at.
 
     Raises:
         UserError: as `generate`.
     """
-    written = _written(model, prompts, uniforms, uniforms.shape[1], eos_token_id, temperature, batch_size, logps=True)
+    written = _written(model, prompts, uniforms, uniforms.shape[1], eos_token_id, temperature, batch_size,
+                       scored_at=scored_at)  # fmt: skip
     return [SampledText(tokens, logps) for tokens, logps in written if logps is not None]
 
 
@@ -103,9 +106,9 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 def _written(
     model: Any, prompts: Sequence[Sequence[int]], uniforms: NDArray[np.float64] | None, max_new_tokens: int,
-    eos_token_id: int | Sequence[int], temperature: float, batch_size: int, *, logps: bool = False,
+    eos_token_id: int | Sequence[int], temperature: float, batch_size: int, *, scored_at: float | None = None,
 ) -> list[tuple[list[int], Floats | None]]:  # fmt: skip
-    """Tokens of every text and, where asked for, their log-probs."""
+    """Tokens of every text and, where a temperature is given for them, their log-probs."""
     _check(prompts, max_new_tokens, temperature, batch_size)
     if not prompts:
         return []
@@ -120,28 +123,33 @@ def _written(
             # To some models a prompt of one token looks like a step from a state that is not there.
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
             texts = (PlainDecoder if stepless else decoder)(model, [prompts[i] for i in rows])
-            written = _write(texts, draws, max_new_tokens, ends, temperature, logps=logps)
+            written = _write(texts, draws, max_new_tokens, ends, temperature, scored_at)
             for row, text in zip(rows, written, strict=True):
                 results[row] = text
     return results
 
 
 def _write(
-    texts: Decoder, uniforms: Tensor | None, max_new_tokens: int, ends: Tensor, temperature: float, *, logps: bool
+    texts: Decoder,
+    uniforms: Tensor | None,
+    max_new_tokens: int,
+    ends: Tensor,
+    temperature: float,
+    scored_at: float | None,
 ) -> list[tuple[list[int], Floats | None]]:
     """The tokens that a batch of texts goes on with, and their log-probs."""
     count = len(texts.logits)
     tokens = torch.zeros(count, max_new_tokens, dtype=torch.long)
     wide = torch.float64 if texts.logits.dtype == torch.float64 else torch.float32
-    known = torch.zeros(count, max_new_tokens, dtype=wide) if logps else None
+    known = torch.zeros(count, max_new_tokens, dtype=wide) if scored_at is not None else None
     lengths = torch.full((count,), max_new_tokens)
     alive = torch.arange(count, device=texts.logits.device)  # the rows still in the decoder, as places in the batch
     unfinished = torch.ones_like(alive, dtype=torch.bool)
     for step in range(max_new_tokens):
         chosen = _choose(texts.logits, None if uniforms is None else uniforms[alive, step], temperature)
         tokens[alive.cpu(), step] = chosen.cpu()
-        if known is not None:
-            logits = texts.logits.to(wide)
+        if known is not None and scored_at is not None:
+            logits = texts.logits.to(wide) / scored_at
             logp = logits.gather(-1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
             known[alive.cpu(), step] = logp.cpu()
         ended = unfinished & torch.isin(chosen, ends)

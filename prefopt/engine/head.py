@@ -56,11 +56,12 @@ class TokenStats(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer of a model as it is now: a projection, then a scale, then a softcap."""
+    """The output layer of a model as it is now: a projection, a scale, a softcap, and a temperature to divide by."""
 
     module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, model: Any) -> Head:
@@ -78,13 +79,13 @@ class Head:
         return self.shape(self.module(hidden))
 
     def shape(self, raw: Tensor) -> Tensor:
-        """Scale and softcap of raw logits, in at least float32."""
+        """Scale, softcap and temperature of raw logits, in at least float32."""
         logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 def _scale(model: Any, config: Any) -> float:
@@ -275,8 +276,10 @@ class _Blocked(torch.autograd.Function):
                 d -= (ctx.ref_block(start, stop) - ref_lse[:, None]).exp_().mul_(grad_kl[:, None])
             at, here = _within(target, start, stop - start)
             d.scatter_add_(1, at[:, None], torch.where(here, grad, 0)[:, None])
+            if head.temperature != 1.0:
+                d /= head.temperature
             if head.softcap is not None:
-                d *= 1 - (logits / head.softcap).square()
+                d *= 1 - (logits * (head.temperature / head.softcap)).square()
             if head.scale != 1.0:
                 d *= head.scale
             d = d.to(hidden.dtype)

@@ -19,7 +19,6 @@ from prefopt.engine.layout import Layout, Row, Tree, lay_out
 from prefopt.engine.packing import same_prompt
 from prefopt.engine.policy import opened
 from prefopt.errors import UserError
-from prefopt.plugin import Vocab
 
 Float32 = NDArray[np.float32]
 
@@ -129,8 +128,7 @@ def score(
     max_tokens: int = 4096,
     layout: str = "auto",
     tokens: bool = False,
-    entropy: bool = False,
-    vocab: frozenset[Vocab] = frozenset(),
+    options: Options = PLAIN,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[Scored]:
     """Log-probs of every completion of `records` under a causal language model, without gradient.
@@ -142,14 +140,14 @@ def score(
         records: tokenized records of any kind.
         max_tokens: tokens of one forward.
         layout: "auto", "tree" (an error where it is not safe) or "padded".
-        tokens, entropy, vocab: also return per-token log-probs, entropies, statistics.
+        tokens: also return per-token log-probs.
+        options: further statistics of each token to return, and the temperature.
         progress: called with the number of records done since the last call.
 
     Raises:
         UserError: a record alone exceeds `max_tokens`, or the gates rule out the layout or the model.
     """
     results: list[Scored | None] = [None] * len(records)
-    options = Options(vocab=vocab, entropy=entropy)
     with opened(model, layout) as policy, evaluating(policy), torch.inference_mode():
         chosen = policy.layout.layout
         for chunk in batches_of(records, max_tokens, chosen):

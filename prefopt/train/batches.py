@@ -60,6 +60,7 @@ class Work:
     ref_entropy: Tensor | None
     real: bool
     fresh: bool = False  # the policy wrote these texts, and is still as it was then
+    temperature: float = 1.0  # of the policy that the loss learns from
 
     @property
     def completions(self) -> list[int]:
@@ -173,6 +174,7 @@ class Batcher:
                 for i, record in zip(index.tolist(), records, strict=True)
             ),
             fresh=batch.drawn is not None and batch.fresh,
+            temperature=batch.temperature,
             index=tuple(index.tolist()),
             ref_sum=ref_sum,
             ref_token=ref_token,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -184,13 +184,15 @@ class Step:
         with autocast(self.args):
             if live is not None and Vocab.KL in needs.vocab:
                 with torch.no_grad():
-                    seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), live.head)
+                    head = replace(live.head, temperature=work.temperature)
+                    seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), head)
             options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen, values=needs.values,
-                              router=self.router_aux_loss > 0)  # fmt: skip
+                              router=self.router_aux_loss > 0, temperature=work.temperature)  # fmt: skip
             out = work.batch.forward(self.wrapped, options)
             if live is not None and needs.moving_reference:
                 with torch.no_grad():
-                    moved = work.batch.forward(live, Options(entropy=Vocab.REF_ENTROPY in needs.vocab))
+                    entropy = Vocab.REF_ENTROPY in needs.vocab
+                    moved = work.batch.forward(live, Options(entropy=entropy, temperature=work.temperature))
             load = out.stats.router
             if load is not None and not work.real:
                 load = RouterLoad(*(value * 0.0 for value in load))

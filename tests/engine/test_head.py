@@ -23,18 +23,25 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bias": {"bias": True},
     "scale": {"scale": 0.3},
     "softcap": {"softcap": 2.0},
-    "all": {"bias": True, "scale": 1.7, "softcap": 2.5},
+    "temperature": {"temperature": 0.6},
+    "all": {"bias": True, "scale": 1.7, "softcap": 2.5, "temperature": 1.4},
 }
 
 
 def make(
-    seed: int, *, bias: bool = False, scale: float = 1.0, softcap: float | None = None, dtype: Any
+    seed: int,
+    *,
+    bias: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    dtype: Any,
 ) -> tuple[Tensor, Head]:
     """Hidden states (N, H) and a head whose logits are a few nats wide."""
     torch.manual_seed(seed)
     layer = nn.Linear(H, V, bias=bias, dtype=dtype)
     nn.init.normal_(layer.weight)
-    return torch.randn(N, H, dtype=dtype), Head(layer, scale, softcap)
+    return torch.randn(N, H, dtype=dtype), Head(layer, scale, softcap, temperature)
 
 
 def targets() -> Tensor:
@@ -55,6 +62,7 @@ def dense(hidden: Tensor, head: Head, reference: Reference) -> TokenStats:
         logits = logits * of.scale
         if of.softcap is not None:
             logits = of.softcap * torch.tanh(logits / of.softcap)
+        logits = logits / of.temperature
         return logits - torch.log(torch.exp(logits).sum(-1, keepdim=True))
 
     logp, ref = logp_of(hidden, head), logp_of(*reference)

@@ -169,7 +169,7 @@ def test_statistics_of_the_vocabulary_through_a_model(layout: Layout) -> None:
     }
     for name, value in want.items():
         torch.testing.assert_close(getattr(out.stats, name), value, rtol=0, atol=1e-10)
-    scored = score(policy, data, layout=layout, entropy=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
+    scored = score(policy, data, layout=layout, options=Options(entropy=True, vocab=frozenset({Vocab.LOG_SUM_SQ})))
     for name in ("entropy", "log_sum_sq"):
         got = np.concatenate([part for s in scored for part in getattr(s, name)])
         np.testing.assert_allclose(got, want[name].numpy(), atol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prefopt.data.tokens import TokenRecord, as_given, num_trained, token_ids
+from prefopt.engine.forward import Options
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.engine.policy import opened
 from prefopt.engine.reference.fingerprint import fingerprint
@@ -39,8 +40,8 @@ def test_trained_tokens_are_those_of_a_plain_forward(family: str, layout: Layout
     model = tiny.build(tiny.AutoConfig.for_model("gpt2", **tiny.GPT2)) if family == "gpt2" else tiny.model(family)
     truth = trained_only(model, DATA)
     for max_tokens in (4096, 90):
-        scored = score(model, DATA, layout=layout, tokens=True, entropy=True, vocab=frozenset({Vocab.LOG_SUM_SQ}),
-                       max_tokens=max_tokens)  # fmt: skip
+        wanted = Options(entropy=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
+        scored = score(model, DATA, layout=layout, tokens=True, options=wanted, max_tokens=max_tokens)
         for found, record, want in zip(scored, DATA, truth, strict=True):
             assert found.num_tokens.tolist() == [num_trained(c) for c in record.completions]
             np.testing.assert_allclose(found.sum, [w.sum() for w in want], atol=1e-5)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.cache import making
 from prefopt.data.tokens import TokenRecord, num_trained
+from prefopt.engine.forward import Options
 from prefopt.engine.gates import rounding
 from prefopt.engine.policy import opened
 from prefopt.engine.reference.store import Array, Entry, Key, ReferenceStore, entry_key
@@ -237,7 +238,8 @@ class _Pass:
         """
         cut = [_part_of(self.records[i], completions[i]) for i in batch]
         budget = max(FORWARD_TOKENS, *(fed_tokens(record, "padded") for record in cut))
-        found = score(self.policy, cut, max_tokens=budget, tokens=True, entropy=self.entropy, progress=progress)
+        found = score(self.policy, cut, max_tokens=budget, tokens=True,
+                      options=Options(entropy=self.entropy), progress=progress)  # fmt: skip
         for i, scored in zip(batch, found, strict=True):
             for what, values in (("log-prob", scored.token), ("entropy", scored.entropy)):
                 if values is not None:

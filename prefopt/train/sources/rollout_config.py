@@ -19,7 +19,7 @@ class RolloutConfig:
 
     num_generations: int = 4  # samples of each prompt; a step has batch.records prompts
     max_new_tokens: int = 128  # a text that is longer is cut off, without an end token
-    temperature: float = 1.0  # of the samples; on-policy losses learn from temperature 1 alone
+    temperature: float = 1.0  # of the samples; for on-policy losses also of the policy that they train
     missing_end_penalty: float = 0.0  # taken off the reward of a text that was cut off
     label: LabelRule = (
         LabelRule.BT
@@ -35,9 +35,6 @@ class RolloutConfig:
     def check(self, loss: Loss) -> None:
         """Raise UserError for a value that cannot be used with a loss on samples that are drawn at every step."""
         self.check_samples(loss)
-        if loss.needs.on_policy and self.temperature != 1:
-            raise UserError(f"rollout.temperature={self.temperature}: this loss learns from texts drawn at temperature "
-                            "1, the policy's own; losses on pairs, labels and lists take others")  # fmt: skip
         if loss.needs.mismatched or loss.needs.control_text:
             what = "completions of other prompts" if loss.needs.mismatched else "a control text before each completion"
             raise UserError(f"this loss needs {what}, which samples do not have: choose another one for "

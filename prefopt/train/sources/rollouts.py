@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.digest import of_json
 from prefopt.data.tokens import Ids, TokenRecord
+from prefopt.engine.forward import Options
 from prefopt.engine.generation import SampledText, sample
 from prefopt.engine.packing import epoch_order
 from prefopt.engine.policy import Policy
@@ -138,6 +139,14 @@ class Rollouts(RecordSource):
         sampling = {f"rollout.{name}": value for name, value in dataclasses.asdict(self.config).items()}
         return {"reward": self.reward.name, **sampling}
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by wherever samples are scored: importance ratios are of the distribution drawn from.
+
+        Other losses learn from the model's own log-probs, whatever temperature the samples were drawn at.
+        """
+        return self.config.temperature if self.loss.needs.on_policy else 1.0
+
     def resumes_after(self, steps: int) -> bool:
         """Between two rollouts: the samples of one are not kept."""
         return steps % self.updates == 0
@@ -204,6 +213,7 @@ class Rollouts(RecordSource):
             np.concatenate(uniforms) if uniforms else np.empty((0, each[1])),
             eos_token_id=self.ends,
             temperature=self.config.temperature,
+            scored_at=self.temperature,
         )
         drawn = {i: texts[at * each[0] : (at + 1) * each[0]] for at, i in enumerate(mine)}
         return [group for _, group in sorted(self._from_all(drawn).items())]
@@ -223,12 +233,12 @@ class Rollouts(RecordSource):
             drawn = [dataclasses.replace(d, values=e) for d, e in zip(drawn, estimates, strict=True)]
         if self.loss.needs.on_policy:
             drawn = self._with_targets(records, drawn, table)
-        return GlobalBatch(feed, np.arange(len(feed)), table, drawn=drawn)
+        return GlobalBatch(feed, np.arange(len(feed)), table, drawn=drawn, temperature=self.temperature)
 
     def _reference(self, records: Sequence[TokenRecord]) -> list[Scored]:
-        entropy = Vocab.REF_ENTROPY in self.loss.needs.vocab
+        options = Options(entropy=Vocab.REF_ENTROPY in self.loss.needs.vocab, temperature=self.temperature)
         return self._of_all(
-            records, lambda mine: score(self.reference, mine, max_tokens=self.max_tokens, tokens=True, entropy=entropy)
+            records, lambda mine: score(self.reference, mine, max_tokens=self.max_tokens, tokens=True, options=options)
         )
 
     def _estimates(self, records: Sequence[TokenRecord]) -> list[Estimates]:

@@ -23,6 +23,7 @@ class GlobalBatch:
         drawn: what each of the feed's records was drawn with, where the policy wrote them.
         fresh: the policy is still as it was when it wrote them.
         figures: of the records, to be logged with the step.
+        temperature: of the policy that the loss learns from: its logits are divided by it.
     """
 
     feed: Feed
@@ -31,6 +32,7 @@ class GlobalBatch:
     drawn: Sequence[Drawn] | None = None
     fresh: bool = True
     figures: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.index)

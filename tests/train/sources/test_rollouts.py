@@ -224,6 +224,32 @@ def test_labels_are_drawn_by_bradley_terry(tmp_path: Path) -> None:
     assert len(found[LabelRule.BT].batch.feed.records) == len(sure)
 
 
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_ratios_are_of_the_distribution_drawn_from(name: str, tmp_path: Path) -> None:
+    """At another temperature, sampler, scorer and reference divide the logits by it."""
+    rollout = dataclasses.replace(own_texts.ROLLOUT, temperature=0.6)
+    kept = own_texts.run(name, tmp_path / "a", rollout=rollout)
+    for log in kept.logs:
+        assert 0 <= log["ratio/max_deviation"] < 1e-5
+    assert kept.logs[0]["kl"] == pytest.approx(0, abs=1e-5)
+    made = source(name, folder=tmp_path / "b", rollout=rollout)
+    drawn = made.roll(0)
+    answer, logps = drawn.answers[0], (drawn.batch.drawn or ())[0].logps[0]
+    ids = torch.tensor([[*answer.prompt, *answer.completion]])
+    logits = made.policy.model(ids).logits[0, len(answer.prompt) - 1 : -1].detach().double()
+    expected = (logits / 0.6).log_softmax(-1)[range(len(logps)), list(answer.completion)]
+    np.testing.assert_allclose(logps, expected, atol=1e-6)
+    assert source("dpo", folder=tmp_path / "c", rollout=rollout).roll(0).batch.temperature == 1.0
+
+
+def test_the_models_own_generation_config_changes_nothing(tmp_path: Path) -> None:
+    """Its temperature, top-k and penalties would make ratios those of another distribution."""
+    plain, own = source(folder=tmp_path / "a"), source(folder=tmp_path / "b")
+    config: Any = own.policy.model.generation_config
+    config.update(do_sample=True, temperature=0.1, top_k=1, top_p=0.1, repetition_penalty=5.0, max_new_tokens=1)
+    assert [a.completion for a in own.roll(0).answers] == [a.completion for a in plain.roll(0).answers]
+
+
 # ---- what stops a run
 
 
@@ -258,7 +284,7 @@ def test_a_reward_that_cannot_be_used_is_named(given: Any, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("rloo", {"temperature": 0.7}, "learns from texts drawn at temperature 1"),
+        ("rloo", {"temperature": 0.0}, "must be above 0 and finite"),
         ("rloo", {"num_generations": 1}, "at least 2 samples"),
         ("dpo", {"num_generations": 3}, "must be even"),
         ("dpo", {"max_new_tokens": 0}, "at least 1"),
