@@ -24,6 +24,7 @@ BASE = (
     "trainer.learning_rate=5e-3",
     "evaluation.texts=0",
     "evaluation.kl_prompts=0",
+    "data.eval_records=0",
 )
 LAYOUTS = ("tree", "padded")
 WEIGHTS = {"full": (), "lora": ("peft=lora", "peft.r=4", "trainer.learning_rate=2e-2")}

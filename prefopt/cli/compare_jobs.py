@@ -31,7 +31,7 @@ from prefopt.compare.results import plain
 from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import BASE, Comparison
 from prefopt.compare.wandb_tracking import track
-from prefopt.config.compose import explain
+from prefopt.config.explain import explain
 from prefopt.errors import UserError
 from prefopt.report.compare_text import print_outcome
 from prefopt.report.comparison_page import write_comparison

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.cli.verbs import VERBS
-from prefopt.config.compose import OBJECTS, group_choices, option_names, register
+from prefopt.config.compose import OBJECTS, register
+from prefopt.config.explain import group_choices, option_names
 from prefopt.losses import registry
 
 

@@ -52,6 +52,8 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
     if not data_given:
         raise UserError(f"on which data? {name} is not a run folder, so name some: data.path=FILE (or data=PRESET)")
     chosen = [] if "data" in given else ["data=auto"]
+    if not given & {"data.eval_path", "data.eval_split", "data.eval_records", "data.eval_fraction"}:
+        chosen.append("data.eval_records=0")  # all of it, unless the preset has a split of its own
     config = compose(["model=local", "model.path=none", *chosen, *overrides])
     if "loss" in given or config.data.path == "world":
         return config

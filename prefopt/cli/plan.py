@@ -11,6 +11,7 @@ from rich.table import Table
 from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
+from prefopt.config.options import ADAPTER_RATE, rate_of_adapters
 from prefopt.errors import UserError
 from prefopt.planning.devices import DEVICES, device
 from prefopt.planning.shape import SHAPES, shape
@@ -77,18 +78,19 @@ def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     config = compose(args.overrides)
     found = plan(config, named)
     if not args.json:
-        _print_plan(config, found)
+        _print_plan(config, found, args.overrides)
     return {"config": config.plain(), **found.plain()}
 
 
-def _print_plan(config: RunConfig, found: Plan) -> None:
+def _print_plan(config: RunConfig, found: Plan, overrides: Iterable[str]) -> None:
     console = Console(highlight=False, markup=False)
     schedule, plain = found.schedule, config.plain()
     settings = " ".join(f"{key}={value}" for key, value in plain["loss"].items() if key != "name")
     console.print(f"{config.loss_name} {settings}".rstrip())
-    console.print(
-        f"model {config.model.path}, data {config.data.path}, learning rate {config.trainer['learning_rate']:g}"
-    )
+    rate = f"learning rate {config.trainer['learning_rate']:g}"
+    if rate_of_adapters(overrides) is not None:
+        rate += f" ({ADAPTER_RATE} times that of full tuning, the default with adapters)"
+    console.print(f"model {config.model.path}, data {config.data.path}, {rate}")
     what = "prompts" if found.samples else "records"
     console.print(
         f"{schedule.records:,} {what} ({found.rejected:,} rejected), {schedule.records_per_step} per step; "

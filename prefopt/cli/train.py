@@ -26,7 +26,7 @@ COMMON = {
     "trainer.num_train_epochs": ("", "passes over the data"),
     "trainer.max_steps": (-1, "optimizer steps; -1: as many as the epochs take"),
     "trainer.warmup_steps": ("", "optimizer steps; below 1 a share of all"),
-    "trainer.bf16": (False, "compute in bfloat16, weights stay as they are; about twice as fast on a GPU"),
+    "trainer.bf16": (False, "compute in bfloat16, weights stay float32; use it on a GPU"),
     "trainer.save_strategy": ("", "no, steps (each trainer.save_steps) or epoch"),
     "batch.records": ("", ""),
     "batch.max_tokens": ("", ""),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -27,13 +24,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from prefopt.common.files import write_text
 from prefopt.common.redact import one_line, redact
 from prefopt.config.experiments import from_file
+from prefopt.config.explain import explain, initialized, not_composed, sections
 from prefopt.config.grammar import literal
-from prefopt.config.options import with_paths
+from prefopt.config.options import RATE, rate_of_adapters, with_paths
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
-from prefopt.errors import Stopped, UserError, first_line, nearest
+from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
@@ -91,19 +89,10 @@ def _node(cls: type[Any]) -> DictConfig:
     node = OmegaConf.structured(cls)
     OmegaConf.set_readonly(node, False)
     assert isinstance(node, DictConfig)
-    for _, child in _sections(node):
+    for _, child in sections(node):
         if OmegaConf.get_type(child) is dict:
             OmegaConf.set_struct(child, False)  # its keys are the user's to choose
     return node
-
-
-def _sections(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """The mappings in a mapping that have a value."""
-    for key in map(str, node):
-        if not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):
-            child = node[key]
-            if isinstance(child, DictConfig):
-                yield key, child
 
 
 def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], program: str) -> None:
@@ -143,7 +132,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
             raise explain(error, argv) from error
     except Exception as error:
         if not composed and not isinstance(error, OSError):  # Hydra's, for words such as ~loss=1 or experiment=[null]
-            raise _not_composed(error, argv) from error
+            raise not_composed(error, argv) from error
         if not failed:  # else the errors of the jobs say more than that of the sweeper
             raise
     finally:
@@ -200,21 +189,15 @@ def implied(overrides: list[str]) -> list[str]:
         own = path in given and not given[path].startswith("world")
         if own and group not in given and _of_the_world(group, given.get("experiment")):
             extra.append(f"{group}={choice}")
-    return [*overrides, *extra]
-
-
-def _initialized() -> AbstractContextManager[Any]:
-    """A context in which Hydra can compose; nothing to do where a job or a stage is being composed."""
-    if GlobalHydra.instance().is_initialized():
-        return nullcontext()
-    return hydra.initialize_config_module("prefopt.conf", version_base="1.3")
+    rate = rate_of_adapters(overrides)
+    return [*overrides, *extra, *([] if rate is None else [f"{RATE}={rate:g}"])]
 
 
 def _of_the_world(group: str, experiment: str | None) -> bool:
     """Whether an experiment chooses the embedded world for a group."""
     if experiment is None:
         return True
-    with _initialized():
+    with initialized():
         try:
             composed = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
@@ -237,7 +220,7 @@ def compose(overrides: list[str]) -> RunConfig:
             except (HydraException, OmegaConfBaseException):
                 raise
             except Exception as error:  # Hydra's, for words such as ~loss=1 or experiment=[null]
-                raise _not_composed(error, overrides) from error
+                raise not_composed(error, overrides) from error
             HydraConfig.instance().set_config(config)
             return run_config(config, own)
     except (HydraException, OmegaConfBaseException) as error:
@@ -307,7 +290,7 @@ def _check_added(node: DictConfig, name: str) -> None:
     for key in map(str, node):
         if key not in known:
             raise UserError(f"there is no option {f'{name}.{key}'!r}{nearest(key, known)}")
-    for key, child in _sections(node):
+    for key, child in sections(node):
         _check_added(child, f"{name}.{key}")
 
 
@@ -323,6 +306,8 @@ def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, R
         if not isinstance(listed, list) or not all(isinstance(o, str) for o in listed):
             raise UserError(f"stages.{name} must be a list of overrides, such as [loss=sft, trainer.max_steps=100]")
         overrides = for_stage(HydraConfig.get().overrides.task, [*listed, *own.get(name, [])])
+        if (rate := rate_of_adapters(overrides)) is not None:
+            overrides.append(f"{RATE}={rate:g}")
         try:
             made[name] = run_config(hydra.compose("train", overrides))
         except (HydraException, OmegaConfBaseException) as error:
@@ -333,68 +318,3 @@ def _stages(config: DictConfig, own: Mapping[str, Sequence[str]]) -> dict[str, R
 def _given(trainer: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(trainer, resolve=True)
     return dict(resolved)
-
-
-def explain(error: Exception, overrides: list[str]) -> UserError:
-    """Turn Hydra's error into one line with the remedy."""
-    text = str(error)
-    cause = error.__cause__
-    whole = f"{text}\n{cause}" if cause is not None else text
-    if match := re.search(r"Error parsing override '([^'=]*)'", text):
-        return UserError(f"{match[1]!r} is not a setting: write KEY=VALUE, such as loss.beta=0.1")
-    if match := re.search(r"Ambiguous value for argument '(([^'=]*)=.*)'", text):
-        return UserError(f"{match[1]}: several values are several runs (-m), or a list: {match[2]}=[A,B]; one text "
-                         f"with a comma is quoted: {match[2]}='A,B'")  # fmt: skip
-    if match := re.search(r"Could not find '([^'\s]+)/([^'\s]+)'", text):
-        group, wrong = match.groups()
-        valid = group_choices(group)
-        return UserError(f"unknown {group} {wrong!r}{nearest(wrong, valid)}; choose from: {', '.join(valid)}")
-    for override in sorted(overrides, key=lambda o: -len(o.split("=", 1)[0])):  # data.path before data
-        key = override.split("=", 1)[0].lstrip("+~")
-        if f"'{key}'" in text or f"full_key: {key}" in whole or f"Could not override '{key}'" in text:
-            if (
-                "is not in struct" in whole
-                or "not in '" in whole
-                or ("Could not override" in text and "convert" not in whole)
-            ):
-                valid = option_names(overrides)
-                return UserError(
-                    f"there is no option {key!r}{nearest(key, valid)}; `prefopt train --cfg job` prints all options"
-                )
-            first = (str(cause) if cause is not None else text).splitlines()[0]
-            return UserError(f"{override}: {first}")
-    lines = [line.strip() for line in whole.splitlines() if line.strip()]
-    return UserError(" ".join(lines[:3]))
-
-
-def _not_composed(error: Exception, overrides: list[str]) -> UserError:
-    """The error for overrides that make Hydra itself fail."""
-    return UserError(f"these options make no configuration: {' '.join(overrides)[:300]} ({first_line(error)})")
-
-
-def group_choices(group: str) -> list[str]:
-    """The names that a group can be given, such as those of losses."""
-    with _initialized():
-        options = GlobalHydra.instance().config_loader().get_group_options(group)
-    return [option for option in options if not option.startswith("_")]
-
-
-def option_names(overrides: list[str]) -> list[str]:
-    """The full names of all options, under the groups that overrides choose."""
-    chosen = [
-        o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
-    ]
-    with _initialized():
-        try:
-            config = hydra.compose("train", chosen)
-        except HydraException:
-            config = hydra.compose("train")
-    found: list[str] = []
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        found.extend(f"{prefix}{key}" for key in map(str, node))
-        for key, child in _sections(node):
-            walk(child, f"{prefix}{key}.")
-
-    walk(config, "")
-    return found

@@ -32,6 +32,8 @@ CLASSES = {
 TRAINER = "train/arguments.py"
 OUTSIDE = {"losses": "prefopt.losses", "presets": "prefopt.conf"}  # entry points of other packages
 OF_PATHS = ("model", "data")  # groups that may be given a file, folder or hub id instead of a preset
+ADAPTER_RATE = 10  # times the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
+RATE = "trainer.learning_rate"
 OVERRIDE = re.compile(r"(\w+(?:\.\w+)*)=(.*)", re.DOTALL)  # without Hydra's other forms: +a=b, ~a, a/b=c, a@b=c
 
 
@@ -160,16 +162,30 @@ def _trainer_options() -> list[Option]:
     return [Option(f"trainer.{name}", repr(ours[name]) if name in ours else "", "") for name in names]
 
 
+def rate_of_adapters(words: Iterable[str]) -> float | None:
+    """The learning rate of a run whose words choose adapters and no rate: `ADAPTER_RATE` times that of full tuning."""
+    given = dict(word.split("=", 1) for word in words if OVERRIDE.fullmatch(word))
+    if given.get("peft") not in set(choices()["peft"]) - {"none"} or RATE in given:
+        return None
+    found = values(f"{key}={value}" for key, value in given.items() if key != "peft")
+    if found["peft"] != "none":  # an experiment with adapters and its own rate
+        return None
+    default = next(option.default for option in group_options("trainer") if option.name == RATE)
+    return ADAPTER_RATE * float(found.get(RATE, default))
+
+
 def values(words: Iterable[str]) -> dict[str, Any]:
     """What presets and the words of a command set, by the options' full names and by groups; the other options have the
     defaults of their classes."""
     given: dict[str, Any] = dict(word.split("=", 1) for word in with_paths(words) if OVERRIDE.fullmatch(word))
     chosen = {group: choice for entry in _yaml("train.yaml")["defaults"] if isinstance(entry, dict)
               for group, choice in entry.items() if group in choices()}  # fmt: skip
-    own = {"model": "local", "data": "auto"}  # as `prefopt.config.compose.implied`
-    chosen |= {group: choice for group, choice in own.items() if f"{group}.path" in given}
     overridden, last = _preset("experiment", given.get("experiment"))
-    chosen |= overridden | {group: choice for group, choice in given.items() if group in chosen}
+    chosen |= overridden
+    for group, choice in (("model", "local"), ("data", "auto")):  # as `prefopt.config.compose.implied`
+        if not given.get(f"{group}.path", "world").startswith("world") and chosen[group].startswith("world"):
+            chosen[group] = choice
+    chosen |= {group: choice for group, choice in given.items() if group in chosen}
     found: dict[str, Any] = {key: value for key, value in _yaml("train.yaml").items() if key in root_keys()} | chosen
     for group in ("trainer", *(group for group in chosen if group not in ("trainer", "loss", "experiment"))):
         found |= _preset(group, chosen[group])[1]

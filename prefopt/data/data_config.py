@@ -61,7 +61,7 @@ class DataConfig:
 
     eval_path: str | None = None  # held-out records from another file
     eval_split: str | None = None  # held-out records from another split of the same set
-    eval_records: int = 0  # records to hold out of `path`, whole prompts at a time
+    eval_records: int | None = None  # records to hold out, whole prompts at a time; null: 5 % of the prompts in a run
     eval_fraction: float = 0.0  # share of the records to hold out
 
     pairs_from: str | None = None  # best_worst | all | adjacent: how a pairs loss reads ranked lists
@@ -104,7 +104,7 @@ class DataConfig:
         if not 0 <= self.eval_fraction < 1:
             raise UserError(f"data.eval_fraction={self.eval_fraction} must be at least 0 and below 1")
         for name in ("eval_records", "max_length"):
-            if getattr(self, name) < (least := 2 if name == "max_length" else 0):
+            if (getattr(self, name) or 0) < (least := 2 if name == "max_length" else 0):
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
         try:
             datetime.date.fromisoformat(self.date)

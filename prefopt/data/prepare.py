@@ -21,6 +21,9 @@ from prefopt.plugin import Data
 
 FEW_RECORDS = 1000
 ONE_SIDED = 0.6  # share of verdicts for one place
+HELD_OUT = 0.05  # share of the prompts that a run holds out by default,
+FEWEST, MOST = 20, 500  # of them at least and at most,
+LARGEST = 0.2  # and never more than this share
 RARE_LABEL = 0.2  # share of a label below which its weight matters
 
 
@@ -45,10 +48,17 @@ class Prepared:
 
 
 def prepare(
-    config: DataConfig, tokenizer: Any, data: Data | None, *, control_text: tuple[str, str] | None = None
-) -> Prepared:
-    """Prepare token records for a loss on `data`; None leaves them what they are. With `control_text`, single
-    completions that begin with it.
+    config: DataConfig, tokenizer: Any, data: Data | None, *, control_text: tuple[str, str] | None = None,
+    hold_out: bool = False,
+) -> Prepared:  # fmt: skip
+    """Prepare token records for a loss on `data`.
+
+    Args:
+        config: the settings.
+        tokenizer: the model's.
+        data: what the loss reads; None leaves records what they are.
+        control_text: what single completions begin with.
+        hold_out: hold out `default_positions` where the settings do not say what to hold out.
 
     Raises:
         UserError: see `read`, `to_view` and `tokenize`; or no record is left.
@@ -70,6 +80,9 @@ def prepare(
         wanted = config.eval_records or round(config.eval_fraction * len(train))
         out = held_out_positions(train.prompt_keys(), wanted)
         train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
+    elif hold_out and config.eval_records is None and (out := default_positions(train.prompt_keys())).any():
+        train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
+        counts["held_out_by_default"] = len(held_out)
     counts |= {"train": len(train), "eval": len(held_out) if held_out is not None else 0}
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
@@ -138,6 +151,20 @@ def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[n
             room -= sizes[i]
         if not room:
             break
+    return taken[inverse]
+
+
+def default_positions(prompt_keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) bool: the records that a run holds out by default, all those of a share of the prompts.
+
+    As `held_out_positions`, the draw depends on the prompts alone. Prompts with a large share of the records are not
+    drawn, and none are where there are too few.
+    """
+    _, inverse, sizes = np.unique(prompt_keys, return_inverse=True, return_counts=True)
+    wanted = min(max(FEWEST, round(HELD_OUT * len(sizes))), MOST, int(LARGEST * len(sizes)))
+    small = np.flatnonzero(sizes <= max(1, HELD_OUT * LARGEST * len(prompt_keys)))
+    taken = np.zeros(len(sizes), bool)
+    taken[small[:wanted]] = True
     return taken[inverse]
 
 

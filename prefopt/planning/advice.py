@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prefopt.config.options import ADAPTER_RATE
 from prefopt.data.doctor.findings import MEANINGS
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.scoring import score
@@ -17,9 +18,17 @@ from prefopt.plugin import Data, comments, traits
 FEW_RECORDS = 1_000
 SCORED = 8  # answers, to see whether the model ends its turns
 TOLERANCE = 10  # factor above or below the published learning rates
-LORA = 10  # factor on the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
 SMALL = 1e9  # weights; smaller models are trained with larger learning rates
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+
+
+def nothing_held_out(held_out: Any) -> Iterator[str]:
+    """Warn of a run that cannot show whether it helped."""
+    if held_out is None:
+        yield (
+            "nothing is held out, so nothing will show whether the model is better than before: leave out "
+            "data.eval_records=0, or name other records with data.eval_path"
+        )
 
 
 def few_records(count: int, kind: Data) -> Iterator[str]:
@@ -59,8 +68,8 @@ def learning_rate(loss: Any, name: str, rate: float, *, adapters: bool, weights:
     known = traits(loss).learning_rates
     if known is None:
         return
-    more = (LORA if adapters else 1) * max(1.0, SMALL / weights)
-    if not known.low * (LORA if adapters else 1) / TOLERANCE <= rate <= known.high * more * TOLERANCE:
+    more = (ADAPTER_RATE if adapters else 1) * max(1.0, SMALL / weights)
+    if not known.low * (ADAPTER_RATE if adapters else 1) / TOLERANCE <= rate <= known.high * more * TOLERANCE:
         how = " (ten times that with adapters)" if adapters else ""
         yield (
             f"trainer.learning_rate={rate:g} is far from published rates for {name}: {known.low:g} to {known.high:g} "

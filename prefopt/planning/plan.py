@@ -36,7 +36,7 @@ from prefopt.planning.samples import Samples
 from prefopt.planning.schedule import Schedule, schedule, total_work
 from prefopt.plugin import Data, Needs, Vocab
 from prefopt.runs.resolve import prepared_data, resolved
-from prefopt.train.arguments import training_arguments
+from prefopt.train.arguments import precision_advice, training_arguments
 from prefopt.train.sources.feed import Feed
 
 NOT_SAMPLED = "the time of sampling on another device is not known: time is that of training alone"
@@ -153,7 +153,7 @@ class _Run:
             )
         self.model = load_policy(config.model, config.peft, seed=config.seed).to(self.arguments.device)
         self.layout: Layout = choose_layout(self.model, config.batch.layout).layout
-        kind = "cuda" if on_cuda else self.arguments.device.type
+        self.kind = kind = "cuda" if on_cuda else self.arguments.device.type
         text = self.model.config.get_text_config()
         self.samples: Samples | None = None
         if config.source == "rollouts":
@@ -299,10 +299,12 @@ def _warnings(run: _Run, found: Plan) -> list[str]:
     rate = float(run.arguments.learning_rate)
     answered = [] if records.kind is Data.PROMPTS else records
     return [
+        *advice.nothing_held_out(run.data.eval),
         *([] if run.samples is not None else advice.few_records(len(records), run.needs.data)),
         *advice.outside_range(config.loss),
         *advice.learning_rate(config.loss, config.loss_name, rate, adapters=adapters, weights=weights),
         *advice.adapters(model),
+        *filter(None, [precision_advice(run.kind, config.model.dtype, config.trainer)]),
         *advice.not_tuned(model, run.tokenizer, answered, run.needs.data),
         *([] if run.samples is None or found.measured else [NOT_SAMPLED]),
         *advice.memory(found.memory.total / 2**30, found.limit_gib, found.device),

@@ -49,14 +49,15 @@ def resolved_data(data: DataConfig) -> DataConfig:
 
 
 def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
-    """The configured data in tokens; where the policy writes its own texts, records of any kind, for their prompts."""
+    """The configured data in tokens; where the policy writes its own texts, records of any kind, for their prompts. Of
+    the user's own data a part is held out by default."""
     needs = config.loss.needs
     data = None if config.source == "rollouts" else needs.data
     control_text = config.loss.control_text if needs.control_text else None  # type: ignore[attr-defined]
     source = resolved_data(config.data)
     if source.ties == "auto":
         source = dataclasses.replace(source, ties="keep" if needs.ties or needs.probability else "drop")
-    return prepare(source, tokenizer, data, control_text=control_text)
+    return prepare(source, tokenizer, data, control_text=control_text, hold_out=True)
 
 
 def resolved_reward(config: RunConfig) -> Reward | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from prefopt.common.files import write_json, write_lines
@@ -24,7 +25,7 @@ from prefopt.common.redact import printable, redact
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import tracker, trainer_options
 from prefopt.data.account import account
-from prefopt.data.prepare import Prepared
+from prefopt.data.prepare import FEWEST, HELD_OUT, MOST, Prepared
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
@@ -49,7 +50,7 @@ from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.runs.rounds import with_samples
 from prefopt.train import Result, train
-from prefopt.train.arguments import autocast, training_arguments
+from prefopt.train.arguments import autocast, precision_advice, training_arguments
 from prefopt.train.callbacks import AtBeginning, MetricsFile, RolloutsFile
 from prefopt.train.checkpoints import writing
 from prefopt.train.failures import lost_processes
@@ -208,6 +209,9 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     log(_counts_line(prepared))
     for warning in prepared.warnings:
         log(f"warning: {warning}")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator and (advice := precision_advice(accelerator.type, config.model.dtype, config.trainer)):
+        log(advice)
     start = start_of(config, tokenizer, model)
     return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start, reward=reward)
 
@@ -342,6 +346,8 @@ def _counts_line(prepared: Prepared) -> str:
     line = f"data: {len(prepared.train)} records to train on"
     if prepared.eval is not None:
         line += f", {len(prepared.eval)} held out"
+    if "held_out_by_default" in prepared.counts:
+        line += f" ({HELD_OUT:.0%} of the prompts, {FEWEST} to {MOST}; data.eval_records=0 trains on all)"
     reasons = Counter(r.reason for r in prepared.rejections)
     if reasons:
         line += f", {sum(reasons.values())} rejected ({', '.join(f'{r}: {n}' for r, n in sorted(reasons.items()))}; "

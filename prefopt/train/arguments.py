@@ -160,6 +160,19 @@ def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(args.device.type, dtype) if dtype is not None else contextlib.nullcontext()
 
 
+def precision_advice(device: str, dtype: str, options: Mapping[str, Any]) -> str | None:
+    """What to try where a GPU would compute in float32, or nothing.
+
+    Args:
+        device: the kind of device that trains.
+        dtype: the precision of the weights, as in `model.dtype`.
+        options: those of the trainer.
+    """
+    if device != "cuda" or dtype != "float32" or options.get("bf16") or options.get("fp16") or options.get("use_cpu"):
+        return None
+    return "computing in float32 on a GPU: trainer.bf16=true is usually much faster and takes less memory"
+
+
 def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
     """The precision of log-probs: that of autocast, else of the weights."""
     dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype

@@ -14,7 +14,8 @@ from prefopt import cli
 from prefopt.cli import main
 from prefopt.cli.overrides import check_overrides
 from prefopt.cli.verbs import VERBS
-from prefopt.config.compose import OBJECTS, group_choices, register
+from prefopt.config.compose import OBJECTS, register
+from prefopt.config.explain import group_choices
 
 SLOW_TO_IMPORT = "torch transformers datasets accelerate peft hydra omegaconf numpy pandas pyarrow scipy matplotlib"
 RUN = """

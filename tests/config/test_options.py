@@ -70,3 +70,24 @@ def test_a_path_after_a_group_is_composed() -> None:
     assert (config.data.path, config.model.path) == ("pairs.jsonl", "HuggingFaceTB/SmolLM2-135M-Instruct")
     assert config.trainer["learning_rate"] == 1e-6  # not the world's
     assert values(["model=a/b"])["model.path"] == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        (["peft=lora", "model=a/b"], 1e-5),
+        (["peft=dora"], 1e-2),  # of the world's model
+        (["peft=qlora", "model=a/b", "trainer=sft"], 2e-4),
+        (["peft=lora", "model=a/b", "trainer.learning_rate=3e-6"], 3e-6),
+        (["peft=none", "model=a/b"], 1e-6),
+        (["experiment=smollm2_lora", "peft=lora", "data.path=x"], 1e-4),  # the experiment's own
+    ],
+)
+def test_adapters_have_ten_times_the_learning_rate_by_default(words: list[str], rate: float) -> None:
+    assert compose(words).trainer["learning_rate"] == pytest.approx(rate)
+
+
+def test_stages_with_adapters_have_ten_times_their_own_rate() -> None:
+    config = compose(["experiment=sft_then_dpo", "peft=lora", "model.path=a/b", "data.path=x"])
+    assert config.trainer["learning_rate"] == pytest.approx(1e-5)
+    assert config.stages["sft"].trainer["learning_rate"] == pytest.approx(2e-4)

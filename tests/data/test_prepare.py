@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import DataConfig, prepare
-from prefopt.data.prepare import held_out_positions
+from prefopt.data.prepare import default_positions, held_out_positions
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -83,6 +83,35 @@ def test_held_out_prompts_are_held_out_whole(tmp_path: Path, how: dict[str, Any]
     assert len(ready.train) + len(ready.eval) == 100
     assert 28 <= len(ready.eval) <= 30  # prompts come in twos and threes
     assert (ready.counts["train"], ready.counts["eval"]) == (len(ready.train), len(ready.eval))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "each", "held_out"),
+    [(4, 1, 0), (30, 1, 6), (60, 1, 12), (200, 2, 40), (1000, 1, 50), (20_000, 1, 500)],
+)
+def test_a_twentieth_of_the_prompts_is_held_out_by_default(prompts: int, each: int, held_out: int) -> None:
+    """20 to 500 of them, at most a fifth; whole prompts, and the same ones in any order."""
+    keys = np.repeat(np.arange(prompts), each)
+    out = default_positions(keys)
+    assert out.sum() == held_out
+    assert set(keys[out]).isdisjoint(keys[~out])
+    order = np.random.default_rng(0).permutation(len(keys))
+    assert np.array_equal(default_positions(keys[order]), out[order])
+
+
+def test_a_prompt_of_many_records_is_not_held_out_by_default() -> None:
+    keys = np.concatenate([np.zeros(900, np.int64), np.arange(1, 101)])
+    assert not default_positions(keys)[:900].any()
+    assert default_positions(keys).sum() == 20
+
+
+def test_a_run_holds_out_by_default_and_prepare_alone_does_not(tmp_path: Path) -> None:
+    path, made = write(tmp_path / "a.jsonl", 50), tokenizer()
+    assert prepare(DataConfig(path=path), made, Data.PAIRS).eval is None
+    ready = prepare(DataConfig(path=path), made, Data.PAIRS, hold_out=True)
+    assert ready.counts["held_out_by_default"] == ready.counts["eval"] == 10
+    assert prepare(DataConfig(path=path, eval_records=0), made, Data.PAIRS, hold_out=True).eval is None
+    assert prepare(DataConfig(path=path, eval_records=5), made, Data.PAIRS, hold_out=True).counts["eval"] == 5
 
 
 @settings(max_examples=50)

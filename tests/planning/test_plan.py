@@ -48,6 +48,10 @@ def test_says_what_others_build_on(plan: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a plan leaves nothing behind"
 
 
+def test_warns_where_nothing_is_held_out(plan: Any) -> None:
+    assert any("nothing is held out" in warning for warning in plan("data.eval_records=0")["warnings"])
+
+
 def test_tokens_are_those_that_the_run_feeds(plan: Any, model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
 
     config = compose(

@@ -87,7 +87,7 @@ def test_the_command_repeats_the_run(run: RunFolder) -> None:
     assert config.data.max_length == 512
     assert config.trainer["learning_rate"] == 1e-5
     other = run.run_config("data.path=other.jsonl")
-    assert (other.data.path, other.data.max_length, other.data.eval_records) == ("other.jsonl", 1024, 0)
+    assert (other.data.path, other.data.max_length, other.data.eval_records) == ("other.jsonl", 1024, None)
 
 
 def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:

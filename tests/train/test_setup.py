@@ -15,7 +15,7 @@ from prefopt.losses import registry
 from prefopt.plugin import Data
 from prefopt.testing.kit import example
 from prefopt.train import BatchConfig
-from prefopt.train.arguments import training_arguments
+from prefopt.train.arguments import precision_advice, training_arguments
 from prefopt.train.metrics import figure_names
 from prefopt.train.setup import check_options, check_router_loss
 from tests.train import tiny
@@ -106,3 +106,12 @@ def test_pairs_are_a_kind_of_lists() -> None:
     loss = registry.load("li_po")
     assert loss.needs.data is Data.LISTS
     assert "margins/logps" in figure_names(loss)
+
+
+def test_float32_on_a_gpu_is_said() -> None:
+    assert "trainer.bf16=true" in str(precision_advice("cuda", "float32", {"bf16": False}))
+    for device, dtype, options in (
+        ("cpu", "float32", {}), ("cuda", "bfloat16", {}), ("cuda", "float32", {"bf16": True}),
+        ("cuda", "float32", {"use_cpu": True}),
+    ):  # fmt: skip
+        assert precision_advice(device, dtype, options) is None
