@@ -62,6 +62,37 @@ class Decoder:
         raise NotImplementedError
 
 
+class Mixture:
+    """Texts whose next token is drawn from p^(1 - share) q^share, normalized: p of one model, q of another.
+
+    Args:
+        texts, others: the same texts under both, as they are written.
+        share: of the other model; 0 to 1.
+    """
+
+    def __init__(self, texts: Decoder, others: Decoder, share: float) -> None:
+        self.texts, self.others, self.share = texts, others, share
+
+    @property
+    def shrinks(self) -> bool:
+        return self.texts.shrinks and self.others.shrinks
+
+    @property
+    def logits(self) -> Tensor:
+        wide = torch.promote_types(self.texts.logits.dtype, torch.float32)
+        return torch.lerp(self.texts.logits.to(wide), self.others.logits.to(wide), self.share)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (K,)."""
+        self.texts.keep(rows)
+        self.others.keep(rows)
+
+    def step(self, tokens: Tensor) -> None:
+        """Append a token (B,) to each row."""
+        self.texts.step(tokens)
+        self.others.step(tokens)
+
+
 class KeyValueDecoder(Decoder):
     """For attention alone: left-padded rows, whose keys and values can be repeated and dropped."""
 

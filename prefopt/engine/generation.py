@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefopt.engine.decoders import Decoder, PlainDecoder, StateDecoder, batches, check_logits, choose_decoder
+from prefopt.engine.decoders import Decoder, Mixture, PlainDecoder, StateDecoder, batches, check_logits, choose_decoder
 from prefopt.engine.forward import evaluating, unwrap
 from prefopt.engine.limits import learned_positions
 from prefopt.errors import UserError
@@ -19,6 +19,14 @@ from prefopt.errors import UserError
 Floats = NDArray[np.floating[Any]]
 # Finished rows leave the batch when fewer than this share of its rows is still being written.
 COMPACT_BELOW = 0.8
+
+
+class Blend(NamedTuple):
+    """A model whose next tokens are drawn from p^(1 - share) q^share, normalized: p of `model`, q of `other`."""
+
+    model: Any
+    other: Any
+    share: float
 
 
 class SampledText(NamedTuple):
@@ -83,7 +91,8 @@ def sample(
     """One continuation of every prompt from given random numbers, with the log-prob of each of its tokens.
 
     Args:
-        model, prompts, eos_token_id, temperature, batch_size: as of `generate`; a temperature above 0.
+        model: a causal language model, or a `Blend` of two.
+        prompts, eos_token_id, temperature, batch_size: as of `generate`; a temperature above 0.
         uniforms: (number of prompts, most new tokens) in [0, 1): entry (i, t) draws token t of text i.
         scored_at: the temperature of the distribution that log-probs are of, whatever the texts are drawn at.
 
@@ -112,17 +121,24 @@ def _written(
     _check(prompts, max_new_tokens, temperature, batch_size)
     if not prompts:
         return []
+    blend = model if isinstance(model, Blend) else None
+    model = model if blend is None else blend.model
     _check_model(unwrap(model), prompts, max_new_tokens)
     ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     results: list[tuple[list[int], Floats | None]] = [([], None) for _ in prompts]
     with evaluating(model), torch.inference_mode():
+        if blend is not None:
+            blend.other.eval()
         decoder = choose_decoder(model, len(prompts[order[-1]]) + max_new_tokens)
         for rows in batches(prompts, order, batch_size, decoder):
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows]).to(model.device)
             # To some models a prompt of one token looks like a step from a state that is not there.
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
-            texts = (PlainDecoder if stepless else decoder)(model, [prompts[i] for i in rows])
+            kind, given = PlainDecoder if stepless else decoder, [prompts[i] for i in rows]
+            texts: Decoder | Mixture = kind(model, given)
+            if blend is not None:
+                texts = Mixture(texts, kind(blend.other, given), blend.share)
             written = _write(texts, draws, max_new_tokens, ends, temperature, scored_at)
             for row, text in zip(rows, written, strict=True):
                 results[row] = text
@@ -130,7 +146,7 @@ def _written(
 
 
 def _write(
-    texts: Decoder,
+    texts: Decoder | Mixture,
     uniforms: Tensor | None,
     max_new_tokens: int,
     ends: Tensor,

@@ -64,6 +64,7 @@ MENU: dict[str, str] = {
     "minor_dpo": "minor_dpo:MinorDPO",
     "mix": "mix:Mix",
     "modpo": "modpo:MODPO",
+    "nash_md": "nash_md:NashMD",
     "nca": "nca:NCA",
     "nca_list": "nca:NCAList",
     "npo": "npo:NPO",
@@ -107,6 +108,7 @@ MENU: dict[str, str] = {
     "tr_dpo": "tr_dpo:TRDPO",
     "unlikelihood": "unlikelihood:Unlikelihood",
     "wpo": "wpo:WPO",
+    "xpo": "xpo:XPO",
 }
 
 

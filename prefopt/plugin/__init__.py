@@ -197,7 +197,8 @@ class PairLogps:
     """B pairs. `ids` are stable integers of the records, for draws that must not depend on order.
 
     Where the loss declares that it reads them: `margin`, by how much the chosen side is better; `probability`, that
-    it is; `tied`, (B,) bool, whether neither side is.
+    it is; `tied`, (B,) bool, whether neither side is; `opponent`, (B,) bool, whether the opponent wrote the chosen side
+    and not the rejected one.
     """
 
     chosen: Logps
@@ -208,11 +209,19 @@ class PairLogps:
     margin: Tensor | None = None
     probability: Tensor | None = None
     tied: Tensor | None = None
+    opponent: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ids", "chosen_score", "rejected_score", "margin", "probability", "tied"):
+        for name in ("ids", "chosen_score", "rejected_score", "margin", "probability", "tied", "opponent"):
             _same_shape(self.chosen.sum, getattr(self, name), name)
         _same_shape(self.chosen.sum, self.rejected.sum, "rejected")
+
+    @property
+    def opponents(self) -> Tensor:
+        """`opponent`; raises where the texts are not a sample of the policy and one of an opponent each."""
+        if self.opponent is None:
+            raise ValueError("this batch has no opponent's texts: declare `Needs(opponent=True)`")
+        return self.opponent
 
     @property
     def score_gap(self) -> Tensor:

@@ -232,7 +232,7 @@ def picture_range(name: str) -> float | None:
     needs = loss.needs
     if needs.data not in (Data.PAIRS, Data.UNPAIRED) or needs.coupled or needs.control_text or needs.tokens:
         return None
-    if needs.vocab:
+    if needs.vocab or needs.opponent:
         return None
     scale = getattr(loss, "beta", None) or getattr(loss, "tau", None) or 1 / getattr(loss, "eta", 0.2)
     return 6.0 / float(scale)

@@ -74,6 +74,8 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "values": noise(lambda name: name.endswith(("_value", "_value_after"))),
         **{s: noise(functools.partial(_ends_with, s)) for s in ("log_sum_sq", "ref_entropy", "kl")},
     }
+    if data is Data.PAIRS:
+        found["opponent"] = lambda numbers, seed: dict(numbers) | {"opponent": ~numbers["opponent"]}
     if data is Data.UNPAIRED:
         found["desirable"] = lambda numbers, seed: dict(numbers) | {"desirable": ~numbers["desirable"]}
     return found
@@ -85,7 +87,7 @@ def _ends_with(suffix: str, name: str) -> bool:
 
 def _declared_flags(needs: Needs) -> dict[str, bool]:
     of_data = ("scores", "margin", "probability", "ties", "mismatched")
-    names = ("reference", "lengths", "tokens", *of_data, "on_policy", "ended", "values")
+    names = ("reference", "lengths", "tokens", *of_data, "on_policy", "ended", "values", "opponent")
     flags = {name: bool(getattr(needs, name)) for name in names}
     flags |= {name: any(v.value == name for v in needs.vocab) for name in ("log_sum_sq", "ref_entropy", "kl")}
     return flags | {"desirable": needs.data is Data.UNPAIRED and not needs.control_text}
@@ -111,7 +113,8 @@ def needs(loss: Loss) -> Failures:
 
 def _marker_needs(loss: Loss) -> Failures:
     failures = []
-    markers = (("moving_reference", "reference_update"), ("state", "initial_state"), ("on_policy", "targets"))
+    markers = (("moving_reference", "reference_update"), ("state", "initial_state"), ("on_policy", "targets"),
+               ("opponent", "mix"))  # fmt: skip
     for flag, attribute in markers:
         if getattr(loss.needs, flag) and not hasattr(loss, attribute):
             failures.append(f"{flag} is declared, but there is no `{attribute}`")

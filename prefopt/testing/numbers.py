@@ -6,6 +6,7 @@ Names by shape of data (B examples, K completions, T tokens; every `ref_` name i
                     margin probability tied                         (B,) facts of each pair
                     chosen_num_tokens rejected_num_tokens           (B,) tokens
                     chosen_score rejected_score                     (B,)
+                    opponent                                        (B,) bool: the chosen side is the opponent's
                     chosen_token ref_chosen_token ...               (B, T) per token, nats; may be ragged
                     chosen_log_sum_sq chosen_ref_entropy chosen_kl  (B, T), and the same for rejected
     unpaired        completion ref_completion num_tokens desirable mismatched ref_mismatched mismatched_num_tokens
@@ -55,7 +56,7 @@ SIDES: dict[Data, tuple[tuple[str, str], ...]] = {
 _PER_TOKEN = ("token", *(v.value for v in Vocab), "value")
 OLD_VALUES = ("old_completions_value", "old_completions_value_after")
 _INTEGERS = ("num_tokens", "ids")
-_LABELS = ("desirable", "ended", "tied")
+_LABELS = ("desirable", "ended", "tied", "opponent")
 _OF_PAIRS = ("margin", "probability", "tied")
 
 
@@ -135,6 +136,7 @@ def build(needs: Needs, numbers: Numbers) -> AnyLogps:
             chosen_score=numbers.get("chosen_score"),
             rejected_score=numbers.get("rejected_score"),
             **{name: _given(numbers, name) if name in needs.of_pairs else numbers.get(name) for name in _OF_PAIRS},
+            opponent=_given(numbers, "opponent") if needs.opponent else numbers.get("opponent"),
         )
     if needs.data is Data.UNPAIRED:
         completion = _side(needs, numbers, "completion")
@@ -164,7 +166,7 @@ def names(data: Data) -> list[str]:
     for side, lengths in SIDES[data]:
         found += [side, f"ref_{side}", lengths, f"ref_{side}_token", *(f"{side}_{name}" for name in _PER_TOKEN)]
     extra = {
-        Data.PAIRS: ["chosen_score", "rejected_score", *_OF_PAIRS],
+        Data.PAIRS: ["chosen_score", "rejected_score", *_OF_PAIRS, "opponent"],
         Data.UNPAIRED: ["desirable"],
         Data.LISTS: ["scores", "old_completions", "old_completions_token", "ended", *OLD_VALUES],
     }

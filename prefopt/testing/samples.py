@@ -48,6 +48,7 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
         numbers["margin"] = 2 * torch.rand(examples, generator=generator, dtype=torch.float64)
         numbers["probability"] = 0.55 + 0.4 * torch.rand(examples, generator=generator, dtype=torch.float64)
         numbers["tied"] = torch.arange(examples) % 3 == 1
+        numbers["opponent"] = torch.rand(examples, generator=generator) < 0.5
     if data is Data.LISTS:
         numbers["scores"] = torch.rand(examples, COMPLETIONS, generator=generator, dtype=torch.float64)
         # The policy has moved a little since it wrote the texts.
@@ -72,6 +73,8 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
         if reference and not needs.reference:
             continue
         if (name.startswith("old_") and not needs.on_policy) or (name == "ended" and not needs.ended):
+            continue
+        if base == "opponent" and not needs.opponent:
             continue
         if base.endswith(("_value", "_value_after")) and not needs.values:
             continue
@@ -157,6 +160,7 @@ def extreme_numbers(data: Data) -> Named:
         numbers["margin"] = numbers["chosen_score"] - numbers["rejected_score"]
         numbers["probability"] = 0.5 + numbers["margin"] / 2
         numbers["tied"] = torch.arange(len(pairs)) % 3 == 1
+        numbers["opponent"] = torch.arange(len(pairs)) % 3 == 0
     if data is Data.UNPAIRED:
         numbers["desirable"] = torch.arange(len(pairs)) % 4 < 2
     return numbers

@@ -106,7 +106,7 @@ def check_drawn(facts: Sequence[Facts], logps: Logps, precision: torch.dtype) ->
     """The sampler and the scorer are the same model: a text's log-prob is the one that it was drawn with.
 
     Args:
-        facts, logps: of records that the policy has just written.
+        facts, logps: of records that the policy has just written; an opponent's texts are passed over.
         precision: that the log-probs were computed in.
 
     Returns:
@@ -116,7 +116,8 @@ def check_drawn(facts: Sequence[Facts], logps: Logps, precision: torch.dtype) ->
         TrainingError: they are not, with the text that is furthest off.
     """
     drawn = [total for f in facts if f.drawn is not None for total in f.drawn.sums]
-    off = (logps.sum.detach() - torch.tensor(drawn).to(logps.sum)).abs()
+    own = [not o for f in facts if f.drawn is not None for o in f.drawn.opponent or (False,) * f.completions]
+    off = (logps.sum.detach() - torch.tensor(drawn).to(logps.sum)).abs() * torch.tensor(own).to(logps.sum)
     excess = off / (TOLERANCE.get(precision, 0.25) * logps.num_tokens.sqrt())
     worst = int(excess.argmax())
     if not excess[worst] <= 1:

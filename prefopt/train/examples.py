@@ -23,6 +23,8 @@ from prefopt.engine.values import Estimates
 from prefopt.errors import UserError
 from prefopt.plugin import AnyLogps, Data, DemoLogps, ListLogps, Logps, LossOutput, Needs, PairLogps, UnpairedLogps
 
+OWN_SAMPLES = "this loss learns from the policy's own samples: train with source=rollouts and a reward"
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -33,12 +35,14 @@ class Drawn:
         ended: whether each ended by itself.
         targets: what an on-policy loss made of the rollout for this record, (K,) or (K, T) each.
         values: the value model's estimates of each, where the loss reads them.
+        opponent: whether each is an opponent's text; none where all are the policy's.
     """
 
     logps: tuple[NDArray[np.floating[Any]], ...]
     ended: tuple[bool, ...]
     targets: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     values: Estimates | None = None
+    opponent: tuple[bool, ...] = ()
 
     @property
     def sums(self) -> list[float]:
@@ -200,8 +204,17 @@ def _pairs(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: N
         chosen_score=sides[0] if scored else None,
         rejected_score=sides[1] if scored else None,
         **{name: _column(v, logps, torch.bool if name == "tied" else logps.sum.dtype) for name, v in of_pairs.items()},
+        opponent=_opponents(facts, logps) if needs.opponent else None,
     )
     return Examples(pairs, places)
+
+
+def _opponents(facts: Sequence[Facts], logps: Logps) -> Tensor:
+    """(B,) whether the chosen side is the opponent's."""
+    found = [f.drawn.opponent[0] for f in facts if f.drawn is not None]
+    if len(found) < len(facts):
+        raise UserError(OWN_SAMPLES)
+    return _column(found, logps, torch.bool)
 
 
 def _demonstrations(facts: Sequence[Facts], logps: Logps, starts: Sequence[int], needs: Needs) -> Examples:
@@ -246,7 +259,7 @@ def _as_drawn(facts: Sequence[Facts], now: Logps) -> dict[str, Any]:
     """
     drawn = [f.drawn for f in facts if f.drawn is not None]
     if len(drawn) < len(facts):
-        raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
+        raise UserError(OWN_SAMPLES)
     shape, like = now.sum.shape, now.sum
     columns = {name: [d.targets[name] for d in drawn] for name in drawn[0].targets}
     width = 0 if now.token is None else now.token.shape[-1]

@@ -80,6 +80,18 @@ def labelled(groups: Sequence[SampledPrompt], data: Data, label: LabelRule, temp
     return found
 
 
+def win_rates(groups: Sequence[SampledPrompt], temperature: float) -> Labelled:
+    """Lists of the policy's samples, which are the first of each pair; each is scored by the mean probability that it
+    beats the prompt's samples of the opponent, which are the second."""
+    found = Labelled([], [], [])
+    for place, group in enumerate(groups):
+        gaps = group.rewards[::2, None] - group.rewards[None, 1::2]
+        wins = np.repeat((0.5 * (1 + np.tanh(0.5 * gaps / temperature))).mean(1), 2)
+        own = range(0, len(group.completions), 2)
+        _add(found, place, replace(group, rewards=wins), own, Data.LISTS)
+    return found
+
+
 def check_samples(data: Data, count: int) -> None:
     """Raise UserError for a number of samples that a loss on `data` cannot use."""
     if data is Data.LISTS and count < 2:

@@ -43,7 +43,7 @@ class RolloutConfig:
     def check_samples(self, loss: Loss) -> None:
         """Raise UserError for a value that samples cannot be drawn or labelled with for a loss."""
         for name in ("num_generations", "max_new_tokens", "updates"):
-            if (getattr(self, name) or 1) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
         for name in ("temperature", "label_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -53,6 +53,10 @@ class RolloutConfig:
         if loss.needs.reward_model:
             raise UserError("this loss trains a reward model, which writes no texts: leave source out")
         check_samples(loss.needs.data, self.num_generations)
+        least = 4 if loss.needs.data is Data.LISTS else 2
+        if loss.needs.opponent and (self.num_generations < least or self.num_generations % 2):
+            raise UserError(f"rollout.num_generations={self.num_generations} must be even and at least {least}: half "
+                            "of a prompt's samples are an opponent's")  # fmt: skip
         self._check_labels(loss)
 
     def _check_labels(self, loss: Loss) -> None:

@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from prefopt.common.digest import of_json
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import Options
-from prefopt.engine.generation import SampledText, sample
+from prefopt.engine.generation import Blend, SampledText, sample
 from prefopt.engine.packing import epoch_order
 from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import Scored, score
 from prefopt.engine.values import Estimates, ValueModel, estimate
 from prefopt.errors import UserError
-from prefopt.plugin import ListLogps, Logps, Loss, Vocab, with_targets
+from prefopt.plugin import Data, ListLogps, Logps, Loss, Vocab, with_targets
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn, Facts, examples_of
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.feed import Feed
-from prefopt.train.sources.labels import Labelled, SampledPrompt, labelled
+from prefopt.train.sources.labels import Labelled, SampledPrompt, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.source import GlobalBatch, RecordSource
 
@@ -176,20 +176,26 @@ class Rollouts(RecordSource):
                   self._random(number, prompt, LABELS).random(len(group) // 2))
             for prompt, group, scores in zip(chosen, samples, rewards, strict=True)
         ]  # fmt: skip
-        found = labelled(groups, self.loss.needs.data, self.config.label, self.config.label_temperature)
+        needs, temperature = self.loss.needs, self.config.label_temperature
+        if needs.opponent and needs.data is Data.LISTS:
+            found = win_rates(groups, temperature)
+        else:
+            found = labelled(groups, needs.data, self.config.label, temperature)
         batch = self._batch(found, samples)
+        every = 2 if needs.opponent else 1  # the second of two samples is an opponent's
+        own = [text for group in samples for text in group[::every]]
         figures = {
-            "reward": rewards.mean(),
-            "reward_std": rewards.std(1).mean(),
-            "entropy": -np.mean([s.logps.sum(dtype=np.float64) for group in samples for s in group]),
-            "completions/mean_length": np.mean([len(a.completion) for a in answers]),
-            "completions/ended": np.mean([a.ended for a in answers]),
+            "reward": rewards[:, ::every].mean(),
+            "reward_std": rewards[:, ::every].std(1).mean(),
+            "entropy": -np.mean([text.logps.sum(dtype=np.float64) for text in own]),
+            "completions/mean_length": np.mean([len(text.tokens) for text in own]),
+            "completions/ended": np.mean([a.ended for a in answers[::every]]),
             **_drift(batch),
         }
         batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
         step = number * self.updates + 1
         advantages = [d.targets["advantage"] for d in batch.drawn or () if "advantage" in d.targets]
-        by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 else None
+        by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 and every == 1 else None
         return Rollout(number=number, step=step, answers=answers, rewards=rewards, advantages=by_text, batch=batch)
 
     def _prompts(self, number: int) -> list[Prompt]:
@@ -202,21 +208,35 @@ class Rollouts(RecordSource):
         return generator(self.seed, number, prompt.seed, purpose)
 
     def _samples(self, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
-        """K samples of each prompt; each process draws those of its share."""
-        rank, count = self.process
-        mine = range(rank, len(chosen), count)
-        each = self.config.num_generations, self.config.max_new_tokens
-        uniforms = [self._random(number, chosen[i], TEXTS).random(each) for i in mine]
-        texts = sample(
-            self.policy.model,
-            [chosen[i].tokens.tolist() for i in mine for _ in range(each[0])],
-            np.concatenate(uniforms) if uniforms else np.empty((0, each[1])),
-            eos_token_id=self.ends,
-            temperature=self.config.temperature,
-            scored_at=self.temperature,
-        )
-        drawn = {i: texts[at * each[0] : (at + 1) * each[0]] for at, i in enumerate(mine)}
-        return [group for _, group in sorted(self._from_all(drawn).items())]
+        """K samples of each prompt, every second one an opponent's where the loss has one; each process draws those of
+        its share."""
+        rank, processes = self.process
+        mine = range(rank, len(chosen), processes)
+        shape = self.config.num_generations, self.config.max_new_tokens
+        uniforms = np.empty((len(mine), *shape))
+        for row, i in enumerate(mine):
+            uniforms[row] = self._random(number, chosen[i], TEXTS).random(shape)
+        writers = [self.policy.model, *([self._opponent()] if self.loss.needs.opponent else [])]
+        drawn: dict[tuple[int, int], SampledText] = {}
+        for first, writer in enumerate(writers):
+            places = [(i, k) for i in mine for k in range(first, shape[0], len(writers))]
+            texts = sample(
+                writer,
+                [chosen[i].tokens.tolist() for i, _ in places],
+                uniforms[:, first :: len(writers)].reshape(-1, shape[1]),
+                eos_token_id=self.ends,
+                temperature=self.config.temperature,
+                scored_at=self.temperature,
+            )
+            drawn |= zip(places, texts, strict=True)
+        drawn = self._from_all(drawn)
+        return [[drawn[i, k] for k in range(shape[0])] for i in range(len(chosen))]
+
+    def _opponent(self) -> Any:
+        """What writes an opponent's texts."""
+        assert self.reference is not None
+        share: float = self.loss.mix  # type: ignore[attr-defined]
+        return self.reference.model if share == 1 else Blend(self.policy.model, self.reference.model, share)
 
     def _batch(self, found: Labelled, samples: Sequence[Sequence[SampledText]]) -> GlobalBatch:
         """The records with what the reference says of them, and what they were drawn with."""
@@ -228,6 +248,9 @@ class Rollouts(RecordSource):
                   tuple(samples[group][k].tokens[-1] in self.ends for k in members[: len(record.completions)]))
             for record, group, members in zip(records, found.group, found.members, strict=True)
         ]  # fmt: skip
+        if self.loss.needs.opponent:
+            sides = [tuple(k % 2 == 1 for k in members) for members in found.members]
+            drawn = [dataclasses.replace(d, opponent=side) for d, side in zip(drawn, sides, strict=True)]
         if self.loss.needs.values:
             estimates = self._of_all(records, self._estimates)
             drawn = [dataclasses.replace(d, values=e) for d, e in zip(drawn, estimates, strict=True)]
@@ -265,7 +288,7 @@ class Rollouts(RecordSource):
             for i, d in enumerate(drawn)
         ]
 
-    def _from_all(self, mine: dict[int, Any]) -> dict[int, Any]:
+    def _from_all(self, mine: dict[Any, Any]) -> dict[Any, Any]:
         """What all processes have."""
         if self.process[1] == 1:
             return mine
@@ -294,5 +317,6 @@ def _drift(batch: GlobalBatch) -> dict[str, float]:
     """The mean log-ratio of the samples to the reference, an estimate of KL(policy || reference) in nats a text."""
     if batch.reference is None or batch.drawn is None:
         return {}
-    drawn = np.array([logps.sum(dtype=np.float64) for d in batch.drawn for logps in d.logps])
-    return {"kl": float((drawn - batch.reference.sum).mean())}
+    drawn = np.array([total for d in batch.drawn for total in d.sums])
+    opponent = np.array([o for d in batch.drawn for o in d.opponent or (False,) * len(d.logps)])
+    return {"kl": float((drawn - batch.reference.sum)[~opponent].mean())}

@@ -13,7 +13,7 @@ from prefopt.errors import UserError
 from prefopt.losses import registry
 from prefopt.losses.registry import load
 from prefopt.plugin import Data, Logps, PairLogps
-from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled
+from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
 
 
@@ -62,6 +62,15 @@ def test_lists_have_every_text_and_demonstrations_the_best() -> None:
     assert (lists.kind, lists.scores, len(lists.completions)) == (Data.LISTS, (0.0, 2.0, 2.0), 3)
     best = labelled(groups, Data.DEMONSTRATIONS, LabelRule.BT, 1.0)
     assert (best.records[0].kind, best.members) == (Data.DEMONSTRATIONS, [(1,)])
+
+
+def test_samples_are_scored_by_how_often_they_beat_the_opponent() -> None:
+    """The policy's are the first and third of the four, the opponent's the second and fourth."""
+    found = win_rates([group([0.0, 2.0, 1.0, 0.0])], 2.0)
+    assert found.members == [(0, 2)]
+    assert sides(found) == [(0, 2)]
+    first, second = (0.26894142 + 0.5) / 2, (0.37754067 + 0.62245933) / 2  # sigmoid of -1, 0; of -1/2, 1/2
+    assert found.records[0].scores == pytest.approx((first, second))
 
 
 @pytest.mark.parametrize(

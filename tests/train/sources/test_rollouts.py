@@ -250,6 +250,38 @@ def test_the_models_own_generation_config_changes_nothing(tmp_path: Path) -> Non
     assert [a.completion for a in own.roll(0).answers] == [a.completion for a in plain.roll(0).answers]
 
 
+# ---- samples of an opponent
+
+
+@pytest.mark.parametrize(("name", "mix"), [("xpo", 1.0), ("nash_md", 0.25)])
+def test_every_second_sample_is_of_the_mixture(name: str, mix: float, tmp_path: Path) -> None:
+    """Its tokens have the log-probs of a plain forward of both models; the policy's own samples keep their draws."""
+    settings = {} if name == "xpo" else {"mix": mix}
+    made = tiny.make(load(name, **settings), own_texts.PROMPTS, tmp_path, **own_texts.options(reference=tiny.model(5)))
+    found: Any = made.sources["train"]
+    prompts = found._prompts(0)
+    for prompt, group in zip(prompts, found._samples(0, prompts), strict=True):
+        for place, text in enumerate(group):
+            row = torch.tensor([*prompt.tokens, *text.tokens])[None]
+            ours, theirs = (tiny.model(seed)(input_ids=row).logits[0, len(prompt.tokens) - 1 : -1] for seed in (0, 5))
+            logits = torch.lerp(ours, theirs, mix if place % 2 else 0.0)
+            logp = logits.log_softmax(-1).gather(1, torch.tensor(text.tokens)[:, None])[:, 0]
+            np.testing.assert_allclose(text.logps, logp.detach().numpy(), atol=1e-6)
+
+
+def test_a_record_knows_which_side_the_opponent_wrote(tmp_path: Path) -> None:
+    made = tiny.make(load("xpo"), own_texts.PROMPTS, tmp_path, **own_texts.options(reference=tiny.model(5)))
+    source: Any = made.sources["train"]
+    rollout = source.roll(0)
+    texts = [a.completion for a in rollout.answers]
+    for record, drawn in zip(rollout.batch.feed.records, rollout.batch.drawn, strict=True):
+        for completion, by_opponent in zip(record.completions, drawn.opponent, strict=True):
+            assert by_opponent == bool(texts.index(tuple(completion.tolist())) % 2)
+    figures = rollout.batch.figures
+    assert figures["reward"] == pytest.approx(rollout.rewards[:, ::2].mean())
+    assert figures["completions/mean_length"] == pytest.approx(np.mean([len(t) for t in texts[::2]]))
+
+
 # ---- what stops a run
 
 
@@ -287,6 +319,7 @@ def test_a_reward_that_cannot_be_used_is_named(given: Any, message: str, tmp_pat
         ("rloo", {"temperature": 0.0}, "must be above 0 and finite"),
         ("rloo", {"num_generations": 1}, "at least 2 samples"),
         ("dpo", {"num_generations": 3}, "must be even"),
+        ("nash_md", {"num_generations": 2}, "must be even and at least 4"),
         ("dpo", {"max_new_tokens": 0}, "at least 1"),
         ("dpo", {"label_temperature": 0.0}, "above 0"),
         ("dpo", {"missing_end_penalty": -1.0}, "0 or more"),
