@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL, again and again, and gone on with: `python -m tests.train.kills FOLDER COUNT SEED`.
+"""Runs killed with SIGKILL again and again, and gone on with: `python -m tests.train.kills FOLDER COUNT SEED [rollouts]`.
 
 Prints one JSON object for each kill: scenario, place, the step that the resume began after, and what differs at the end
 from a run that was never disturbed (nothing, if all is well).
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from prefopt.common import files
+from prefopt.engine import generation
 from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.train import BatchConfig, PreferenceTrainer, checkpointing, checkpoints, saving
-from prefopt.train.callbacks import MetricsFile
+from prefopt.train.callbacks import MetricsFile, RolloutsFile
+from prefopt.train.sources import rollouts
 from prefopt.train.step import Step
-from tests.train import tiny
+from tests.train import own_texts, tiny
 
 STEPS = 8  # an epoch has 3
 DATA = tiny.records(Data.PAIRS, 12)
@@ -48,6 +51,17 @@ SCENARIOS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "stateful": ("bco", False, {}),
     "stateful, second moments": ("beta_dpo", False, {"save_steps": 1, "eval_steps": 1}),
 }
+# The same of runs on the model's own samples, and places in a rollout.
+ROLLOUTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "rollouts": ("rloo", False, {}),
+    "rollouts, several updates": ("grpo", False, {"rollout": replace(own_texts.ROLLOUT, updates=2)}),
+}
+OWN: dict[str, Any] = own_texts.options(eval=None, eval_strategy="no")
+IN_ROLLOUTS: dict[str, tuple[Any, str]] = {
+    "between two tokens of samples": (generation, "_choose"),
+    "before the rewards": (rollouts, "scores_of"),
+    "before the reference": (rollouts.Rollouts, "_reference"),
+}
 # Place of death -> whose attribute is not survived; a name that many calls share is survived until its turn comes.
 PLACES: dict[str, tuple[Any, str]] = {
     "between micro-batches": (Step, "score"),
@@ -65,21 +79,26 @@ PLACES: dict[str, tuple[Any, str]] = {
     "after the last step": (PreferenceTrainer, "_finish"),
 }
 CALLS = {"between micro-batches": 30, "in an evaluation": 6, "in the rotation": 12, "at the end of an epoch": 2,
-         "after the last step": 1}  # fmt: skip
+         "after the last step": 1, "between two tokens of samples": 15}  # fmt: skip
 TIMER = "by the clock"
 
 
 def attempt(folder: Path, scenario: str) -> None:
     """Go on from whatever is there, to the end."""
-    name, adapter, more = SCENARIOS[scenario]
+    name, adapter, more = (SCENARIOS | ROLLOUTS)[scenario]
     policy = tiny.model()
     if adapter:
         policy = adapters.attach(policy, adapters.PeftConfig(method="lora", r=2), seed=0)
     found = checkpoint_to_resume(folder, "auto", lambda line: None)
     with (folder / "resumed").open("a") as file:
         file.write(f"{found.name if found else 'start'}\n")
-    tiny.run(load(name), DATA, folder, policy, resume=found, callbacks=[MetricsFile(folder / "metrics.jsonl")],
-             **OPTIONS | more)  # fmt: skip
+    callbacks: list[Any] = [MetricsFile(folder / "metrics.jsonl")]
+    if scenario in ROLLOUTS:
+        samples = RolloutsFile(folder / "rollouts.jsonl")
+        more = OWN | {"look": samples.add} | more
+        callbacks.append(samples)
+    data = own_texts.PROMPTS if scenario in ROLLOUTS else DATA
+    tiny.run(load(name), data, folder, policy, resume=found, callbacks=callbacks, **OPTIONS | more)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -91,7 +110,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with safe_globals():
             _flatten(name, torch.load(last / name, weights_only=True), tensors)
-    return {"metrics": timeless, **tensors}
+    samples = folder / "rollouts.jsonl"
+    return {"metrics": timeless, "rollouts": samples.read_text() if samples.exists() else "", **tensors}
 
 
 def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
@@ -141,7 +161,7 @@ def ended(child: int) -> int:
 
 def deadly(place: str, turn: int) -> None:
     """Make the `turn`-th call of a place the process's last."""
-    home, name = PLACES[place]
+    home, name = (PLACES | IN_ROLLOUTS)[place]
     survived = getattr(home, name)
     left = [turn]
 
@@ -170,11 +190,12 @@ def kill(folder: Path, scenario: str, place: str, draw: random.Random, seconds: 
     return ended(fork(die))
 
 
-def main(root: Path, count: int, seed: int) -> None:
+def main(root: Path, count: int, seed: int, own_samples: bool = False) -> None:
     draw = random.Random(seed)
     whole: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
-    pairs = list(itertools.product(SCENARIOS, [*PLACES, TIMER]))
+    scenarios, places = (ROLLOUTS, [*IN_ROLLOUTS]) if own_samples else (SCENARIOS, [*PLACES, TIMER])
+    pairs = list(itertools.product(scenarios, places))
     draw.shuffle(pairs)
     for n in range(count):
         scenario, place = pairs[n % len(pairs)]
@@ -201,4 +222,4 @@ def main(root: Path, count: int, seed: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), own_samples="rollouts" in sys.argv[4:])

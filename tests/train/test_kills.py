@@ -46,6 +46,16 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         print("\n" + "\n".join(f"{k['scenario']:25} {k['place']:32} from {k['resumed']}" for k in kills))
 
 
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_a_rollout_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """The texts that it draws again, with their rewards and advantages, too."""
+    kills = module("tests.train.kills", tmp_path, 3, SEED, "rollouts")
+    assert [kill["killed"] for kill in kills] == [True] * 3
+    for kill in kills:
+        assert kill["different"] == [], kill
+        assert kill["left"] == [], kill
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with checkpoints 1, 2 and 3."""
