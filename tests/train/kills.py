@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL again and again, and gone on with: `python -m tests.train.kills FOLDER COUNT SEED [rollouts]`.
+"""Runs killed with SIGKILL, again and again, and resumed: `python -m tests.train.kills FOLDER COUNT SEED [rollouts]`.
 
 Prints one JSON object for each kill: scenario, place, the step that the resume began after, and what differs at the end
 from a run that was never disturbed (nothing, if all is well).
