@@ -35,6 +35,7 @@ from prefopt.config.explain import explain
 from prefopt.errors import UserError
 from prefopt.report.compare_text import print_outcome
 from prefopt.report.comparison_page import write_comparison
+from prefopt.report.paper import write_paper
 from prefopt.train.arguments import DEFAULTS
 
 PROBE_STEPS = 8
@@ -55,12 +56,16 @@ def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str],
             runner=launcher_runner(words, config) if config.launcher else None,
         )
     write_comparison(folder, result)
+    write_paper(folder, result)
     if as_json:
         print_json(plain(result), indent=1)
     else:
         print_outcome(console, result)
     track(result, rounds.base_config.tracking, folder)
-    console.print(f"{result.seconds:.0f} s; open {folder / 'report.html'} in a browser")
+    console.print(
+        f"{result.seconds:.0f} s; open {folder / 'report.html'} in a browser; "
+        f"tables and figures for a paper: {folder / 'paper'}"
+    )
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -37,6 +37,7 @@ from prefopt.report.figures import (
 from prefopt.report.formatting import signed
 from prefopt.report.page import PAGE, render, write_page
 
+Drawn = TypeVar("Drawn")  # a figure, or the element of a page that shows it
 TEXTS_SHOWN = 5
 BASE_COLOUR = "#98a2b3"
 BESIDE = ("kl", "valid", "accuracy", "length")  # columns of the first table, where they were measured
@@ -61,8 +62,7 @@ def write_comparison(folder: Path, result: ComparisonOutcome) -> None:
 
 def compare_page(result: ComparisonOutcome) -> str:
     """Return the whole page as HTML."""
-    names = [s.name for s in result.standings]
-    look = styles([name for name in names if name != BASE]) | {BASE: REFERENCE_STYLE}
+    look = looks(result)
     best = result.competitors[0].name if result.competitors else None
     shown = [name for name in METRICS if name != result.metric and any(name in s.figures for s in result.standings)]
     flags = tuple(f"{s.name}: {edge}" for s in result.standings for edge in s.edges)
@@ -79,8 +79,8 @@ def compare_page(result: ComparisonOutcome) -> str:
         beside=[name for name in BESIDE if name in shown and name != result.metric],
         shown=shown,
         colours={name: style.colour for name, style in look.items()},
-        final_models=_final_models(result, look),
-        tried_settings=_tried_settings(result, look),
+        final_models=final_models(result, look, scatter),
+        tried_settings=tried_settings(result, look, line_chart),
         tried=[
             (s.name, setting, trial)
             for s in result.standings
@@ -121,7 +121,12 @@ def _errors(s: Standing, metric: str) -> tuple[float, float]:
     return error("kl"), error(metric)
 
 
-def _final_models(result: ComparisonOutcome, look: Mapping[str, Style]) -> Markup | None:
+def looks(result: ComparisonOutcome) -> dict[str, Style]:
+    """The style of every row in the figures of a comparison."""
+    return styles([s.name for s in result.standings if s.name != BASE]) | {BASE: REFERENCE_STYLE}
+
+
+def final_models(result: ComparisonOutcome, look: Mapping[str, Style], draw: Callable[..., Drawn]) -> Drawn | None:
     """Draw the final models: the metric against the KL."""
     there = [s for s in result.standings if s.value is not None and "kl" in s.figures and not s.runs.control]
     if len(there) < 2:
@@ -129,7 +134,7 @@ def _final_models(result: ComparisonOutcome, look: Mapping[str, Style]) -> Marku
     points = [Point(s.name, s.figures["kl"], s.value.point, *_errors(s, result.metric)) for s in there if s.value]
     title = METRICS[result.metric].title
     summary = f"{title} against KL: " + "; ".join(f"{p.label} KL {p.x:.2f}, {p.y:.2f}" for p in points)
-    return scatter(points, look, Axes(x="KL to the start (nats per text)", y=title.lower()), summary=summary)
+    return draw(points, look, Axes(x="KL to the start (nats per text)", y=title.lower()), summary=summary)
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -142,7 +147,7 @@ def _measured_trials(runs: MethodRuns, metric: str) -> list[JobResult]:
     return [r for r in runs.trials if r.ok and {"kl", metric} <= r.arrays.keys()]
 
 
-def _tried_settings(result: ComparisonOutcome, look: Mapping[str, Style]) -> Markup | None:
+def tried_settings(result: ComparisonOutcome, look: Mapping[str, Style], draw: Callable[..., Drawn]) -> Drawn | None:
     """Draw every setting that was tried: the ends of whole runs, on validation prompts."""
     lines = []
     for s in result.standings:
@@ -155,7 +160,7 @@ def _tried_settings(result: ComparisonOutcome, look: Mapping[str, Style]) -> Mar
         return None
     title = METRICS[result.metric].title.lower()
     summary = f"{title} against KL of every setting that was tried, by method"
-    return line_chart(lines, look, Axes(x="KL to the start (nats per text)", y=title), summary=summary)
+    return draw(lines, look, Axes(x="KL to the start (nats per text)", y=title), summary=summary)
 
 
 def _matched(result: ComparisonOutcome) -> list[tuple[str, list[AtKL]]]:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -97,9 +98,15 @@ class Axes:
     rules: Sequence[float] = ()  # heights of thin horizontal lines
 
 
-def scatter(
-    points: Sequence[Point], style: Mapping[str, Style], axes: Axes, *, yardstick: Curve | None = None, summary: str
-) -> Markup:
+def scatter(*args: Any, summary: str, **options: Any) -> Markup:
+    """Draw `scatter_figure` for a page."""
+    return _svg(scatter_figure(*args, **options), summary)
+
+
+def scatter_figure(
+    points: Sequence[Point], style: Mapping[str, Style], axes: Axes, *, yardstick: Curve | None = None,
+    summary: str = "",
+) -> Figure:  # fmt: skip
     """Draw named points with error bars; `yardstick` is a thin dashed curve behind them."""
     figure, plot = _new(5.2, 3.9, axes)
     if yardstick is not None:
@@ -116,7 +123,7 @@ def scatter(
         )  # fmt: skip
     plot.margins(x=0.12, y=0.12)
     _name_points(figure, plot, points, style)
-    return _svg(figure, summary)
+    return figure
 
 
 def small_chart(lines: Sequence[Curve], style: Style, axes: Axes, *, summary: str) -> Markup:
@@ -132,7 +139,12 @@ def small_chart(lines: Sequence[Curve], style: Style, axes: Axes, *, summary: st
     return _svg(figure, summary)
 
 
-def line_chart(
+def line_chart(*args: Any, summary: str, **options: Any) -> Markup:
+    """Draw `line_figure` for a page."""
+    return _svg(line_figure(*args, **options), summary)
+
+
+def line_figure(
     curves: Sequence[Curve],
     style: Mapping[str, Style],
     axes: Axes,
@@ -140,8 +152,8 @@ def line_chart(
     yardsticks: Sequence[Curve] = (),
     x_range: tuple[float, float] | None = None,
     size: tuple[float, float] = (7.4, 4.2),
-    summary: str,
-) -> Markup:
+    summary: str = "",
+) -> Figure:
     """Draw one curve per method, with a legend; `yardsticks` are dashed lines behind, named at their ends."""
     figure, plot = _new(*size, axes)
     if x_range is not None:
@@ -172,7 +184,7 @@ def line_chart(
     plot.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5, labelcolor=INK, handlelength=2.2,
     )  # fmt: skip
-    return _svg(figure, summary)
+    return figure
 
 
 def dot_chart(
@@ -203,6 +215,13 @@ def dot_chart(
         plot.axvline(0, color=FAINT, lw=0.9, zorder=0)
     plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False, fontsize=8.5)
     return _svg(figure, summary)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PDF or PNG, by the path's suffix; text in a PDF stays text."""
+    dates = {"CreationDate": None} if path.suffix == ".pdf" else {}
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path, dpi=300, metadata=dates)
 
 
 def svg_file(figure: Markup) -> str:

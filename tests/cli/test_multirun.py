@@ -28,6 +28,8 @@ def test_a_multirun_tells_each(run: Run, tmp_path: Path, capsys: pytest.CaptureF
     for name in ("0-sft", "1-simpo"):
         assert f"{tmp_path}/sweep/{name}/report.html" in out
         assert (tmp_path / "sweep" / name / "report.html").is_file()
+    assert f"page: {tmp_path}/sweep/runs.html" in out
+    assert 'href="1-simpo/report.html"' in (tmp_path / "sweep" / "runs.html").read_text()
 
 
 def with_optuna(test: Any) -> Any:
