@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from prefopt.common.redact import one_line
@@ -22,6 +26,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and what is wrong, and exit."""
         super().error(one_line(message))
+
+
+def as_typed() -> str:
+    """How `prefopt` is typed in this shell: by its path where the virtual environment is not active."""
+    script = Path(sys.executable).with_name("prefopt")
+    found = shutil.which("prefopt")
+    if not script.exists() or (found and os.path.samefile(found, script)):
+        return "prefopt"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
 
 
 def at_least(least: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:

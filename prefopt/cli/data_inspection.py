@@ -47,6 +47,8 @@ def check(args: argparse.Namespace) -> int:
     else:
         for report in reports:
             show_report(report, Console())
+        if args.html:
+            print(f"page: {args.html}")
     failed = [
         f"{report.name}: {finding.name} {finding.figure:g} (threshold {finding.threshold:g})"
         for report in reports

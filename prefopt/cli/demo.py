@@ -9,8 +9,15 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from prefopt.cli.arguments import Parser, at_least
+from prefopt.cli.arguments import Parser, as_typed, at_least
 from prefopt.common.escaping_console import Console
+
+NEXT = (
+    "next:",
+    "  prefopt train loss=simpo                           one run on this world, with a report",
+    "  prefopt data check FILE                            look at preference data of your own",
+    "  prefopt train loss=dpo model=MODEL data=FILE       tune your model: a folder or hub id, and your file",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +57,8 @@ def run(output_dir: Path, *, seed: int = 0, size: Any = None, world: Any = None)
     write_demo(output_dir, rows, facts)
     console.print(demo_table(rows))
     console.print(f"{facts.total_seconds:.0f} seconds in all; open {output_dir / 'report.html'} in a browser")
+    for line in NEXT:
+        console.print(line.replace("prefopt", as_typed(), 1), highlight=False, markup=False, soft_wrap=True)
     return rows
 
 

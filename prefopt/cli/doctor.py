@@ -7,6 +7,7 @@ import platform
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from prefopt.common.cache import cache_dir
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.versions import version_of
+from prefopt.errors import PrefoptError
 
 # What each optional package is for, and how to install it.
 OPTIONAL = {
@@ -65,7 +67,8 @@ def examine() -> dict[str, Any]:
         "usable": {
             "cuda": cuda,
             "mps": torch.backends.mps.is_available(),
-            "bf16": torch.cuda.is_bf16_supported() if cuda else _cpu_has("avx512_bf16", "amx_bf16"),
+            "bf16": _trains_with(bf16=True),
+            "fp16": _trains_with(fp16=True),
             "flex_attention": cuda and find_spec("triton") is not None,  # it has no backward on a CPU
             "fast_cpu_products": available(),
             "tcmalloc": "tcmalloc" in os.environ.get("LD_PRELOAD", ""),
@@ -90,13 +93,22 @@ def _machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _cpu_has(*flags: str) -> bool:
-    """Whether the processor has one of these instruction sets (Linux only)."""
+def _trains_with(**precision: bool) -> bool:
+    """Whether `trainer.bf16=true` or `trainer.fp16=true` works: a step in that precision is tried."""
+    import torch
+
+    from prefopt.train.arguments import autocast, training_arguments
+
     try:
-        line = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
-    except (OSError, StopIteration):
+        with TemporaryDirectory() as unused:
+            arguments = training_arguments(unused, seed=0, records=1, **precision)
+        layer = torch.nn.Linear(8, 8).to(arguments.device)
+        with autocast(arguments):
+            total = layer(torch.ones(1, 8, device=arguments.device)).sum()
+        total.backward()
+    except (PrefoptError, RuntimeError):
         return False
-    return bool(set(flags) & set(line.split()))
+    return True
 
 
 def _caches(hub: Path) -> dict[str, Any]:
@@ -129,7 +141,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
     if not usable["cuda"] and not usable["mps"]:
         notes.append("no accelerator: models of up to a few hundred million weights can be trained; see `prefopt plan`")
     if usable["cuda"] and not usable["bf16"]:
-        notes.append("this GPU does not support bfloat16: use trainer.fp16=true")
+        notes.append("trainer.bf16=true does not work on this GPU: use trainer.fp16=true")
     if machine["disk_free_gib"] < MIN_FREE_GIB:
         notes.append(f"only {machine['disk_free_gib']} GiB of disk are free; `prefopt reference prune` frees some")
     if machine["threads"] > machine["cores"]:

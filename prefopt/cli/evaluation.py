@@ -30,6 +30,7 @@ class Evaluated:
         data, records, held_out: where the records are from, how many, and whether they were held out of training.
         figures, others, differences: by the names of `prefopt.evaluate.held_out`; `model` minus `against`.
         texts: how the texts of both differ.
+        from_start: whether `against` is the model that `model` was tuned from.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Evaluated:
     others: Mapping[str, Estimate] | None = None
     differences: Mapping[str, Estimate] | None = None
     texts: Drift | None = None
+    from_start: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; every figure has `value`, `se` and `count`."""
@@ -63,8 +65,8 @@ def evaluate(name: str, against: str | None, overrides: Sequence[str]) -> Evalua
         UserError: a model or data that cannot be used, or two models with different vocabularies.
     """
     quiet(keep_data_bars=True)
-    if against is None and is_run(name):
-        against = RunFolder.open(name).start
+    start = RunFolder.open(name).start if is_run(name) else None
+    against = start if against is None else against
     model, tokenizer = open_model(name)
     config, records, is_held_out = records_of(name, overrides, tokenizer)
     own = _score(name, model, records, config)
@@ -85,7 +87,7 @@ def evaluate(name: str, against: str | None, overrides: Sequence[str]) -> Evalua
         }
     return Evaluated(
         model=name, against=against, data=str(config.data.path or "a mixture"), records=len(records),
-        held_out=is_held_out, figures=held_out.figures(own), **compared,
+        held_out=is_held_out, figures=held_out.figures(own), from_start=against == start, **compared,
     )  # fmt: skip
 
 
@@ -104,13 +106,14 @@ def show(found: Evaluated) -> None:
         console.print("against=MODEL compares it with another model, record by record", style="dim")
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("figure", "against", "model", "difference", ""):
+    names = ("base", "tuned", "change") if found.from_start else ("against", "model", "difference")
+    for column in ("figure", *names, ""):  # as at the end of `prefopt train`
         table.add_column(column, justify="left" if column in ("figure", "") else "right")
     rows = held_out_rows(found.others, found.figures, found.differences)
     for row in rows + (written_rows(found.texts.plain()) if found.texts else []):
         table.add_row(row.title, row.before, row.after, row.change, row.direction)
     console.print(table)
-    console.print(f"against {found.against}")
+    console.print(f"{names[0]}: {found.against}")
     if "accuracies/ratios" in found.differences:
         share = with_error(found.differences["accuracies/ratios"], "%")
         console.print(f"the model's margin is larger on {share} of the pairs")

@@ -262,8 +262,18 @@ def is_run(path: str | Path) -> bool:
 
 
 def model_path(name: str) -> str:
-    """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model."""
-    return str(RunFolder.open(name).final) if is_run(name) else resolve_path(name)
+    """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model.
+
+    Raises:
+        UserError: no such folder, beside folders of runs.
+    """
+    if is_run(name):
+        return str(RunFolder.open(name).final)
+    folder = Path(name)
+    beside = [one.name for one in folder.parent.iterdir() if is_run(one)] if folder.parent.is_dir() else []
+    if beside and not folder.exists() and "/" in name:  # the hub would be asked for it
+        raise UserError(f"there is no run {name}{nearest(folder.name, beside)}")
+    return resolve_path(name)
 
 
 def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:

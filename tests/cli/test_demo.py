@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 
 from prefopt.cli import demo
+from prefopt.cli.arguments import as_typed
 from prefopt.compare.demo import METHODS, DemoSize
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
@@ -24,6 +26,9 @@ def test_demo(
     rows = demo.run(tmp_path / "demo", size=size, world=ReviewWorld(pairs=256))
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in rows)
+    *_, name, check, train = (line.split() for line in printed.splitlines())
+    assert [words[0] for words in (name, check, train)] == 3 * [as_typed()]
+    assert train[1:5] == ["train", "loss=dpo", "model=MODEL", "data=FILE"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["report.html", "results.json"]
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert [result["method"] for result in results] == NAMES
@@ -58,3 +63,15 @@ def test_methods_on_own_samples_say_so() -> None:
 
 def test_methods_say_how_to_repeat_them() -> None:
     assert METHODS[0].setting == "loss=dpo loss.beta=0.6 trainer.learning_rate=0.001"
+
+
+def test_commands_are_shown_as_they_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / ".venv" / "bin" / "prefopt"
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert as_typed() == ".venv/bin/prefopt"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert as_typed() == "prefopt"

@@ -75,3 +75,8 @@ def test_eval_of_labels_and_of_an_adapter(model_folder: Path, tmp_path: Path, ca
     assert found["figures"]["logps/chosen"]["count"] == 4
     assert found["figures"]["logps/rejected"]["count"] == 8
     assert "margins/logps" not in found["figures"]
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", f"{finished}t"]) == 2
+    assert capsys.readouterr().err == f"prefopt: there is no run {finished}t; did you mean 'out'?\n"
