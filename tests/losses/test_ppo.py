@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefopt.losses import ppo
 from prefopt.losses._rollouts import gae
 from prefopt.losses.ppo import CutOff
 from prefopt.losses.registry import load
@@ -72,6 +73,13 @@ def test_nothing_is_clipped_at_the_sampling_policy() -> None:
     assert not call(loss, build(loss.needs, declared(loss.needs, numbers))).metrics["clip_ratio"].any()
     numbers["completions_token"] = numbers["completions_token"] * 0.5
     assert call(loss, build(loss.needs, declared(loss.needs, numbers))).metrics["clip_ratio"].any()
+
+
+def test_a_bad_text_that_rose_is_not_let_off() -> None:
+    """The objective is bounded where a good text has risen enough or a bad one fallen, and nowhere else."""
+    ratio = torch.tensor([5.0, 5.0, 0.2, 0.2])
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert ppo.surrogate(ratio, advantage, 0.2).tolist() == close([1.2, -5.0, 0.2, -0.8])
 
 
 @identity(

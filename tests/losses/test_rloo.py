@@ -49,6 +49,12 @@ def test_rloo_is_rebel_on_own_samples(seed: int) -> Sides:
     return gradient("rloo", numbers, beta=0.5), mean / 2
 
 
+def test_a_group_of_one_teaches_nothing() -> None:
+    numbers = just_drawn(0)
+    numbers["num_tokens"] = torch.where(torch.arange(4) == 0, numbers["num_tokens"], 0)
+    assert float(gradient("rloo", numbers).abs().max()) == 0.0
+
+
 def test_a_constant_added_to_all_rewards_changes_nothing() -> None:
     numbers = just_drawn(0)
     assert torch.allclose(values("rloo", numbers), values("rloo", {**numbers, "scores": numbers["scores"] + 7}))

@@ -12,14 +12,26 @@ from prefopt.errors import UserError
 from prefopt.rewards import Answer, from_function
 from prefopt.rewards.reward import answer
 
-TOKENIZER = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
+
+def decode(ids: list[int], skip_special_tokens: bool = False) -> str:
+    return " ".join(str(token) for token in ids if not (skip_special_tokens and token < 3))
+
+
+TOKENIZER = SimpleNamespace(decode=decode)
 ANSWERS = [answer(TOKENIZER, [1, 5], [6, 2], [2]), answer(TOKENIZER, [1, 5], [6, 7], [2])]
 
 
 def test_an_answer_keeps_its_end_token() -> None:
     """Without it, a reward cannot tell a text that ended from one that was cut off."""
-    assert ANSWERS[0] == Answer(prompt=(1, 5), completion=(6, 2), prompt_text="1 5", text="6 2", ended=True)
-    assert not ANSWERS[1].ended
+    found = answer(TOKENIZER, [1, 5], [6, 2], [2])
+    assert found == Answer(prompt=(1, 5), completion=(6, 2), prompt_text="1 5", text="6 2", ended=True)
+
+
+def test_a_text_that_was_cut_off_has_no_end_token() -> None:
+    """Whatever its prompt has."""
+    found = answer(TOKENIZER, [1, 5, 2, 8], [6, 7], [2])
+    assert found.text == "6 7"
+    assert not found.ended
 
 
 @pytest.mark.parametrize("by", ["file", "module"])

@@ -199,6 +199,29 @@ def test_texts_and_advantages_are_those_of_the_loss(tmp_path: Path) -> None:
     ]
 
 
+def test_each_text_has_its_own_reward(tmp_path: Path) -> None:
+    rollout = source(folder=tmp_path).roll(0)
+    np.testing.assert_allclose(rollout.rewards.reshape(-1), own_texts.LowTokens()(rollout.answers))
+
+
+def test_kl_is_the_mean_log_ratio_of_texts(tmp_path: Path) -> None:
+    """In nats a text, by plain forwards of both models."""
+    other = tiny.model(5)
+    made = tiny.make(load("rloo"), own_texts.PROMPTS, tmp_path, **own_texts.options(reference=other))
+    rollout = made.sources["train"].roll(0)  # type: ignore[attr-defined]
+    ratios = [
+        (tiny.plain_logps(tiny.model(), np.array(a.prompt), np.array(a.completion)).sum()
+         - tiny.plain_logps(other, np.array(a.prompt), np.array(a.completion)).sum()).item()
+        for a in rollout.answers
+    ]  # fmt: skip
+    assert rollout.batch.figures["kl"] == pytest.approx(np.mean(ratios), abs=1e-5)
+
+
+def test_dropout_is_off_where_texts_are_learnt_from(tmp_path: Path) -> None:
+    kept = own_texts.run("rloo", tmp_path, tiny.model(attention_dropout=0.5))
+    assert all(log["ratio/max_deviation"] < 1e-5 for log in kept.logs)
+
+
 def test_a_text_that_was_cut_off_costs_and_stays_in_the_baseline(tmp_path: Path) -> None:
     rollout = dataclasses.replace(own_texts.ROLLOUT, missing_end_penalty=2.0)
     plain, penalised = (source(folder=tmp_path, rollout=r).roll(0) for r in (own_texts.ROLLOUT, rollout))
@@ -206,7 +229,9 @@ def test_a_text_that_was_cut_off_costs_and_stays_in_the_baseline(tmp_path: Path)
     assert cut.any()
     assert not cut.all()
     assert all(answer.ended == (answer.completion[-1] == 2) for answer in plain.answers)
-    np.testing.assert_allclose(penalised.rewards, plain.rewards - 2.0 * cut)
+    own = own_texts.LowTokens()(plain.answers).reshape(cut.shape)
+    np.testing.assert_allclose(plain.rewards, own)
+    np.testing.assert_allclose(penalised.rewards, own - 2.0 * cut)
 
 
 def test_labels_are_drawn_by_bradley_terry(tmp_path: Path) -> None:
