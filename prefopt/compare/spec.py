@@ -186,7 +186,7 @@ class Comparison:
         if own is None and (method.name == SFT or method.sides_swapped):
             return False
         said = own or shared
-        return said == "rollouts" if said is not None else registry.loss_class(method.loss).needs.on_policy
+        return said == "rollouts" if said is not None else registry.loss_class(method.loss).needs.only_own_samples
 
     def first_of(self, *, online: bool) -> Method | None:
         """The first method that learns from the policy's own samples, or from the data."""

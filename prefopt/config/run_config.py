@@ -68,7 +68,7 @@ class RunConfig:
         """Raise UserError where source, reward and loss do not fit together."""
         if self.source not in SOURCES:
             raise UserError(f"source={self.source} is not one of {', '.join(SOURCES)}{nearest(self.source, SOURCES)}")
-        if self.source != "rollouts" and (self.loss.needs.on_policy or self.loss.needs.opponent):
+        if self.source != "rollouts" and self.loss.needs.only_own_samples:
             raise UserError(f"loss={self.loss_name} learns from the policy's own samples: add source=rollouts and "
                             "reward=world, reward=module:function or reward=file.py:function")  # fmt: skip
         if self.source != "offline" and self.reward is None:

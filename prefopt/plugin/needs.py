@@ -78,6 +78,11 @@ class Needs:
         return tuple(name for name, wanted in read.items() if wanted)
 
     @property
+    def only_own_samples(self) -> bool:
+        """Whether it learns from nothing but the policy's own samples."""
+        return self.on_policy or self.opponent
+
+    @property
     def reads_reference(self) -> bool:
         """Whether it reads anything of a reference."""
         return self.reference or self.moving_reference or bool(self.vocab & {Vocab.KL, Vocab.REF_ENTROPY})

@@ -147,7 +147,7 @@ def _build(
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
-    if (needs.on_policy or needs.opponent) and given.reward is None:
+    if needs.only_own_samples and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
     check_kind(model, needs)
     check_router_loss(model, given.trainer.get("router_aux_loss") or 0.0)

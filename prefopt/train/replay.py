@@ -196,7 +196,7 @@ def refuse_other_needs(loss: Loss, kept: Kept) -> None:
         lacks.append("a score of every completion")
     elif unknown := [name for f in facts for name in f.unknown(needs)]:
         lacks.append(f"a {unknown[0]} of every pair")
-    if needs.on_policy or needs.opponent:
+    if needs.only_own_samples:
         lacks.append("the log-probs that the policy's own samples were drawn with")
     if needs.control_text and any(f.kind is Data.PAIRS for f in facts):
         lacks.append("a control text in each completion")

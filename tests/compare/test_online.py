@@ -27,7 +27,9 @@ ONLINE_DPO = Method(name="dpo@rollouts", loss="dpo", overrides=("source=rollouts
 
 def test_only_rows_with_samples_get_options_of_samples() -> None:
     shared = ("reward=m:f", "rollout.num_generations=8", "trainer.max_steps=4")
-    comparison = Comparison(methods=(DPO, ONLINE_DPO, RLOO), overrides=shared)
+    xpo = Method(name="xpo", loss="xpo")  # on pairs, half of them from an opponent
+    comparison = Comparison(methods=(DPO, ONLINE_DPO, RLOO, xpo), overrides=shared)
+    assert comparison.words(xpo) == ["loss=xpo", "source=rollouts", *shared]
     assert comparison.words(DPO) == ["loss=dpo", "trainer.max_steps=4"]
     assert comparison.words(ONLINE_DPO) == ["loss=dpo", *shared, "source=rollouts"]
     assert comparison.words(RLOO) == ["loss=rloo", "source=rollouts", *shared]
