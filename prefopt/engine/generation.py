@@ -39,6 +39,7 @@ class SampledText(NamedTuple):
 
     tokens: list[int]
     logps: Floats
+    sampler_logps: Floats | None = None  # those of another sampler that drew them, where `logps` are the model's own
 
 
 def generate(

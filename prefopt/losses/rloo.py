@@ -56,5 +56,5 @@ class RLOO:
         value = torch.where(logps.mask, value, torch.zeros_like(value))
         return LossOutput(loss=value.sum(-1) / logps.mask.sum(-1))
 
-    def at_reference(self, logps: ListLogps, /) -> float:
-        return 0.0
+    def at_reference(self, logps: ListLogps, /) -> Tensor:
+        return -logps.targets["advantage"].sum(-1) / logps.mask.sum(-1)

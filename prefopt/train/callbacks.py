@@ -64,7 +64,8 @@ def _figures(line: str) -> dict[str, Any] | None:
 
 class RolloutsFile(TrainerCallback):
     """Appends the first samples of every rollout to a file, one JSON object a text: the step that learns from it first,
-    its prompt, its reward, whether it ended, and its advantage where the loss has one for each text.
+    the step whose weights drew it, its prompt, its reward, whether it ended, and its advantage where the loss has one
+    for each text.
     """
 
     PROMPTS = 4  # of a rollout
@@ -87,6 +88,7 @@ class RolloutsFile(TrainerCallback):
             at = divmod(place, count)
             row = {
                 "step": rollout.step,
+                "weights": rollout.weights,
                 "prompt": answer.prompt_text,
                 "text": answer.text,
                 "reward": float(rollout.rewards[at]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -27,6 +28,7 @@ from prefopt.train.settings import Parts, RunReference, Settings
 from prefopt.train.setup import check_same_weights, order_seed, policies, precision
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.rollouts import Prompt, Rollouts
+from prefopt.train.sources.vllm_server import VllmServer
 
 
 def own_samples(
@@ -69,6 +71,7 @@ def own_samples(
         process=(args.process_index, args.world_size),
         precision=partial(autocast, args),
         look=given.look,
+        server=server_of(rollout, Path(args.output_dir or ".")),
     )
     reference = RunReference(
         name=name,
@@ -77,6 +80,14 @@ def own_samples(
         by_step=live is not None,
     )
     return Parts(policy, max_tokens, {"train": source}, reference)
+
+
+def server_of(rollout: RolloutConfig, folder: Path) -> VllmServer | None:
+    """The server that draws the samples; None for the engine itself."""
+    if rollout.sampler == "own":
+        return None
+    assert rollout.url is not None, "checked with the configuration"
+    return VllmServer(rollout.url, folder, rollout.max_stale)
 
 
 def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:

@@ -24,7 +24,7 @@ def test_a_run_leaves_its_samples_and_what_the_reward_says_of_it(run: Run, loss:
     assert run(f"loss={loss}", "source=rollouts", reward, "rollout.max_new_tokens=4", "batch.records=3") == 0
     rows = [json.loads(line) for line in (run.out / "rollouts.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(3 * 4)]
-    assert rows[0].keys() == {"step", "prompt", "text", "reward", "ended", "advantage"}
+    assert rows[0].keys() == {"step", "weights", "prompt", "text", "reward", "ended", "advantage"}
     assert (rows[0]["advantage"] is None) == (loss == "dpo")
     metrics = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     training = [m for m in metrics if "learning_rate" in m]

@@ -12,6 +12,9 @@ from prefopt.train.sources.labels import LabelRule, check_samples
 
 logger = logging.getLogger(__name__)
 
+SAMPLERS = ("own", "vllm")
+CORRECTIONS = ("token_clip", "sequence_mask")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
@@ -27,6 +30,11 @@ class RolloutConfig:
     label_temperature: float = 1.0  # of BT and SOFT, in units of reward
     allow_argmax: bool = False  # ARGMAX also for a loss that then has no finite optimum
     updates: int | None = None  # steps that learn from the same samples; None: as many as the loss declares, most 1
+    sampler: str = "own"  # own: the engine of this process; vllm: a vLLM server at rollout.url
+    url: str | None = None  # of the server, such as http://localhost:8000
+    correction: str | None = None  # of ratios for the server's numerics: token_clip or sequence_mask
+    correction_limit: float = 3.0  # largest ratio of the policy's probability to the server's, above 1
+    max_stale: int = 0  # rollouts that the server's weights may be behind the policy
 
     def settled(self, loss: Loss) -> RolloutConfig:
         """With the number of updates that a loss declares, where none is given."""
@@ -35,6 +43,7 @@ class RolloutConfig:
     def check(self, loss: Loss) -> None:
         """Raise UserError for a value that cannot be used with a loss on samples that are drawn at every step."""
         self.check_samples(loss)
+        self._check_sampler(loss)
         if loss.needs.mismatched or loss.needs.control_text:
             what = "completions of other prompts" if loss.needs.mismatched else "a control text before each completion"
             raise UserError(f"this loss needs {what}, which samples do not have: choose another one for "
@@ -58,6 +67,32 @@ class RolloutConfig:
             raise UserError(f"rollout.num_generations={self.num_generations} must be even and at least {least}: half "
                             "of a prompt's samples are an opponent's")  # fmt: skip
         self._check_labels(loss)
+
+    def _check_sampler(self, loss: Loss) -> None:
+        """Another sampler has other numerics, which a loss that learns from ratios must correct for."""
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"rollout.sampler={self.sampler} is not one of {', '.join(SAMPLERS)}")
+        given = [name for name in ("url", "correction") if getattr(self, name) is not None]
+        if self.sampler == "own":
+            if given or self.max_stale:
+                name = given[0] if given else "max_stale"
+                raise UserError(f"rollout.{name} is of another sampler: add rollout.sampler=vllm, or leave it out")
+            return
+        if self.url is None:
+            raise UserError("rollout.sampler=vllm needs rollout.url, such as http://localhost:8000")
+        if self.correction not in (None, *CORRECTIONS):
+            raise UserError(f"rollout.correction={self.correction} is not one of {', '.join(CORRECTIONS)}")
+        if not 1 < self.correction_limit < float("inf") or self.max_stale < 0:
+            raise UserError("rollout.correction_limit must be above 1 and finite, and rollout.max_stale at least 0")
+        if loss.needs.opponent:
+            raise UserError("this loss needs texts of an opponent, which the server does not write: leave out "
+                            "rollout.sampler=vllm")  # fmt: skip
+        if loss.needs.on_policy and self.correction is None:
+            raise UserError("this loss learns from importance ratios, and the server's numerics are not the trainer's: "
+                            f"choose rollout.correction={' or '.join(CORRECTIONS)}")  # fmt: skip
+        if loss.needs.on_policy and self.temperature != 1:
+            raise UserError(f"rollout.temperature={self.temperature}: the server returns log-probs at temperature 1, "
+                            "and ratios are of the distribution drawn from: leave it at 1")  # fmt: skip
 
     def _check_labels(self, loss: Loss) -> None:
         """Labels that are certain drive losses without a finite optimum ever further."""

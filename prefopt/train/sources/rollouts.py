@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from prefopt.common.digest import of_json
+from prefopt.common.processes import from_first_process
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import Options
 from prefopt.engine.generation import Blend, SampledText, sample
@@ -36,6 +37,7 @@ from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.labels import Labelled, SampledPrompt, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.source import GlobalBatch, RecordSource
+from prefopt.train.sources.vllm_server import VllmServer, correction, sampler_figures
 
 T = TypeVar("T")
 
@@ -60,10 +62,12 @@ class Rollout:
         rewards: (prompts, K), penalties included.
         advantages: (prompts, K) what the loss's targets call `advantage`, where it is one number for each text.
         batch: the global batch that is made of them.
+        weights: the step after which the weights were what drew them.
     """
 
     number: int
     step: int
+    weights: int
     answers: list[Answer]
     rewards: NDArray[np.float64]
     advantages: NDArray[np.floating[Any]] | None
@@ -89,6 +93,7 @@ class Rollouts(RecordSource):
         process: (rank, count); each samples and scores its share of the prompts.
         precision: the context that log-probs are computed in.
         look: called with every rollout that is made.
+        server: draws the samples instead of the policy.
     """
 
     prompts: Sequence[Prompt]
@@ -105,6 +110,7 @@ class Rollouts(RecordSource):
     process: tuple[int, int] = (0, 1)
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     look: Callable[[Rollout], None] = lambda rollout: None
+    server: VllmServer | None = None
     prefetch: bool = field(default=False, init=False)
     made: Rollout | None = field(default=None, init=False)
 
@@ -137,6 +143,7 @@ class Rollouts(RecordSource):
     def options(self) -> Mapping[str, Any]:
         """The reward and the options of sampling, as JSON values."""
         sampling = {f"rollout.{name}": value for name, value in dataclasses.asdict(self.config).items()}
+        del sampling["rollout.url"]  # the same server may listen elsewhere
         return {"reward": self.reward.name, **sampling}
 
     @property
@@ -162,7 +169,7 @@ class Rollouts(RecordSource):
             UserError: a reward that is not one finite number for each text.
         """
         chosen = self._prompts(number)
-        samples = self._samples(number, chosen)
+        samples = self._samples(number, chosen) if self.server is None else self._served(self.server, number, chosen)
         answers = [
             answer(self.tokenizer, prompt.tokens.tolist(), text.tokens, self.ends)
             for prompt, group in zip(chosen, samples, strict=True)
@@ -191,12 +198,22 @@ class Rollouts(RecordSource):
             "completions/mean_length": np.mean([len(text.tokens) for text in own]),
             "completions/ended": np.mean([a.ended for a in answers[::every]]),
             **_drift(batch),
+            **self._apart(own),
         }
         batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
         step = number * self.updates + 1
         advantages = [d.targets["advantage"] for d in batch.drawn or () if "advantage" in d.targets]
         by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 and every == 1 else None
-        return Rollout(number=number, step=step, answers=answers, rewards=rewards, advantages=by_text, batch=batch)
+        weights = number if self.server is None or self.server.version is None else self.server.version
+        return Rollout(
+            number=number,
+            step=step,
+            weights=weights * self.updates,
+            answers=answers,
+            rewards=rewards,
+            advantages=by_text,
+            batch=batch,
+        )
 
     def _prompts(self, number: int) -> list[Prompt]:
         """The prompts of a rollout: every prompt once in an epoch, in an order that is new in each."""
@@ -232,6 +249,60 @@ class Rollouts(RecordSource):
         drawn = self._from_all(drawn)
         return [[drawn[i, k] for k in range(shape[0])] for i in range(len(chosen))]
 
+    def _served(self, server: VllmServer, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
+        """K samples of each prompt by the server, with its log-probs and the policy's. The first process asks it."""
+
+        def draw() -> list[list[SampledText]]:
+            server.sync(self.policy.model, number)
+            return server.draw(
+                [prompt.tokens.tolist() for prompt in chosen],
+                self.config.num_generations,
+                [int(self._random(number, prompt, TEXTS).integers(2**31)) for prompt in chosen],
+                self.ends,
+                max_new_tokens=self.config.max_new_tokens,
+                temperature=self.config.temperature,
+            )
+
+        drawn = from_first_process(draw)
+        records = [
+            TokenRecord(id=prompt.id, kind=Data.PROMPTS, prompt=prompt.tokens,
+                        completions=tuple(np.array(text.tokens, np.int32) for text in texts))
+            for prompt, texts in zip(chosen, drawn, strict=True)
+        ]  # fmt: skip
+        options = Options(temperature=self.temperature)
+        own = self._of_all(
+            records, lambda mine: score(self.policy, mine, max_tokens=self.max_tokens, tokens=True, options=options)
+        )
+        return [
+            [SampledText(text.tokens, logps, text.logps) for text, logps in zip(texts, scored.token or (), strict=True)]
+            for texts, scored in zip(drawn, own, strict=True)
+        ]
+
+    def _apart(self, texts: Sequence[SampledText]) -> dict[str, float]:
+        """How far another sampler is from the policy."""
+        theirs = [SampledText(t.tokens, t.sampler_logps) for t in texts if t.sampler_logps is not None]
+        return sampler_figures(theirs, [text.logps for text in texts]) if theirs else {}
+
+    def _corrected(self, drawn: Drawn, texts: Sequence[SampledText]) -> Drawn:
+        """Advantages times the ratio of the policy's probability to the sampler's, where another one drew the texts.
+
+        Raises:
+            UserError: weights of tokens for a loss whose advantages are of whole texts.
+        """
+        how, limit = self.config.correction, self.config.correction_limit
+        if how is None or "advantage" not in drawn.targets:
+            return drawn
+        advantage = drawn.targets["advantage"]
+        weights = [correction(how, limit, t.sampler_logps, t.logps) for t in texts if t.sampler_logps is not None]
+        if advantage.ndim == 1 and how == "token_clip":
+            raise UserError("rollout.correction=token_clip needs a loss whose advantages are of tokens: choose "
+                            "rollout.correction=sequence_mask")  # fmt: skip
+        if advantage.ndim == 1:
+            factor = np.array([w[0] for w in weights])
+        else:
+            factor = np.stack([np.pad(w, (0, advantage.shape[1] - len(w))) for w in weights])
+        return dataclasses.replace(drawn, targets={**drawn.targets, "advantage": advantage * factor})
+
     def _opponent(self) -> Any:
         """What writes an opponent's texts."""
         assert self.reference is not None
@@ -256,6 +327,9 @@ class Rollouts(RecordSource):
             drawn = [dataclasses.replace(d, values=e) for d, e in zip(drawn, estimates, strict=True)]
         if self.loss.needs.on_policy:
             drawn = self._with_targets(records, drawn, table)
+        if self.server is not None:
+            members = zip(found.group, found.members, strict=True)
+            drawn = [self._corrected(d, [samples[g][k] for k in ks]) for d, (g, ks) in zip(drawn, members, strict=True)]
         return GlobalBatch(feed, np.arange(len(feed)), table, drawn=drawn, temperature=self.temperature)
 
     def _reference(self, records: Sequence[TokenRecord]) -> list[Scored]:
