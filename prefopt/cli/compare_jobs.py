@@ -37,6 +37,7 @@ from prefopt.report.compare_text import print_outcome
 from prefopt.report.comparison_page import write_comparison
 from prefopt.report.paper import write_paper
 from prefopt.train.arguments import DEFAULTS
+from prefopt.train.on_policy import prompts_of
 
 PROBE_STEPS = 8
 
@@ -223,5 +224,7 @@ def steps_of(job: Job) -> int:
     steps = int(settings.get("max_steps") or -1)
     if steps > 0:
         return steps
-    records = len(data_of(job.config).train)
-    return max(1, round(float(settings["num_train_epochs"]) * records / job.config.batch.records))
+    config, records = job.config, data_of(job.config).train
+    updates = config.rollout.settled(config.loss).updates or 1
+    count = len(prompts_of(records)) * updates if config.source == "rollouts" else len(records)
+    return max(1, round(float(settings["num_train_epochs"]) * count / config.batch.records))

@@ -183,19 +183,24 @@ def _matched(result: ComparisonOutcome) -> list[tuple[str, list[AtKL]]]:
 
 
 def _learning_curves(s: Standing, style: Style) -> Markup | None:
-    """Draw how the log-probs of both sides moved since the first log, in every final run."""
+    """Draw what moved since the first log, in every final run: log-probs of both sides, or the reward of samples."""
+    curves = [r.curve for r in s.runs.finals if r.ok]
+    sampled = any(p.get("reward") is not None for curve in curves for p in curve)
+    names = {"reward": "reward"} if sampled else {side: f"logps/{side}" for side in ("chosen", "rejected")}
     lines = []
-    for curve in (r.curve for r in s.runs.finals if r.ok):
-        for side, dashed in (("chosen", False), ("rejected", True)):
-            points = [(p["step"], p[f"logps/{side}"]) for p in curve if p.get(f"logps/{side}") is not None]
+    for curve in curves:
+        for label, name in names.items():
+            points = [(p["step"], p[name]) for p in curve if p.get(name) is not None]
             if len(points) > 1:
-                lines.append(Curve(side, [x for x, _ in points], [y - points[0][1] for _, y in points], dashed=dashed))
+                x, y = [x for x, _ in points], [y - points[0][1] for _, y in points]
+                lines.append(Curve(label, x, y, dashed=label == "rejected"))
     if not lines:
         return None
     ends: dict[str, list[float]] = {}
     for line in lines:
         ends.setdefault(line.label, []).append(line.y[-1])
-    moved = ", ".join(f"{side} {signed(float(np.mean(values)))} nats" for side, values in ends.items())
+    unit = "" if sampled else " nats"
+    moved = ", ".join(f"{label} {signed(float(np.mean(values)))}{unit}" for label, values in ends.items())
     axes = Axes(x="step", y="", title=s.name, rules=(0,))
     return small_chart(lines, style, axes, summary=f"{s.name}: by step {lines[0].x[-1]:.0f}, {moved}")
 

@@ -130,6 +130,7 @@ def test_offline_and_online_rows_in_one_table(
     assert "batch.records=4" in found["rloo"]["command"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "its own samples" in page
+    assert "rloo: by step 2, reward" in page
     trained = {job.method for job, _ in ran}
     ran.clear()
 
