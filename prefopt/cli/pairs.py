@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     """
     from prefopt.common.quiet import quiet
     from prefopt.plugin import Data
-    from prefopt.runs.resolve import named_reward
+    from prefopt.runs.resolve_reward import named_reward, writer_of
     from prefopt.runs.samples import Labelling, read_groups, reward_groups
     from prefopt.train.sources.labels import LabelRule
 
@@ -72,7 +73,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
         raise UserError(f"{other[0]!r} is not a setting of `prefopt pairs`: it has reward, label, label_temperature, "
                         "seed and data.world.KNOB")  # fmt: skip
     if reward is None:
-        raise UserError("which reward? give reward=world, reward=module:function or reward=file.py:function")
+        raise UserError("which reward? give reward=world, the folder of a reward model, or reward=module:function")
     rules = {rule.value: rule for rule in LabelRule}
     label = (label or "bt").lower()
     if label not in rules:
@@ -84,7 +85,8 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     world = {
         key.removeprefix("data.world."): yaml.safe_load(value) for key, _, value in (w.partition("=") for w in rest)
     }
-    found = reward_groups(read_groups(Path(args.file)), named_reward(reward, world), how)
+    groups = read_groups(Path(args.file))
+    found = reward_groups(groups, named_reward(_table(reward), world, partial(writer_of, groups)), how)
     left_out = {name: count for name, count in found.left_out.items() if count}
     if not found.rows:
         raise UserError(f"no row is left ({', '.join(f'{n}: {c}' for n, c in left_out.items())}): draw longer texts "
@@ -93,6 +95,11 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     write_lines(target, found.rows)
     ties = sum(row.get("chosen_score", 0.0) == row.get("rejected_score", 1.0) for row in found.rows)
     return {**found.figures(), "ties": ties, "left_out": left_out}
+
+
+def _table(reward: str) -> Any:
+    """A name as it is, and a table as YAML reads it."""
+    return yaml.safe_load(reward) if reward.startswith("{") else reward
 
 
 def _lines(figures: dict[str, Any], target: Path) -> list[str]:

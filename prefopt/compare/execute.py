@@ -23,7 +23,8 @@ from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Reward
-from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
+from prefopt.runs.resolve import prepared_data, resolved
+from prefopt.runs.resolve_reward import resolved_reward
 from prefopt.train import train
 from prefopt.worlds import knobs
 

@@ -20,7 +20,8 @@ from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
 from prefopt.models.identity import digest_of_weights
-from prefopt.runs.resolve import digest_of_reward, resolve_path
+from prefopt.runs.resolve import resolve_path
+from prefopt.runs.resolve_reward import digest_of_reward
 from prefopt.train.arguments import DEFAULTS
 
 TRIAL_SEED = 0

@@ -55,7 +55,7 @@ class RunConfig:
     # rollouts: the policy's own, drawn anew at every step
     source: str = "offline"
     rounds: int = 1  # with source=samples: runs in a row, each on samples of the model of the one before
-    reward: str | None = None  # of samples: world, module:function or file.py:function
+    reward: Any = None  # of samples: world, a reward model, a function, or a table of several (`prefopt.rewards`)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reference_folder: str | None = None  # None: in prefopt's cache
     resume: str = "auto"  # auto | never | a checkpoint folder
@@ -70,10 +70,10 @@ class RunConfig:
             raise UserError(f"source={self.source} is not one of {', '.join(SOURCES)}{nearest(self.source, SOURCES)}")
         if self.source != "rollouts" and self.loss.needs.only_own_samples:
             raise UserError(f"loss={self.loss_name} learns from the policy's own samples: add source=rollouts and "
-                            "reward=world, reward=module:function or reward=file.py:function")  # fmt: skip
+                            "reward=world, a reward model or a function (docs/own_samples.md)")  # fmt: skip
         if self.source != "offline" and self.reward is None:
             raise UserError(f"source={self.source} needs a reward for the samples: reward=world, "
-                            "reward=module:function or reward=file.py:function")  # fmt: skip
+                            "the folder of a reward model, or reward=module:function")  # fmt: skip
         if self.source == "offline" and self.reward is not None:
             raise UserError(f"reward={self.reward} scores samples, and source=offline has none: add source=rollouts, "
                             "or leave it out")  # fmt: skip

@@ -76,6 +76,18 @@ def digest_of_tokenizer(tokenizer: Any) -> str:
     return of_json([backend, tokenizer.special_tokens_map])
 
 
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give the same tokens for every text, and end texts with the same one."""
+
+    def facts(tokenizer: Any) -> Any:
+        backend = _backend(tokenizer)
+        if isinstance(backend, dict):
+            backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+        return backend, tokenizer.bos_token, tokenizer.eos_token
+
+    return bool(facts(one) == facts(other))
+
+
 def _backend(tokenizer: Any) -> Any:
     return json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else repr(tokenizer)
 

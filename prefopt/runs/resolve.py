@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefopt import worlds
-from prefopt.common.digest import FileState, of_files
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
-from prefopt.errors import UserError
 from prefopt.models.load import resolve
-from prefopt.rewards.reward import Reward, from_function
 
 MODELS = ("world", "world/base")  # after and before the SFT of the world's model
 
@@ -58,40 +52,3 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
     if source.ties == "auto":
         source = dataclasses.replace(source, ties="keep" if needs.ties or needs.probability else "drop")
     return prepare(source, tokenizer, data, control_text=control_text, hold_out=True)
-
-
-def resolved_reward(config: RunConfig) -> Reward | None:
-    """The configured reward.
-
-    Raises:
-        UserError: no such reward.
-    """
-    return None if config.reward is None else named_reward(config.reward, config.data.world)
-
-
-def named_reward(name: str, world: Mapping[str, Any]) -> Reward:
-    """The reward of a name; `world` has the knobs of the built-in world.
-
-    Raises:
-        UserError: no such reward.
-    """
-    if name == "world":
-        return worlds.WorldReward(worlds.knobs(world))
-    if ":" in name:
-        return from_function(name)
-    raise UserError(f"reward={name}: give world, module:function or file.py:function")
-
-
-def digest_of_reward(config: RunConfig) -> str | None:
-    """A digest of what the reward is made of, besides its name: the file of a function; None for a world's rule.
-
-    Raises:
-        UserError: no such reward.
-    """
-    reward = resolved_reward(config)
-    function = getattr(reward, "function", None)
-    try:
-        file = None if function is None else inspect.getsourcefile(function)
-    except TypeError:  # not written in Python, or an object that is called
-        file = None
-    return None if file is None else of_files([FileState.of(Path(file))])

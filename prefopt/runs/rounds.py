@@ -21,7 +21,8 @@ from prefopt.errors import UserError
 from prefopt.evaluate.texts import Sampling
 from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.plugin import Data
-from prefopt.runs.resolve import digest_of_reward, resolve_path, resolved, resolved_data, resolved_reward
+from prefopt.runs.resolve import resolve_path, resolved, resolved_data
+from prefopt.runs.resolve_reward import digest_of_reward, resolved_reward
 from prefopt.runs.samples import Group, Labelling, Rewarded, draw, reward_groups, source_prompts
 from prefopt.train.sources.labels import LabelRule
 

@@ -26,6 +26,7 @@ from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import tracker, trainer_options
 from prefopt.data.account import account
 from prefopt.data.prepare import FEWEST, HELD_OUT, MOST, Prepared
+from prefopt.data.templates import template_source
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
@@ -46,7 +47,8 @@ from prefopt.models.reward_model import load_reward_model, write_facts
 from prefopt.rewards.reward import Reward
 from prefopt.runs.manifest import check_repetition, id_of, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
-from prefopt.runs.resolve import prepared_data, resolved, resolved_reward
+from prefopt.runs.resolve import prepared_data, resolved
+from prefopt.runs.resolve_reward import resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
 from prefopt.runs.rounds import with_samples
 from prefopt.train import Result, train
@@ -213,6 +215,8 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     if accelerator and (advice := precision_advice(accelerator.type, config.model.dtype, config.trainer)):
         log(advice)
     start = start_of(config, tokenizer, model)
+    if config.loss.needs.reward_model:  # whoever uses it must write prompts as they were in training
+        tokenizer.chat_template = template_source(config.data.template, tokenizer)
     return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start, reward=reward)
 
 

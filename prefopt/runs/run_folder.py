@@ -212,7 +212,7 @@ def _foreign(config: Any) -> str | None:
             return f"there is no option {key!r}{nearest(str(key), known)}; take it out"
         if key in groups and not isinstance(value, dict):
             return f"{key} is no mapping of options"
-        if key not in groups and not isinstance(value, str | bool | int | float | None):
+        if key not in (*groups, "reward") and not isinstance(value, str | bool | int | float | None):
             return f"{key} is of the type {type(value).__name__}, where one value belongs"
     return _odd("", config)
 

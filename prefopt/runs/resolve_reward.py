@@ -1,0 +1,119 @@
+"""Makes the reward that the option `reward` gives: a world's rule, a reward model, a function, or several of them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefopt import worlds
+from prefopt.common.digest import FileState, of_files, of_json
+from prefopt.config.run_config import RunConfig
+from prefopt.data.data_config import DataConfig
+from prefopt.errors import UserError
+from prefopt.models.load import ModelConfig, load_tokenizer
+from prefopt.models.reward_model import is_reward_model
+from prefopt.rewards.combine import Combined, combined
+from prefopt.rewards.model import GivenPrompt, ModelReward, Writer
+from prefopt.rewards.reward import Reward, from_function
+from prefopt.runs.resolve import resolved, resolved_data
+from prefopt.runs.run_folder import is_run, model_path
+from prefopt.runs.samples import Group, SourcePrompt, source_prompts
+
+
+def resolved_reward(config: RunConfig) -> Reward | None:
+    """The configured reward.
+
+    Raises:
+        UserError: no such reward.
+    """
+    if config.reward is None:
+        return None
+    return named_reward(config.reward, config.data.world, partial(_writer, config))
+
+
+def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writer]) -> Reward:
+    """The reward that an option gives.
+
+    Args:
+        given: a name, or a table in the grammar of `prefopt.rewards.combine`.
+        world: the knobs of the built-in world.
+        writer: says how the answers were written, for a reward model.
+
+    Raises:
+        UserError: no such reward.
+    """
+
+    def named(name: str, centre: bool) -> Reward:
+        if is_run(name) or os.path.isdir(name):
+            return ModelReward(path=model_path(name), writer=writer, centre=centre)
+        if centre:
+            raise UserError(f"reward={{centred: {name}}}: give the folder of a reward model")
+        if name == "world":
+            return worlds.WorldReward(worlds.knobs(world))
+        if ":" in name:
+            return from_function(name)
+        if "/" in name and is_reward_model(name):  # of the hub
+            return ModelReward(path=name, writer=writer)
+        raise UserError(f"reward={name}: give world, the folder of a reward model, module:function or file.py:function")
+
+    return combined(given, named)
+
+
+def _writer(config: RunConfig) -> Writer:
+    """How the answers of a run's model are written."""
+    tokenizer, data = load_tokenizer(resolved(config).model), resolved_data(config.data)
+
+    def prompts() -> dict[tuple[int, ...], GivenPrompt]:
+        train, held_out = source_prompts(data, tokenizer)
+        return given_by_tokens((*train, *(held_out or ())))
+
+    return Writer(tokenizer=tokenizer, data=data, prompts=prompts)
+
+
+def writer_of(groups: Sequence[Group]) -> Writer:
+    """How samples of a file were written: by the model that it names, behind prompts as its data has them.
+
+    Raises:
+        UserError: the model's tokenizer is no longer there.
+    """
+    tokenizer = load_tokenizer(ModelConfig(path=model_path(groups[0].models[0])))
+    given = {g.answers[0].prompt: GivenPrompt(text=g.given, arguments=g.arguments) for g in groups}
+    return Writer(tokenizer=tokenizer, data=DataConfig(path="samples"), prompts=lambda: given)
+
+
+def given_by_tokens(prompts: Iterable[SourcePrompt]) -> dict[tuple[int, ...], GivenPrompt]:
+    """Prompts as the data has them, by their tokens."""
+    return {
+        tuple(prompt.record.prompt.tolist()): GivenPrompt(text=prompt.given, arguments=prompt.arguments)
+        for prompt in prompts
+    }
+
+
+def digest_of_reward(config: RunConfig) -> str | None:
+    """A digest of what the reward is made of, besides its name: the files of functions, the weights of reward models;
+    None for a world's rule.
+
+    Raises:
+        UserError: no such reward.
+    """
+    found = sorted(filter(None, map(_digest_of, _parts(resolved_reward(config)))))
+    return None if not found else found[0] if len(found) == 1 else of_json(found)
+
+
+def _parts(reward: Any) -> list[Any]:
+    return [part for r in reward.parts for part in _parts(r)] if isinstance(reward, Combined) else [reward]
+
+
+def _digest_of(reward: Any) -> str | None:
+    if isinstance(reward, ModelReward):
+        return reward.name
+    function = getattr(reward, "function", None)
+    try:
+        file = None if function is None else inspect.getsourcefile(function)
+    except TypeError:  # not written in Python, or an object that is called
+        file = None
+    return None if file is None else of_files([FileState.of(Path(file))])
