@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -47,6 +47,23 @@ def tracker() -> Iterator[None]:
 
 def _wandb_run() -> Any:
     return getattr(sys.modules.get("wandb"), "run", None)
+
+
+def log_options(config: Mapping[str, Any]) -> None:
+    """Give wandb's run, where there is one, the options of a run, so that runs can be told apart by them.
+
+    They are filtered by as `method`, and by their names: `prefopt.loss.beta`.
+    """
+    if (run := _wandb_run()) is not None:
+        run.config.update({"method": config["loss"]["name"], "prefopt": dict(config)}, allow_val_change=True)
+
+
+def log_texts(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows of text to wandb's run, where there is one, as a table."""
+    if (run := _wandb_run()) is not None and rows:
+        columns = list(rows[0])
+        table = sys.modules["wandb"].Table(columns=columns, data=[[row[c] for c in columns] for row in rows])
+        run.log({name: table})
 
 
 def trainer_options(tracking: TrackingConfig, out: Path, run_id: str | None = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ FIGURES = (("grew", "log-ratio right", "%"), ("kl", "KL", "nats"), ("chosen", "c
 
 
 @dataclass(frozen=True)
-class Line:
+class RunLine:
     """One run.
 
     Attributes:
@@ -50,7 +50,7 @@ class Line:
     page: str
 
 
-def runs_of(folder: Path) -> list[Line]:
+def runs_of(folder: Path) -> list[RunLine]:
     """The runs in the folder of a multirun, in the order of their numbers; those that did not end say so."""
     runs = [RunFolder(path.parent) for path in folder.glob(f"*/{CONFIG}")]
     runs.sort(key=lambda run: [(not part.isdigit(), part.zfill(9)) for part in run.path.name.split("-")])
@@ -72,22 +72,22 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _line(folder: Path, run: RunFolder, options: dict[str, str]) -> Line:
+def _line(folder: Path, run: RunFolder, options: dict[str, str]) -> RunLine:
     facts = RunFacts(run)
     method = options.pop("loss.name", facts.name)
     if not run.summary:
-        return Line(run.path.name, method, options, {}, State.BAD, "did not end", "")
+        return RunLine(run.path.name, method, options, {}, State.BAD, "did not end", "")
     verdict = judge(run)
     figures = {title: _text(facts.banded.get(key), unit) for key, title, unit in FIGURES}
     page = f"{run.path.relative_to(folder)}/{PAGE}" if (run.path / PAGE).is_file() else ""
-    return Line(run.path.name, method, options, figures, verdict.state, verdict.headline, page)
+    return RunLine(run.path.name, method, options, figures, verdict.state, verdict.headline, page)
 
 
 def _text(figure: Estimate | None, unit: str) -> str:
     return with_error(figure, unit, bare=True) if figure is not None else ""
 
 
-def show_runs(console: Console, lines: Sequence[Line], page: Path) -> None:
+def show_runs(console: Console, lines: Sequence[RunLine], page: Path) -> None:
     """Print the table, and where its page is."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
     columns = [title for _, title, _ in FIGURES if any(line.figures.get(title) for line in lines)]
@@ -106,7 +106,7 @@ def show_runs(console: Console, lines: Sequence[Line], page: Path) -> None:
                   soft_wrap=True)  # fmt: skip
 
 
-def write_runs_page(folder: Path, lines: Sequence[Line]) -> Path:
+def write_runs_page(folder: Path, lines: Sequence[RunLine]) -> Path:
     """Write the page of a multirun into its folder."""
     columns = [title for _, title, _ in FIGURES if any(line.figures.get(title) for line in lines)]
     html = render("runs.html", lines=lines, columns=columns, options=list(lines[0].options), folder=folder.name)

@@ -21,9 +21,9 @@ from prefopt.common.locks import locked_folder
 from prefopt.common.memory_usage import peak_memory_gib
 from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.common.quiet import quiet
-from prefopt.common.redact import printable, redact
+from prefopt.common.redact import printable, redact, redacted
 from prefopt.config.run_config import RunConfig
-from prefopt.config.tracking import tracker, trainer_options
+from prefopt.config.tracking import log_options, log_texts, tracker, trainer_options
 from prefopt.data.account import account
 from prefopt.data.prepare import FEWEST, HELD_OUT, MOST, Prepared
 from prefopt.data.templates import template_source
@@ -171,6 +171,7 @@ def _run(
     rewards = sampled_rewards(config, loaded.model, loaded.tokenizer, loaded.prompts, loaded.reward)
     first_scores = _scores(loaded, loaded.model) if config.loss.needs.reward_model else None
     sentinels = Sentinels(config.sentinels, log)
+    recording = [*recording, AtBeginning(partial(log_options, redacted(config.plain())))]
     callbacks = [*recording, MetricsFile(out / "metrics.jsonl"), *callbacks, progress, signals]
     result = _train(loaded, progress, checkpoint, callbacks=callbacks, sentinels=sentinels, **tracking)
     try:
@@ -190,7 +191,8 @@ def _run(
     }
     if is_first_process():
         with signals.patience():
-            write_lines(out / "samples.jsonl", side_by_side(texts, measured.texts))
+            write_lines(out / "samples.jsonl", written := side_by_side(texts, measured.texts))
+            log_texts("texts", written)
             if measured.held_out is not None:
                 write_rows(out / "heldout.jsonl", *measured.held_out)
             write_json(out / "summary.json", summary)

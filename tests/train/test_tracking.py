@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 
-def _wandb_records(file: Path) -> list[Any]:
+def wandb_records(file: Path) -> list[Any]:
     """What is in the file of an offline run: protobuf messages in the log format of LevelDB."""
     from wandb.proto import wandb_internal_pb2
 
@@ -55,7 +55,7 @@ def _wandb_rows(folder: Path) -> list[dict[str, Any]]:
     while not any(record.WhichOneof("record_type") == "exit" for record in records):
         assert time.monotonic() < deadline, "the writer has not ended"
         time.sleep(0.1)
-        records = [record for file in folder.glob("wandb/offline-run-*/run-*.wandb") for record in _wandb_records(file)]
+        records = [record for file in folder.glob("wandb/offline-run-*/run-*.wandb") for record in wandb_records(file)]
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records
