@@ -32,12 +32,10 @@ LEFT_OUT = {
     "SPIN, XPO, SPO, step-DPO": "they need samples of the policy's own, which is a way of making data, not a loss",
     "DRO-V": "it needs a value network beside the policy",
     "TIS-DPO": "it needs token weights from two further models",
-    "DPO-RK, DPO-D": "they are for data with ties, which are dropped before a loss sees them",
     "humanline DPO and KTO": "their reference is the policy of one step before, which a moving reference cannot be yet",
     "C2-DPO, SPO with SiLU": "oxRL has them; no formula of their papers was found to check them against",
     "PMPO": "over which tokens its KL term is taken was not found",
     "epsilon-DPO": "it needs the policy's distribution at another temperature, a statistic that is not computed",
-    "Uni-DPO, gammaPO, LMPO": "not written yet; LMPO's own code fails where it updates its average",
     "relative RPO": "it needs an external embedding model to weigh pairs across prompts",
     "CPO-hinge, CPO-IPO": "found in TRL alone, without a paper; `slic_hf` and `ipo_sum` are their sources",
 }
