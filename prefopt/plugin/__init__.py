@@ -326,6 +326,9 @@ class Loss(Protocol):
     `search_space: ClassVar[SearchSpace]` is what a comparison tries: one hyper-parameter and four values of it. A loss
     without it is compared over learning rates alone. The class variables that `Traits` lists are optional too.
 
+    A loss with `needs.moving_reference` has `reference_update`, (share, steps): every so many steps the reference takes
+    that share of the policy's weights, those from before the step where `reference_lags: ClassVar[bool]` is true.
+
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
 
     A loss with `needs.on_policy` has `targets(rollout: ListLogps) -> Mapping[str, Tensor]`, called on each whole

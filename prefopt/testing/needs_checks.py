@@ -68,7 +68,7 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "margin": redrawn("margin"),
         "probability": redrawn("probability"),
         "ties": redrawn("tied"),
-        "mismatched": noise(lambda name: name == "mismatched"),
+        "mismatched": noise(lambda name: name in ("mismatched", "mismatched_token")),
         "on_policy": noise(lambda name: name.startswith("old_")),
         "ended": lambda numbers, seed: {n: ~value if n == "ended" else value for n, value in numbers.items()},
         "values": noise(lambda name: name.endswith(("_value", "_value_after"))),

@@ -141,6 +141,7 @@ class PreferenceTrainer:
                     except NotFinite as error:
                         raise checkpointing.explained(error, self, share) from error
                     self.event("on_pre_optimizer_step")
+                    self.step.move_reference(self.state.global_step + 1, before=True)
                     self.optimizer.step()
                     self.event("on_optimizer_step")
                     self.rate = learning_rate(self.args, self.optimizer, self.schedule)

@@ -230,9 +230,13 @@ class Step:
                 self.state = {key: value.detach().clone() for key, value in output.state.items()}
         return found
 
-    def move_reference(self, number: int) -> None:
-        """After step `number`: a reference that follows the policy comes closer to it, every so many steps."""
-        if self.reference is None or not self.loss.needs.moving_reference:
+    def move_reference(self, number: int, *, before: bool = False) -> None:
+        """After step `number`: a reference that follows the policy comes closer to it, every so many steps.
+
+        One that lags (`reference_lags`) does so `before` the weights change, and so is the policy of a step ago.
+        """
+        lags: bool = getattr(self.loss, "reference_lags", False)
+        if self.reference is None or not self.loss.needs.moving_reference or lags != before:
             return
         share, every = self.loss.reference_update  # type: ignore[attr-defined]
         if number % every == 0:

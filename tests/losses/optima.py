@@ -42,6 +42,8 @@ def expected_loss(
         "rejected_num_tokens": lengths[loser],
         "chosen_score": world.reward[winner],
         "rejected_score": world.reward[loser],
+        "margin": world.reward[winner] - world.reward[loser],
+        "probability": wins,
     }
 
     def objective(log_probs: Tensor) -> Tensor:

@@ -97,6 +97,9 @@ def numbers_of(loss: Any, feed: Any, policy: Any, referee: Any) -> dict[str, Ten
     if kind is Data.PAIRS:
         for place, side in enumerate(("chosen", "rejected")):
             numbers[f"{side}_score"] = torch.tensor([r.scores[place] for r in fed if r.scores], dtype=torch.float64)
+        numbers["margin"] = numbers["chosen_score"] - numbers["rejected_score"]
+        numbers["probability"] = numbers["margin"].sigmoid()
+        numbers["tied"] = numbers["margin"] == 0
     return numbers
 
 
