@@ -32,30 +32,9 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
             longer[name] = torch.where(numbers[name] > 0, numbers[name] + more, 0)
         return longer
 
-    def tokens(numbers: Numbers, seed: int) -> Numbers:
-        """Move log-prob between the tokens of a completion, without changing its sum."""
-        generator = torch.Generator().manual_seed(seed)
-        moved = dict(numbers)
-        for name in numbers:
-            if name.endswith("_token") and not name.startswith("ref_"):
-                inside = (numbers[name] != 0).double()
-                noise = torch.rand(inside.shape, generator=generator, dtype=torch.float64) * inside
-                mean = noise.sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1)
-                moved[name] = numbers[name] + (noise - mean) * inside
-        return moved
-
     def scores(numbers: Numbers, seed: int) -> Numbers:
         other = samples.random_numbers(data, seed=seed + 1000, examples=len(numbers["ids"]))
         return dict(numbers) | {n: other[n] for n in numbers if n.endswith("score") or n == "scores"}
-
-    def redrawn(name: str) -> Callable[[Numbers, int], Numbers]:
-        def change(numbers: Numbers, seed: int) -> Numbers:
-            if name not in numbers:
-                return numbers
-            value = numbers[name]
-            return dict(numbers) | {name: ~value if value.dtype == torch.bool else value * 0.9}
-
-        return change
 
     def noise(which: Callable[[str], bool]) -> Callable[[Numbers, int], Numbers]:
         return lambda numbers, seed: samples.perturbed(numbers, which, seed)
@@ -63,11 +42,11 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
     found = {
         "reference": noise(reference),
         "lengths": lengths,
-        "tokens": tokens,
+        "tokens": _moved_between_tokens,
         "scores": scores,
-        "margin": redrawn("margin"),
-        "probability": redrawn("probability"),
-        "ties": redrawn("tied"),
+        "margin": _redrawn("margin"),
+        "probability": _redrawn("probability"),
+        "ties": _redrawn("tied"),
         "mismatched": noise(lambda name: name in ("mismatched", "mismatched_token")),
         "on_policy": noise(lambda name: name.startswith("old_")),
         "ended": lambda numbers, seed: {n: ~value if n == "ended" else value for n, value in numbers.items()},
@@ -79,6 +58,29 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
     if data is Data.UNPAIRED:
         found["desirable"] = lambda numbers, seed: dict(numbers) | {"desirable": ~numbers["desirable"]}
     return found
+
+
+def _moved_between_tokens(numbers: Numbers, seed: int) -> Numbers:
+    """Move log-prob between the tokens of a completion, without changing its sum."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = dict(numbers)
+    for name in numbers:
+        if name.endswith("_token") and not name.startswith("ref_"):
+            inside = (numbers[name] != 0).double()
+            noise = torch.rand(inside.shape, generator=generator, dtype=torch.float64) * inside
+            mean = noise.sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1)
+            moved[name] = numbers[name] + (noise - mean) * inside
+    return moved
+
+
+def _redrawn(name: str) -> Callable[[Numbers, int], Numbers]:
+    def change(numbers: Numbers, seed: int) -> Numbers:
+        if name not in numbers:
+            return numbers
+        value = numbers[name]
+        return dict(numbers) | {name: ~value if value.dtype == torch.bool else value * 0.9}
+
+    return change
 
 
 def _ends_with(suffix: str, name: str) -> bool:

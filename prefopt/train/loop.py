@@ -113,11 +113,7 @@ class PreferenceTrainer:
     # ---- the loop
 
     def train(self, checkpoint: str | Path | None = None) -> None:
-        """Train to the last step, or until a callback, a sentinel or a signal stops the run.
-
-        Args:
-            checkpoint: the one to resume from.
-        """
+        """Train, from a `checkpoint` if given, to the last step or until a callback, a sentinel or a signal stops."""
         evaluation_due = self._prepare(None if checkpoint is None else Path(checkpoint))
         began, first, may_stop_after = time.time(), self.state.global_step, self.sources["train"].resumes_after
         steps_per_epoch = len(self.sources["train"])
