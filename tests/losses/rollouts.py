@@ -80,6 +80,35 @@ def expected_gradient(name: str, at: EnumerableWorld, logits: Tensor, **settings
     return found
 
 
+def population_gradient(name: str, at: EnumerableWorld, values: Tensor | None = None, **settings: Any) -> Tensor:
+    """The gradient of a loss by the logits, all 0, on a rollout of every text once: there all are equally likely.
+
+    Args:
+        values: (N, T) of a value model, where the loss reads them.
+    """
+    logits = torch.zeros_like(at.start).requires_grad_()
+    token, reference = token_log_probs(logits), token_log_probs(at.start)
+    every = torch.ones(1, len(token), dtype=torch.bool)
+
+    def logps(per_token: Tensor) -> Logps:
+        return Logps(
+            sum=per_token.sum(-1)[None],
+            num_tokens=torch.full(every.shape, per_token.shape[-1]),
+            ref_sum=at.reference[None],
+            token=per_token[None],
+            ref_token=reference[None],
+            value=None if values is None else values[None],
+            value_after=torch.zeros(every.shape, dtype=torch.float64),
+        )
+
+    batch = ListLogps(
+        completions=logps(token), scores=at.reward[None], mask=every, old=logps(token.detach()), ended=every
+    )
+    loss = load(name, **settings)
+    (found,) = torch.autograd.grad(loss(with_targets(loss, batch)).loss.sum(), logits)
+    return found
+
+
 def true_gradient(at: EnumerableWorld, logits: Tensor, beta: float) -> Tensor:
     """The gradient of -E[r] + beta KL(policy || reference) by the logits."""
     logits = logits.clone().requires_grad_()

@@ -13,14 +13,14 @@ from prefopt.losses import ppo
 from prefopt.losses._rollouts import gae
 from prefopt.losses.ppo import CutOff
 from prefopt.losses.registry import load
-from prefopt.plugin import Data, ListLogps, Logps, with_targets
+from prefopt.plugin import Data
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import build, call, whole
 from prefopt.testing.samples import at_reference, declared, random_numbers
 from tests.losses.hand import close
 from tests.losses.identities import Sides, identity
-from tests.losses.rollouts import gradient, just_drawn, true_gradient, world
-from tests.worlds.enumerable import EnumerableWorld, make_world, token_log_probs
+from tests.losses.rollouts import gradient, just_drawn, population_gradient, true_gradient, world
+from tests.worlds.enumerable import EnumerableWorld, token_log_probs
 
 NOT_TESTED = {"ppo parity": "TRL has had no PPO since 1.0; by hand against the code of the N+ implementation details"}
 
@@ -176,22 +176,9 @@ def test_a_cut_off_is_not_an_end() -> None:
     assert float((ended - expected).abs().max()) > 0.1
 
 
-def test_a_whole_rollout_of_every_text_gives_the_direction_of_the_true_gradient() -> None:
-    """The plugin itself: where every text is equally likely, the rollout of each once is its expectation."""
-    at = make_world(0, length=3)
-    logits = torch.zeros_like(at.start).requires_grad_()
-    token, reference = token_log_probs(logits), token_log_probs(at.start)
-    old = token.detach()
-    values = true_values(at, old, reference, 0.3)
-
-    def logps(per_token: Tensor) -> Logps:
-        return Logps(sum=per_token.sum(-1)[None], num_tokens=torch.full((1, 64), 3), ref_sum=at.reference[None],
-                     token=per_token[None], ref_token=reference[None], value=values[None],
-                     value_after=torch.zeros(1, 64, dtype=torch.float64))  # fmt: skip
-
-    ended = torch.ones(1, 64, dtype=torch.bool)
-    batch = ListLogps(completions=logps(token), scores=at.reward[None], mask=ended, old=logps(old), ended=ended)
-    loss: Any = load("ppo", beta=0.3)
-    (found,) = torch.autograd.grad(loss(with_targets(loss, batch)).loss.sum(), logits)
-    true = true_gradient(at, torch.zeros_like(at.start), 0.3)
+def test_a_rollout_of_every_text_gives_the_direction_of_the_true_gradient() -> None:
+    """The plugin itself, whitening included."""
+    at, uniform = world(), torch.zeros_like(world().start)
+    values = true_values(at, token_log_probs(uniform), token_log_probs(at.start), 0.3)
+    found, true = population_gradient("ppo", at, values, beta=0.3), true_gradient(at, uniform, 0.3)
     torch.testing.assert_close(found / found.norm(), true / true.norm(), rtol=0, atol=1e-10)

@@ -13,7 +13,7 @@ from prefopt.testing.numbers import build, call, whole
 from prefopt.testing.samples import at_reference, declared, random_numbers
 from tests.losses.hand import close
 from tests.losses.identities import Sides, identity, values
-from tests.losses.rollouts import just_drawn
+from tests.losses.rollouts import just_drawn, population_gradient, true_gradient, world
 
 NOT_TESTED = {"reinforce_pp parity": "not in TRL"}
 
@@ -48,3 +48,11 @@ def test_reinforce_pp_at_reference() -> None:
 def test_a_constant_added_to_all_rewards_changes_nothing(seed: int) -> Sides:
     numbers = just_drawn(seed)
     return values("reinforce_pp", {**numbers, "scores": numbers["scores"] + 1}), values("reinforce_pp", numbers)
+
+
+def test_reinforce_pp_gives_the_direction_of_the_true_gradient() -> None:
+    """On a rollout of every text once, where all are equally likely, whitening included."""
+    at = world()
+    found = population_gradient("reinforce_pp", at, beta=0.3)
+    true = true_gradient(at, torch.zeros_like(at.start), 0.3)
+    torch.testing.assert_close(found / found.norm(), true / true.norm(), rtol=0, atol=1e-10)
