@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,18 @@ from prefopt.compare.measure_world import by_prompt
 from prefopt.compare.spec import MeasureConfig, Measurement
 from prefopt.config.run_config import RunConfig
 from prefopt.data.doctor.near_duplicates import near_copies
+from prefopt.engine.generation import end_tokens
 from prefopt.evaluate.held_out import HeldOut, score, wins
-from prefopt.evaluate.judge import is_callable, reward_model
+from prefopt.evaluate.judge import encoder, is_callable
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.tasks import run_tasks
 from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
 from prefopt.models.load import ModelConfig, load_model
+from prefopt.models.reward_model import is_reward_model
+from prefopt.rewards.model import ModelReward
+from prefopt.rewards.reward import Answer, answer
+from prefopt.runs.resolve_reward import writer_of_run
+from prefopt.runs.run_folder import model_path
 
 Floats = NDArray[np.float64]
 JUDGED_PROMPTS = 128  # unless `measure.prompts` says otherwise: a judge's scores decide verdicts
@@ -92,18 +98,28 @@ def _texts(
     budget = max(config.batch.budget(policy.device.type), longest)
     kl = kl_divergence(policy, reference, repeated, written, max_tokens=budget).exact_vocabulary
 
-    asked = [tokenizer.decode(prompt) for prompt in repeated]
+    ends = end_tokens(policy, tokenizer)
+    answers = [answer(tokenizer, p, t, ends) for p, t in zip(repeated, written, strict=True)]
+    asked = [a.prompt_text for a in answers]
     alike = near_copies(asked)
 
     def averaged(values: Any) -> Floats:
         return by_prompt(np.asarray(values, dtype=np.float64), alike)
 
     arrays = {"kl": averaged(kl), "length": averaged([len(text) for text in written])}
-    texts = [tokenizer.decode(text, skip_special_tokens=True) for text in written]
     if settings.judge and not is_callable(settings.judge):
-        arrays["judge"] = averaged(reward_model(settings.judge)(asked, texts))
+        arrays["judge"] = averaged(_scores(config, settings.judge, answers))
     kept = len(prompts) if settings.judge else settings.texts  # a judge that compares needs all
-    return arrays, [{"prompt": asked[i * each], "text": texts[i * each]} for i in range(min(kept, len(prompts)))]
+    firsts = answers[::each][:kept]
+    return arrays, [{"prompt": first.prompt_text, "text": first.text} for first in firsts]
+
+
+def _scores(config: RunConfig, judge: str, answers: Sequence[Answer]) -> Floats:
+    """The scores of a judge that is a model: read at the last token by a decoder, and as text by an encoder."""
+    path = model_path(judge)
+    if is_reward_model(path):
+        return ModelReward(path=path, writer=partial(writer_of_run, config))(answers)
+    return encoder(path)([a.prompt_text for a in answers], [a.text for a in answers])
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,7 @@ from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
 from prefopt.models.identity import digest_of_weights
 from prefopt.runs.resolve import resolve_path
 from prefopt.runs.resolve_reward import digest_of_reward
+from prefopt.runs.run_folder import model_path
 from prefopt.train.arguments import DEFAULTS
 
 TRIAL_SEED = 0
@@ -235,11 +236,12 @@ def judge_and_tasks(comparison: Comparison, config: RunConfig) -> dict[str, str]
         raise UserError("judge=... and tasks=[...] are for real data: a world has an exact reward and its own words")
     found = {}
     if measure.judge:
-        judges.check(measure.judge)
+        model = measure.judge if judges.is_callable(measure.judge) else model_path(measure.judge)
+        judges.check(model)
         if measure.prompts is None and config.evaluation.kl_prompts < 2:
             raise UserError(f"judge={measure.judge} needs texts: set measure.prompts=64, for example")
         if not judges.is_callable(measure.judge):
-            found["judge"] = digest_of_weights(measure.judge)
+            found["judge"] = digest_of_weights(model)
     if measure.tasks:
         check_tasks(measure.tasks)
         found["tasks"] = digest_of_tasks(measure.tasks)

@@ -1,13 +1,15 @@
 """Judges texts with the user's own judge: a reward model that scores one text, or a function that compares two.
 
-A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. It reads prompt and text
-as one string, as the policy read and wrote them. Its scores are averaged, and turned into wins prompt by prompt.
+A reward model is a folder that `AutoModelForSequenceClassification` loads, with one output. A decoder reads the tokens
+that the policy read and wrote, the end token included (`prefopt.rewards.model`); an encoder reads prompt and text as
+one string. Scores are averaged, and turned into wins prompt by prompt.
 
 A function is named `module:function` and is called as
 
     judge(prompts, first, second) -> one number for each prompt
 
-which is the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. It is called
+which is the probability that the first text is the better one: 1, 0, anything between, 0.5 for a tie. Texts keep their
+end token, by which one that ended differs from one that was cut off. It is called
 twice, with the texts in both orders, because judges favour a position (Zheng et al., 2023, https://arxiv.org/abs/2306.05685).
 Its answers are kept until the file of the function changes.
 """
@@ -31,6 +33,7 @@ from prefopt.common.digest import FileState, of_files, source_files
 from prefopt.errors import UserError, first_line, of_machine
 from prefopt.models.folder import check_files
 from prefopt.models.identity import model_files
+from prefopt.models.reward_model import set_padding
 
 Floats = NDArray[np.float64]
 Compare = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
@@ -110,25 +113,24 @@ def _one_output(path: str, config: Any) -> None:
         raise UserError(f"judge={path} has {config.num_labels} outputs: a reward model has one")
 
 
-def reward_model(path: str) -> Score:
-    """Load the reward model in `path`, and keep it until its files change; it gives (n,) scores of prompts and texts.
+def encoder(path: str) -> Score:
+    """Load the reward model in `path` that is an encoder, and keep it until its files change; it gives (n,) scores of
+    prompts and texts.
 
     Raises:
         UserError: there is no reward model, or a classifier with several outputs.
     """
-    return _reward_model(path, tuple(model_files(path)))
+    return _encoder(path, tuple(model_files(path)))
 
 
 @lru_cache(maxsize=1)
-def _reward_model(path: str, files: tuple[FileState, ...]) -> Score:
+def _encoder(path: str, files: tuple[FileState, ...]) -> Score:
     with _explaining(path):
         check_files(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     _one_output(path, model.config)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    set_padding(model, tokenizer)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def scores(prompts: Sequence[str], texts: Sequence[str]) -> Floats:

@@ -37,7 +37,7 @@ HEAD = "score"  # the output layer of transformers' classifiers on decoders
 
 
 def is_reward_model(path: str) -> bool:
-    """Whether a folder or hub id has a sequence classifier, or an adapter of one."""
+    """Whether a folder or hub id has a decoder that classifies sequences, or an adapter of one."""
     saved = saved_settings(path)
     if saved is not None:
         return bool(saved.get("task_type") == "SEQ_CLS")
@@ -45,7 +45,10 @@ def is_reward_model(path: str) -> bool:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # what loads the model explains it
         return False
-    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+    if not any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return False
+    with torch.device("meta"):
+        return hasattr(AutoModelForSequenceClassification.from_config(config), HEAD)
 
 
 def load_reward_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, seed: int) -> Any:

@@ -32,7 +32,7 @@ def resolved_reward(config: RunConfig) -> Reward | None:
     """
     if config.reward is None:
         return None
-    return named_reward(config.reward, config.data.world, partial(_writer, config))
+    return named_reward(config.reward, config.data.world, partial(writer_of_run, config))
 
 
 def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writer]) -> Reward:
@@ -63,7 +63,7 @@ def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writ
     return combined(given, named)
 
 
-def _writer(config: RunConfig) -> Writer:
+def writer_of_run(config: RunConfig) -> Writer:
     """How the answers of a run's model are written."""
     tokenizer, data = load_tokenizer(resolved(config).model), resolved_data(config.data)
 
