@@ -95,8 +95,8 @@ def _build(overrides: list[str]) -> int:
             seed=config.seed,
             reference=load_model(config.model, config.model.reference) if config.model.reference else None,
             store=root,
-            progress=lambda count: bar.advance(task, count),
-            **config.trainer,
+            progress=lambda done, total: bar.advance(task, done),
+            **config.trainer | {"max_steps": -1, "num_train_epochs": 1.0},  # of all records
         )
     tables = [t for t in built.tables.values() if t is not None]
     hits, misses = sum(t.hits for t in tables), sum(t.misses for t in tables)

@@ -81,9 +81,10 @@ class RunProgress(TrainerCallback):
         print(f"{WARNING}{printable(line)}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def reference(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function to call with the number of records whose reference log-probs are ready."""
-        yield lambda count: None
+    def reference(self) -> Iterator[Callable[[int, int], None]]:
+        """Yield a function to call with the number of records whose reference log-probs became ready, and with that of
+        all of them; training records come before held-out ones."""
+        yield lambda count, total: None
 
     def begin(self, step: int, steps: int) -> None:
         """Show that training begins after `step`."""
@@ -145,16 +146,21 @@ class PlainProgress(RunProgress):
         self.inform(f"{WARNING}{line}")
 
     @contextmanager
-    def reference(self) -> Iterator[Callable[[int], None]]:
-        """Print every half minute how many records are done."""
-        records, printed = 0, time.monotonic()
+    def reference(self) -> Iterator[Callable[[int, int], None]]:
+        """Print every half minute how many records are done, and how long the others may take."""
+        records, first, began = 0, 0, time.monotonic()
+        printed = began
 
-        def advance(count: int) -> None:
-            nonlocal records, printed
+        def advance(count: int, total: int) -> None:
+            nonlocal records, first, began, printed
+            now = time.monotonic()
+            if not 0 < records < total:  # a split begins, with what the store has of it
+                records, first, began = 0, count, now
             records += count
-            if count and time.monotonic() - printed > REFERENCE_SECONDS:
-                printed = time.monotonic()
-                self.inform(f"reference log-probs: {records:,} records done")
+            if records > first and now - printed > REFERENCE_SECONDS:
+                printed = now
+                left = (now - began) / (records - first) * (total - records)
+                self.inform(f"reference log-probs: {records:,} of {total:,} records done  left {clock(left)}")
 
         yield advance
 
@@ -177,7 +183,7 @@ class RichProgress(RunProgress):
     def __init__(self, label: str, stream: TextIO) -> None:
         super().__init__(label, stream)
         self.bar: _Bar | None = None
-        self.reference_bar: Progress | None = None
+        self.reference_bar: _Bar | None = None
 
     @property
     def console(self) -> Console:
@@ -190,14 +196,15 @@ class RichProgress(RunProgress):
         self.console.print(f"{WARNING}{line}", style="yellow", highlight=False, markup=False)
 
     @contextmanager
-    def reference(self) -> Iterator[Callable[[int], None]]:
+    def reference(self) -> Iterator[Callable[[int, int], None]]:
         """Show a bar that comes with the first records and goes when training begins."""
-        columns = TextColumn("reference log-probs"), TextColumn("{task.completed:,.0f} records"), TimeElapsedColumn()
-        bar = self.reference_bar = Progress(*columns, console=self.console, transient=True)
-        task = bar.add_task("", total=None)
+        bar = self.reference_bar = _bar(self.console, transient=True)
+        task = bar.add_task("reference log-probs", total=None)
 
-        def advance(count: int) -> None:
+        def advance(count: int, total: int) -> None:
             bar.start()
+            if bar.tasks[0].finished or bar.tasks[0].total != total:
+                bar.reset(task, total=total)
             bar.update(task, advance=count)
 
         try:
@@ -248,10 +255,10 @@ class JsonProgress(RunProgress):
         self.emit("warning", text=line)
 
     @contextmanager
-    def reference(self) -> Iterator[Callable[[int], None]]:
+    def reference(self) -> Iterator[Callable[[int, int], None]]:
         """Count the records for the event `begin`."""
 
-        def advance(count: int) -> None:
+        def advance(count: int, total: int) -> None:
             self._reference_records += count
 
         yield advance
@@ -330,9 +337,9 @@ class _Bar(Progress):
         yield Text(f"  {self.figures}", style="dim")
 
 
-def _bar(console: Console) -> _Bar:
+def _bar(console: Console, *, transient: bool = False) -> _Bar:
     return _Bar(
         TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console, expand=True,
+        console=console, expand=True, transient=transient,
     )  # fmt: skip

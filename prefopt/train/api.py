@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
-from prefopt.engine.packing import Packer
+from prefopt.engine.packing import Indices, Packer, epoch_order
 from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import ReferenceStore
@@ -207,6 +208,14 @@ def _check_lengths(feed: Feed, model: Any, batch: BatchConfig, layout: Layout) -
     check_length(unwrap(model), int(lengths.widths()[at]) + 1, f"record {which}: a sequence")
 
 
+def _read(feed: Feed, args: TrainingArguments, batch: BatchConfig) -> Indices | None:
+    """The records that the steps of a run shorter than one epoch read; None: all."""
+    size = len(feed)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(size / batch.records))
+    read = steps * batch.records
+    return epoch_order(size, order_seed(args), 0)[:read] if read < size else None
+
+
 def _reference_pass(
     model: Any, feeds: Mapping[str, Feed], needs: Needs, given: Settings, args: TrainingArguments, batch: BatchConfig,
     clock: Callable[[float], None],
@@ -233,6 +242,7 @@ def _reference_pass(
                 process=(args.process_index, args.world_size),
                 barrier=PartialState().wait_for_everyone,
                 progress=given.progress,
+                read=_read(feed, args, batch) if split == "train" else None,
             )
     clock(time.perf_counter() - start)
     return name, tables

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.policy import Policy
-from prefopt.engine.reference.table import ReferenceTable
+from prefopt.engine.reference.table import Progress, ReferenceTable
 from prefopt.rewards.reward import Reward
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import Sentinels
@@ -35,7 +35,8 @@ class Settings:
         probe: measures more figures of an evaluation in training, from the policy, such as the KL of its texts.
         weights: the fingerprint of the model as it is given; None: it is computed.
         origin: the options that gave model and records, by their names: they explain why a resume is refused.
-        progress: called with the number of records whose reference log-probs are ready.
+        progress: called with the number of records whose reference log-probs are ready since the last call, and with
+            that of all that the run reads of a split.
         reward: scores the policy's own samples, behind the prompts of the records: they are what is learnt from.
         rollout: how samples are drawn and labelled.
         look: called with every `prefopt.train.sources.rollouts.Rollout` that is made.
@@ -54,7 +55,7 @@ class Settings:
     probe: Callable[[Policy], dict[str, float]] | None = None
     weights: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
-    progress: Callable[[int], None] = lambda n: None
+    progress: Progress = lambda done, total: None
     reward: Reward | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     look: Callable[[Rollout], None] = lambda rollout: None

@@ -16,6 +16,8 @@ def test_doctor_says_versions_and_what_is_usable(capsys: pytest.CaptureFixture[s
     assert found["versions"]["torch"] == torch.__version__
     assert found["usable"]["cuda"] == torch.cuda.is_available()
     assert found["machine"]["cores"] >= 1
+    if not torch.cuda.is_available():
+        assert found["usable"]["bf16"] is False  # transformers refuses it on CPUs
     assert {"prefopt", "hub"} == found["caches"].keys()
     assert main(["doctor"]) == 0
     assert "versions" in capsys.readouterr().out

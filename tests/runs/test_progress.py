@@ -102,14 +102,27 @@ def test_what_is_told_about_the_reference() -> None:
     stream = io.StringIO()
     told = run_progress("json", "dpo", stream)
     with told.reference() as advance:
-        advance(3)
-        advance(4)
+        advance(3, 7)
+        advance(4, 7)
         told.begin(0, 8)
     assert json.loads(stream.getvalue())["reference_records"] == 7
     plain = io.StringIO()
     with run_progress("plain", "dpo", plain).reference() as advance:
-        advance(3)
+        advance(3, 7)
     assert plain.getvalue() == ""  # it took less than half a minute
+
+
+def test_plain_progress_of_the_reference_has_a_total_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 2.0, 81.0, 82.0])
+    stream = io.StringIO()
+    shown = run_progress("plain", "dpo", stream)
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    with shown.reference() as advance:
+        advance(10, 50)  # in the store
+        advance(1, 50)
+        advance(19, 50)
+        advance(20, 50)
+    assert stream.getvalue().splitlines() == ["reference log-probs: 30 of 50 records done  left 1:20"]
 
 
 def test_the_reference_bar_goes_when_training_begins() -> None:
@@ -117,10 +130,10 @@ def test_the_reference_bar_goes_when_training_begins() -> None:
     told = run_progress("rich", "dpo", terminal)
     with told.reference() as advance:
         assert terminal.getvalue() == ""
-        advance(7)
+        advance(7, 9)
         told.begin(0, 8)
         before = len(terminal.getvalue())
         told.log(1, 8, FIGURES)
         told.close()
-    assert "7 records" in terminal.getvalue()[:before]
-    assert "records" not in terminal.getvalue()[before:]
+    assert "7/9" in terminal.getvalue()[:before]
+    assert "reference" not in terminal.getvalue()[before:]

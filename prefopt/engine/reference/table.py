@@ -5,15 +5,17 @@ share them, and so do losses, seeds, orders and length limits. A later run compu
 few of the entries that it reuses by computing them again.
 
 The last bits of a log-prob depend on what else is in its forward. Forwards are therefore packed by the texts alone,
-whatever the order of the records and `batch.max_tokens` are: where the same texts are missing, the bits are the same.
+whatever the order of the records, `batch.max_tokens` and the number of steps are: where the same texts are missing, the
+bits are the same. A run that reads a part of the records computes only the batches that have one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,7 @@ BATCH_TOKENS = 16_384
 FORWARD_TOKENS = 4096
 # Entries computed again when a store is reused.
 VERIFIED = 4
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +94,13 @@ def reference_table(
     entropy: bool = False,
     process: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Progress = lambda done, total: None,
+    read: NDArray[np.int64] | None = None,
 ) -> ReferenceTable:
     """The table of `records`; entries that the store lacks are computed with `model` and added to it.
+
+    The records are packed in the same way whatever the store has and whatever is read, so that a log-prob has the same
+    bits in every run. A batch of them is computed if one of its records is read.
 
     Args:
         model: the reference, as the store's fingerprint saw it; a model or a `Policy`.
@@ -102,7 +109,8 @@ def reference_table(
         entropy: also keep the entropies of the reference's distributions.
         process: (rank, count) of the processes that build the table together; each computes its share of what is
             missing, and `barrier` waits for the others.
-        progress: called with the number of records done.
+        progress: called with the number of records done since the last call, and of all that are read.
+        read: places of the records that will be read, for which alone the table then has values; None: all.
 
     Raises:
         UserError: entries in the store are not what was written, or not what the model gives now; a log-prob or an
@@ -111,25 +119,28 @@ def reference_table(
     store.refresh()
     store.check()
     keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
+    is_read = np.ones(len(keys), bool) if read is None else np.isin(np.arange(len(keys)), read)
     with opened(model) as policy:
-        reference = _Pass(policy, records, keys, store, entropy)
+        reference = _Pass(policy, records, keys, is_read, store, entropy)
         # Of several runs that lack the same entries, one computes them; the processes of one run share them out.
         with making(store.folder) if process[1] == 1 and reference.missing() else nullcontext():
             store.refresh()
             hits = reference.run(process, progress)
     barrier()
     store.refresh()
-    found = [store.get(k, entropy) for record in keys for k in record]
+    nothing = np.empty(0, np.float32)
+    found = [store.get(k, entropy) if used else (nothing, nothing) for record, used in zip(keys, is_read, strict=True)
+             for k in record]  # fmt: skip
     rows = [entry for entry in found if entry is not None]
     if len(rows) < len(found):
         raise UserError(f"the reference store {store.folder} lost entries while it was built: is another process "
                         "pruning it? Start again")  # fmt: skip
     store.touch()
     return ReferenceTable(
-        sum=np.array([token.sum(dtype=np.float64) for token, _ in rows], np.float32),
+        sum=np.array([math.nan if t is nothing else t.sum(dtype=np.float64) for t, _ in rows], np.float32),
         offsets=np.cumsum([0, *map(len, keys)], dtype=np.int64),
         hits=hits,
-        misses=len(rows) - hits,
+        misses=sum(len(record) for record, used in zip(keys, is_read, strict=True) if used) - hits,
         _token=[token for token, _ in rows],
         _entropy=[values for _, values in rows if values is not None] if entropy else None,
     )
@@ -137,26 +148,56 @@ def reference_table(
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One pass of a reference over records; `keys` name the entries of each record's completions."""
+    """One pass of a reference over records; `keys` name the entries of each record's completions, and `is_read` (N,)
+    says which records are read."""
 
     policy: Any
     records: Sequence[TokenRecord]
     keys: list[list[Key]]
+    is_read: NDArray[np.bool_]
     store: ReferenceStore
     entropy: bool
 
-    def run(self, process: tuple[int, int], progress: Callable[[int], None]) -> int:
+    def run(self, process: tuple[int, int], progress: Progress) -> int:
         """Compute this process's share of what the store lacks; returns the number of entries that it has."""
         missing = self.missing()
-        hits = sum(map(len, self.keys)) - sum(map(len, missing.values()))
+        lacking = {self.keys[i][c] for i, completions in missing.items() for c in completions}
+        read = [set(record) for record, used in zip(self.keys, self.is_read, strict=True) if used]
+        wanted = lacking & set().union(*read)
+        hits = sum(len(k) for k, used in zip(self.keys, self.is_read, strict=True) if used) - len(wanted)
         if hits > 0:
             self.verify()
-        progress(len(self.records) - len(missing))
+        batches = self._batches_with(wanted, missing, process)
+        ready = sum(record.isdisjoint(lacking) for record in read)
+        total = ready + sum(map(len, batches))
+        progress(ready, total)
+        self.fill(batches, missing, lambda done: progress(done, total))
+        return hits
+
+    def _batches_with(
+        self, wanted: set[Key], missing: Mapping[int, list[int]], process: tuple[int, int]
+    ) -> list[list[int]]:
+        """The records of this process that lack entries, of those batches of all texts that have a wanted entry."""
         rank, count = process
         # Shared out by content, not by place among the missing: processes may see different stores.
-        mine = [i for i in missing if int.from_bytes(self.keys[i][0][:8], "little") % count == rank]
-        self.fill({i: missing[i] for i in mine}, progress)
-        return hits
+        mine = {i: c for i, c in self._texts().items() if int.from_bytes(self.keys[i][0][:8], "little") % count == rank}
+        found = []
+        for batch in self._batches(mine, BATCH_TOKENS):
+            lack = [i for i in batch if i in missing]
+            if any(self.keys[i][c] in wanted for i in lack for c in missing[i]):
+                found.append(lack)
+        return found
+
+    def _texts(self) -> dict[int, list[int]]:
+        """Record -> its completions, each text once."""
+        found: dict[int, list[int]] = {}
+        seen: set[Key] = set()
+        for i, record in enumerate(self.keys):
+            for c, key in enumerate(record):
+                if key not in seen:
+                    seen.add(key)
+                    found.setdefault(i, []).append(c)
+        return found
 
     def missing(self) -> dict[int, list[int]]:
         """Record -> its completions that the store lacks, each text once."""
@@ -175,11 +216,11 @@ class _Pass:
                     missing.setdefault(i, []).append(c)
         return missing
 
-    def fill(self, missing: dict[int, list[int]], progress: Callable[[int], None]) -> None:
-        """Compute what is missing, and write it part by part."""
+    def fill(self, batches: list[list[int]], missing: dict[int, list[int]], progress: Callable[[int], None]) -> None:
+        """Compute what is missing of the records in batches, and write it part by part."""
         entries: dict[Key, Entry] = {}
         tokens, since = 0, time.monotonic()
-        for batch in self._batches(missing, BATCH_TOKENS):
+        for batch in batches:
             for i, scored in zip(batch, self._score(batch, missing, progress), strict=True):
                 assert scored.token is not None
                 for n, c in enumerate(missing[i]):

@@ -118,6 +118,23 @@ def test_the_bits_do_not_depend_on_the_order_of_the_records(name: str, entropy: 
     np.testing.assert_array_equal(other.sum.reshape(-1, 2)[::-1].ravel(), whole.sum)
 
 
+def test_only_batches_that_are_read_are_computed_and_have_the_bits_of_a_whole_pass(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "BATCH_TOKENS", 16)
+    whole = table(model, DATA, tmp_path / "whole")
+    store, calls = ReferenceStore(tmp_path / "part", fingerprint(model)), []
+    read = np.array([3])
+    found = reference_table(model, DATA, store, read=read, progress=lambda done, total: calls.append((done, total)))
+    assert counts(found) == (0, 2)
+    assert 2 <= len(store) < COMPLETIONS
+    assert sum(done for done, _ in calls) == calls[-1][1] < len(DATA)
+    pairs = found.sum.reshape(-1, 2), whole.sum.reshape(-1, 2)
+    np.testing.assert_array_equal(pairs[0][read], pairs[1][read])
+    assert np.isnan(np.delete(pairs[0], read, 0)).all()
+    np.testing.assert_array_equal(table(model, DATA, tmp_path / "part").sum, whole.sum)
+
+
 def test_a_repeated_text_is_computed_once(model: Any, tmp_path: Path) -> None:
     twice = [DATA[0], TokenRecord(id="again", kind=Data.PAIRS, prompt=DATA[0].prompt, completions=DATA[0].completions)]
     found = table(model, twice, tmp_path)
