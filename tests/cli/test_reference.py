@@ -41,6 +41,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"model.path={folder / 'model'}",
         "data=auto",
         f"data.path={folder / 'pairs.jsonl'}",
+        "data.eval_records=0",
         "trainer.use_cpu=true",
     ]
 
