@@ -5,7 +5,8 @@ usage: prefopt compare losses=[dpo,ipo,kto,orpo,simpo] [budget.trials=4] [seeds=
 
   losses=[A,B]            names of the menu (`prefopt losses`); base and SFT on the chosen side are always included;
                           A@rollouts is the loss A on the policy's own samples, as losses such as rloo always are
-  reward=R                scores samples: world (the default there), module:function or file.py:function; rollout.OPTION
+  reward=R                scores samples: world (the default there), a reward model's run, module:function or
+                          file.py:function; rollout.OPTION for how they are drawn
   methods.NAME.OPTION=V   an option of one method only: methods.simpo.loss.gamma_beta_ratio=0.3
   methods.NAME.loss=A     another method with the loss A: methods.dpo2.loss=dpo methods.dpo2.trainer.max_steps=32
   budget.trials=N         settings tried for each method, measured on validation prompts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ from numpy.typing import NDArray
 from prefopt.common.digest import of_json
 from prefopt.compare.spec import RewardChange
 from prefopt.config.run_config import RunConfig
+from prefopt.rewards.combine import Combined
+from prefopt.rewards.model import ModelReward
 from prefopt.rewards.reward import Answer, Reward
+from prefopt.runs.run_folder import RunFolder, is_run
 from prefopt.train.sources.rollouts import Rollout
 
 
@@ -37,14 +42,44 @@ class SampleCount:
         self.tokens += sum(written)
         self.read += sum(len(answer.prompt) for answer in rollout.answers) + sum(written)
 
-    def costs(self, config: RunConfig) -> dict[str, float]:
-        """Return `tokens_sampled`, `tokens_scored` (by reference and value model) and `labels` of the run."""
-        needs = config.loss.needs
+    def costs(self, config: RunConfig, reward: Reward) -> dict[str, float]:
+        """Return what the samples cost.
+
+        `tokens_sampled`, `tokens_scored` (by reference, value model and reward models), `labels` (rewards that no model
+        gave, and records that reward models learned from) and `reward_model_seconds` (of their training).
+        """
+        needs, models = config.loss.needs, reward_models(reward)
+        bought = [training_of(model) for model in models]
+        asked = 0 if models and len(models) == len(parts_of(reward)) else self.texts
         return {
             "tokens_sampled": float(self.tokens),
-            "tokens_scored": float(self.read * (needs.reads_reference + needs.values)),
-            "labels": float(self.texts),
+            "tokens_scored": float(self.read * (needs.reads_reference + needs.values + len(models))),
+            "labels": float(asked + sum(records for records, _ in bought)),
+            "reward_model_seconds": float(sum(seconds for _, seconds in bought)),
         }
+
+
+def parts_of(reward: Any) -> list[Any]:
+    """The rewards that a reward is made of."""
+    if isinstance(reward, ChangedReward):
+        return parts_of(reward.reward)
+    return [one for part in reward.parts for one in parts_of(part)] if isinstance(reward, Combined) else [reward]
+
+
+def reward_models(reward: Any) -> list[ModelReward]:
+    """The reward models among them, each once."""
+    found = {part.path: part for part in parts_of(reward) if isinstance(part, ModelReward)}
+    return list(found.values())
+
+
+def training_of(model: ModelReward) -> tuple[float, float]:
+    """(records that it read, seconds of its steps) of a reward model's own run; nan where there is no such run."""
+    folder = Path(model.path).parent
+    if not is_run(folder):
+        return math.nan, math.nan
+    run = RunFolder.open(folder)
+    records = min(run.summary["steps"] * run.config["batch"]["records"], run.summary["counts"]["train"])
+    return float(records), float(run.summary["seconds"]["train"])
 
 
 def offline_costs(config: RunConfig, records: Sequence[Any], steps: int, trained: float) -> dict[str, float]:
@@ -66,6 +101,7 @@ def offline_costs(config: RunConfig, records: Sequence[Any], steps: int, trained
         "tokens_sampled": 0.0,
         "tokens_scored": scored,
         "labels": float(min(steps * config.batch.records, len(records))),
+        "reward_model_seconds": 0.0,
     }
 
 

@@ -86,7 +86,7 @@ def _execute(job: Job) -> JobResult:
 def _train(
     job: Job, config: RunConfig, policy: Any, data: PreparedRecords
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    count, processor = SampleCount(), time.process_time()
+    count, processor, reward = SampleCount(), time.process_time(), _reward(job)
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
         result = train(
             policy,
@@ -98,7 +98,7 @@ def _train(
             reference=load_reference(config.model, policy) if config.model.reference else None,
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=data.tokenizer,
-            reward=_reward(job),
+            reward=reward,
             rollout=config.rollout,
             look=count.add,
             **(config.trainer | {"save_strategy": "no", "eval_strategy": "no"}),
@@ -114,8 +114,10 @@ def _train(
         "tokens": float(round(state.total_flos / (6 * weights))),
         "steps": float(state.global_step),
     }
-    online = config.source == "rollouts"
-    cost |= count.costs(config) if online else offline_costs(config, data.train, state.global_step, cost["tokens"])
+    if reward is not None:
+        cost |= count.costs(config, reward)
+    else:
+        cost |= offline_costs(config, data.train, state.global_step, cost["tokens"])
     curve = [
         {"step": h["step"]} | {name: h[name] for name in CURVE if name in h} for h in state.log_history if "loss" in h
     ]

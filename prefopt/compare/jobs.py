@@ -91,8 +91,8 @@ class JobResult:
         figures, arrays, texts: see `prefopt.compare.spec.Measurement`.
         curve: the figures logged during training, by step.
         cost: `train_seconds`, `processor_seconds`, `measure_seconds`, `job_seconds`, `tokens` (of the steps),
-            `tokens_sampled`, `tokens_scored`, `labels`, `steps`, `peak_memory_mib`, and of the reference pass
-            `reference_seconds` and `reference_texts`.
+            `tokens_sampled`, `tokens_scored`, `labels`, `reward_model_seconds`, `steps`, `peak_memory_mib`, and of the
+            reference pass `reference_seconds` and `reference_texts`.
         warnings: what weakens it, as sentences.
         kept: it was read from an earlier call's folder.
     """

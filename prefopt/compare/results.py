@@ -27,6 +27,13 @@ from prefopt.errors import PrefoptError
 
 Floats = NDArray[np.float64]
 RESULTS = "results.json"
+ONE_RUN = (
+    "labels",
+    "tokens_sampled",
+    "tokens_scored",
+    "tokens_trained",
+    "reward_model_seconds",
+)  # costs of a final run
 
 
 def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str, seconds: float) -> ComparisonOutcome:
@@ -157,7 +164,7 @@ def _cost(row: MethodRuns) -> dict[str, float]:
         "peak_memory_mib": max(column("peak_memory_mib", every), default=0.0),
         **{name: total(name) for name in ("reference_seconds", "reference_texts", "job_seconds")},
         "tokens_trained": of_one("tokens"),
-        **{name: of_one(name) for name in ("tokens_sampled", "tokens_scored", "labels")},
+        **{name: of_one(name) for name in ("tokens_sampled", "tokens_scored", "labels", "reward_model_seconds")},
     }
 
 
@@ -218,7 +225,7 @@ def _plain_row(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
         "loss": s.runs.method.loss if s.runs.method is not None else None,
         "control": s.runs.control,
         "online": s.runs.method is not None and result.comparison.online(s.runs.method),
-        **{name: s.cost[name] for name in ("labels", "tokens_sampled", "tokens_scored", "tokens_trained")},
+        **{name: s.cost[name] for name in ONE_RUN},
         "point": value.point if value else None,
         "interval": [value.low, value.high] if value else None,
         "chosen": s.runs.chosen.plain() if s.runs.chosen is not None else None,

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from prefopt.cli import main
-from prefopt.compare.costs import ChangedReward
+from prefopt.compare.costs import ChangedReward, SampleCount
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.rounds import Rounds
 from prefopt.compare.spec import CHANGES, Comparison, Method
+from prefopt.config.compose import compose
 from prefopt.errors import UserError
+from prefopt.rewards.combine import Combined
+from prefopt.rewards.model import ModelReward
 from prefopt.rewards.reward import Answer, FunctionReward
 from tests.compare.outcomes import outcome, runs
 
@@ -92,6 +95,26 @@ def test_rewards_of_controls() -> None:
     assert np.array_equal(shuffled(answers), shuffled(answers))  # the same for a resume, and on every process
     orders = {tuple(ChangedReward(reward, "shuffled", seed)(answers)) for seed in range(8)}
     assert len(orders) > 4
+
+
+def test_a_reward_model_costs_its_own_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its samples are no labels, but the records that it learned from are; one that nobody trained here is unknown."""
+    monkeypatch.setattr("prefopt.rewards.model.is_reward_model", lambda path: True)
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    (run / "config.yaml").write_text("batch: {records: 8}\n")
+    (run / "summary.json").write_text(json.dumps({"steps": 5, "counts": {"train": 100}, "seconds": {"train": 2.5}}))
+    model, foreign = (
+        ModelReward(path=str(path), writer=lambda: pytest.fail("asked")) for path in (run / "final", tmp_path / "other")
+    )
+    exact = FunctionReward("m:f", lambda prompts, completions: [0.0] * len(completions))
+    count = SampleCount(tokens=30, texts=10, read=50)
+    given = compose(["loss=rloo", "source=rollouts", "reward=m:f"])
+    alone = count.costs(given, ChangedReward(model, "negated"))
+    assert alone == {"tokens_sampled": 30, "tokens_scored": 100, "labels": 40, "reward_model_seconds": 2.5}
+    both = count.costs(given, Combined("both", (model, model, exact), lambda scores: scores.sum(0)))
+    assert (both["labels"], both["tokens_scored"]) == (50, 100)
+    assert np.isnan(count.costs(given, foreign)["labels"])
 
 
 def test_failed_controls_of_samples_are_said() -> None:
