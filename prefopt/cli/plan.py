@@ -136,6 +136,7 @@ def _plan_shape(args: argparse.Namespace) -> dict[str, Any]:
     given = {o.split("=", 1)[0] for o in args.overrides}
     config = compose([*(o for o in SHAPE_OVERRIDES if o.split("=")[0] not in given), *args.overrides,
                       *([] if "model.path" in given else [f"model.path={args.model_shape}"])])  # fmt: skip
+    _check_counted(config)
     found = plan_sharded(
         config, shape(args.model_shape), device=device(args.device or "h100"), devices=args.devices,
         records=args.records, record=AverageRecord(prompt=prompt, completions=tuple(completions)),
@@ -143,6 +144,22 @@ def _plan_shape(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         _print_shape(args.model_shape, found)
     return {"model_shape": args.model_shape, **found.plain()}
+
+
+def _check_counted(config: RunConfig) -> None:
+    """Raise UserError for an option that the arithmetic does not know: it is of full tuning in bfloat16 with Adam."""
+    trainer = config.trainer
+    ignored = [
+        (config.peft.method != "none", "peft=none"),
+        (config.model.dtype != "float32", "model.dtype=float32"),
+        (config.model.quantization is not None, "model.quantization=null"),
+        (bool(trainer["fp16"]), "trainer.bf16=true"),
+        ("adam" not in str(trainer["optim"]), "trainer.optim=adamw_torch"),
+        (config.source != "offline", "source=offline"),
+    ]
+    if wrong := [option for is_wrong, option in ignored if is_wrong]:
+        raise UserError(f"--model-shape counts full tuning in bfloat16 with Adam on given records: {', '.join(wrong)}; "
+                        "a plan with weights (model.path=..., without --model-shape) counts the rest")  # fmt: skip
 
 
 def _print_shape(name: str, found: ShardedPlan) -> None:

@@ -53,7 +53,8 @@ def kl_divergence(
     """KL(policy || reference) estimated on texts that the policy wrote at temperature 1.
 
     Args:
-        policy, reference: causal language models, or policies around them, with one vocabulary.
+        policy: a causal language model, or a policy around one.
+        reference: another one with the same vocabulary.
         prompts: (n) token ids of each text's prompt.
         completions: (n) tokens that `generate` returned, the closing end token included.
         max_tokens: tokens of one forward.

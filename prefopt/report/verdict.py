@@ -13,6 +13,10 @@ from prefopt.report.formatting import listed, with_error, with_unit
 from prefopt.report.run_facts import RunFacts
 from prefopt.runs.run_folder import RunFolder
 
+# The smallest effects that matter: a change below them has no verdict, however sure it is.
+SMALLEST_MARGIN = 0.1  # nats a pair: the odds of the better answer rise by a tenth
+SMALLEST_PER_TOKEN = 0.01  # nats a token
+
 
 @dataclass(frozen=True)
 class BandCheck:
@@ -150,6 +154,8 @@ def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:
     if change is None:
         return State.LOOK, "No held-out figure shows whether the demonstrations became likelier."
     by = f"by {with_error(change, 'nats per token', sign=True)}"
+    if abs(change.value) < SMALLEST_PER_TOKEN:
+        return State.LOOK, f"A tie with the base model on held-out demonstrations ({by}; {_least_per_token()})."
     if change.sign > 0:
         return State.GOOD, f"Better than the base model: the held-out demonstrations became likelier, {by}."
     if change.sign < 0:
@@ -170,6 +176,11 @@ def _of_preferences(facts: RunFacts) -> tuple[State, str]:
     share = f"the margin grew on {with_error(grew, '%')} of the held-out pairs" if grew else "the margin grew"
     ranks = (f"it ranks the better answer higher in {with_unit(facts.after['accuracies/logps'].value, '%')} of them, "
              f"the base model in {with_unit(facts.before['accuracies/logps'].value, '%')}")  # fmt: skip
+    if abs(margin.value) < SMALLEST_MARGIN:
+        return State.LOOK, (
+            f"A tie with the base model: held-out margins changed by {with_error(margin, 'nats', sign=True)}, where at "
+            f"least {SMALLEST_MARGIN:g} matter, and {ranks}."
+        )
     if margin.sign > 0 and accuracy.sign > 0:
         return State.GOOD, f"It learnt the preference: {share}, and {ranks}."
     if margin.sign > 0 and accuracy.sign < 0:
@@ -191,11 +202,17 @@ def _of_labels(facts: RunFacts) -> tuple[State, str]:
     gap = Estimate(good.value - bad.value, math.hypot(good.se, bad.se), good.count + bad.count)
     moved = (f"desirable answers moved by {with_error(good, 'nats per token', sign=True)}, undesirable ones by "
              f"{with_error(bad, 'nats per token', sign=True)}")  # fmt: skip
+    if abs(gap.value) < SMALLEST_PER_TOKEN:
+        return State.LOOK, f"A tie with the base model: held-out {moved} ({_least_per_token()})."
     if gap.sign > 0:
         return State.GOOD, f"It learnt the preference: held-out {moved}."
     if gap.sign < 0:
         return State.BAD, f"It learnt the opposite: held-out {moved}."
     return State.LOOK, f"A tie with the base model: held-out {moved}."
+
+
+def _least_per_token() -> str:
+    return f"at least {SMALLEST_PER_TOKEN:g} nats per token matter"
 
 
 def sentinel_warnings(run: RunFolder) -> list[str]:

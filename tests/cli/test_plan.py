@@ -23,6 +23,12 @@ def test_wrong_options_are_refused_in_one_line(capsys: pytest.CaptureFixture[str
     assert "did you mean 'h100'" in errors[1]
 
 
+@pytest.mark.parametrize("option", ["peft=lora", "model.dtype=bfloat16", "trainer.fp16=true", "trainer.optim=sgd"])
+def test_a_shape_is_not_planned_with_what_it_does_not_count(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model-shape", "llama3-8b", option]) == 2
+    assert "counts full tuning in bfloat16" in capsys.readouterr().err
+
+
 def test_a_shape_is_planned_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                          num_attention_heads=4)  # fmt: skip

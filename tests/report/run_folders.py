@@ -15,10 +15,12 @@ from tests.report.html import EVIL
 GOOD = 0.8
 
 
-def run_folder(path: Path, *, margin: float = 1.0, loss: str = "dpo", rows: int = 40, **summary: Any) -> RunFolder:
-    """A finished run whose held-out margins grew by `margin`, give or take 0.4, on `rows` pairs."""
+def run_folder(
+    path: Path, *, margin: float = 1.0, spread: float = 0.4, loss: str = "dpo", rows: int = 40, **summary: Any
+) -> RunFolder:
+    """A finished run whose held-out margins grew by `margin`, give or take `spread`, on `rows` pairs."""
     path.mkdir()
-    noise = np.where(np.arange(rows) % 2 == 0, 0.4, -0.4)
+    noise = np.where(np.arange(rows) % 2 == 0, spread, -spread)
     chosen = np.linspace(-30, -20, rows)
     before = HeldOut(
         ids=[f"r{i}" for i in range(rows)], prompts=[str(i) for i in range(rows)],

@@ -34,6 +34,13 @@ def test_accuracy_that_did_not_move_beyond_noise_is_a_tie(tmp_path: Path) -> Non
     assert "tie with the base model" in verdict.headline
 
 
+def test_a_sure_change_that_is_too_small_to_matter_is_a_tie(tmp_path: Path) -> None:
+    verdict = judge(run_folder(tmp_path / "run", margin=1e-3, spread=0))
+    assert verdict.state is not State.GOOD
+    assert "tie with the base model" in verdict.headline
+    assert "at least 0.1 matter" in verdict.headline
+
+
 def test_a_figure_out_of_bounds_turns_a_good_verdict_bad(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     summary = json.loads((run.path / "summary.json").read_text())
