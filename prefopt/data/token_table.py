@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from prefopt.data.tokens import TokenRecord
+from prefopt.data.tokens import TokenRecord, num_trained
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 
@@ -29,6 +29,8 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("prompt_key", pa.int64()),  # equal for equal prompts
         ("marked", pa.bool_()),  # whether a text of a turn holds special tokens or marks of a chat template
+        ("given", pa.int32()),  # given tokens of the completions
+        ("opened", pa.int32()),  # completions that do not end their turns
         ("truncated", pa.int32()),  # prompt tokens that were cut
         ("reason", pa.string()),  # why the record is rejected; null if it is not
         ("detail", pa.string()),
@@ -60,6 +62,8 @@ class TokenTable(Sequence[TokenRecord]):
                 "weight": record.weight,
                 "margin": record.margin,
                 "probability": record.probability,
+                "given": sum(len(ids) - num_trained(ids) for ids in record.completions),
+                "opened": 0,
             }
             for record in records
         ]
@@ -102,6 +106,14 @@ class TokenTable(Sequence[TokenRecord]):
         counts = _numpy(pc.list_value_length(self._column("completions")))
         flat = _numpy(pc.list_value_length(pc.list_flatten(self._column("completions"))))
         return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def given(self) -> NDArray[np.int64]:
+        """(N,) given tokens in the completions of each record."""
+        return _numpy(self._column("given"))
+
+    def opened(self) -> NDArray[np.int64]:
+        """(N,) completions of each record that do not end their turns."""
+        return _numpy(self._column("opened"))
 
     def prompts(self) -> Iterator[NDArray[np.int32]]:
         """The token ids of each prompt, in order, without decoding the records."""

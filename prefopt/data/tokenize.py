@@ -139,12 +139,15 @@ class Encoder:
             "source": record.source,
             "prompt_key": int(content_hash(record.prompt), 16) - 2**63,
             "marked": self._marked(record),
+            "given": 0,
+            "opened": 0 if record.ended is None else record.ended.count(False),
             "truncated": 0,
             "reason": None,
             "detail": None,
         }
         try:
             row["prompt"], completions, row["truncated"] = self._fit(record)
+            row["given"] = sum(token < 0 for ids in completions for token in ids) if _has_given(record) else 0
             row["completions"] = [self.control.get(record.desirable, []) + tokens for tokens in completions]
         except RowError as error:
             row |= {"reason": error.reason, "detail": error.detail}
@@ -325,6 +328,11 @@ def _result(table: pa.Table) -> TokenResult:
     counts["records"] = len(kept)
     counts["truncated_prompts"] = pc.sum(pc.greater(table.column("truncated"), 0)).as_py() or 0
     return TokenResult(records=TokenTable(table, kept), rejections=rejections, counts=dict(counts))
+
+
+def _has_given(record: Record) -> bool:
+    """Whether any completion has several turns, of which some tokens may be given."""
+    return any(not isinstance(said, str) and len(said) > 1 for said in record.completions)
 
 
 def _end_inside() -> RowError:

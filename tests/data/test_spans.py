@@ -386,3 +386,25 @@ def test_every_form_is_checked_shown_and_trained(tmp_path: Path, form: str) -> N
     losses = [entry["loss"] for entry in result.trainer.state.log_history if "loss" in entry]
     assert len(losses) == 10
     assert np.isfinite(losses).all()
+
+
+def test_the_doctor_says_what_is_trained_and_what_thinking_changes(tmp_path: Path) -> None:
+    tk = made("qwen3")
+    path = rows(tmp_path, {"prompt": "Add.", "chosen": TRAJECTORY, "rejected": "Four.", "tools": [ADD]},
+                {"prompt": "Hi", "chosen": "Step 2.", "rejected": "No.", "ended": [True, False]})  # fmt: skip
+    config = DataConfig(path=path)
+    table = tokenize(read(config).records, tk, config).records
+    lengths = [len(ids) for record in table for ids in record.completions]
+    given = [sum(int((ids < 0).sum()) for ids in record.completions) for record in table]
+    assert given[1] == 0 < given[0]
+    *_, tokens, thinking = examine(config, tokenizer=tk).account
+    assert tokens == (
+        f"tokens: {sum(lengths) - sum(given)} trained; context: {sum(len(r.prompt) for r in table)} of prompts, "
+        f"{given[0]} inside completions of 1 records; 1 completions open (they do not end their turns)"
+    )
+    assert thinking == (
+        "thinking: 2 of 2 rows change between enable_thinking: true and false (prompts 1, completions 1, rejected "
+        "without 1); set it with data.chat_template_kwargs"
+    )
+    (line,) = examine(config, tokenizer=made("chatml_tools")).account[-1:]
+    assert line.startswith("tokens: ")

@@ -14,6 +14,7 @@ from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
 from prefopt.data.doctor.near_duplicates import Leaks, NearDuplicates
 from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions, RowFacts
+from prefopt.data.doctor.rendering import thinking_lines, token_line
 from prefopt.data.doctor.shortcuts import FormatRule, LengthRule, WordRule
 from prefopt.data.doctor.token_lengths import TokenLengths
 from prefopt.data.reader import read
@@ -67,8 +68,10 @@ def examine(
         account=[],
     )
     result = None if tokenizer is None else tokenize(usable.records, tokenizer, config)
-    pairings = [pairing_line(found.records)] if kind == Data.LISTS.value else []
-    report = dataclasses.replace(report, account=[*account(stations(found.counts, usable, result)), *pairings])
+    more = [pairing_line(found.records)] if kind == Data.LISTS.value else []
+    if result is not None:
+        more += [token_line(result.records), *thinking_lines(usable.records, tokenizer, config)]
+    report = dataclasses.replace(report, account=[*account(stations(found.counts, usable, result)), *more])
     findings = [finding for check in checks for finding in check.findings()]
     if side := winner_side(found.counts):
         findings.append(Finding(name="winner_side", figure=round(side[0], 4), note=side[1]))

@@ -24,7 +24,8 @@ class Scorer(Protocol):
 def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Finding]:
     """Whether the model already prefers the chosen side, and whether it ends its turns as the template does."""
     spread = np.linspace(0, len(table) - 1, min(SAMPLE, len(table))).round().astype(int).tolist()
-    records = [record for i in spread if _size(record := table[i]) <= max_length]
+    spread = [i for i in spread if _size(table[i]) <= max_length]
+    records, opened = [table[i] for i in spread], table.opened()[spread]
     if not records:
         return
     scored = score(records, max_tokens=max(4096, max_length), tokens=True)
@@ -37,8 +38,10 @@ def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Fi
             name="base_prefers_chosen", figure=round(float(np.mean(wins)), 4),
             note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(per_token):.2f}",
         )  # fmt: skip
-    ends = np.exp([one.token[0][-1] for one in scored if one.token is not None])
-    yield Finding(name="end_of_turn", figure=round(float(np.median(ends)), 4), note=f"{len(ends)} answers")
+    tokens = [one.token for one, some in zip(scored, opened, strict=True) if not some]
+    ends = np.exp([token[0][-1] for token in tokens if token is not None])
+    if len(ends):
+        yield Finding(name="end_of_turn", figure=round(float(np.median(ends)), 4), note=f"{len(ends)} answers")
 
 
 def _size(record: TokenRecord) -> int:
