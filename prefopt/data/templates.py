@@ -206,16 +206,24 @@ class Chat:
         *before, last = [begun, *more]
         later = self._start([*start.asked, *before])
         text, end = self._one(later, last, ended)
-        starts = [start, *(self._start([*start.asked, *before[:i]]) for i in range(1, len(before)))]
-        spans = [
-            span_of(at.joined(""), *self._one(at, first if at is start else turn), text, self._special)
-            for at, turn in zip(starts, before, strict=True)
-            if is_trained(turn)
-        ]
+        spans = []
+        for i, turn in enumerate(before):
+            if is_trained(turn):
+                at = self._start([*start.asked, *before[:i]]) if i else start
+                spans.append(self._span(at, turn if i else first, text))
         header = later.header if text.startswith(later.header) else later.header.rstrip()
         spans.append((len(header), len(text)))
         self._check_marked([*start.asked, *before, last], text, spans)
         return Answer(text, end, not last.get("tool_calls"), ended, tuple(spans))
+
+    def _span(self, start: Start, turn: Message, text: str) -> tuple[int, int]:
+        """Where an earlier turn of a completion stands in its text."""
+        header, kept = start.joined(""), self._ending(self._closing or "")[0]
+        whole = f"{header}{turn['content']}{kept}"
+        plain = start.block is None and not turn.keys() & {"tool_calls", "reasoning_content"}
+        if kept and plain and text.startswith(whole):  # nearly always
+            return len(header), len(whole)
+        return span_of(header, *self._one(start, turn), text, self._special)
 
     def _start(self, asked: list[Message]) -> Start:
         """What comes before an answer to these turns."""

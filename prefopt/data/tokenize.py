@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -189,22 +190,23 @@ class Encoder:
         longest = max(map(len, texts))
         if self.truncation == "drop" and longest > self.max_length * self.longest_token:
             raise self._too_long(None, [], "it has too many characters for that many tokens")
-        head, *full = map(self._ids, texts)
+        head = self._ids(made.prompt)
+        coded = [self._coded(answer.text, offsets=answer.spans is not None) for answer in made.answers]
         if not head:
             raise RowError("empty_prompt", "the prompt has no tokens")
-        shared = min((_common(head, ids) for ids in full), default=len(head))
+        shared = min((_common(head, ids) for ids, _ in coded), default=len(head))
         if not shared:
             raise RowError("empty_prompt", "prompt and completions share no first token")
-        completions = [self._completion(ids, shared, answer) for ids, answer in zip(full, made.answers, strict=True)]
+        completions = [self._completion(answer, shared, *one) for answer, one in zip(made.answers, coded, strict=True)]
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
 
-    def _completion(self, ids: list[int], shared: int, answer: Answer) -> list[int]:
+    def _completion(self, answer: Answer, shared: int, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
         """The tokens of a completion after the prompt, those of given parts below 0."""
         if answer.spans is None:
             return self._closed(ids[shared:], answer)
-        *earlier, (start, stop) = self._places(ids, answer)
+        *earlier, (start, stop) = self._places(answer, ids, offsets)
         tokens = as_given(np.array(ids[shared:start], np.int64))
         for a, b in earlier:
             if not self._ends(answer).isdisjoint(ids[a : b - 1]) and answer.plain:
@@ -212,36 +214,42 @@ class Encoder:
             tokens[a - shared : b - shared] = ids[a:b]
         return [*tokens.tolist(), *self._closed(ids[start:stop], answer)]
 
-    def _places(self, ids: list[int], answer: Answer) -> list[tuple[int, int]]:
-        """The spans of an answer as places of its tokens; a token that spans a border is trained."""
+    def _places(self, answer: Answer, ids: list[int], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The spans of an answer as places of its tokens; a token that spans a border is trained.
+
+        Offsets may leave out spaces at either side of a token, so it begins where the one before ends, at the latest.
+        """
         assert answer.spans is not None
-        borders = [border for span in answer.spans for border in span]
-        first, *more = (answer.text[a:b] for a, b in pairwise([0, *borders]))
-        parts = [self._ids(first), *self.tokenizer(more, add_special_tokens=False)["input_ids"]]
-        places = list(accumulate(map(len, parts)))
-        if [*chain.from_iterable(parts)] != ids[: places[-1]]:  # some token spans a border
-            places = []
-            for i, border in enumerate(borders):
-                alone = self._ids(answer.text[:border])
-                same = _common(alone, ids)
-                places.append(same + (i % 2 == 1 and same < len(alone)))
-        return list(zip(places[::2], places[1::2], strict=True))
+        if not offsets:  # a slow tokenizer: by the tokens of what comes before each border
+            before = [[self._ids(answer.text[:border]) for border in span] for span in answer.spans]
+            return [(_common(start, ids), (n := _common(stop, ids)) + (n < len(stop))) for start, stop in before]
+        ends = list(accumulate((end for _, end in offsets), max))
+        starts = [min(start, end) for (start, _), end in zip(offsets, [0, *ends], strict=False)]
+        return [(bisect_right(ends, start), bisect_left(starts, stop)) for start, stop in answer.spans]
 
     def prompt(self, prompt: Text) -> list[int]:
         """Tokens of a prompt to be answered."""
         return self._ids(self.render.render(prompt, ()).prompt)
 
     def _ids(self, text: str) -> list[int]:
+        return self._coded(text)[0]
+
+    def _coded(self, text: str, *, offsets: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text, and if asked for, and the tokenizer knows, the places of their characters."""
+        offsets &= bool(self.tokenizer.is_fast)
         try:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=offsets)
         except BaseException as error:
             if is_panic(error):
                 raise UserError(f"the tokenizer fails on a text: {first_line(error)[:300]}") from error
             raise
+        ids: list[int] = coded["input_ids"]
+        places: list[tuple[int, int]] = coded["offset_mapping"] if offsets else []
         if self.bos is None or self.bos == self.tokenizer.eos_token_id:
-            return ids
+            return ids, places
         start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
-        return [self.bos] * (start > 0 or self.adds_bos) + ids[start:]
+        first = start > 0 or self.adds_bos
+        return [self.bos] * first + ids[start:], [(0, 0)] * (first and offsets) + places[start:]
 
     def _ends(self, answer: Answer) -> set[int]:
         """The tokens that end a turn."""
