@@ -122,6 +122,13 @@ def encoded(tk: Any, prompt: Any, *completions: Any, **settings: Any) -> tuple[s
     return text(tk, head), [parts(tk, ids) for ids in found]
 
 
+class WithoutOffsets(Encoder):
+    """As for a tokenizer that does not know the places of its tokens."""
+
+    def _coded(self, text: str, *, offsets: bool = False) -> Any:
+        return super()._coded(text)
+
+
 def trained(spans: list[tuple[bool, str]]) -> list[str]:
     return [said for is_trained, said in spans if is_trained]
 
@@ -205,10 +212,10 @@ def test_thoughts_that_a_template_takes_out_of_earlier_turns() -> None:
     thoughts = [says(f"<think>\n{word}\n</think>\n\n{word}!") for word in ("One", "Two")]
     assert reason(tk, (HI,), (thoughts[0], asked, thoughts[1])) == "turn_changed"
     given = {**thoughts[0], "train": False}
-    _, (spans,) = encoded(tk, (HI,), (given, asked, thoughts[1]))  # type: ignore[arg-type]
+    _, (spans,) = encoded(tk, (HI,), (given, asked, thoughts[1]))
     assert spans[0] == (False, "One!<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n")
     assert trained(spans) == ["<think>\nTwo\n</think>\n\nTwo!<|im_end|>"]
-    _, (spans,) = encoded(tk, (HI,), ({**CALL, "reasoning_content": "One"}, RESULT, thoughts[1]))  # type: ignore[typeddict-item]
+    _, (spans,) = encoded(tk, (HI,), ({**CALL, "reasoning_content": "One"}, RESULT, thoughts[1]))
     assert trained(spans)[0] == f"<think>\nOne\n</think>\n\n{QWEN_CALL}", "no turn of the user follows: they stay"
 
 
@@ -229,7 +236,7 @@ def test_prefill_and_open_completions(name: str) -> None:
 def test_pairs_share_what_comes_before_they_part() -> None:
     tk = made("chatml_tools")
     other = {**CALL, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}
-    head, (good, bad) = encoded(tk, (HI,), (CALL, RESULT, says("3")), (other, RESULT, says("3")))  # type: ignore[arg-type]
+    head, (good, bad) = encoded(tk, (HI,), (CALL, RESULT, says("3")), (other, RESULT, says("3")))
     assert head.endswith("assistant\n")
     assert [is_trained for is_trained, _ in good] == [True, False, True]
     assert trained(good)[1] == trained(bad)[1] == "3<|im_end|>"
@@ -271,6 +278,10 @@ def test_any_dialogue(name: str, said: list[str], first: str) -> None:
     said = said[: len(said) - 1 + len(said) % 2]
     turns = [Message(role="user" if i % 2 else "assistant", content=one) for i, one in enumerate(said)]
     head, (spans,) = encoded(tk, (Message(role="user", content=first),), tuple(turns))
+    record = Record(id="x", kind=Data.DEMONSTRATIONS, prompt=(Message(role="user", content=first),),
+                    completions=(tuple(turns),))  # fmt: skip
+    config = DataConfig(path="x")
+    assert WithoutOffsets(tk, config).encode(record) == Encoder(tk, config).encode(record)
     strip = name in ("llama2", "llama3_date", "gemma")
     family = FAMILIES.get(name)
     (before, after), end = (family.plain, family.end) if family else ((" ", ""), "</s>")
