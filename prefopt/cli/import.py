@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="prefopt import",
-        description="Convert settings of TRL (DPOConfig, KTOConfig, ORPOConfig, CPOConfig; JSON, YAML or a command "
+        description="Convert settings of TRL (its trainers' configs as JSON, YAML or a command "
         "line) or of LLaMA-Factory (YAML), and list what has no equivalent and where a formula differs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

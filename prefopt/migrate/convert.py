@@ -15,7 +15,11 @@ from prefopt.migrate.translation import Translation
 
 MAX_BYTES = 1_000_000  # of a file of settings
 # Verbs of TRL's command line, and names of its example scripts.
-VERBS = {"dpo": "DPOConfig", "kto": "KTOConfig", "orpo": "ORPOConfig", "cpo": "CPOConfig"}
+VERBS = {
+    "dpo": "DPOConfig", "kto": "KTOConfig", "orpo": "ORPOConfig", "cpo": "CPOConfig", "rloo": "RLOOConfig",
+    "grpo": "GRPOConfig", "dpo_online": "OnlineDPOConfig", "online_dpo": "OnlineDPOConfig", "reward": "RewardConfig",
+    "reward_modeling": "RewardConfig",
+}  # fmt: skip
 
 
 def convert(source: str | Sequence[str], *, kind: str | None = None, processes: int = 1) -> Translation:

@@ -1,20 +1,23 @@
-"""TRL's `DPOConfig`, `KTOConfig`, `ORPOConfig` and `CPOConfig`, as TRL 1.16 reads them."""
+"""TRL's configs of trainers, as TRL 1.16 reads them; `trl_online` has those on own samples and of reward models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefopt.errors import UserError, nearest
+from prefopt.migrate import trl_online
 from prefopt.migrate.trainer_options import convert_trainer_options, record_unconverted
 from prefopt.migrate.translation import Translation
 
-CLASSES = ("DPOConfig", "KTOConfig", "ORPOConfig", "CPOConfig")
+CLASSES = ("DPOConfig", "KTOConfig", "ORPOConfig", "CPOConfig", *trl_online.DEFAULTS)
 # Where TRL's defaults are not transformers'; a test compares them with the installed classes.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DPOConfig": {"learning_rate": 1e-6, "logging_steps": 10, "gradient_checkpointing": True},
     "KTOConfig": {"learning_rate": 1e-6, "logging_steps": 10, "gradient_checkpointing": True},
     "ORPOConfig": {"learning_rate": 1e-6, "logging_steps": 10, "gradient_checkpointing": True},
     "CPOConfig": {"learning_rate": 1e-6, "logging_steps": 10, "gradient_checkpointing": True},
+    **trl_online.DEFAULTS,
 }
 MAX_LENGTH = 1024
 # loss_type of DPOTrainer -> our loss, the name of its beta here, the compat preset that documents the difference
@@ -49,14 +52,16 @@ def class_of(given: dict[str, Any]) -> str:
     named = given.get("class_name") or given.get("trainer_class")
     if named in CLASSES:
         return str(named)
+    if (online := trl_online.class_of(given)) is not None:
+        return online
     if {"desirable_weight", "undesirable_weight"} & set(given) or given.get("loss_type") in ("kto", ["kto"]):
         return "KTOConfig"
     if {"cpo_alpha", "simpo_gamma"} & set(given) or given.get("loss_type") == "simpo":
         return "CPOConfig"
     if {"loss_type", "loss_weights", "precompute_ref_log_probs", "f_divergence_type", "sync_ref_model"} & set(given):
         return "DPOConfig"
-    raise UserError("these settings do not show which of TRL's trainers they are for: give --class DPOConfig, "
-                    "KTOConfig, ORPOConfig or CPOConfig")  # fmt: skip
+    raise UserError("these settings do not show which of TRL's trainers they are for: give --class, one of "
+                    f"{', '.join(CLASSES)}")  # fmt: skip
 
 
 def translate(given: dict[str, Any], kind: str, processes: int) -> Translation:
@@ -68,13 +73,27 @@ def translate(given: dict[str, Any], kind: str, processes: int) -> Translation:
     if kind not in CLASSES:
         raise UserError(f"unknown class {kind!r}{nearest(kind, CLASSES)}; choose from: {', '.join(CLASSES)}")
     t = Translation(f"TRL's {kind}", dict(given))
-    {"DPOConfig": _dpo, "KTOConfig": _kto, "ORPOConfig": _orpo, "CPOConfig": _cpo}[kind](t)
+    of_class: dict[str, Callable[[Translation], int | None]] = {
+        "DPOConfig": _dpo,
+        "KTOConfig": _kto,
+        "ORPOConfig": _orpo,
+        "CPOConfig": _cpo,
+        "RLOOConfig": trl_online.rloo,
+        "GRPOConfig": trl_online.grpo,
+        "OnlineDPOConfig": trl_online.online_dpo,
+        "RewardConfig": trl_online.reward,
+    }
+    samples = of_class[kind](t)
     _model(t)
     _data(t)
+    if t.settings.get("source") != "rollouts":
+        _lengths(t)
     defaults = dict(DEFAULTS[kind])
     if t.given.get("bf16") is None and not t.given.get("fp16"):
         defaults["bf16"] = True
     convert_trainer_options(t, defaults, processes)
+    if samples is not None and samples > 1:  # of each prompt, which TRL's batches count
+        t.settings["batch.records"] = max(1, t.settings["batch.records"] // samples)
     record_unconverted(t)
     return t
 
@@ -229,6 +248,10 @@ def _data(t: Translation) -> None:
         t.set(data__eval_split=held_out)
     t.set(data__streaming=True if t.take("dataset_streaming", False) else None)
     t.set(data__num_proc=t.take("dataset_num_proc"))
+    t.drop("generate_during_eval", "texts are always written before and after training (evaluation.texts)")
+
+
+def _lengths(t: Translation) -> None:
     t.set(data__max_length=int(t.take("max_length", MAX_LENGTH)))
     if t.take("truncation_mode", "keep_start") == "keep_end":
         t.set(data__truncation="keep_end")
@@ -240,4 +263,3 @@ def _data(t: Translation) -> None:
         )
     for name in ("max_prompt_length", "max_completion_length"):
         t.drop(name, "data.max_length is the only limit: the prompt plus its longest completion")
-    t.drop("generate_during_eval", "texts are always written before and after training (evaluation.texts)")

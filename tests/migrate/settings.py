@@ -26,4 +26,6 @@ def composed(source: Any, folder: Path, **how: Any) -> RunConfig:
     found = convert(source, **how)
     (folder / "ours.yaml").write_text(found.yaml())
     open_ = [o for o in GIVEN if found.settings.get(o.split("=")[0]) == "???"]
+    if found.settings.get("source") == "rollouts" and "reward" not in found.settings:
+        open_.append("reward=world")
     return compose([f"experiment={folder}/ours.yaml", "model=local", "data=auto", *open_])
