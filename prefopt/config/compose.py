@@ -35,6 +35,7 @@ from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig
+from prefopt.plugin.outside import package
 from prefopt.train.arguments import schema as trainer_schema
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
@@ -52,7 +53,7 @@ class OutsidePresets(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for point in entry_points(group=ENTRY_POINT_GROUP):
-            search_path.append(provider=registry.package(point), path=f"pkg://{point.value}")
+            search_path.append(provider=package(point), path=f"pkg://{point.value}")
 
 
 def register() -> None:

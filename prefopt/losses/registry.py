@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from prefopt.errors import UserError, nearest
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import Loss, Needs
+from prefopt.plugin.outside import described, loaded, package, registered
 
 ENTRY_POINT_GROUP = "prefopt.losses"
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def names() -> list[str]:
@@ -55,33 +54,12 @@ def load(name: str, /, **hyperparameters: Any) -> Loss:
 
 @cache
 def _outside() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if not NAME.fullmatch(point.name):  # it becomes part of folder names
-            raise UserError(
-                f"package {package(point)} registers a loss {point.name!r}: a name has letters, digits and _, and "
-                "begins with a letter; uninstall it"
-            )
-        if point.name in MENU:
-            raise UserError(
-                f"package {package(point)} registers a loss {point.name!r}, which prefopt already has; "
-                "it must choose another name, or be uninstalled"
-            )
-        if point.name in found:
-            raise UserError(
-                f"packages {package(found[point.name])} and {package(point)} both register a loss "
-                f"{point.name!r}; uninstall one of them"
-            )
-        found[point.name] = point
-    return found
+    return registered(ENTRY_POINT_GROUP, "loss", MENU)
 
 
 def _load_outside(point: EntryPoint) -> type[Any]:
-    where = f"loss {point.name!r} of package {package(point)}"
-    try:
-        cls = point.load()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{where} failed to import: {type(error).__name__}: {error}") from error
+    where = described(point, "loss")
+    cls = loaded(point, where)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         got = cls.__name__ if isinstance(cls, type) else f"an instance of {type(cls).__name__}"
         raise UserError(f"{where} must be a dataclass, got {got}")
@@ -95,8 +73,3 @@ def _load_outside(point: EntryPoint) -> type[Any]:
 def package_of(name: str) -> str:
     """The distribution that a loss comes from: `prefopt` for those of the menu."""
     return "prefopt" if name in MENU else package(_outside()[name])
-
-
-def package(point: EntryPoint) -> str:
-    """The name of the distribution that an entry point comes from."""
-    return point.dist.name if point.dist is not None else point.value

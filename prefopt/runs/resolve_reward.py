@@ -13,12 +13,13 @@ from prefopt import worlds
 from prefopt.common.digest import FileState, of_files, of_json
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
-from prefopt.errors import UserError
+from prefopt.errors import UserError, nearest
 from prefopt.models.load import ModelConfig, load_tokenizer
 from prefopt.models.reward_model import is_reward_model
+from prefopt.plugin.outside import described, loaded, registered
 from prefopt.rewards.combine import Combined, combined
 from prefopt.rewards.model import GivenPrompt, ModelReward, Writer
-from prefopt.rewards.reward import Reward, from_function
+from prefopt.rewards.reward import FunctionReward, Reward, from_function
 from prefopt.runs.resolve import resolved, resolved_data
 from prefopt.runs.run_folder import is_run, model_path
 from prefopt.runs.samples import Group, SourcePrompt, source_prompts
@@ -58,7 +59,11 @@ def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writ
             return from_function(name)
         if "/" in name and is_reward_model(name):  # of the hub
             return ModelReward(path=name, writer=writer)
-        raise UserError(f"reward={name}: give world, the folder of a reward model, module:function or file.py:function")
+        outside = registered("prefopt.rewards", "reward", ("world",))
+        if name in outside:
+            return FunctionReward(name, loaded(outside[name], described(outside[name], "reward")))
+        raise UserError(f"reward={name}: give world, the folder of a reward model, module:function or file.py:function"
+                        f"{nearest(name, list(outside))}")  # fmt: skip
 
     return combined(given, named)
 

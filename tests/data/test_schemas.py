@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prefopt.data import DataConfig, read
+from prefopt.data import DataConfig, read, schemas
 from prefopt.data.schemas import SCHEMAS
 from prefopt.errors import UserError
-from prefopt.plugin import Data
+from prefopt.plugin import Data, outside
 
 Q, GOOD, BAD = "How high is it?", "Eight thousand metres.", "No idea."
 CALL: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{"name": "map"}]}
@@ -283,3 +284,36 @@ def test_a_dialogue_with_its_answer_is_no_prompt(tmp_path: Path) -> None:
     found = read(DataConfig(path=write(tmp_path / "data.jsonl", rows), schema="prompts"))
     assert [rejection.reason for rejection in found.rejections] == ["not_a_prompt"]
     assert [record.prompt for record in found.records] == [asked()]
+
+
+class Point:
+    """An entry point of another package."""
+
+    def __init__(self, name: str, loads: Any) -> None:
+        self.name, self.dist, self.loads = name, SimpleNamespace(name="their-package"), loads
+
+    def load(self) -> Any:
+        return self.loads
+
+
+@pytest.mark.parametrize(
+    ("name", "loads", "said"),
+    [
+        ("theirs", object(), "schema 'theirs' of package their-package must be a .*Schema, got object"),
+        ("theirs", SCHEMAS["prompt_pair"], "schema 'theirs' of package their-package has another name in it"),
+        ("prompt_pair", SCHEMAS["prompt_pair"], "their-package registers a schema 'prompt_pair', which prefopt"),
+    ],
+)
+def test_a_schema_of_another_package_that_is_none(
+    name: str, loads: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outside, "entry_points", lambda group: [Point(name, loads)])
+    schemas._outside.cache_clear()
+    try:
+        with pytest.raises(UserError, match=said):
+            schemas.recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}], "file")
+        if name == "theirs":
+            with pytest.raises(UserError, match=said):
+                schemas.named(name)
+    finally:
+        schemas._outside.cache_clear()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from prefopt.errors import UserError
 from prefopt.losses import registry
-from prefopt.plugin import Data, LossOutput, Needs
+from prefopt.plugin import Data, LossOutput, Needs, outside
 from prefopt.testing import check_loss, example
 from prefopt.train import BatchConfig
 from tests.fuzz.hostile import altered, attempt, cases, values, words
@@ -68,7 +68,7 @@ OUTPUTS: list[Any] = [
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, points: list[EntryPoint]) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(outside, "entry_points", lambda group: points)
     registry._outside.cache_clear()
 
 

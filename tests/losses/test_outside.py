@@ -16,6 +16,7 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.losses import registry
+from prefopt.plugin import outside
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "prefopt-mypo"
 
@@ -127,7 +128,7 @@ class Point:
 @pytest.fixture
 def points(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     found: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    monkeypatch.setattr(outside, "entry_points", lambda group: found)
     registry._outside.cache_clear()
     yield found
     registry._outside.cache_clear()

@@ -2,18 +2,21 @@
 
 A schema is a function from a row to records and a predicate that recognises its rows. To add one, write the function in
 the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`, `prompts_alone`) and list
-it in that module's `SCHEMAS`.
+it in that module's `SCHEMAS`. Installed packages register theirs by entry points (group `prefopt.schemas`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import EntryPoint
 
 from prefopt.data.rows import Row
 from prefopt.data.schemas import demonstrations, judgements, lists, pairs, prompts_alone, trees, unpaired
 from prefopt.data.schemas.base import Schema
 from prefopt.errors import UserError, nearest
+from prefopt.plugin.outside import described, loaded, registered
 
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
@@ -22,23 +25,48 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
+ENTRY_POINT_GROUP = "prefopt.schemas"
+
+
 def named(name: str) -> Schema:
-    """The schema of this name; UserError with similar names if there is none."""
-    if name not in SCHEMAS:
-        raise UserError(f"unknown data.schema={name}{nearest(name, list(SCHEMAS))}; known are {', '.join(SCHEMAS)}")
-    return SCHEMAS[name]
+    """The schema of this name, of prefopt or of an installed package; UserError with similar names if there is none."""
+    if name in SCHEMAS:
+        return SCHEMAS[name]
+    outside = _outside()
+    if name not in outside:
+        known = [*SCHEMAS, *outside]
+        raise UserError(f"unknown data.schema={name}{nearest(name, known)}; known are {', '.join(known)}")
+    return _load_outside(outside[name])
+
+
+@cache
+def _outside() -> dict[str, EntryPoint]:
+    return registered(ENTRY_POINT_GROUP, "schema", SCHEMAS)
+
+
+def _load_outside(point: EntryPoint) -> Schema:
+    where = described(point, "schema")
+    schema = loaded(point, where)
+    if not isinstance(schema, Schema):
+        raise UserError(f"{where} must be a prefopt.data.schemas.base.Schema, got {type(schema).__name__}")
+    if schema.name != point.name:
+        raise UserError(f"{where} has another name in it, {schema.name!r}")
+    return schema
 
 
 def recognise(rows: Sequence[Row], where: str) -> Schema:
     """The first schema of the menu that fits at least half as many of these rows as the best one.
 
-    The menu goes from rich to poor, so that a label that is null in some rows does not make all of them demonstrations.
+    Schemas of installed packages come first. The menu goes from rich to poor, so that a label that is null in some rows
+    does not make all of them demonstrations.
     Prompts alone are what rows have that fit no other schema.
 
     Raises:
-        UserError: no row fits any schema; the message lists the columns and how to map them.
+        UserError: no row fits any schema, and the message lists the columns and how to map them; or the schema of an
+            installed package cannot be loaded.
     """
-    fits = Counter(schema.name for row in rows for schema in SCHEMAS.values() if schema.matches(row))
+    menu = {name: _load_outside(point) for name, point in _outside().items()} | SCHEMAS
+    fits = Counter(schema.name for row in rows for schema in menu.values() if schema.matches(row))
     if not fits:
         columns = sorted({column for row in rows for column in row})
         judged = "name the verdict on its two answers with 'data.fields={winner: COLUMN}'; or "
@@ -46,12 +74,12 @@ def recognise(rows: Sequence[Row], where: str) -> Schema:
             f"{where} has the columns {columns}, which fit no known schema; "
             f"{judged if any(map(judgements.has_answers, rows)) else ''}map them with "
             "'data.fields={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}' (or prompt, completion, label), "
-            f"or choose data.schema=NAME among {', '.join(SCHEMAS)}"
+            f"or choose data.schema=NAME among {', '.join(menu)}"
         )
     if len(fits) > 1:
         del fits[prompts_alone.SCHEMAS[0].name]
     most = max(fits.values())
-    return next(schema for name, schema in SCHEMAS.items() if 2 * fits[name] >= most)
+    return next(schema for name, schema in menu.items() if 2 * fits[name] >= most)
 
 
 def rename(row: Row, fields: dict[str, str]) -> Row:
