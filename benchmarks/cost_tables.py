@@ -252,6 +252,19 @@ def generation(result: Any) -> str:
     return formatted(columns, result)
 
 
+def sampling(result: Any) -> str:
+    columns = {
+        "samples": ("samples of each prompt", "{}"),
+        "own_processor_s": ("prefopt, seconds, CPU", "{:.1f}"),
+        "generate_processor_s": ("`generate`, seconds, CPU", "{:.1f}"),
+        "speedup": ("speed-up", "{:.2f}"),
+        "ratio_deviation_token": ("largest ratio − 1, a token", "{:.1e}"),
+        "ratio_deviation_text": ("a text", "{:.1e}"),
+        "load": ("load of the machine", "{:.0f}"),
+    }
+    return formatted(columns, result)
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "planner": planner,
     "throughput": throughput,
@@ -260,6 +273,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "profile_step": profile_step,
     "precision": precision,
     "generation": generation,
+    "sampling": sampling,
     "data_prep": data_prep,
     "reference_store": reference_store,
     "plan_memory": plan_memory,

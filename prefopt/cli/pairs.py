@@ -62,7 +62,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     from prefopt.common.quiet import quiet
     from prefopt.plugin import Data
     from prefopt.runs.resolve_reward import named_reward, writer_of
-    from prefopt.runs.samples import Labelling, read_groups, reward_groups
+    from prefopt.runs.sample_files import Labelling, read_groups, reward_groups
     from prefopt.train.sources.labels import LabelRule
 
     quiet()

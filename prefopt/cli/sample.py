@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """`count` samples of each prompt by each model, as `prefopt.runs.samples.Group.plain` has them.
+    """`count` samples of each prompt by each model, as `prefopt.runs.sample_files.SampleGroup.plain` has them.
 
     Raises:
         UserError: models or prompts that cannot be used.
@@ -85,7 +85,7 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.resolve import resolved_data
     from prefopt.runs.run_folder import is_run, open_model
-    from prefopt.runs.samples import draw, given_prompts, joined, source_prompts
+    from prefopt.runs.sample_files import draw, given_prompts, joined, source_prompts
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if not SETTING.fullmatch(word)]

@@ -22,7 +22,7 @@ from prefopt.rewards.model import GivenPrompt, ModelReward, Writer
 from prefopt.rewards.reward import FunctionReward, Reward, from_function
 from prefopt.runs.resolve import resolved, resolved_data
 from prefopt.runs.run_folder import is_run, model_path
-from prefopt.runs.samples import Group, SourcePrompt, source_prompts
+from prefopt.runs.sample_files import SampleGroup, SourcePrompt, source_prompts
 
 
 def resolved_reward(config: RunConfig) -> Reward | None:
@@ -79,7 +79,7 @@ def writer_of_run(config: RunConfig) -> Writer:
     return Writer(tokenizer=tokenizer, data=data, prompts=prompts)
 
 
-def writer_of(groups: Sequence[Group]) -> Writer:
+def writer_of(groups: Sequence[SampleGroup]) -> Writer:
     """How samples of a file were written: by the model that it names, behind prompts as its data has them.
 
     Raises:

@@ -50,7 +50,7 @@ from prefopt.runs.progress import RunProgress, run_progress
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.runs.resolve_reward import resolved_reward
 from prefopt.runs.resume import checkpoint_to_resume
-from prefopt.runs.rounds import with_samples
+from prefopt.runs.sampling_rounds import with_samples
 from prefopt.train import Result, train
 from prefopt.train.arguments import autocast, precision_advice, training_arguments
 from prefopt.train.callbacks import AtBeginning, MetricsFile, RolloutsFile
@@ -71,8 +71,8 @@ def run(
     """Train as configured, and write into `output_dir`: `config.yaml`, `manifest.json`, `rejections.jsonl`,
     `metrics.jsonl`, `samples.jsonl`, `heldout.jsonl`, `final/` (which plain transformers loads) and `summary.json`;
     of a run on the policy's own samples `rollouts.jsonl` instead of `heldout.jsonl`; with `source=samples` also the
-    samples and the records made of them (`prefopt.runs.rounds`); of a reward model `heldout.jsonl` with scores in place
-    of log-probs, and no samples.
+    samples and the records made of them (`prefopt.runs.sampling_rounds`); of a reward model `heldout.jsonl` with scores
+    in place of log-probs, and no samples.
 
     Args:
         config: the configuration of the run.

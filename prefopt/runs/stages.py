@@ -22,8 +22,8 @@ from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
 from prefopt.config.stage_overrides import check_names
 from prefopt.runs.resolve_reward import digest_of_reward
-from prefopt.runs.rounds import content_of, rounds_as_stages, state_of_model
 from prefopt.runs.run import check_training, run
+from prefopt.runs.sampling_rounds import content_of, rounds_as_stages, state_of_model
 
 STAGES = "stages.json"
 

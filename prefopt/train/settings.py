@@ -14,7 +14,8 @@ from prefopt.engine.reference.table import Progress, ReferenceTable
 from prefopt.rewards.reward import Reward
 from prefopt.train.batches import BatchConfig
 from prefopt.train.sentinels import Sentinels
-from prefopt.train.sources.rollouts import Rollout, RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.train.sources.rollouts import Rollout
 from prefopt.train.sources.source import RecordSource
 
 

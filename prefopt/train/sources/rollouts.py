@@ -190,24 +190,14 @@ class Rollouts(RecordSource):
             found = labelled(groups, needs.data, self.config.label, temperature)
         batch = self._batch(found, samples)
         every = 2 if needs.opponent else 1  # the second of two samples is an opponent's
-        own = [text for group in samples for text in group[::every]]
-        figures = {
-            "reward": rewards[:, ::every].mean(),
-            "reward_std": rewards[:, ::every].std(1).mean(),
-            "entropy": -np.mean([text.logps.sum(dtype=np.float64) for text in own]),
-            "completions/mean_length": np.mean([len(text.tokens) for text in own]),
-            "completions/ended": np.mean([a.ended for a in answers[::every]]),
-            **_drift(batch),
-            **self._apart(own),
-        }
-        batch = dataclasses.replace(batch, figures={name: float(value) for name, value in figures.items()})
-        step = number * self.updates + 1
+        figures = self._figures(rewards[:, ::every], [t for group in samples for t in group[::every]]) | _drift(batch)
+        batch = dataclasses.replace(batch, figures=figures)
         advantages = [d.targets["advantage"] for d in batch.drawn or () if "advantage" in d.targets]
         by_text = np.stack(advantages) if advantages and advantages[0].ndim == 1 and every == 1 else None
         weights = number if self.server is None or self.server.version is None else self.server.version
         return Rollout(
             number=number,
-            step=step,
+            step=number * self.updates + 1,
             weights=weights * self.updates,
             answers=answers,
             rewards=rewards,
@@ -278,10 +268,18 @@ class Rollouts(RecordSource):
             for texts, scored in zip(drawn, own, strict=True)
         ]
 
-    def _apart(self, texts: Sequence[SampledText]) -> dict[str, float]:
-        """How far another sampler is from the policy."""
+    def _figures(self, rewards: NDArray[np.float64], texts: Sequence[SampledText]) -> dict[str, float]:
+        """What is logged of the policy's texts and their rewards, and how far another sampler is from the policy."""
+        figures = {
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(1).mean(),
+            "entropy": -np.mean([text.logps.sum(dtype=np.float64) for text in texts]),
+            "completions/mean_length": np.mean([len(text.tokens) for text in texts]),
+            "completions/ended": np.mean([text.tokens[-1] in self.ends for text in texts]),
+        }
         theirs = [SampledText(t.tokens, t.sampler_logps) for t in texts if t.sampler_logps is not None]
-        return sampler_figures(theirs, [text.logps for text in texts]) if theirs else {}
+        apart = sampler_figures(theirs, [text.logps for text in texts]) if theirs else {}
+        return {name: float(value) for name, value in figures.items()} | apart
 
     def _corrected(self, drawn: Drawn, texts: Sequence[SampledText]) -> Drawn:
         """Advantages times the ratio of the policy's probability to the sampler's, where another one drew the texts.

@@ -126,8 +126,8 @@ class VllmServer:
             with urllib.request.urlopen(request, timeout=3600) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            said = first_line(error.read().decode("utf-8", "replace") or error)
-            raise UserError(f"rollout.url={self.url}{path} answers {error.code}: {said[:200]}. A server is started as "
+            said = " ".join(error.read().decode("utf-8", "replace").split())[:200] or error.reason
+            raise UserError(f"rollout.url={self.url}{path} answers {error.code}: {said}. A server is started as "
                             "docs/own_samples.md says, under VLLM_SERVER_DEV_MODE=1") from error  # fmt: skip
         except (OSError, ValueError) as error:
             raise UserError(f"rollout.url={self.url} does not answer ({first_line(error)}): start the vLLM server, or "

@@ -23,7 +23,7 @@ from prefopt.models.load import load_policy, load_tokenizer
 from prefopt.plugin import Data
 from prefopt.runs.resolve import resolve_path, resolved, resolved_data
 from prefopt.runs.resolve_reward import digest_of_reward, resolved_reward
-from prefopt.runs.samples import Group, Labelling, Rewarded, draw, reward_groups, source_prompts
+from prefopt.runs.sample_files import Labelling, Rewarded, SampleGroup, draw, reward_groups, source_prompts
 from prefopt.train.sources.labels import LabelRule
 
 DRAWN, ROWS, HELD_OUT = "drawn.jsonl", "records.jsonl", "records_held_out.jsonl"
@@ -84,7 +84,7 @@ def _make(config: RunConfig, log: Log) -> dict[str, Any]:
     return found
 
 
-Drawn = tuple[list[Group], Rewarded]
+Drawn = tuple[list[SampleGroup], Rewarded]
 
 
 def _draw(config: RunConfig) -> tuple[Drawn, Drawn | None]:

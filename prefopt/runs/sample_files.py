@@ -46,7 +46,7 @@ class SourcePrompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class SampleGroup:
     """The samples of one prompt.
 
     Attributes:
@@ -88,7 +88,7 @@ class Group:
         }
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Group:
+    def of(cls, row: Mapping[str, Any]) -> SampleGroup:
         """The group of a row that `plain` made; KeyError, TypeError or ValueError for any other."""
         prompt, texts = tuple(map(int, row["prompt_tokens"])), row["texts"]
         answers = tuple(
@@ -149,7 +149,7 @@ def _with_texts(tokens: Sequence[TokenRecord], records: Sequence[Record]) -> lis
 
 def draw(
     name: str, model: Any, tokenizer: Any, prompts: Sequence[SourcePrompt], count: int, sampling: Sampling
-) -> list[Group]:
+) -> list[SampleGroup]:
     """`count` samples of each prompt. What is drawn is a function of (seed, id of the prompt's record).
 
     Args:
@@ -181,7 +181,7 @@ def draw(
                 drawn = texts[at * count : (at + 1) * count]
                 head = prompt.record.prompt.tolist()
                 groups.append(
-                    Group(
+                    SampleGroup(
                         id=prompt.record.id,
                         given=prompt.given,
                         arguments=prompt.arguments,
@@ -203,10 +203,10 @@ def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def joined(several: Sequence[Sequence[Group]]) -> list[Group]:
+def joined(several: Sequence[Sequence[SampleGroup]]) -> list[SampleGroup]:
     """The samples that several models drew for the same prompts, in one group for each prompt."""
 
-    def all_of(groups: Sequence[Group], name: str) -> tuple[Any, ...]:
+    def all_of(groups: Sequence[SampleGroup], name: str) -> tuple[Any, ...]:
         return tuple(value for group in groups for value in getattr(group, name))
 
     fields = ("answers", "texts", "logps", "models")
@@ -216,7 +216,7 @@ def joined(several: Sequence[Sequence[Group]]) -> list[Group]:
     ]
 
 
-def read_groups(path: Path) -> list[Group]:
+def read_groups(path: Path) -> list[SampleGroup]:
     """The samples in a file: one JSON list, or one JSON object a line.
 
     Raises:
@@ -229,7 +229,7 @@ def read_groups(path: Path) -> list[Group]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     try:
-        groups = [Group.of(row) for row in rows]
+        groups = [SampleGroup.of(row) for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not have samples ({type(error).__name__}: {first_line(error)}): make it with `prefopt sample "
@@ -276,7 +276,7 @@ class Rewarded:
         return {"reward": float(np.concatenate(self.rewards).mean()), "reward_best": best, "rows": len(self.rows)}
 
 
-def reward_groups(groups: Sequence[Group], reward: Reward, how: Labelling) -> Rewarded:
+def reward_groups(groups: Sequence[SampleGroup], reward: Reward, how: Labelling) -> Rewarded:
     """Score samples and make records of them.
 
     A text that was cut off is in no row: as a completion of a data file it would get an end token that the model did
@@ -301,7 +301,7 @@ def reward_groups(groups: Sequence[Group], reward: Reward, how: Labelling) -> Re
 
 
 def _pairs(
-    groups: Sequence[Group], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
+    groups: Sequence[SampleGroup], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     prompts = []
     for group, scores in zip(groups, rewards, strict=True):
@@ -336,7 +336,7 @@ def _pairs(
 
 
 def _ended(
-    groups: Sequence[Group], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
+    groups: Sequence[SampleGroup], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Lists of the samples that ended, or the best of them."""
     for group, scores in zip(groups, rewards, strict=True):
@@ -355,13 +355,13 @@ def _ended(
                                   "score": float(scores[best])}}  # fmt: skip
 
 
-def _prompt(group: Group) -> dict[str, Any]:
+def _prompt(group: SampleGroup) -> dict[str, Any]:
     """The columns of a prompt, and of what it gives the chat template."""
     arguments = dict(group.arguments)
     tools = {"tools": arguments.pop("tools")} if "tools" in arguments else {}
     return {"prompt": group.given, **tools, **({"chat_template_kwargs": arguments} if arguments else {})}
 
 
-def _origin(group: Group, members: Sequence[int]) -> dict[str, Any]:
+def _origin(group: SampleGroup, members: Sequence[int]) -> dict[str, Any]:
     """Where the completions of a row came from."""
     return {"record": group.id, "models": [group.models[k] for k in members], **group.sampling}
