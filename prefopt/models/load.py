@@ -182,6 +182,9 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         check_files(resolved, revision, trust_remote_code=config.trust_remote_code)
         settings = AutoConfig.from_pretrained(resolved, **shared)
         check_layers(settings, resolved)
+        if any(str(name).endswith("ForSequenceClassification") for name in settings.architectures or ()):
+            raise UserError(f"model.path={config.path} is a reward model, which predicts no tokens: it scores texts "
+                            "(reward=, judge=, prefopt eval)")  # fmt: skip
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolved, config=settings, output_loading_info=True, **how, **shared
         )

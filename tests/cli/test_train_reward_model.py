@@ -91,3 +91,35 @@ def test_a_reward_model_is_trained_further(run: Run, reward_runs: dict[str, Path
 def test_a_reference_is_refused(run: Run, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("loss=bradley_terry", f"model.reference={model_folder}") == 2
     assert "a reward model, which has no reference" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_eval_of_a_reward_model(
+    reward_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = reward_runs["lora"]
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"]["value"] == summary_of(run)["reward_model"]["after"]["accuracy"]["value"]
+    assert found["data"]["held_out"]
+    rows = [
+        {"prompt": f"Is {i} even?", "chosen": f"{i % 2 == 0}.", "rejected": "No.", "subset": "xy"[i % 2]}
+        for i in range(6)
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["eval", str(run), f"rewardbench={tmp_path / 'bench.jsonl'}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"accuracy", "ties", "accuracy_strict"} <= found.keys()
+    assert found["count"] == 6
+    assert {name: one["count"] for name, one in found["subsets"].items()} == {"x": 3, "y": 3}
+    assert main(["eval", str(run), f"rewardbench={tmp_path / 'bench.jsonl'}"]) == 0
+    assert "a tie is half" in capsys.readouterr().out
+
+
+def test_a_policy_has_no_scores_and_a_reward_model_no_texts(
+    reward_runs: dict[str, Path], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(model_folder), "rewardbench=x.jsonl"]) == 2
+    assert "rewardbench=... is for reward models" in capsys.readouterr().err
+    assert main(["sample", str(reward_runs["none"]), "--prompt", "Hi"]) == 2
+    assert "is a reward model, which predicts no tokens" in capsys.readouterr().err
