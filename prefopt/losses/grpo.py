@@ -25,7 +25,8 @@ class GRPO:
     Identities: gradient of grpo(kl=NONE) at K = 2 and |y| = 1 = -1/sqrt(8) for the better sample.
 
     Fixed points: with `kl=LOSS_K3`, the paper's, not the optimum of RLHF: the gradient of k3 is that of the KL the
-    other way round. With `kl=REWARD`, dividing by std R bends the optimum still; `rloo` and `dr_grpo` have it exactly.
+    other way round. With `kl=REWARD`, pi_ref exp(r / beta) / Z, the optimum of RLHF: there all R of a prompt are equal.
+    Close to it, dividing by std R keeps the advantages large; those of `rloo` and `dr_grpo` shrink.
 
     Differences: none from the paper (Eqs. 3 and 4; one update of a rollout: nothing is clipped). A group of equal
     rewards has advantage 0. TRL 1.16 adds 1e-4 to the standard deviation, has beta 0 by default, and its default

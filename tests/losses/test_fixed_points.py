@@ -69,6 +69,21 @@ def test_k1_in_the_loss_is_no_kl_at_all() -> None:
     assert float(found.abs().max()) < 1e-12
 
 
+@pytest.mark.parametrize(("kl", "still"), [(KL.REWARD, True), (KL.LOSS_K3, False)])
+def test_where_the_tilt_stops_grpo(kl: KL, still: bool) -> None:
+    at = world()
+    tilt = logits_of(at.tilted(at.reward / BETA))
+    left = float(expected_gradient("grpo", at, tilt, beta=BETA, kl=kl).abs().max())
+    assert left < 1e-9 if still else left > 1e-3
+
+
+def test_advantages_of_grpo_stay_large_close_to_the_tilt() -> None:
+    at = world()
+    near = logits_of(at.tilted(at.reward / BETA)) + 1e-3 * at.start
+    grpo, rloo = (expected_gradient(n, at, near, beta=BETA, kl=KL.REWARD).norm() for n in ("grpo", "rloo"))
+    assert float(grpo) > 100 * float(rloo)
+
+
 # ---- losses on pairs, on pairs of own samples
 
 
