@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(found: Any, to: Path | None) -> None:
+    from transformers.utils import is_torch_bf16_gpu_available
+
     console = Console(highlight=False, markup=False)
     console.print(f"from {found.source}:")
     command = f"experiment={to}" if to is not None else shlex.join(found.overrides)
@@ -79,6 +81,8 @@ def _show(found: Any, to: Path | None) -> None:
             console.print(f"\n{title}:")
             for line in lines:
                 console.print(f"  {line}")
+    if found.settings.get("trainer.bf16") and not is_torch_bf16_gpu_available():
+        console.print("\non this machine: add trainer.bf16=false, since no GPU here computes in bfloat16")
     missing = [name for name, value in found.settings.items() if value == "???"]
     if missing:
         console.print(f"\nstill to be given: {', '.join(missing)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from prefopt.data.folders import is_data
 from prefopt.errors import UserError, nearest
 from prefopt.migrate import trl_online
 from prefopt.migrate.trainer_options import convert_trainer_options, record_unconverted
@@ -241,11 +243,17 @@ def _model(t: Translation) -> None:
 
 def _data(t: Translation) -> None:
     t.groups["data"] = "auto"
-    t.set(data__path=t.take("dataset_name") or "???", data__subset=t.take("dataset_config"))
+    path = t.take("dataset_name") or "???"
+    t.set(data__path=path, data__subset=t.take("dataset_config"))
     split, held_out = t.take("dataset_train_split"), t.take("dataset_test_split", "test")
     t.set(data__split=split if split != "train" else None)
     if str(t.given.get("eval_strategy", t.given.get("evaluation_strategy", "no"))) != "no":
-        t.set(data__eval_split=held_out)
+        if is_data(Path(path)):
+            t.differs.append(
+                f"eval_strategy: a file has no split {held_out!r}; 5 % of its prompts are held out instead"
+            )
+        else:
+            t.set(data__eval_split=held_out)
     t.set(data__streaming=True if t.take("dataset_streaming", False) else None)
     t.set(data__num_proc=t.take("dataset_num_proc"))
     t.drop("generate_during_eval", "texts are always written before and after training (evaluation.texts)")

@@ -51,4 +51,6 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
     source = resolved_data(config.data)
     if source.ties == "auto":
         source = dataclasses.replace(source, ties="keep" if needs.ties or needs.probability else "drop")
-    return prepare(source, tokenizer, data, control_text=control_text, hold_out=True)
+    prepared = prepare(source, tokenizer, data, control_text=control_text, hold_out=True)
+    # The world's labels are noisy on purpose, and its size is what it is: advice on them is of no use.
+    return dataclasses.replace(prepared, warnings=[]) if config.data.path == "world" else prepared

@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from prefopt.common.environment import environment_kept
 from prefopt.errors import UserError, first_line
@@ -109,6 +110,9 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
                 **merged,
             )
     except (TypeError, ValueError, ImportError) as error:
+        if merged.get("bf16") and not (merged.get("use_cpu") or is_torch_bf16_gpu_available()):
+            raise UserError("trainer.bf16=true: no GPU here computes in bfloat16; add trainer.bf16=false, or "
+                            "trainer.use_cpu=true to compute in bfloat16 on the CPU") from error  # fmt: skip
         raise UserError(f"trainer: {first_line(error)}") from error
     if arguments.world_size < processes:
         raise UserError(f"{processes} processes were started, and do not find each other: start them with torchrun or "
