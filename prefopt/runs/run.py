@@ -353,8 +353,8 @@ def _counts_line(prepared: Prepared) -> str:
     if prepared.eval is not None:
         line += f", {len(prepared.eval)} held out"
     if "held_out_by_default" in prepared.counts:
-        line += f" ({100 * HELD_OUT:g} % of the prompts, {FEWEST} to {MOST}, at most a fifth; data.eval_records=0 trains on "
-        line += "all)"
+        line += f" ({100 * HELD_OUT:g} % of the prompts, {FEWEST} to {MOST}, at most a fifth; "
+        line += "data.eval_records=0 trains on all)"
     reasons = Counter(r.reason for r in prepared.rejections)
     if reasons:
         line += f", {sum(reasons.values())} rejected ({', '.join(f'{r}: {n}' for r, n in sorted(reasons.items()))}; "
