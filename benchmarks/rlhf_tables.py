@@ -50,7 +50,8 @@ def at(result: Any, name: str, kl: float) -> float | None:
         x, y = (np.array([point[part] for point in points]) for part in ("kl", "reward"))
         value = float(interpolate(x, y, [kl])[0])
         return value if np.isfinite(value) else None
-    by_kl = result["at_kl"].get(name) or next((row["at_kl"] for row in beside["rows"] if row["name"] == name), [])
+    rows = (row["at_kl"] for row in beside["rows"] if row["name"] == name)
+    by_kl: list[dict[str, Any]] = result["at_kl"].get(name) or next(rows, [])
     return next((one["value"] for one in by_kl if one["kl"] == kl), None)
 
 

@@ -25,7 +25,7 @@ from prefopt.losses import registry
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig, train
-from prefopt.train.sources.rollouts import RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.worlds.build import BASE_STEPS, MAX_NEW_TOKENS, SFT_STEPS, WorldReward, build
 from prefopt.worlds.review import ReviewWorld
 

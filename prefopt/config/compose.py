@@ -241,9 +241,9 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     for key in KEYS:
         if key not in config:
             raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
-    for name, least in (("seed", 0), ("rounds", 1)):
-        if not isinstance(value := config[name], int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{name}={value} must be a whole number, at least {least}")
+    for key, least in (("seed", 0), ("rounds", 1)):
+        if not isinstance(value := config[key], int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}={value} must be a whole number, at least {least}")
     cls = OmegaConf.get_type(config.loss)
     name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
     if name is None:

@@ -15,7 +15,7 @@ BLOCK = re.compile(r"(?P<tag><(?P<closes>/?)(?P<name>(?:think|thought|reason|ana
 
 
 @dataclass(frozen=True)
-class Answer:
+class RenderedAnswer:
     """One completion after its prompt.
 
     Attributes:

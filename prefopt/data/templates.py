@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from prefopt.data.answers import BLOCK, Answer, Start, beginning, left_out, not_printed, span_of, trained_part
+from prefopt.data.answers import BLOCK, RenderedAnswer, Start, beginning, left_out, not_printed, span_of, trained_part
 from prefopt.data.data_config import DataConfig
 from prefopt.data.record import Message, RowError, Text, is_trained
 from prefopt.data.row_facts import tool_names, unknown
@@ -42,7 +42,7 @@ class Rendered:
     """The prompt of one record, including the header of the answer, and its answers."""
 
     prompt: str
-    answers: list[Answer]
+    answers: list[RenderedAnswer]
 
 
 def template_source(name: str, tokenizer: Any) -> str | None:
@@ -97,7 +97,7 @@ class Plain:
         return Rendered(head, [self._answer(head, before, said, end)
                                for said, end in zip(completions, ended, strict=True)])  # fmt: skip
 
-    def _answer(self, head: str, before: str, said: Text, ended: bool) -> Answer:
+    def _answer(self, head: str, before: str, said: Text, ended: bool) -> RenderedAnswer:
         """One answer after its head; `before` is printed between them."""
         first, *more = trained_part(said)
         if any(turn.get("tool_calls") for turn in (first, *more)):
@@ -109,7 +109,7 @@ class Plain:
             start, text = len(text), f"{text} {turn['content']}"
             if is_trained(turn):
                 spans.append((start, len(text)))
-        return Answer(text, None, isinstance(said, str), ended, tuple(spans) if more else None)
+        return RenderedAnswer(text, None, isinstance(said, str), ended, tuple(spans) if more else None)
 
 
 class Chat:
@@ -197,11 +197,11 @@ class Chat:
         answers = [self._answer(start, said, end) for said, end in zip(completions, ended, strict=True)]
         return Rendered(start.joined(""), answers)
 
-    def _answer(self, start: Start, said: Text, ended: bool) -> Answer:
+    def _answer(self, start: Start, said: Text, ended: bool) -> RenderedAnswer:
         """One completion: its last turn as an answer to all before it, in which its earlier turns must stand."""
         first, *more = trained_part(said)
         if not more:
-            return Answer(*self._one(start, first, ended), plain=isinstance(said, str), ended=ended)
+            return RenderedAnswer(*self._one(start, first, ended), plain=isinstance(said, str), ended=ended)
         begun: Message = {**first, "content": start.begun + first["content"]}
         *before, last = [begun, *more]
         later = self._start([*start.asked, *before])
@@ -214,7 +214,7 @@ class Chat:
         header = later.header if text.startswith(later.header) else later.header.rstrip()
         spans.append((len(header), len(text)))
         self._check_marked([*start.asked, *before, last], text, spans)
-        return Answer(text, end, not last.get("tool_calls"), ended, tuple(spans))
+        return RenderedAnswer(text, end, not last.get("tool_calls"), ended, tuple(spans))
 
     def _span(self, start: Start, turn: Message, text: str) -> tuple[int, int]:
         """Where an earlier turn of a completion stands in its text."""

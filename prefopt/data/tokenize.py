@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from prefopt.common.cache import cached_folder
 from prefopt.common.digest import of_json
 from prefopt.common.versions import version_of
-from prefopt.data.answers import Answer
+from prefopt.data.answers import RenderedAnswer
 from prefopt.data.data_config import DataConfig
 from prefopt.data.fields import blank
 from prefopt.data.make import content_hash
@@ -202,7 +202,9 @@ class Encoder:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
 
-    def _completion(self, answer: Answer, shared: int, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
+    def _completion(
+        self, answer: RenderedAnswer, shared: int, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> list[int]:
         """The tokens of a completion after the prompt, those of given parts below 0."""
         if answer.spans is None:
             return self._closed(ids[shared:], answer)
@@ -214,7 +216,7 @@ class Encoder:
             tokens[a - shared : b - shared] = ids[a:b]
         return [*tokens.tolist(), *self._closed(ids[start:stop], answer)]
 
-    def _places(self, answer: Answer, ids: list[int], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _places(self, answer: RenderedAnswer, ids: list[int], offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The spans of an answer as places of its tokens; a token that spans a border is trained.
 
         Offsets may leave out spaces at either side of a token, so it begins where the one before ends, at the latest.
@@ -251,14 +253,14 @@ class Encoder:
         first = start > 0 or self.adds_bos
         return [self.bos] * first + ids[start:], [(0, 0)] * (first and offsets) + places[start:]
 
-    def _ends(self, answer: Answer) -> set[int]:
+    def _ends(self, answer: RenderedAnswer) -> set[int]:
         """The tokens that end a turn."""
         ends = {self.tokenizer.eos_token_id}
         if answer.end is not None:
             ends.add(self.tokenizer.convert_tokens_to_ids(answer.end))
         return ends
 
-    def _closed(self, ids: list[int], answer: Answer) -> list[int]:
+    def _closed(self, ids: list[int], answer: RenderedAnswer) -> list[int]:
         """The last turn of a completion, which ends with its end token if it ends, and has no other."""
         ends = self._ends(answer)
         if answer.ended and (not ids or ids[-1] not in ends):

@@ -137,9 +137,8 @@ def _written(
             # To some models a prompt of one token looks like a step from a state that is not there.
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
             kind, given = PlainDecoder if stepless else decoder, [prompts[i] for i in rows]
-            texts: Decoder | Mixture = kind(model, given)
-            if blend is not None:
-                texts = Mixture(texts, kind(blend.other, given), blend.share)
+            alone = kind(model, given)
+            texts = alone if blend is None else Mixture(alone, kind(blend.other, given), blend.share)
             written = _write(texts, draws, max_new_tokens, ends, temperature, scored_at)
             for row, text in zip(rows, written, strict=True):
                 results[row] = text

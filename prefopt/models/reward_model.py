@@ -48,7 +48,7 @@ def is_reward_model(path: str) -> bool:
     if not any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
         return False
     with torch.device("meta"):
-        return hasattr(AutoModelForSequenceClassification.from_config(config), HEAD)
+        return hasattr(AutoModelForSequenceClassification.from_config(config), HEAD)  # type: ignore[no-untyped-call]
 
 
 def load_reward_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, seed: int) -> Any:

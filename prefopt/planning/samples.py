@@ -18,7 +18,8 @@ from prefopt.planning.memory import Memory, count_weights, optimizer_bytes
 from prefopt.planning.schedule import PLANNED, Schedule
 from prefopt.train.on_policy import most_positions, prompts_of
 from prefopt.train.sources.labels import SampledPrompt, labelled
-from prefopt.train.sources.rollouts import Prompt, RolloutConfig
+from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.train.sources.rollouts import Prompt
 
 ROWS = 512  # texts that are sampled at once (`prefopt.engine.generation.sample`)
 
