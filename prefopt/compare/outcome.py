@@ -8,6 +8,9 @@ from typing import Any
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.spec import BASE, SFT, Comparison
 from prefopt.compare.statistics import Interval, Pair
+from prefopt.losses.registry import loss_class
+from prefopt.plugin import traits
+from prefopt.testing.kit import example
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,6 +39,12 @@ class Standing:
     def name(self) -> str:
         """The name of the row."""
         return self.runs.name
+
+    @property
+    def ranking(self) -> str:
+        """How its loss compares completions: pairwise, pointwise or listwise; empty for the base model."""
+        method = self.runs.method
+        return traits(example(loss_class(method.loss))).ranking.value if method is not None else ""
 
     @property
     def setting(self) -> str:
@@ -73,3 +82,9 @@ class ComparisonOutcome:
     def competitors(self) -> list[Standing]:
         """The methods that worked, best first, without base, SFT and controls."""
         return [s for s in self.standings if s.value and not s.runs.control and s.name not in (BASE, SFT)]
+
+    @property
+    def by_ranking(self) -> dict[str, list[Standing]]:
+        """The competitors, best first, by how their losses compare completions; the kind of the best one first."""
+        kinds = dict.fromkeys(s.ranking for s in self.competitors)
+        return {kind: [s for s in self.competitors if s.ranking == kind] for kind in kinds}

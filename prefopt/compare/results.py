@@ -223,6 +223,7 @@ def _plain_row(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
     return {
         "name": s.name,
         "loss": s.runs.method.loss if s.runs.method is not None else None,
+        "ranking": s.ranking,
         "control": s.runs.control,
         "online": s.runs.method is not None and result.comparison.online(s.runs.method),
         **{name: s.cost[name] for name in ONE_RUN},

@@ -27,7 +27,7 @@ class CalDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2412.14516, the calibrated objective", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "tengxiao1/Cal-DPO scripts/dpo_trainer.py@7d16b46", "2026-11-30")
 
     beta: float = 1e-3  # per nat: the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 

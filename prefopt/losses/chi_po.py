@@ -32,7 +32,9 @@ class ChiPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.13399"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "arXiv:2407.13399, Algorithm 1, as cited", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.SECONDARY, "arXiv:2407.13399, Algorithm 1, as in warlockee/oxRL oxrl/algs/chipo.py@2a2bd5d", "2026-11-30"
+    )
 
     r_max: float  # largest reward, in units of reward; must be given; useful range 1 to 10
     beta: float = 0.1  # reward per unit of phi; useful range 0.01 to 1

@@ -42,7 +42,7 @@ class FDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.16240"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2309.16240, table of divergences", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "alecwangcq/f-divergence-dpo trainers.py@07d9369", "2026-11-30")
 
     beta: float = 0.1  # reward per unit of f'; useful range 0.01 to 1
     divergence: Divergence = Divergence.JENSEN_SHANNON  # reverse_kl, forward_kl, jensen_shannon or alpha

@@ -31,7 +31,7 @@ class FocalDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.06645"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2501.06645", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "warlockee/oxRL oxrl/algs/focalpo.py@2a2bd5d", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     gamma: float = 0.5  # focusing exponent, no unit; useful range 0 (which is `dpo`) to 1, below 1.443

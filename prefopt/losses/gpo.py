@@ -43,7 +43,7 @@ class GPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05749"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "accounts of arXiv:2402.05749", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.SECONDARY, "warlockee/oxRL oxrl/algs/gpo.py@2a2bd5d", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     f: Convex = Convex.TRUNCATED_SQUARE  # logistic, hinge, square, exponential, truncated_square or savage

@@ -27,7 +27,9 @@ class Hinge:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2309.06657, the hinge of log-ratios", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED, "arXiv:2309.06657, the hinge of log-ratios; TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-30"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio (the paper's gamma); useful range 0.02 to 1
 

@@ -30,7 +30,11 @@ class IRPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.19733, the loss of one iteration", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED,
+        "arXiv:2404.19733, the loss of one iteration; TRL 1.16.0 trl/trainer/dpo_trainer.py",
+        "2026-11-30",
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the likelihood term, per (nat/token); useful range 0.1 to 2

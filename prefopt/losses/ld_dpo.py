@@ -31,7 +31,11 @@ class LDDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06411"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, tokens=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.06411, the decomposed likelihood", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED,
+        "arXiv:2409.06411, the decomposed likelihood; TRL 1.16.0 trl/trainer/dpo_trainer.py",
+        "2026-11-30",
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.5  # weight of a token past the shorter side, no unit; useful range 0 to 1 (which is `dpo`)

@@ -27,7 +27,9 @@ class NPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.14, 0.2)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.05868, the NPO loss", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "licong-lin/negative-preference-optimization TOFU/dataloader.py@1207bbe", "2026-11-30"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.05 to 0.2; to 0 it is gradient ascent on the NLL
 

@@ -29,7 +29,7 @@ class ODPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.10571"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2402.10571, the loss with the offset", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "rycolab/odpo trainers.py@6152f67", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 1.0  # offset in reward, per unit of log gap; useful range 0 (which is `dpo`) to 1

@@ -33,7 +33,9 @@ class RobustDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.00409"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2403.00409, the unbiased estimate of the loss", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED, "arXiv:2403.00409, the unbiased estimate; TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-30"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     label_smoothing: float = 0.1  # epsilon, probability of a flipped label; useful range 0 to 0.4, below 0.5

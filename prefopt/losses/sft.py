@@ -25,7 +25,9 @@ class SFT:
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
     learning_rates: ClassVar[LearningRates] = LearningRates(1e-6, 2e-5, "arXiv:2310.16944 (2e-5)")
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2203.02155, Sec. 3.1", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED, "arXiv:2203.02155, Sec. 3.1; TRL 1.16.0 trl/trainer/sft_trainer.py", "2026-11-30"
+    )
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.mean)

@@ -24,7 +24,9 @@ class SimPER:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2502.00883, the loss", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "tengxiao1/SimPER scripts/simper_trainer.py@db08c97", "2026-11-30"
+    )
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()

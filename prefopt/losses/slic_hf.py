@@ -30,7 +30,11 @@ class SLiCHF:
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2305.10425, the calibration loss", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.DERIVED,
+        "arXiv:2305.10425, the calibration loss; ContextualAI/HALOs train/trainers.py@4831988",
+        "2026-11-30",
+    )
 
     delta: float = 1.0  # margin of the hinge, nats; useful range 0.5 to 10
     lam: float = 0.1  # lambda, weight of the likelihood, nats per nat; useful range 0 to 1

@@ -32,7 +32,11 @@ LEFT_OUT = {
     "SPIN, XPO, SPO, step-DPO": "they need samples of the policy's own, which is a way of making data, not a loss",
     "DRO-V": "it needs a value network beside the policy",
     "TIS-DPO": "it needs token weights from two further models",
-    "C2-DPO, SPO with SiLU": "oxRL has them; no formula of their papers was found to check them against",
+    "C2-DPO": "oxRL adds lambda (rho_w + rho_l)^2 to DPO; the paper's constraints were not found, to check it against",
+    "SPO with SiLU": (
+        "oxRL's -SiLU(beta Delta) falls without bound, while the paper's abstract claims a minimum; its formula was "
+        "not found"
+    ),
     "epsilon-DPO": "it needs the policy's distribution at another temperature, a statistic that is not computed",
     "relative RPO": "it needs an external embedding model to weigh pairs across prompts",
     "CPO-hinge, CPO-IPO": "found in TRL alone, without a paper; `slic_hf` and `ipo_sum` are their sources",

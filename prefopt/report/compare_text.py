@@ -91,7 +91,7 @@ def markdown(result: ComparisonOutcome) -> str:
         cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", *one_run, f"{s.cost['tokens']:,.0f}",
                 f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip
         lines.append("| " + " | ".join([s.name, value, *figures, s.setting, *cost]) + " |")
-    lines += _task_lines(result)
+    lines += [*_ranking_lines(result), *_task_lines(result)]
     lines += ["", "| | against | difference | effect | p (Holm) | verdict |", "|---|---|---:|---:|---:|---|"]
     for pair in result.pairs:
         lines.append(
@@ -101,6 +101,18 @@ def markdown(result: ComparisonOutcome) -> str:
     lines += ["", *(f"- {warning}" for warning in result.warnings), "", "    " + result.command, ""]
     lines += [f"    {train_command(result.comparison, s.runs)}" for s in result.standings if s.runs.chosen is not None]
     return "\n".join(lines) + "\n"
+
+
+def _ranking_lines(result: ComparisonOutcome) -> list[str]:
+    """Return a table of the kinds of losses, where there are several: the methods of each and the best of them."""
+    kinds = result.by_ranking
+    if len(kinds) < 2:
+        return []
+    lines = ["", "| losses that are | methods | best | " + METRICS[result.metric].title + " |", "|---|---:|---|---|"]
+    for kind, rows in kinds.items():
+        value = rows[0].value
+        lines.append(f"| {kind} | {len(rows)} | {rows[0].name} | {_with_interval(value, 3) if value else '–'} |")
+    return lines
 
 
 def _task_lines(result: ComparisonOutcome) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.config.compose import compose
 from prefopt.data import DataConfig, Record, make, read, to_view, tokenize
 from prefopt.data.doctor import examine
 from prefopt.data.record import reversed_sides
@@ -18,6 +19,7 @@ from prefopt.data.schemas.base import FACTS
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Logps, Needs, PairLogps
+from prefopt.runs.resolve import prepared_data
 from prefopt.train.examples import Facts, examples_of
 from tests.data import tiny
 
@@ -160,6 +162,19 @@ def test_a_fact_that_a_loss_lacks_is_named(name: str) -> None:
     needs = dataclasses.replace(Needs(data=Data.PAIRS, reference=False), **{name: True})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=rf"no {name} and no scores.*data.fields={{{name}: COLUMN}}"):
         judged(needs)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ties", "kept"),
+    [("dpo", "auto", 2), ("dpo_rk", "auto", 3), ("soft_dpo", "auto", 3), ("dpo_rk", "drop", 2), ("dpo", "keep", 3)],
+)
+def test_ties_are_kept_for_losses_that_read_them(tmp_path: Path, loss: str, ties: str, kept: int) -> None:
+    votes = {"annotator1": 1, "annotator2": 2}
+    rows = [JUDGED | {"prompt": "Q?", "winner": "A"}, JUDGED | {"prompt": "R?", "winner": "B"}, JUDGED | votes]
+    data = written(tmp_path, *rows)
+    config = compose([f"loss={loss}", f"data.path={data.path}", "data.template=plain", f"data.ties={ties}",
+                      "data.eval_records=0", "model.path=none"])  # fmt: skip
+    assert len(prepared_data(config, tiny.tokenizer()).train) == kept
 
 
 def test_the_doctor_lists_facts(tmp_path: Path) -> None:

@@ -206,6 +206,21 @@ def test_every_loss_declares_how_far_it_was_checked(name: str) -> None:
         assert audit.source
 
 
+# Of these no equation's number, and no public code, could be found.
+WITHOUT_A_PLACE = {
+    "bco", "bdpo", "distill_dpo", "gdpo", "h_dpo", "hypo", "li_po", "mix", "pointwise", "pointwise_bce", "pro", "r_dpo",
+    "re_po", "soft_dpo",
+}  # fmt: skip
+PLACE = re.compile(
+    r"Eqs?\. |Algorithm \d|App\. |Sections? |Sec\. |@[0-9a-fv]\S+|pull request \d|PR #\d|TRL \d|Lighteval \d"
+)
+
+
+def test_an_audit_names_the_equation_or_the_file() -> None:
+    found = {name for name in MENU if not PLACE.search(traits(example(load_class(name))).audit.source)}  # type: ignore[union-attr]
+    assert found == WITHOUT_A_PLACE
+
+
 def test_a_claim_without_a_source_or_a_date_is_refused() -> None:
     with pytest.raises(ValueError, match="without a source"):
         Audit(Level.DERIVED, " ", "2026-11-29")

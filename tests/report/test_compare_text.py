@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from prefopt.compare.results import plain
 from prefopt.compare.spec import Comparison, Method
 from prefopt.report.compare_text import finding, markdown
 from tests.compare.outcomes import outcome, runs
@@ -25,6 +28,24 @@ def test_sft_alone_is_a_finding() -> None:
     failed = outcome(runs("base", 0.0), runs("sft", 1.0), runs("a", 1.0, status="diverged"))
     assert finding(failed)[0].startswith("No method but SFT could be measured")
     assert finding(outcome(runs("base", 0.0), runs("sft", 1.0, status="failed")))[0].startswith("No method could be")
+
+
+def test_rows_are_set_against_each_other_by_what_their_losses_compare() -> None:
+    rows = [runs("base", 0.0), runs("sft", 0.0), runs("a", 1.0), runs("b", 0.5), runs("c", 0.25)]
+    for place, loss in ((3, "kto"), (4, "ipo")):
+        rows[place] = dataclasses.replace(rows[place], method=Method(name=rows[place].name, loss=loss))
+    found = outcome(*rows)
+    assert {kind: [s.name for s in group] for kind, group in found.by_ranking.items()} == {
+        "pairwise": ["a", "c"],
+        "pointwise": ["b"],
+    }
+    said = markdown(found)
+    assert "| pairwise | 2 | a |" in said
+    assert "| pointwise | 1 | b |" in said
+    assert {row["name"]: row["ranking"] for row in plain(found)["methods"]} == {
+        "base": "", "sft": "pairwise", "a": "pairwise", "b": "pointwise", "c": "pairwise",
+    }  # fmt: skip
+    assert "| losses that are |" not in markdown(outcome(*rows[:3]))
 
 
 def test_tasks_are_listed_with_their_change() -> None:
