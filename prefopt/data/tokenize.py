@@ -197,15 +197,16 @@ class Encoder:
         shared = min((_common(head, ids) for ids, _ in coded), default=len(head))
         if not shared:
             raise RowError("empty_prompt", "prompt and completions share no first token")
-        completions = [self._completion(answer, shared, *one) for answer, one in zip(made.answers, coded, strict=True)]
+        completions = [self._completion(answer, shared, one) for answer, one in zip(made.answers, coded, strict=True)]
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
         return head[:shared], completions
 
     def _completion(
-        self, answer: RenderedAnswer, shared: int, ids: list[int], offsets: list[tuple[int, int]]
+        self, answer: RenderedAnswer, shared: int, coded: tuple[list[int], list[tuple[int, int]]]
     ) -> list[int]:
         """The tokens of a completion after the prompt, those of given parts below 0."""
+        ids, offsets = coded
         if answer.spans is None:
             return self._closed(ids[shared:], answer)
         *earlier, (start, stop) = self._places(answer, ids, offsets)

@@ -164,7 +164,9 @@ def _data(t: Translation, folder: Path) -> None:
     if template:
         t.differs.append(f"template {template}: the tokenizer's own chat template is used (data.template=auto)")
     t.drop("train_on_prompt", "only completions contribute to the loss")
-    t.drop("mask_history", "only the last turn contributes to the loss, as with it")
+    masked = t.take("mask_history", False)
+    if t.given.get("stage", "sft") == "sft" and not masked:
+        t.set(data__train_on="all_turns")
     t.drop("packing", "prompts are always shared and rows always packed without padding")
     t.drop("neat_packing", "packed records never attend to each other")
 

@@ -45,6 +45,12 @@ def test_llama_factory(tmp_path: Path, change: Any, name: str, fields: dict[str,
     }
 
 
+@pytest.mark.parametrize(("change", "train_on"), [({}, "all_turns"), ({"mask_history": True}, None)])
+def test_sft_trains_the_turns_that_it_trains_there(tmp_path: Path, change: Any, train_on: str | None) -> None:
+    found = convert(written(tmp_path, LLAMA_FACTORY | {"stage": "sft"} | change, "theirs.yaml"))
+    assert found.settings.get("data.train_on") == train_on
+
+
 def test_llama_factorys_data_are_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json"}}))

@@ -69,8 +69,6 @@ def examine(
     )
     result = None if tokenizer is None else tokenize(usable.records, tokenizer, config)
     more = [pairing_line(found.records)] if kind == Data.LISTS.value else []
-    if result is not None:
-        more += [token_line(result.records), *thinking_lines(usable.records, tokenizer, config)]
     report = dataclasses.replace(report, account=[*account(stations(found.counts, usable, result)), *more])
     findings = [finding for check in checks for finding in check.findings()]
     if side := winner_side(found.counts):
@@ -101,7 +99,9 @@ def _with_tokens(
     findings: list[Finding] = []
     if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
         uncut = tokenize(records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
-    report = dataclasses.replace(report, rejections=[*report.rejections, *result.rejections], kept=len(result.records))
+    lines = [token_line(result.records), *thinking_lines(records, tokenizer, config)]
+    report = dataclasses.replace(report, rejections=[*report.rejections, *result.rejections], kept=len(result.records),
+                                 account=[*report.account, *lines])  # fmt: skip
     if len(uncut):
         lengths = TokenLengths(uncut)
         findings += lengths.findings(config.max_length)
