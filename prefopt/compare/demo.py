@@ -22,11 +22,14 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.evaluate.world import Evaluation, best_of_n, evaluate, log_probs, sampled_reward, win_share
 from prefopt.losses import registry
+from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.reward_model import load_reward_model
 from prefopt.plugin import Data
-from prefopt.train import BatchConfig, train
+from prefopt.rewards.model import ModelReward, Writer
+from prefopt.train import BatchConfig, Result, train
 from prefopt.train.sources.rollout_config import RolloutConfig
-from prefopt.worlds.build import BASE_STEPS, MAX_NEW_TOKENS, SFT_STEPS, WorldReward, build
+from prefopt.worlds.build import BASE_STEPS, MAX_NEW_TOKENS, SFT_STEPS, build
 from prefopt.worlds.review import ReviewWorld
 
 BASE, SFT = "Base", "SFT"
@@ -43,7 +46,7 @@ Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]
 class DemoMethod:
     """A method of the demo, with hyper-parameters and a learning rate that suit this world.
 
-    `rollout` makes it learn from its own samples, which the exact rule scores.
+    `rollout` makes it learn from its own samples, which a reward model scores that is trained on the pairs before.
     """
 
     title: str
@@ -64,7 +67,7 @@ class DemoMethod:
         hyperparameters = [f"loss.{name}={value:g}" for name, value in self.hyperparameters.items()]
         samples = []
         if self.rollout is not None:
-            samples = ["source=rollouts", "reward=world", f"batch.records={self.batch.records}",
+            samples = ["source=rollouts", "reward=RUN", f"batch.records={self.batch.records}",
                        f"rollout.num_generations={self.rollout.num_generations}",
                        f"rollout.max_new_tokens={self.rollout.max_new_tokens}"]  # fmt: skip
         rate = f"trainer.learning_rate={self.learning_rate:g}"
@@ -77,8 +80,9 @@ METHODS = (
     DemoMethod("KTO", "kto", {"beta": 0.3}, 1e-3),
     DemoMethod("ORPO", "orpo", {"lam": 3.0}, 1e-3),
     DemoMethod("SimPO", "simpo", {"beta": 2.5, "gamma_beta_ratio": 0.5}, 1e-3),
-    DemoMethod("RLOO", "rloo", {"beta": 0.7}, 2e-3, RolloutConfig(num_generations=8, max_new_tokens=MAX_NEW_TOKENS)),
+    DemoMethod("RLHF", "rloo", {"beta": 1.4}, 2e-3, RolloutConfig(num_generations=8, max_new_tokens=MAX_NEW_TOKENS)),
 )
+REWARD_MODEL = DemoMethod("RLHF: reward model", "bradley_terry", {}, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +185,7 @@ class Demo:
         model = ModelConfig(path=str(self.files.model))
         self.reference = load_model(model)
         data = DataConfig(path=str(self.files.train), eval_path=str(self.files.validation))
-        self.tokenizer = load_tokenizer(model)
+        self.data_config, self.tokenizer = data, load_tokenizer(model)
         prepared = prepare(data, self.tokenizer, Data.PAIRS)
         assert prepared.eval is not None
         self.data, self.pairs = prepared.train, prepared.eval
@@ -223,33 +227,47 @@ class Demo:
         loss = registry.load(method.loss, **method.hyperparameters)
         curve, count = _LearningCurve(self, policy), SampleCount()
         own: dict[str, Any] = {}
-        if method.rollout is not None:
-            own = {"reward": WorldReward(self.world), "rollout": method.rollout, "look": count.add,
-                   "tokenizer": self.tokenizer}  # fmt: skip
-        with self.progress(method.title, self.size.steps) as advance, tempfile.TemporaryDirectory() as scratch:
-            result = train(
-                policy,
-                loss,
-                self.data,
-                output_dir=scratch,
-                batch=method.batch,
-                seed=self.seed,
-                callbacks=[curve, _Advance(advance)],
-                learning_rate=method.learning_rate,
-                max_steps=self.size.steps,
-                logging_strategy="no",
-                **own,
-            )
-            evaluation = self._evaluate(policy)
+        seconds = 0.0
+        with tempfile.TemporaryDirectory() as scratch:
+            if method.rollout is not None:
+                reward, seconds = self._reward_model(scratch)
+                own = {"reward": reward, "rollout": method.rollout, "look": count.add, "tokenizer": self.tokenizer}
+            result = self._train(method, policy, scratch, curve, **own)
         return DemoRow(
             name=method.title,
-            evaluation=evaluation,
-            seconds=result.seconds - curve.seconds,
+            evaluation=self._evaluate(policy),
+            seconds=seconds + result.seconds - curve.seconds,
             setting=method.setting,
             paper=loss.paper,
             curve=curve.points,
             samples=count if own else None,
         )
+
+    def _train(self, method: DemoMethod, model: Any, scratch: str, *callbacks: Any, **own: Any) -> Result:
+        with self.progress(method.title, self.size.steps) as advance:
+            return train(
+                model,
+                registry.load(method.loss, **method.hyperparameters),
+                self.data,
+                output_dir=scratch,
+                batch=method.batch,
+                seed=self.seed,
+                callbacks=[*callbacks, _Advance(advance)],
+                learning_rate=method.learning_rate,
+                max_steps=self.size.steps,
+                logging_strategy="no",
+                **own,
+            )
+
+    def _reward_model(self, folder: str) -> tuple[ModelReward, float]:
+        """Train a reward model on the pairs; the reward that it gives, and the seconds of its training."""
+        start = ModelConfig(path=str(self.files.model))
+        model = load_reward_model(start, PeftConfig(), tokenizer=self.tokenizer, seed=self.seed)
+        result = self._train(REWARD_MODEL, model, folder)
+        result.trainer.save_model(folder)
+        self.tokenizer.save_pretrained(folder)
+        writer = Writer(tokenizer=self.tokenizer, data=self.data_config, prompts=dict)
+        return ModelReward(path=folder, writer=lambda: writer), result.seconds
 
     def _evaluate(self, policy: Any) -> Evaluation:
         size = {"prompts": self.size.prompts, "samples_per_prompt": self.size.samples_per_prompt}

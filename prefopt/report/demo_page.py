@@ -38,7 +38,7 @@ def _plain(row: DemoRow) -> dict[str, Any]:
     for name, estimate in row.evaluation.estimates().items():
         figures |= {name: estimate.value, f"{name}_se": estimate.se}
     if row.samples is not None:
-        figures |= {"labels": row.samples.texts, "tokens_sampled": row.samples.tokens}
+        figures |= {"samples": row.samples.texts, "tokens_sampled": row.samples.tokens}
     return figures | {"curve": [asdict(point) for point in row.curve]}
 
 

@@ -15,7 +15,7 @@ from prefopt.compare.demo import METHODS, DemoSize
 from prefopt.worlds.build import WorldFiles
 from prefopt.worlds.review import ReviewWorld
 
-NAMES = ["base", "sft", "dpo", "ipo", "kto", "orpo", "simpo", "rloo"]
+NAMES = ["base", "sft", "dpo", "ipo", "kto", "orpo", "simpo", "rlhf"]
 
 
 def test_demo(
@@ -45,20 +45,19 @@ def test_demo(
     assert start["chosen_change"] == start["rejected_change"] == 0  # before the first step policy is reference
     assert [point["step"] for point in by_method["dpo"]["curve"]] == [0, 1, 2, 3, 4]
     # the last point of the curve and the evaluation look at the same pairs with the same weights
-    samples = by_method["rloo"]["labels"], by_method["rloo"]["tokens_sampled"]
-    assert samples[0] == 4 * 128
-    assert samples[1] > samples[0]
+    assert by_method["rlhf"]["samples"] == 4 * 128
+    assert by_method["rlhf"]["tokens_sampled"] > 4 * 128
     for result in results[2:]:
         assert result["curve"][-1]["chosen_change"] == pytest.approx(result["chosen_change"], abs=1e-4)
         assert result["curve"][-1]["rejected_change"] == pytest.approx(result["rejected_change"], abs=1e-4)
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(row.name in page for row in rows)
     assert "Five ways" in page
-    assert "RLOO bought 512 exact scores" in page
+    assert "It cost 512 texts of its own" in page
 
 
 def test_methods_on_own_samples_say_so() -> None:
-    assert METHODS[-1].setting.startswith("loss=rloo loss.beta=0.7 source=rollouts reward=world batch.records=16")
+    assert METHODS[-1].setting.startswith("loss=rloo loss.beta=1.4 source=rollouts reward=RUN batch.records=16")
 
 
 def test_methods_say_how_to_repeat_them() -> None:
