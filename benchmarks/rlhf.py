@@ -5,8 +5,9 @@
     python benchmarks/rlhf.py kl_place
     python benchmarks/rlhf.py labels
 
-against_dpo: reward at matched KL of RLOO, GRPO and online DPO on the exact reward; 256 steps of 128 texts, as many as
-    `controlled.py` gives the methods on pairs, whose rows and yardsticks are shown beside them.
+against_dpo: reward at matched KL of RLOO on the exact reward and on a reward model from the 7,936 pairs, of GRPO and of
+    online DPO; 256 steps of 128 texts, as many as `controlled.py` gives the methods on pairs, whose rows and
+    yardsticks are shown beside them.
 sources: eight losses on the pairs and the same on the policy's own samples, labelled by the same Bradley-Terry rater.
 kl_place: the KL in the reward, in the loss (k3), or nowhere, at one beta.
 labels: online DPO with Bradley-Terry labels, with both orders weighted, and with the better text always chosen.
@@ -18,16 +19,21 @@ Predictions are in `rlhf_predictions.json`, and the tables check them. Writes `b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from controlled import KLS, METHODS, compared, finished, frontier, plain
 from world_suite import TEST, Cell, Line, by_seed, job, over_seeds, save, size, worker_seconds
 
+from prefopt.common.digest import of_json
 from prefopt.compare.frontier import at_matched_kl
-from prefopt.compare.jobs import JobResult
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.config.compose import compose
+from prefopt.runs.run import run as run_training
 from prefopt.worlds.build import MAX_NEW_TOKENS
 
 GROUP, PROMPTS = 8, 16  # samples of a prompt, and prompts of a step: 128 texts
@@ -36,23 +42,57 @@ GROUPS = (*OWN, f"rollout.num_generations={GROUP}", f"batch.records={PROMPTS}")
 PAIRS = (*OWN, "rollout.num_generations=2", f"batch.records={GROUP * PROMPTS // 2}", "rollout.label_temperature=0.5")
 OFFLINE = ("batch.records=64", "trainer.learning_rate=0.001")  # 128 texts a step, too
 FIGURES = ("true_reward", "kl", "valid", "length", "entropy", "distinct_2")
-COSTS = ("labels", "tokens_sampled", "tokens_scored", "tokens", "train_seconds", "processor_seconds")
+COSTS = (
+    "labels",
+    "tokens_sampled",
+    "tokens_scored",
+    "tokens",
+    "reward_model_seconds",
+    "train_seconds",
+    "processor_seconds",
+)
 BETA = 0.8  # where one strength is enough
 RLOO = Line(name="RLOO", loss="rloo", strength="beta", values=(1.3, 0.8, 0.5), fixed=GROUPS)
+LEARNED = replace(RLOO, name="RLOO, reward model", values=(1.0, 0.5, 0.25))
+MODELS = Path("runs/benchmarks-reward-models")
 ONLINE = ("DPO", "IPO (sum)", "Hinge", "CPO", "SimPO", "ORPO", "APO-zero", "DPO + SFT")  # of suite `sources`
+
+
+def reward_model(pairs: int, draw: int, member: int = 0) -> str:
+    """The folder of a reward model on the first pairs of a draw; trained at the first call, for about two epochs."""
+    steps = max(64, 2 * pairs // 64)
+    said = ["loss=bradley_terry", f"data.world.pairs={pairs}", f"data.world.draw={draw}", "batch.records=64",
+            "trainer.learning_rate=0.001", f"trainer.max_steps={steps}", f"seed={100 * member + draw}"]  # fmt: skip
+    folder = MODELS / of_json(said)
+    if not (folder / "summary.json").exists():
+        run_training(compose([*said, f"output_dir={folder}", "progress=quiet"]))
+    return str(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A suite: its lines, the steps of every run, and the beta of `reward - beta * KL`, where one is maximised."""
+    """A suite.
+
+    Attributes:
+        lines: the rows of its table.
+        steps: of every run.
+        beta: of `reward - beta * KL`, where one is maximised.
+        rewards: of lines without the exact reward: from a draw to the option `reward`.
+    """
 
     lines: tuple[Line, ...]
     steps: int
     beta: float | None = None
+    rewards: Mapping[str, Callable[[int], str]] = field(default_factory=dict)
 
     def cell(self, line: Line, value: float | None) -> Cell:
         """A line at one strength, by seed."""
-        return lambda seed: job(line, f"trainer.max_steps={self.steps}", value=value, seed=seed, measure=TEST)
+
+        def made(seed: int) -> Job:
+            reward = [f"reward={self.rewards[line.name](seed)}"] if line.name in self.rewards else []
+            return job(line, f"trainer.max_steps={self.steps}", *reward, value=value, seed=seed, measure=TEST)
+
+        return made
 
 
 def controls(line: Line) -> tuple[Line, ...]:
@@ -82,7 +122,11 @@ def both_sources() -> tuple[Line, ...]:
 DPO = Line(name="DPO, own samples", loss="dpo", strength="beta", values=(2, 1, 0.5), fixed=PAIRS)
 GRPO = Line(name="GRPO", loss="grpo", strength="beta", values=(1, 0.3, 0.1), fixed=GROUPS)
 SUITES = {
-    "against_dpo": Suite(lines=(RLOO, GRPO, DPO, *controls(one(RLOO))), steps=256),
+    "against_dpo": Suite(
+        lines=(RLOO, LEARNED, GRPO, DPO, *controls(one(RLOO))),
+        steps=256,
+        rewards={LEARNED.name: partial(reward_model, 7936)},
+    ),
     "sources": Suite(lines=both_sources(), steps=256),
     "kl_place": Suite(
         lines=tuple(

@@ -37,6 +37,10 @@ def figure(result: Any, place: Place) -> float | None:
     if len(place) == 1:
         return float(place[0])
     name, what = place
+    if (which := what.partition(" "))[0] in ("best", "last"):
+        points = next((row["points"] for row in result["rows"] if row["name"] == name), [])
+        values = [point[which[2]] for point in points if point[which[2]] is not None]
+        return None if not values else max(values) if which[0] == "best" else values[-1]
     if what.startswith("at "):
         return at(result, name, float(what.removeprefix("at ")))
     return next((row[what] for row in result["rows"] if row["name"] == name), None)
@@ -123,6 +127,48 @@ def against_dpo(result: Any) -> str:
     return f"{first}\n\n{words}\n\n{checked(result, 'rlhf_against_dpo')}\n\n{every_row(result)}\n\n{ending(result)}"
 
 
+def overoptimisation(result: Any) -> str:
+    """Every line at every strength, and the curve fitted to it."""
+    start = result["setting"]["start"]
+    rows = []
+    for row in result["rows"]:
+        points = [point for point in row["points"] if point["true_reward"] is not None]
+        gains = "; ".join(
+            f"{number(point['kl'])}: {signed(point['true_reward'] - start)}"
+            + (f" ({signed(point['proxy'])})" if point["proxy"] is not None else "")
+            for point in points
+        )
+        fit = row["fit"]
+        written = ["–", "–"] if fit is None else [
+            f"{number(fit[name])} ({number(fit[f'{name}_low'])} to {number(fit[f'{name}_high'])})"
+            for name in ("alpha", "beta")
+        ]  # fmt: skip
+        rows.append([row["name"], gains, *written])
+    head = ["", "KL: true reward gained (gain of the model's score)", "alpha", "beta"]
+    s = result["setting"]
+    return (
+        f"{table(head, rows)}\n\n{checked(result, 'overoptimisation')}\n\n"
+        "Fits of reward gained = d (alpha − beta log d), d = √KL; intervals: 95 %, bootstrap over runs. "
+        f"{s['seeds']} seeds, {s['steps']} steps. "
+        f"{result['worker_seconds'] / 60:.0f} minutes of one worker on a machine shared with other work."
+    )
+
+
+def picture_overoptimisation(result: Any) -> str:
+    """True reward, and the models' own scores dashed, against the square root of the KL."""
+    start, curves = result["setting"]["start"], []
+    names = [row["name"] for row in result["rows"]]
+    for row in result["rows"]:
+        points = sorted((p for p in row["points"] if p["true_reward"] is not None), key=lambda p: p["kl"])
+        x = [p["kl"] ** 0.5 for p in points]
+        curves.append(Curve(label=row["name"], x=x, y=[p["true_reward"] - start for p in points]))
+        if all(p["proxy"] is not None for p in points):
+            curves.append(Curve(label=row["name"], x=x, y=[p["proxy"] / 2 for p in points], dashed=True))
+    axes = Axes(x="square root of the KL to the SFT model", y="reward gained; dashed: half the model's score")
+    summary = "True reward and scores of reward models against the square root of the KL"
+    return svg_file(line_chart(curves, styles(names), axes, summary=summary))
+
+
 def plain(suite: str, *, objective: bool = False) -> Callable[[Any], str]:
     """The table of a suite of one strength for each row."""
 
@@ -172,5 +218,9 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "rlhf_sources": plain("rlhf_sources"),
     "rlhf_kl_place": plain("rlhf_kl_place", objective=True),
     "rlhf_labels": plain("rlhf_labels"),
+    "overoptimisation": overoptimisation,
 }
-PICTURES: dict[str, Callable[[Any], str]] = {"rlhf_against_dpo": picture_against_dpo}
+PICTURES: dict[str, Callable[[Any], str]] = {
+    "rlhf_against_dpo": picture_against_dpo,
+    "overoptimisation": picture_overoptimisation,
+}

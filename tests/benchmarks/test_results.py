@@ -17,6 +17,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
 import controlled  # noqa: E402
 import hh_rlhf  # noqa: E402
+import overoptimisation  # noqa: E402
 import planner  # noqa: E402
 import rlhf  # noqa: E402
 import rlhf_tables  # noqa: E402
@@ -76,11 +77,33 @@ def test_suites_on_own_samples() -> None:
         for said in rlhf_tables.predictions(f"rlhf_{suite}"):
             for place in (said["left"], said["right"]):
                 assert len(place) == 1 or place[0] in {*names, *beside}, said["claim"]
+    rows = {*(f"RLOO, {name}" for name in overoptimisation.rewards())}
+    rows |= {f"DPO, {pairs} pairs" for pairs in overoptimisation.PAIRS}
+    for said in rlhf_tables.predictions("overoptimisation"):
+        assert {said["left"][0], said["right"][0]} <= rows
     line = next(line for line in rlhf.SUITES["labels"].lines if "better" in line.name)
     config = compose([*line.overrides(1.0), "trainer.max_steps=1"])
     assert (config.source, config.reward, config.rollout.num_generations * config.batch.records) == (
         "rollouts", "world", 128,
     )  # fmt: skip
+
+
+def test_tables_of_overoptimisation() -> None:
+    """A line that follows the law has its constants in the table; what did not run is a dash."""
+    d = np.array([0.5, 1.0, 2.0])
+    gains = d * (1.5 - 0.4 * np.log(d))
+    points = [{"kl": x, "true_reward": y - 0.2, "proxy": 2 * x} for x, y in zip(d**2, gains, strict=True)]
+    runs = [SimpleNamespace(figures=point) for point in points] * 3
+    fit = overoptimisation.fit(runs, start=-0.2)
+    assert fit["alpha"] == pytest.approx(1.5, abs=1e-3)
+    assert fit["beta"] == pytest.approx(0.4, abs=1e-3)
+    lost = {"kl": None, "true_reward": None, "proxy": None}
+    rows = [{"name": "RLOO, 250 pairs", "points": points, "fit": fit}, {"name": "x", "points": [lost], "fit": None}]
+    result = {"setting": {"start": -0.2, "seeds": 3, "steps": 1}, "rows": rows, "worker_seconds": 60}
+    page = rlhf_tables.overoptimisation(result)
+    assert "1.50 (1.50 to 1.50) | 0.40 (0.40 to 0.40)" in page
+    assert "not run" in page
+    assert "<svg" in rlhf_tables.picture_overoptimisation(result)
 
 
 def test_methods_are_compared_where_both_reach_a_kl() -> None:
