@@ -80,7 +80,7 @@ METHODS = (
     DemoMethod("KTO", "kto", {"beta": 0.3}, 1e-3),
     DemoMethod("ORPO", "orpo", {"lam": 3.0}, 1e-3),
     DemoMethod("SimPO", "simpo", {"beta": 2.5, "gamma_beta_ratio": 0.5}, 1e-3),
-    DemoMethod("RLHF", "rloo", {"beta": 1.4}, 2e-3, RolloutConfig(num_generations=8, max_new_tokens=MAX_NEW_TOKENS)),
+    DemoMethod("RLHF", "rloo", {"beta": 0.5}, 2e-3, RolloutConfig(num_generations=8, max_new_tokens=MAX_NEW_TOKENS)),
 )
 REWARD_MODEL = DemoMethod("RLHF: reward model", "bradley_terry", {}, 1e-3)
 

@@ -276,8 +276,6 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         **groups,
     )
     made.evaluation.check()
-    if made.source == "rollouts" and made.reward is None and made.data.path == "world":
-        made.reward = "world"
     made.check_source()
     return made
 

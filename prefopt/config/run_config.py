@@ -64,6 +64,10 @@ class RunConfig:
     stages: dict[str, RunConfig] = field(default_factory=dict)  # runs before this one (`prefopt.runs.stages`)
     stages_folder: Path = Path("runs/stages")
 
+    def __post_init__(self) -> None:
+        if self.source != "offline" and self.reward is None and self.data.path == "world":
+            self.reward = "world"  # its exact rule
+
     def check_source(self) -> None:
         """Raise UserError where source, reward and loss do not fit together."""
         if self.source not in SOURCES:

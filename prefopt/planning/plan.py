@@ -31,8 +31,8 @@ from prefopt.planning.memory import (
     optimizer_bytes,
     peak_memory,
 )
+from prefopt.planning.own_samples import Samples
 from prefopt.planning.probe import Probe, probe
-from prefopt.planning.samples import Samples
 from prefopt.planning.schedule import Schedule, schedule, total_work
 from prefopt.plugin import Data, Needs, Vocab
 from prefopt.runs.resolve import prepared_data, resolved

@@ -57,7 +57,7 @@ def test_demo(
 
 
 def test_methods_on_own_samples_say_so() -> None:
-    assert METHODS[-1].setting.startswith("loss=rloo loss.beta=1.4 source=rollouts reward=RUN batch.records=16")
+    assert METHODS[-1].setting.startswith("loss=rloo loss.beta=0.5 source=rollouts reward=RUN batch.records=16")
 
 
 def test_methods_say_how_to_repeat_them() -> None:

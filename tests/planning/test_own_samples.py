@@ -13,7 +13,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.config.compose import compose
 from prefopt.data.tokens import TokenRecord
-from prefopt.planning.samples import Samples
+from prefopt.planning.own_samples import Samples
 from prefopt.plugin import Data
 
 
