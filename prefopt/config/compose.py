@@ -235,15 +235,7 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         config: the composed configuration, while Hydra is initialized.
         own: overrides of the stages by their names; None for a stage itself.
     """
-    for key in config:
-        if key not in KEYS and key != "hydra":
-            raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
-    for key in KEYS:
-        if key not in config:
-            raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
-    for key, least in (("seed", 0), ("rounds", 1)):
-        if not isinstance(value := config[key], int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key}={value} must be a whole number, at least {least}")
+    _check_keys(config)
     cls = OmegaConf.get_type(config.loss)
     name = next((n for n in registry.names() if registry.loss_class(n) is cls), None)
     if name is None:
@@ -278,6 +270,19 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
     made.evaluation.check()
     made.check_source()
     return made
+
+
+def _check_keys(config: DictConfig) -> None:
+    """Raise UserError for an option that there is not, one that is missing, or a seed or count that is none."""
+    for key in config:
+        if key not in KEYS and key != "hydra":
+            raise UserError(f"there is no option {key!r}{nearest(str(key), list(KEYS))}")
+    for key in KEYS:
+        if key not in config:
+            raise UserError(f"~{key}: every run needs this option; change it with {key}=...")
+    for key, least in (("seed", 0), ("rounds", 1)):
+        if not isinstance(value := config[key], int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}={value} must be a whole number, at least {least}")
 
 
 def _check_added(node: DictConfig, name: str) -> None:

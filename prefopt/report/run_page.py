@@ -85,6 +85,7 @@ def run_page(run: RunFolder) -> str:
         written=written_rows(run.summary.get("texts", {})),
         charts=_charts(run.metrics),
         texts=[_marked(sample) for sample in run.lines("samples.jsonl")[:TEXTS_SHOWN]],
+        drawn=_drawn(run.lines("rollouts.jsonl")),
         card=_card(run),
         rejections=_rejections(run.lines("rejections.jsonl")),
         cost=_cost(run),
@@ -137,6 +138,17 @@ def _marked(sample: Mapping[str, Any]) -> dict[str, Any]:
     before, after = str(sample.get("before", "")), str(sample.get("after", ""))
     left, right = marked(before, after)
     return {"prompt": str(sample.get("prompt", "")), "before": left, "after": right, "same": before == after}
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples of one prompt, of the first and of the last rollout, best first."""
+    steps = sorted({row["step"] for row in rows})
+    found = []
+    for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
+        first = next(row["prompt"] for row in rows if row["step"] == step)
+        samples = [row for row in rows if (row["step"], row["prompt"]) == (step, first)]
+        found.append({"step": step, "prompt": str(first), "samples": sorted(samples, key=lambda row: -row["reward"])})
+    return found
 
 
 def _card(run: RunFolder) -> list[tuple[str, str]]:

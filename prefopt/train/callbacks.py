@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ class RolloutsFile(TrainerCallback):
             write_text(self.path, "".join(line + "\n" for line in kept))
 
     def add(self, rollout: Rollout) -> None:
-        """Append the first samples of a rollout."""
+        """Append the first samples of a rollout; a run of wandb gets them as a table, with the figures of the step."""
         count, given = rollout.rewards.shape[1], rollout.advantages
-        lines = []
+        rows = []
         for place, answer in enumerate(rollout.answers[: self.PROMPTS * count]):
             at = divmod(place, count)
             row = {
@@ -95,9 +96,13 @@ class RolloutsFile(TrainerCallback):
                 "ended": answer.ended,
                 "advantage": None if given is None else float(given[at]),
             }
-            lines.append(json.dumps(redacted(row)) + "\n")
+            rows.append(redacted(row))
         with open_to_append(self.path) as file:
-            file.writelines(lines)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        wandb: Any = sys.modules.get("wandb")  # where it tracks this run, it is there
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            wandb.run.log({"rollout": table}, commit=False)
 
 
 class AtBeginning(TrainerCallback):

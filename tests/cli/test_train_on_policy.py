@@ -37,6 +37,8 @@ def test_a_run_leaves_its_samples_and_what_the_reward_says_of_it(run: Run, loss:
     assert not (run.out / "heldout.jsonl").exists()
     page = (run.out / "report.html").read_text()
     assert "Own texts, reward" in page
+    assert "Samples that it learned from" in page
+    assert ("advantage" in page.split("Samples that it learned from")[1].split("Data card")[0]) == (loss == "rloo")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.rewards.reward import Answer
 from prefopt.train import BatchConfig
+from prefopt.train.callbacks import RolloutsFile
 from prefopt.train.checkpoints import checkpoints, last_whole
 from prefopt.train.signals import Signals
 from prefopt.train.sources.labels import LabelRule
@@ -305,6 +309,17 @@ def test_a_record_knows_which_side_the_opponent_wrote(tmp_path: Path) -> None:
     figures = rollout.batch.figures
     assert figures["reward"] == pytest.approx(rollout.rewards[:, ::2].mean())
     assert figures["completions/mean_length"] == pytest.approx(np.mean([len(t) for t in texts[::2]]))
+
+
+def test_samples_of_a_step_are_a_table_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    run = SimpleNamespace(log=lambda row, commit: logged.append((row["rollout"], commit)))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run, Table=dict))
+    RolloutsFile(tmp_path / "rollouts.jsonl").add(source(folder=tmp_path).roll(0))
+    (table, commit), rows = logged[0], (tmp_path / "rollouts.jsonl").read_text().splitlines()
+    assert commit is False, "the figures of the step complete the row"
+    assert table["columns"] == ["step", "weights", "prompt", "text", "reward", "ended", "advantage"]
+    assert table["data"] == [list(json.loads(row).values()) for row in rows]
 
 
 # ---- what stops a run
