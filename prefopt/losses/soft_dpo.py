@@ -28,7 +28,6 @@ class SoftDPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06691"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, probability=True)
-    finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.06691, cross-entropy with the soft label", "2026-11-30")
 
