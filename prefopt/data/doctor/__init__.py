@@ -45,12 +45,7 @@ def examine(
     """
     found = read(config)
     lengths = LengthRule()
-    checks: list[RecordCheck] = [
-        Repetitions(), NearDuplicates(), lengths, WordRule(), FormatRule(), Labels(), RowFacts(),
-        Marks(_marks(config, tokenizer)),
-    ]  # fmt: skip
-    if held_out := config.held_out():
-        checks.append(Leaks(read(held_out).records))
+    checks: list[RecordCheck] = [Repetitions(), NearDuplicates(), lengths, *_further_checks(config, tokenizer)]
     for record in found.records:
         for check in checks:
             check.see(record)
@@ -79,6 +74,13 @@ def examine(
     kept = Finding(name="kept", figure=report.kept, total=report.kept + len(report.rejections))
     size = Finding(name="size", figure=report.kept, note=f"{report.kept} {kind}")
     return dataclasses.replace(report, findings=_limited([kept, size, *findings], limits or {}))
+
+
+def _further_checks(config: DataConfig, tokenizer: Any) -> list[RecordCheck]:
+    """Checks of words, formats and facts; and of prompts that are held out elsewhere."""
+    held_out = config.held_out()
+    leaks = [Leaks(read(held_out).records)] if held_out else []
+    return [WordRule(), FormatRule(), Labels(), RowFacts(), Marks(_marks(config, tokenizer)), *leaks]
 
 
 def _marks(config: DataConfig, tokenizer: Any) -> re.Pattern[str] | None:
