@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(found: Any, to: Path | None) -> None:
-    from transformers.utils import is_torch_bf16_gpu_available
+    from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
     console = Console(highlight=False, markup=False)
     console.print(f"from {found.source}:")

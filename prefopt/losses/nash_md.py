@@ -18,20 +18,21 @@ from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ran
 class NashMD:
     r"""Policy gradient on how often a sample beats an opponent between the policy and the reference, less KL.
 
-    L = -1/K sum_k A_k pi(y_k) / pi_old(y_k),   A_k = P(y_k > y') - 1/2 - beta rho_old,   y' ~ pi^(1 - mix) pi_ref^mix
+    L = -1/K sum_k A_k pi(y_k) / pi_old(y_k),   A_k = P(y_k > y') - 1/2 - beta rho_old,   y' ~ pi^(1 - c) pi_ref^c
+    c = mixture_coef
 
     Value at policy = reference: 1/2 - mean of P(y_k > y').
 
     Identities: gradient of nash_md(beta=0.5) where the mean of P - beta rho over a prompt is 1/2 = (K - 1)/K of that of
     rloo(beta=0.5).
 
-    Fixed points: pi = pi_ref exp(P(y > mix) / beta) / Z, its own opponent's best answer; with a small `mix`, close to
-    the Nash equilibrium of the regularized game, also where preferences are intransitive.
+    Fixed points: pi = pi_ref exp(P(y > opponent) / beta) / Z, its own opponent's best answer; with a small
+    `mixture_coef`, close to the Nash equilibrium of the regularized game, also where preferences are intransitive.
 
-    Differences: none from the paper's policy gradient. `mix` is the paper's beta and `beta` its tau. The opponent is
-    drawn token by token from the normalized mixture of both models' next tokens (the paper's one-step mixture), not
-    from the normalized mixture of whole texts. P is the mean over the opponent's samples of the prompt; from a reward
-    it is sigmoid((r - r') / `rollout.label_temperature`). TRL up to 0.29 multiplied the log-ratio and the log-prob
+    Differences: none from the paper's policy gradient. `mixture_coef` is the paper's beta and `beta` its tau. The
+    opponent is drawn token by token from the normalized mixture of both models' next tokens (the paper's one-step
+    mixture), not from the normalized mixture of whole texts. P is the mean over the opponent's samples of the
+    prompt; from a reward it is sigmoid((r - r') / `rollout.label_temperature`). TRL up to 0.29 multiplied the log-ratio and the log-prob
     token by token, so that a token knows nothing of the KL of those behind it, and has another fixed point.
     """
 
@@ -45,10 +46,10 @@ class NashMD:
     }
 
     beta: float = 0.02  # probability of winning per nat of log-ratio; 0 or above, the paper tried 0.01 to 0.2
-    mix: float = 0.125  # the reference's share in the opponent; 0 (the policy itself) to 1 (the reference)
+    mixture_coef: float = 0.125  # the reference's share in the opponent; 0 (the policy itself) to 1 (the reference)
 
     def __post_init__(self) -> None:
-        require(self, beta=0 <= self.beta < math.inf, mix=0 <= self.mix <= 1)
+        require(self, beta=0 <= self.beta < math.inf, mixture_coef=0 <= self.mixture_coef <= 1)
 
     def targets(self, rollout: ListLogps, /) -> Mapping[str, Tensor]:
         wins = rollout.scores - 0.5 - self.beta * rollout.completions.ratio

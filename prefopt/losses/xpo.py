@@ -28,14 +28,15 @@ class XPO:
 
     Differences: none from Algorithm 1, but that the paper's sums over all samples so far are over those of a step. The
     paper asks for alpha of the order of beta / sqrt(samples); the default is that of TRL up to 0.29, which has had no
-    XPO since 1.0. Half of a prompt's samples are the reference's (`mix`); `rollout.num_generations=2` is the paper's.
+    XPO since 1.0. Half of a prompt's samples are the reference's (`mixture_coef`); `rollout.num_generations=2` is the
+    paper's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.21046"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, opponent=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2405.21046, Algorithm 1", "2026-11-30")
-    mix: ClassVar[float] = 1.0  # the opponent is the reference itself
+    mixture_coef: ClassVar[float] = 1.0  # the opponent is the reference itself
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1, above 0
     alpha: float = 1e-5  # weight of the step away from the reference's samples; 0 or above, useful range 0 to 1e-3

@@ -48,7 +48,8 @@ class Needs:
         ended: reads whether each of these samples ended by itself.
         values: reads the estimates of a value model, which is then trained beside the policy.
         reward_model: trains a reward model, not a policy: `sum` is its score of a completion, read at the last token.
-        opponent: half of a prompt's samples are an opponent's, of whose next tokens the reference has the share `mix`.
+        opponent: half of a prompt's samples are an opponent's, of whose next tokens the reference has the share
+            `mixture_coef`.
     """
 
     data: Data

@@ -94,7 +94,9 @@ def replaced(loss: Any, name: str, value: Any) -> Any:
 def _differ(one: Any, other: Any, batches: list[samples.Named]) -> bool:
     if other is None:
         return False
-    if any(getattr(one, a, None) != getattr(other, a, None) for a in ("reference_update", "control_text", "mix")):
+    if any(
+        getattr(one, a, None) != getattr(other, a, None) for a in ("reference_update", "control_text", "mixture_coef")
+    ):
         return True
     values = zip(_in_turn(one, batches), _in_turn(other, batches), strict=True)
     return any(not torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in values)

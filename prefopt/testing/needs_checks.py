@@ -116,7 +116,7 @@ def needs(loss: Loss) -> Failures:
 def _marker_needs(loss: Loss) -> Failures:
     failures = []
     markers = (("moving_reference", "reference_update"), ("state", "initial_state"), ("on_policy", "targets"),
-               ("opponent", "mix"))  # fmt: skip
+               ("opponent", "mixture_coef"))  # fmt: skip
     for flag, attribute in markers:
         if getattr(loss.needs, flag) and not hasattr(loss, attribute):
             failures.append(f"{flag} is declared, but there is no `{attribute}`")

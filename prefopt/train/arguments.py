@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 from transformers import EarlyStoppingCallback, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from prefopt.common.environment import environment_kept
 from prefopt.errors import UserError, first_line

@@ -94,7 +94,7 @@ def ours(at: EnumerableWorld, policy: Tensor) -> Tensor:
              for v in (log_prob, log_prob.detach())]  # fmt: skip
     batch = ListLogps(completions=lists[0], old=lists[1], scores=wins[:, None],
                       mask=torch.ones(64, 1, dtype=torch.bool))  # fmt: skip
-    loss = load("nash_md", beta=BETA, mix=MIX)
+    loss = load("nash_md", beta=BETA, mixture_coef=MIX)
     (found,) = torch.autograd.grad((loss(with_targets(loss, batch)).loss * policy).sum(), logits)
     return found
 

@@ -107,14 +107,12 @@ def reference_table(
         records: the records to score.
         store: where entries are kept.
         entropy: also keep the entropies of the reference's distributions.
-        process: (rank, count) of the processes that build the table together; each computes its share of what is
-            missing, and `barrier` waits for the others.
-        progress: called with the number of records done since the last call, and of all that are read.
+        process: (rank, count) of those that build the table together, each its share; `barrier` waits for the others.
+        progress: called with the numbers of records done since the last call, and of all.
         read: places of the records that will be read, for which alone the table then has values; None: all.
 
     Raises:
-        UserError: entries in the store are not what was written, or not what the model gives now; a log-prob or an
-            entropy that the model gives is not finite.
+        UserError: entries in the store are not what was written, or not what the model gives now, or not finite.
     """
     store.refresh()
     store.check()
@@ -128,6 +126,22 @@ def reference_table(
             hits = reference.run(process, progress)
     barrier()
     store.refresh()
+    rows = _entries(store, keys, is_read, entropy)
+    store.touch()
+    return ReferenceTable(
+        sum=np.array([t.sum(dtype=np.float64) if len(t) else math.nan for t, _ in rows], np.float32),
+        offsets=np.cumsum([0, *map(len, keys)], dtype=np.int64),
+        hits=hits,
+        misses=sum(len(record) for record, used in zip(keys, is_read, strict=True) if used) - hits,
+        _token=[token for token, _ in rows],
+        _entropy=[values for _, values in rows if values is not None] if entropy else None,
+    )
+
+
+def _entries(
+    store: ReferenceStore, keys: Sequence[Sequence[bytes]], is_read: NDArray[np.bool_], entropy: bool
+) -> list[Any]:
+    """The store's entry of every completion; an empty one for records that are not read."""
     nothing = np.empty(0, np.float32)
     found = [store.get(k, entropy) if used else (nothing, nothing) for record, used in zip(keys, is_read, strict=True)
              for k in record]  # fmt: skip
@@ -135,15 +149,7 @@ def reference_table(
     if len(rows) < len(found):
         raise UserError(f"the reference store {store.folder} lost entries while it was built: is another process "
                         "pruning it? Start again")  # fmt: skip
-    store.touch()
-    return ReferenceTable(
-        sum=np.array([math.nan if t is nothing else t.sum(dtype=np.float64) for t, _ in rows], np.float32),
-        offsets=np.cumsum([0, *map(len, keys)], dtype=np.int64),
-        hits=hits,
-        misses=sum(len(record) for record, used in zip(keys, is_read, strict=True) if used) - hits,
-        _token=[token for token, _ in rows],
-        _entropy=[values for _, values in rows if values is not None] if entropy else None,
-    )
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

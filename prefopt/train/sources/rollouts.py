@@ -304,7 +304,7 @@ class Rollouts(RecordSource):
     def _opponent(self) -> Any:
         """What writes an opponent's texts."""
         assert self.reference is not None
-        share: float = self.loss.mix  # type: ignore[attr-defined]
+        share: float = self.loss.mixture_coef  # type: ignore[attr-defined]
         return self.reference.model if share == 1 else Blend(self.policy.model, self.reference.model, share)
 
     def _batch(self, found: Labelled, samples: Sequence[Sequence[SampledText]]) -> GlobalBatch:

@@ -285,7 +285,7 @@ def test_the_models_own_generation_config_changes_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "mix"), [("xpo", 1.0), ("nash_md", 0.25)])
 def test_every_second_sample_is_of_the_mixture(name: str, mix: float, tmp_path: Path) -> None:
     """Its tokens have the log-probs of a plain forward of both models; the policy's own samples keep their draws."""
-    settings = {} if name == "xpo" else {"mix": mix}
+    settings = {} if name == "xpo" else {"mixture_coef": mix}
     made = tiny.make(load(name, **settings), own_texts.PROMPTS, tmp_path, **own_texts.options(reference=tiny.model(5)))
     found: Any = made.sources["train"]
     prompts = found._prompts(0)
