@@ -35,7 +35,7 @@ class DPORK:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2409.17431 from the likelihoods of Rao and Kupper, 1967, Eq. 3 and 4", "2026-11-30"
+        Level.DERIVED, "arXiv:2409.17431, from the probabilities of Rao and Kupper (1967)", "2026-11-30"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
@@ -80,7 +80,7 @@ class DPOD:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2409.17431 from the likelihoods of Davidson, 1970, Eq. 2.4 and 2.5", "2026-11-30"
+        Level.DERIVED, "arXiv:2409.17431, from the probabilities of Davidson (1970)", "2026-11-30"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

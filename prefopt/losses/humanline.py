@@ -1,4 +1,4 @@
-"""Humanline: Humanlike alignment of DPO and KTO (Liu et al., 2025)."""
+"""Humanline: Online Alignment as Perceptual Loss (Liu et al., 2025)."""
 
 from __future__ import annotations
 
