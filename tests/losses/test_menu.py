@@ -208,8 +208,8 @@ def test_every_loss_declares_how_far_it_was_checked(name: str) -> None:
 
 # Of these no equation's number, and no public code, could be found.
 WITHOUT_A_PLACE = {
-    "bco", "bdpo", "distill_dpo", "dpo_d", "dpo_rk", "gdpo", "h_dpo", "hypo", "li_po", "mix", "pointwise", "pointwise_bce",
-    "pro", "r_dpo", "re_po", "soft_dpo",
+    "bco", "bdpo", "distill_dpo", "dpo_d", "dpo_rk", "gdpo", "h_dpo", "hypo", "li_po", "mix", "pointwise",
+    "pointwise_bce", "pro", "r_dpo", "re_po", "soft_dpo",
 }  # fmt: skip
 PLACE = re.compile(
     r"Eqs?\. |Algorithm \d|App\. |Sections? |Sec\. |@[0-9a-fv]\S+|pull request \d|PR #\d|TRL \d|Lighteval \d"
