@@ -28,7 +28,8 @@ def test_the_account_of_the_data_is_that_of_data_check(
     tuned: Path, model_folder: Path, pairs_file: Path, capsys: Capture
 ) -> None:
     main(["data", "check", str(pairs_file), "--tokenizer", str(model_folder), "--json"])
-    lines = json.loads(capsys.readouterr().out)["account"]
+    *lines, tokens = json.loads(capsys.readouterr().out)["account"]
+    assert tokens.startswith("tokens: ")
     assert lines == ["flow: 40 rows → 40 records → 40 in tokens"]
     assert lines == account(json.loads((tuned / "manifest.json").read_text())["data"]["counts"])
     assert html.escape(lines[0].removeprefix("flow: ")) in (tuned / "report.html").read_text()
