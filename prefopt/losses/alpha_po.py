@@ -35,9 +35,9 @@ class AlphaPO:
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "huggingface/trl, pull request 3776", "2026-11-29")
 
-    beta: float = 2.5  # reward per unit of r; useful range 2 to 10
-    alpha: float = 0.25  # power of the reward, no unit; useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)
-    gamma_beta_ratio: float = 0.1  # target margin in units of r (nats/token at alpha = 0); useful range 0.1 to 1
+    beta: float = 2.5  # reward per (nat/token) of r; useful range 2 to 10
+    alpha: float = 0.25  # curvature of r, per (nat/token); useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)
+    gamma_beta_ratio: float = 0.1  # target margin in nats/token of r; useful range 0.1 to 1
 
     def __post_init__(self) -> None:
         require(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.plugin import Loss
-from prefopt.testing import metadata_checks, needs_checks, reward_checks, value_checks
+from prefopt.testing import claim_checks, metadata_checks, needs_checks, reward_checks, value_checks
 
 Failures = list[str]
 
@@ -26,8 +26,11 @@ class Check:
 CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "metadata": metadata_checks.metadata,
     "hyperparameters": metadata_checks.hyperparameters,
+    "units": claim_checks.units,
+    "ranges": claim_checks.ranges,
     "runs": value_checks.runs,
     "value at reference": value_checks.stated_value,
+    "stated in words": claim_checks.stated_words,
     "rounding at reference": value_checks.rounding_at_reference,
     "direction": value_checks.direction,
     "gradient": value_checks.gradient,

@@ -217,4 +217,14 @@ def state(loss: Loss) -> Failures:
     fresh, carried = value_of(loss, numbers, start), value_of(loss, numbers, states[0])
     if torch.allclose(fresh, carried, rtol=1e-9, atol=1e-12):
         failures.append("state is declared, but the value does not depend on it")
+    again = value_of(loss, numbers, call(loss, build(loss.needs, numbers), start).state)
+    if not depends_on_ids(loss, numbers) and not torch.allclose(fresh, again, rtol=1e-6, atol=1e-9):
+        failures.append("the first batch, seen again, has another value: the average must start from its statistics")
     return failures
+
+
+def depends_on_ids(loss: Loss, numbers: Numbers) -> bool:
+    """Whether a loss draws at random by the ids of records, so that no other library draws the same."""
+    value = value_of(loss, numbers)
+    shifted = (dict(numbers) | {"ids": numbers["ids"] + shift} for shift in range(1, 9))
+    return any(not torch.equal(value_of(loss, other), value) for other in shifted)

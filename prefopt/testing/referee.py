@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from prefopt.losses import MENU
 from prefopt.testing.numbers import to_tensor
 
 HALVED, DOUBLED = "halved", "doubled"
-FLOAT32 = "computed in float32"
+FLOAT32 = "to float32's precision"
 TOKEN_MEAN = "token mean"  # likelihoods are averaged over all tokens of a batch, not over each example's
 EXTREMES = "not exact at extremes"
 _FACTORS = {HALVED: 0.5, DOUBLED: 2.0}
@@ -34,6 +34,7 @@ class Case:
     loss: Tensor
     gradients: dict[str, Tensor]
     tolerance: float
+    targets: dict[str, Tensor] = field(default_factory=dict)  # what an on-policy loss made of the whole rollout
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,22 @@ class Way:
     """One way to call a peer's loss. It returns one value per example, or their mean.
 
     `convention` names in what the peer differs from the vectors where this way passes; None where in nothing.
-    `expected` gives the (B,) values of that convention, where they are not those of the vectors.
+    `expected` gives the (B,) values of that convention, where they are not those of the vectors. A `mistake` is no
+    convention but another objective than the method's: the verdict is then `fails`, and the formula explains it.
     """
 
     call: Callable[[Case], Tensor]
     convention: str | None = None
     expected: Callable[[Case], Tensor] | None = None
+    mistake: bool = False
+
+    def verdict(self, convention: str | None) -> str:
+        """The verdict where this way passes but for a convention."""
+        return "fails" if self.mistake else "pass" if convention in (None, FLOAT32) else "differs"
 
 
 Errors = Mapping[str, tuple[float, float]]  # case -> (error, allowed)
+Tried = tuple[Way, Errors, str | None]  # a way, its errors, and a word on the first that is wrong
 Peer = Mapping[str, Sequence[Way]]  # our name of a loss -> the ways to call the peer's, the literal one first
 
 
@@ -81,7 +89,8 @@ def _case(case: Mapping[str, Any], name: str) -> Case:
     gradients = {key: to_tensor(key, value) for key, value in case["expected"]["gradients"].items()}
     inputs = {key: tensor(key, value).requires_grad_(key in gradients) for key, value in case["inputs"].items()}
     loss = to_tensor("loss", case["expected"]["loss"])
-    return Case(name, inputs, case["hyperparameters"], loss, gradients, case["tolerance"])
+    targets = {key: tensor(key, value) for key, value in case["expected"].get("targets", {}).items()}
+    return Case(name, inputs, case["hyperparameters"], loss, gradients, case["tolerance"], targets)
 
 
 def judge(peer: Peer, vectors: Mapping[str, Any]) -> Ruling:
@@ -91,24 +100,41 @@ def judge(peer: Peer, vectors: Mapping[str, Any]) -> Ruling:
         return Ruling("absent")
     if vectors["depends_on_ids"]:
         return Ruling("absent", detail="it draws at random, and each library draws otherwise")
-    cases, first = cases_of(vectors), None
-    for way in ways:
-        tried = [(way.convention, _errors(way, cases))]
-        tried += [(convention, _errors(way, cases, factor)) for convention, factor in _FACTORS.items()]
-        for convention, (errors, _) in tried:
-            if errors and not _wrong(errors):
-                return Ruling("pass" if convention is None else "differs", convention, _largest(errors))
-        errors, why = tried[0][1]
-        by_cases = _by_cases(errors)
-        if by_cases is not None:
-            convention = by_cases if way.convention is None else f"{way.convention}; {by_cases}"
-            verdict = "pass" if convention == FLOAT32 else "differs"
-            return Ruling(verdict, convention, _largest(errors), why if verdict == "differs" else None)
-        first = first or (errors, why)
-    assert first is not None
-    if not first[0]:
+    cases = cases_of(vectors)
+    tried = [(way, *_errors(way, cases)) for way in ways]
+    if not any(errors for _, errors, _ in tried):
         return Ruling("absent", detail="no case of the vectors can be asked of it")
-    return Ruling("fails", max_error=_largest(first[0]), detail=first[1])
+    _, literal, wrong = tried[0]
+    found = next(_exact(tried, cases), None) or next(_by_pattern(tried), None)
+    if found is None or found.verdict == "fails":  # say how far from the method it is, not from its own formula
+        return Ruling("fails", None if found is None else found.convention, _largest(literal), wrong)
+    return found
+
+
+def _exact(tried: Sequence[Tried], cases: Sequence[Case]) -> Iterator[Ruling]:
+    """The rulings by ways that are right in every case, maybe but for a factor."""
+    for way, errors, _ in tried:
+        if errors and not _wrong(errors):
+            yield Ruling(way.verdict(way.convention), way.convention, _largest(errors))
+        for convention, factor in _FACTORS.items():
+            scaled, _ = _errors(way, cases, factor)
+            if scaled and not _wrong(scaled):
+                named = _joined(way.convention, convention)
+                yield Ruling(way.verdict(named), named, _largest(scaled))
+
+
+def _by_pattern(tried: Sequence[Tried]) -> Iterator[Ruling]:
+    """The rulings by ways that are wrong in the cases that a known convention shows in, the most nearly right first."""
+    patterns = [(_by_cases(errors), way, errors, why) for way, errors, why in tried]
+    for pattern, way, errors, why in sorted(patterns, key=lambda found: found[0] != FLOAT32):
+        if pattern is not None:
+            named = _joined(way.convention, pattern)
+            verdict = way.verdict(named)
+            yield Ruling(verdict, named, _largest(errors), None if verdict == "pass" else why)
+
+
+def _joined(*conventions: str | None) -> str:
+    return "; ".join(convention for convention in conventions if convention)
 
 
 def judge_all(peer: Peer, vectors_of: Callable[[str], Mapping[str, Any]]) -> dict[str, Ruling]:
@@ -173,8 +199,8 @@ def _by_cases(errors: Errors) -> str | None:
         if errors and all(name.startswith("extremes") for name in wrong):
             other = EXTREMES if wrong else None
         elif "ordinary" in wrong and "equal lengths" in errors and not any(n.startswith("equal") for n in wrong):
-            other = TOKEN_MEAN
+            other = _joined(TOKEN_MEAN, None if all(math.isfinite(e) for e, _ in tried.values()) else EXTREMES)
         elif wrong or not errors:
             continue
-        return "; ".join(convention for convention in (other, precision) if convention)
+        return _joined(other, precision)
     return None

@@ -10,21 +10,22 @@ import json
 import re
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prefopt.losses.registry import loss_class
-from prefopt.plugin import Loss, traits, value_at_reference
+from prefopt.plugin import Data, Loss, traits, value_at_reference
 from prefopt.testing import samples
 from prefopt.testing.kit import example
 from prefopt.testing.metadata_checks import other_values, replaced
+from prefopt.testing.needs_checks import depends_on_ids
 from prefopt.testing.numbers import SIDES, build, call, value_of, whole
 from prefopt.testing.value_checks import sensitivity
 
-VERSION = 1  # rises when a number in the vectors changes
+VERSION = 2  # rises when a number in the vectors changes
 EXAMPLES = 4
 _FILLERS = {"_token": -1.0, "_log_sum_sq": -0.5, "_ref_entropy": 1.0, "_kl": 0.25}
 
@@ -32,8 +33,9 @@ _FILLERS = {"_token": -1.0, "_log_sum_sq": -0.5, "_ref_entropy": 1.0, "_kl": 0.2
 def vectors(name: str) -> dict[str, Any]:
     """Return the vectors of one loss: its first case at the top level, the others under `cases`."""
     loss = example(loss_class(name))
-    declared, ordinary = traits(loss), numbers(loss, seed=1)
-    first, *others = cases = list(_cases(loss, ordinary))
+    seed = _varied(loss.needs.data)
+    declared, ordinary = traits(loss), numbers(loss, seed=seed)
+    first, *others = cases = list(_cases(loss, seed))
     for before, case in reversed(list(pairwise(cases))):
         if case["inputs"] == before["inputs"]:
             del case["inputs"]
@@ -43,7 +45,7 @@ def vectors(name: str) -> dict[str, Any]:
         "paper": loss.paper,
         "source": declared.audit.source if declared.audit is not None else None,
         "needs": {name: value for name, value in declared.needs.flags().items() if value},
-        "depends_on_ids": _depends_on_ids(loss, ordinary),
+        "depends_on_ids": depends_on_ids(loss, ordinary),
         **first,
         "cases": others,
     }
@@ -57,7 +59,12 @@ def dumps(vectors: dict[str, Any]) -> str:
 
 def numbers(loss: Loss, *, seed: int, scale: float = 1.0, equal_lengths: bool = False) -> samples.Named:
     """Draw what a loss reads; `scale` multiplies log-probs, `equal_lengths` gives every completion 6 tokens."""
-    drawn = samples.random_numbers(loss.needs.data, seed=seed, examples=EXAMPLES)
+    return samples.declared(loss.needs, _drawn(loss.needs.data, seed=seed, scale=scale, equal_lengths=equal_lengths))
+
+
+def _drawn(data: Data, *, seed: int, scale: float = 1.0, equal_lengths: bool = False) -> samples.Named:
+    """Every number of this shape of data, in multiples of 1/256."""
+    drawn = samples.random_numbers(data, seed=seed, examples=EXAMPLES)
     for name, value in drawn.items():
         if equal_lengths:
             filler = next((number for end, number in _FILLERS.items() if name.endswith(end)), None)
@@ -69,16 +76,29 @@ def numbers(loss: Loss, *, seed: int, scale: float = 1.0, equal_lengths: bool = 
             drawn[name] = drawn[name] * scale
         if drawn[name].is_floating_point():
             drawn[name] = (drawn[name] * 256).round() / 256
-    for side, lengths in SIDES[loss.needs.data]:
+    for side, lengths in SIDES[data]:
         for prefix in ("", "ref_", *(["old_"] if f"old_{side}" in drawn else [])):
             inside = drawn[lengths].unsqueeze(-1) > torch.arange(6)
             drawn[f"{prefix}{side}_token"] = drawn[f"{prefix}{side}_token"] * inside
             drawn[f"{prefix}{side}"] = drawn[f"{prefix}{side}_token"].sum(-1)
-    return samples.declared(loss.needs, drawn)
+    return drawn
 
 
-def _cases(loss: Any, ordinary: samples.Named) -> Iterator[dict[str, Any]]:
-    equal, extreme = numbers(loss, seed=1, equal_lengths=True), numbers(loss, seed=2, scale=1000.0)
+@cache
+def _varied(data: Data) -> int:
+    """The first seed of which every side's log-ratios take both signs, so that each branch of a loss is seen."""
+    sides = [side for side, _ in SIDES[data] if side != "mismatched"]
+    for seed in range(1, 1000):
+        batches = [_drawn(data, seed=seed, equal_lengths=equal) for equal in (False, True)]
+        ratios = [batch[side] - batch[f"ref_{side}"] for batch in batches for side in sides]
+        if all(bool((ratio > 0.25).any() and (ratio < -0.25).any()) for ratio in ratios):
+            return seed
+    raise AssertionError("no such batch")
+
+
+def _cases(loss: Any, seed: int) -> Iterator[dict[str, Any]]:
+    ordinary, equal = numbers(loss, seed=seed), numbers(loss, seed=seed, equal_lengths=True)
+    extreme = numbers(loss, seed=seed + 1, scale=1000.0)
     changed = {field.name: _changed(loss, field.name) for field in dataclasses.fields(loss)}
     # A hyper-parameter that acts through lengths shows nothing where they are equal.
     shows = {n for n, other in changed.items() if not torch.equal(value_of(other, equal), value_of(loss, equal))}
@@ -90,6 +110,8 @@ def _cases(loss: Any, ordinary: samples.Named) -> Iterator[dict[str, Any]]:
     yield _case("equal lengths", loss, equal)
     for name in sorted(shows):
         yield _case(f"equal lengths, {name} changed", changed[name], equal)
+    if loss.needs.data is Data.UNPAIRED:
+        yield _case("uneven labels", loss, ordinary | {"desirable": torch.arange(EXAMPLES) > 0})
     yield _case("extremes", loss, extreme)
     yield _case("extremes, float32", loss, extreme, torch.float32)
 
@@ -103,7 +125,8 @@ def _changed(loss: Any, name: str) -> Any:
 def _case(name: str, loss: Any, inputs: samples.Named, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """One case; its expected values are exact ones, computed in float64 whatever precision it is meant for."""
     leaves = {leaf: inputs[leaf].clone().requires_grad_() for leaf in samples.leaves(loss.needs, inputs)}
-    value = call(loss, build(loss.needs, inputs | leaves)).loss
+    batch = whole(loss, build(loss.needs, inputs | leaves))
+    value = call(loss, batch).loss
     gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
     exact, moves = sensitivity(loss, inputs)
     return {
@@ -118,10 +141,17 @@ def _case(name: str, loss: Any, inputs: samples.Named, dtype: torch.dtype = torc
                 for leaf, gradient in zip(leaves, gradients, strict=True)
             },
             "at_reference": _at_reference(loss, inputs),
+            **_targets(batch),
         },
         # What rounding of the inputs alone can change, and some.
         "tolerance": 64 * torch.finfo(dtype).eps * float((exact.abs() + moves).max() + 1),
     }
+
+
+def _targets(batch: Any) -> dict[str, Any]:
+    """What an on-policy loss makes of the whole rollout before its first step, such as advantages."""
+    targets = getattr(batch, "targets", {})
+    return {"targets": {name: value.tolist() for name, value in targets.items()}} if targets else {}
 
 
 def _at_reference(loss: Any, inputs: samples.Named) -> list[float] | None:
@@ -130,12 +160,6 @@ def _at_reference(loss: Any, inputs: samples.Named) -> list[float] | None:
     if stated is None:
         return None
     return torch.as_tensor(stated, dtype=torch.float64).expand(EXAMPLES).tolist()
-
-
-def _depends_on_ids(loss: Loss, ordinary: samples.Named) -> bool:
-    """Whether the loss draws at random by the ids of records, so that other libraries draw otherwise."""
-    others: list[Tensor] = [value_of(loss, ordinary | {"ids": ordinary["ids"] + shift}) for shift in range(1, 9)]
-    return any(not torch.equal(other, value_of(loss, ordinary)) for other in others)
 
 
 def _plain(value: Any) -> Any:

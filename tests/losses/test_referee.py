@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+from functools import partial
 from typing import Any
 
 import pytest
+import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.referee import PAGE, RESULTS, page
+from benchmarks.referee import PAGE, RESULTS, page, reproduction
 from prefopt.cli import main
-from prefopt.testing.referee import Ruling, judge
+from prefopt.testing.peers.shared import log_ratios
+from prefopt.testing.referee import Case, Ruling, Way, judge
 from prefopt.testing.vectors import vectors
 
 trl = pytest.importorskip("trl", reason="the peers extra is not installed")
@@ -39,6 +43,34 @@ def test_trl_passes(name: str) -> None:
 def test_trl_differs_by_a_known_convention(name: str, convention: str) -> None:
     found = ruling(name)
     assert (found.verdict, found.convention) == ("differs", convention)
+
+
+def test_a_mistake_fails_by_name_and_not_as_a_convention() -> None:
+    """A length penalty with a minus, from a library whose log-ratios and lengths are right."""
+
+    def penalty(case: Case, sign: int) -> Tensor:
+        chosen, rejected = log_ratios(case.inputs)
+        longer = (case.inputs["chosen_num_tokens"] - case.inputs["rejected_num_tokens"]).to(chosen)
+        given = case.hyperparameters
+        return -F.logsigmoid(given["beta"] * (chosen - rejected) + sign * given["alpha"] * longer)
+
+    ways = (Way(partial(penalty, sign=-1)), Way(partial(penalty, sign=-1), "a minus", partial(penalty, sign=-1), True))
+    found = judge({"r_dpo": ways}, vectors("r_dpo"))
+    assert (found.verdict, found.convention) == ("fails", "a minus")
+    assert found.max_error is not None
+    assert found.max_error > 0.01  # from the method, not from the mistake
+    assert judge({"r_dpo": (Way(partial(penalty, sign=1)),)}, vectors("r_dpo")).verdict == "pass"
+
+
+def test_whatever_fails_in_the_matrix_has_a_short_reproduction() -> None:
+    judged = {name: entry for name, entry in json.loads(RESULTS.read_text()).items() if "error" not in entry}
+    failures = {(name, loss): entry["reproduced"] for name, entry in judged.items() for loss, ruling in
+                entry["losses"].items() if ruling["verdict"] == "fails"}  # fmt: skip
+    assert len(failures) >= 6
+    for (name, loss), printed in failures.items():
+        peer = name.split(" ")[0].lower().replace("-", "_")
+        assert len(reproduction(peer, loss).read_text().splitlines()) <= 20
+        assert "theirs" in printed[loss]
 
 
 def test_a_loss_that_trl_lacks_is_absent() -> None:

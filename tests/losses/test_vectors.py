@@ -61,6 +61,21 @@ def test_each_hyperparameter_is_changed_in_some_case() -> None:
     }  # fmt: skip
 
 
+def test_a_batch_has_log_ratios_of_both_signs() -> None:
+    """A branch that is taken below the reference only, such as the penalty of DPOP, is seen."""
+    inputs = committed("dpop")["inputs"]
+    for side in ("chosen", "rejected"):
+        ratios = [now - before for now, before in zip(inputs[side], inputs[f"ref_{side}"], strict=True)]
+        assert min(ratios) < 0 < max(ratios)
+
+
+def test_losses_on_own_samples_have_their_targets() -> None:
+    for name in ("rloo", "grpo"):
+        advantages = committed(name)["expected"]["targets"]["advantage"]
+        assert "old_completions" in committed(name)["inputs"] or "old_completions_token" in committed(name)["inputs"]
+        assert [abs(sum(row)) for row in advantages] == pytest.approx([0.0] * 4, abs=1e-12)
+
+
 def test_the_verb_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vectors", "dpo", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "dpo.json").read_text() == dumps(vectors("dpo"))

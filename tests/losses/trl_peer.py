@@ -100,7 +100,7 @@ def trl_cpo(chosen: Tensor, rejected: Tensor, loss_type: str, **settings: Any) -
 
 def sequences(sides: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, ids and completion mask of completions behind a prompt of one token."""
-    from prefopt.testing.peers.trl_losses import logits_with
+    from prefopt.testing.peers.shared import logits_with
 
     tokens = torch.cat([token for token, _ in sides])
     lengths = torch.cat([length for _, length in sides])

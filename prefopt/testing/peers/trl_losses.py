@@ -15,27 +15,16 @@ from torch import Tensor
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from prefopt.losses.registry import load
-from prefopt.testing.numbers import build, call
+from prefopt.testing.peers.shared import Options, of_ours, paired, per_token, renamed
+from prefopt.testing.peers.trl_shared import ACCELERATOR, odds_or_cpo_loss
 from prefopt.testing.referee import Case, Way
 
 PROMPT = 3  # tokens of the prompt in front of each completion
-Options = dict[str, Any]
 TRL: Any = trl  # it is not typed
-ACCELERATOR = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
 
 
 def version() -> str:
     return f"TRL {trl.__version__}"
-
-
-def per_token(inputs: dict[str, Tensor], side: str, lengths: str, width: int) -> Tensor:
-    """(B, T) the log-probs of a side, spread evenly over its tokens where only their sum is given."""
-    given = inputs.get(f"{side}_token")
-    if given is not None:
-        return F.pad(given, (0, width - given.shape[-1]))
-    inside = torch.arange(width) < inputs[lengths].unsqueeze(-1)
-    return (inputs[side] / inputs[lengths]).unsqueeze(-1) * inside
 
 
 def answering(log_probs: Tensor, log_sum_sq: Tensor) -> Any:
@@ -134,36 +123,6 @@ def kto_loss(inputs: dict[str, Tensor], loss_type: str, **settings: Any) -> Tens
     return loss
 
 
-def logits_with(token_logps: Tensor) -> Tensor:
-    """(B, L, 2) logits under which token 1 has these log-probs."""
-    return torch.stack([torch.log(-torch.expm1(token_logps)), token_logps], -1)
-
-
-def odds_or_cpo_loss(trainer_class: Any, inputs: dict[str, Tensor], **settings: Any) -> Tensor:
-    """The mean over a batch of pairs, from the whole of `CPOTrainer` or `ORPOTrainer` after the model's logits."""
-    batch: dict[str, Tensor] = {}
-    log_probs = []
-    width = max(int(inputs[f"{side}_num_tokens"].max()) for side in ("chosen", "rejected"))
-    for side in ("chosen", "rejected"):
-        inside = torch.arange(width) < inputs[f"{side}_num_tokens"].unsqueeze(-1)
-        attended = F.pad(inside, (1, 0), value=True).long()  # behind a prompt of one token
-        batch |= {f"{side}_input_ids": torch.ones_like(attended), f"{side}_attention_mask": attended}
-        batch[f"{side}_labels"] = F.pad(torch.where(inside, 1, -100), (1, 0), value=-100)
-        tokens = per_token(inputs, side, f"{side}_num_tokens", width)
-        log_probs.append(torch.where(inside, tokens, -0.5))
-    logits = F.pad(logits_with(torch.cat(log_probs)), (0, 0, 0, 1))
-    stub = SimpleNamespace(
-        **({"is_encoder_decoder": False, "pad_token_id": 0, "padding_value": 0, "aux_loss_enabled": False,
-            "accelerator": ACCELERATOR, "label_smoothing": 0.0, "alpha": 0.0} | settings),
-        concatenated_inputs=trainer_class.concatenated_inputs, get_batch_logps=trainer_class.get_batch_logps,
-    )  # fmt: skip
-    for method in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
-        if hasattr(trainer_class, method):
-            setattr(stub, method, partial(getattr(trainer_class, method), stub))
-    loss, _ = trainer_class.get_batch_loss_metrics(stub, lambda *a, **k: SimpleNamespace(logits=logits), batch)
-    return loss  # type: ignore[no-any-return]
-
-
 def dft_loss(inputs: dict[str, Tensor]) -> Tensor:
     """The mean over a batch of demonstrations, from `SFTTrainer`."""
     log_probs = inputs["chosen_token"]
@@ -185,20 +144,7 @@ def dft_loss(inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _dpo(loss_type: str | list[str], options: Callable[[Options], Options] = dict, **way: Any) -> Way:
-    return Way(lambda case: dpo_loss(_paired(case.inputs), loss_type, **options(case.hyperparameters)), **way)
-
-
-def _paired(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Desirable and undesirable items side by side, as TRL takes them for `aot_unpaired`; pairs as they are."""
-    if "desirable" not in inputs:
-        return inputs
-    sides = {"chosen": inputs["desirable"], "rejected": ~inputs["desirable"]}
-    names = {"completion": "", "ref_completion": "ref_", "num_tokens": None}
-    found = {"ids": inputs["ids"][sides["chosen"]]}
-    for side, which in sides.items():
-        for name, prefix in names.items():
-            found[f"{side}_num_tokens" if prefix is None else f"{prefix}{side}"] = inputs[name][which]
-    return found
+    return Way(lambda case: dpo_loss(paired(case.inputs), loss_type, **options(case.hyperparameters)), **way)
 
 
 def _kto(loss_type: str) -> Way:
@@ -209,18 +155,16 @@ def _logits(trainer: Any, options: Callable[[Options], Options], **way: Any) -> 
     return Way(lambda case: odds_or_cpo_loss(trainer, case.inputs, **options(case.hyperparameters)), **way)
 
 
-def _ours(name: str) -> Callable[[Case], Tensor]:
-    """The values of another loss of ours on a case."""
-
-    def values(case: Case) -> Tensor:
-        loss = load(name, **case.hyperparameters)
-        return call(loss, build(loss.needs, case.inputs)).loss
-
-    return values
+def _ipo(case: Case) -> Tensor:
+    return of_ours("ipo", case)
 
 
-def _renamed(given: Options, **names: str) -> Options:
-    return {names.get(name, name): value for name, value in given.items()}
+def _bco_pair_zero(case: Case) -> Tensor:
+    return of_ours("bco_pair_zero", case)
+
+
+def _plain_dpo(case: Case) -> Tensor:
+    return of_ours("dpo", case)
 
 
 def _f_divergence(given: Options) -> Options:
@@ -262,26 +206,27 @@ def _wpo_without_min(case: Case) -> Tensor:
 
 PEER: dict[str, tuple[Way, ...]] = {
     "dpo": (_dpo("sigmoid"),),
+    "cdpo": (_dpo("sigmoid", convention="label_smoothing not used, since 0.29", expected=_plain_dpo),),
     "hinge": (_dpo("hinge"),),
-    "ipo": (_dpo("ipo", partial(_renamed, tau="beta")),),
-    "ipo_sum": (_dpo("ipo", partial(_renamed, tau="beta"), convention="divided by lengths", expected=_ours("ipo")),),
+    "ipo": (_dpo("ipo", partial(renamed, tau="beta")),),
+    "ipo_sum": (_dpo("ipo", partial(renamed, tau="beta"), convention="divided by lengths", expected=_ipo),),
     "exo": (_dpo("exo_pair"),),
     "nca": (_dpo("nca_pair"),),
     "robust_dpo": (_dpo("robust"),),
-    "bco_pair": (_dpo("bco_pair", convention="threshold of 0", expected=_ours("bco_pair_zero")),),
+    "bco_pair": (_dpo("bco_pair", convention="threshold of 0", expected=_bco_pair_zero),),
     "bco_pair_zero": (_dpo("bco_pair"),),
     "sppo": (_dpo("sppo_hard"),),
     "aot": (_dpo("aot"),),
     "aot_unpaired": (_dpo("aot_unpaired"),),
     "apo_zero": (_dpo("apo_zero"),),
     "apo_down": (_dpo("apo_down"),),
-    "discopop_lrml": (_dpo("discopop", partial(_renamed, tau="discopop_tau")),),
+    "discopop_lrml": (_dpo("discopop", partial(renamed, tau="discopop_tau")),),
     "dpo_norm": (_dpo("sigmoid_norm"),),
     "sft": (_dpo("sft"),),
     "sft_token_mean": (_dpo("sft"),),
     "dft": (Way(lambda case: dft_loss(case.inputs)),),
     "irpo": (_dpo(["sigmoid", "sft"], lambda g: {"beta": g["beta"], "loss_weights": [1.0, g["alpha"]]}),),
-    "ld_dpo": (_dpo("sigmoid", partial(_renamed, alpha="ld_alpha")),),
+    "ld_dpo": (_dpo("sigmoid", partial(renamed, alpha="ld_alpha")),),
     "f_dpo": (_dpo("sigmoid", _f_divergence),),
     "wpo": (
         _dpo("sigmoid", lambda given: given | {"use_weighting": True}),
