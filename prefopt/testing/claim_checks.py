@@ -15,9 +15,11 @@ import torch
 from prefopt.plugin import Loss, comments, value_at_reference
 from prefopt.testing import samples
 from prefopt.testing.metadata_checks import replaced
-from prefopt.testing.numbers import Numbers, build, value_of, whole
+from prefopt.testing.numbers import SIDES, Numbers, build, value_of, whole
 
 Failures = list[str]
+ALL_SIDES = {side for sides in SIDES.values() for side, _ in sides}
+LOG_PROBS = ("_token", "_log_sum_sq", "_ref_entropy", "_kl")  # per token
 SCALE = 1.5
 POWERS = (-1, 0, 1)  # of nats, in the unit of a hyper-parameter
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -27,8 +29,11 @@ def units(loss: Loss) -> Failures:
     """Check the unit that each hyper-parameter's comment states, by measuring log-probs in another unit than nats.
 
     With log-probs and whatever is in nats larger by a factor, and whatever is per nat smaller, a loss is larger by a
-    power of the factor. Losses that no units make so, such as those of probabilities, are not checked.
+    power of the factor. Losses that no units make so, such as those of probabilities, are not checked; nor are those of
+    importance ratios and those of a reward model's scores.
     """
+    if loss.needs.on_policy or loss.needs.reward_model:
+        return []
     names = [f.name for f in dataclasses.fields(loss) if isinstance(getattr(loss, f.name), float)]  # type: ignore[arg-type]
     words = comments(type(loss))
     stated = {name: _stated_power(words.get(name, "")) for name in names}
@@ -63,7 +68,7 @@ def _stated_power(comment: str) -> int:
 
 
 def _in_nats(name: str, value: torch.Tensor) -> bool:
-    return value.is_floating_point() and not name.endswith("score") and name != "scores"
+    return value.is_floating_point() and (name.endswith(LOG_PROBS) or name.removeprefix("ref_") in ALL_SIDES)
 
 
 def _scales(loss: Any, powers: dict[str, int], batches: list[samples.Named]) -> bool:
