@@ -39,7 +39,7 @@ class XPO:
     mixture_coef: ClassVar[float] = 1.0  # the opponent is the reference itself
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1, above 0
-    alpha: float = 1e-5  # weight, per nat, of the step away from the reference's samples; 0 or above, useful range 0 to 1e-3
+    alpha: float = 1e-5  # per nat, weight of the step off the reference's samples; 0 or above, useful range 0 to 1e-3
 
     def __post_init__(self) -> None:
         require(self, beta=0 < self.beta < math.inf, alpha=0 <= self.alpha < math.inf)

@@ -117,7 +117,7 @@ def stated_words(loss: Loss) -> Failures:
     words = " ".join(text[1].split())
     if words.startswith("none") is loss.needs.reference:
         return [f"the docstring says {words!r}, but needs.reference is {loss.needs.reference}"]
-    stated = _arithmetic(re.split(r"[.,:](?:\s|$)", words)[0], loss)
+    stated = arithmetic(re.split(r"[.,:](?:\s|$)", words)[0], loss)
     if stated is None or not loss.needs.reference:
         return []
     numbers = samples.at_reference(samples.random_numbers(loss.needs.data, seed=0))
@@ -128,7 +128,7 @@ def stated_words(loss: Loss) -> Failures:
     return [f"the docstring says {words!r}, which is {stated:.6g}, but at_reference is {value.tolist()}"]
 
 
-def _arithmetic(words: str, loss: Any) -> float | None:
+def arithmetic(words: str, loss: Any) -> float | None:
     """The number that words such as `2 log 2` or `1 / (2 beta^2)` stand for; None where they are no arithmetic."""
     text = re.sub(r"\blog (\d+)", r"log(\1)", words).replace("^", "**")
     text = re.sub(r"(\d|\)) (?=[a-z(])", r"\1 * ", text)
