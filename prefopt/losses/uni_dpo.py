@@ -46,7 +46,7 @@ class UniDPO:
     eta: float = 0.7  # steepness of the quality weight, per unit of score; useful range 0 to 1
     tau: float = 0.8  # margin of reward at which a pair counts half, at gamma 1; useful range 0 to 2
     gamma: float = 3.0  # how fast a learnt pair fades, no unit; useful range 0 to 5
-    lam: float = 0.001  # weight of the SFT term, no unit; useful range 0 to 0.1
+    lam: float = 0.001  # weight of the SFT term, per (nat/token); useful range 0 to 0.1
     good_score: float  # score from which SFT trains on a chosen side, in units of score; useful range the upper half
 
     def __post_init__(self) -> None:

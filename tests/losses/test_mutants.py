@@ -14,7 +14,7 @@ from prefopt.plugin import Data, Loss
 from prefopt.testing import check_loss, evaluate, example
 from prefopt.testing.numbers import build, call
 from prefopt.testing.samples import at_reference, declared, random_numbers
-from tests.losses import mutants
+from tests.losses import claim_mutants, mutants
 
 CAUGHT_BY_THE_KIT = [
     (mutants.LengthByNonZeroIPO, "value at reference", "nan"),
@@ -47,10 +47,10 @@ CAUGHT_BY_THE_KIT = [
     (mutants.SwappedRewardDPO, "rewards", "of the other side"),
     (mutants.ShiftedDPO, "rewards", "the docstring must say what the reward is"),
     (mutants.AbsoluteGammaSimPO, "units", "gamma_beta_ratio is in nats by its comment, but acts as a number without"),
-    (mutants.MisstatedHinge, "stated in words", "the docstring says 'log 2.'"),
-    (mutants.FarDPO, "ranges", "outside its useful range 0.01 to 1"),
-    (mutants.OverreachingDPO, "ranges", "which the plugin refuses"),
-    (mutants.ColdBCO, "state", "must start from its statistics"),
+    (claim_mutants.MisstatedHinge, "stated in words", "the docstring says 'log 2.'"),
+    (claim_mutants.FarDPO, "ranges", "outside its useful range 0.01 to 1"),
+    (claim_mutants.OverreachingDPO, "ranges", "which the plugin refuses"),
+    (claim_mutants.ColdBCO, "state", "must start from its statistics"),
     (mutants.StaleExceptionDPO, "direction", "passes, although"),
 ]
 
@@ -64,7 +64,12 @@ def test_the_kit_catches(mutant: type[Any], check: str, detail: str) -> None:
 
 def test_every_mutant_is_caught_somewhere() -> None:
     by_law = {mutants.MinusRDPO, mutants.ClampDPOP, mutants.ClampMinorDPO}
-    made = {v for v in vars(mutants).values() if dataclasses.is_dataclass(v) and v.__module__ == mutants.__name__}
+    made = {
+        v
+        for module in (mutants, claim_mutants)
+        for v in vars(module).values()
+        if dataclasses.is_dataclass(v) and v.__module__ == module.__name__
+    }
     assert made == by_law | {mutant for mutant, _, _ in CAUGHT_BY_THE_KIT}
 
 

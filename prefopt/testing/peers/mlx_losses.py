@@ -15,7 +15,7 @@ from mlx_lm_lora.trainer.dpo_trainer import compute_score, dpo_loss
 from mlx_lm_lora.trainer.orpo_trainer import orpo_loss
 from torch import Tensor
 
-from prefopt.testing.peers.shared import SIDES, Options, log_ratios, means, of_ours, pair_sums
+from prefopt.testing.peers.shared import SIDES, Options, differentiated, log_ratios, means, of_ours, pair_sums
 from prefopt.testing.referee import Case, Way
 
 
@@ -23,21 +23,15 @@ def version() -> str:
     return f"mlx-lm-lora {version_of('mlx_lm_lora')}"
 
 
-class _Differentiated(torch.autograd.Function):
-    """A scalar function of mlx arrays, and its gradient, on tensors."""
+def _differentiated(function: Callable[..., Any], *given: Tensor) -> Tensor:
+    """A scalar function of mlx arrays on tensors, with mlx's own gradient."""
 
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], *given: Tensor) -> Tensor:
-        arrays = [mx.array(tensor.detach().float().numpy()) for tensor in given]
+    def values(*tensors: Tensor) -> tuple[float, list[Any]]:
+        arrays = [mx.array(tensor.float().numpy()) for tensor in tensors]
         value, gradients = mx.value_and_grad(function, argnums=list(range(len(arrays))))(*arrays)
-        ctx.gradients = [
-            torch.tensor(gradient.tolist()).to(tensor) for gradient, tensor in zip(gradients, given, strict=True)
-        ]
-        return torch.tensor(value.item()).to(given[0])
+        return value.item(), [gradient.tolist() for gradient in gradients]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (None, *(grads[0] * gradient for gradient in ctx.gradients))
+    return differentiated(values, *given)
 
 
 def _masks(case: Case) -> list[Any]:
@@ -59,7 +53,7 @@ def _pairs(loss: Callable[..., Any], loss_type: str, options: Callable[[Options]
             return loss(*scores, *masks, **settings)[0]
 
         given = pair_sums(case.inputs)
-        return _Differentiated.apply(mean, *(given if loss is dpo_loss else given[:2]))  # type: ignore[no-any-return, no-untyped-call]
+        return _differentiated(mean, *(given if loss is dpo_loss else given[:2]))
 
     return Way(call, **way)
 
@@ -70,7 +64,7 @@ def _orpo(case: Case) -> Tensor:
     def mean(chosen: Any, rejected: Any) -> Any:
         return orpo_loss(chosen, 0.0, rejected, 0.0, *masks, ones, beta=case.hyperparameters["lam"])[0]
 
-    return _Differentiated.apply(mean, *means(case.inputs))  # type: ignore[no-any-return, no-untyped-call]
+    return _differentiated(mean, *means(case.inputs))
 
 
 def _without_likelihood(case: Case) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -90,3 +91,21 @@ def of_ours(name: str, case: Case, **changed: Any) -> Tensor:
 def renamed(given: Options, **names: str) -> Options:
     """Hyper-parameters by a library's names."""
     return {names.get(name, name): value for name, value in given.items()}
+
+
+def differentiated(values: Callable[..., tuple[float, list[Any]]], *given: Tensor) -> Tensor:
+    """A scalar of a library with its own gradients: `values(*tensors)` gives it and the gradient of each tensor."""
+    scalar: Tensor = _Differentiated.apply(values, *given)  # type: ignore[no-untyped-call]
+    return scalar
+
+
+class _Differentiated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Callable[..., tuple[float, list[Any]]], *given: Tensor) -> Tensor:
+        value, gradients = values(*(tensor.detach() for tensor in given))
+        ctx.gradients = [torch.tensor(g).to(tensor) for g, tensor in zip(gradients, given, strict=True)]
+        return torch.tensor(value).to(given[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (None, *(grads[0] * gradient for gradient in ctx.gradients))
