@@ -1,4 +1,4 @@
-"""DPOP in mlx-lm-lora adds lambda max(0, -rho_w) outside the sigmoid and beta, where Eq. 3 of 2402.13228 has it inside.
+"""DPOP in mlx-lm-lora adds lambda max(0, -rho_w) outside the sigmoid and beta, where 2402.13228 has it inside.
 
 With lambda 50 its gradient on the chosen side is 50 for every pair below the reference, not beta (1 + 50) sigmoid(-z).
 """

@@ -1,4 +1,4 @@
-"""oxRL's KTO is -log sigmoid, not 1 - sigmoid (Eq. 8): at policy = reference each item must have lambda / 2, not log 2.
+"""oxRL's KTO is -log sigmoid, not 1 - sigmoid: at policy = reference each item must have lambda / 2, not log 2.
 
 1 - sigmoid saturates for items that the policy gets very wrong, which is what makes KTO robust to bad labels.
 """

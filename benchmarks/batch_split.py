@@ -1,0 +1,176 @@
+"""Measures how one step of TRL's trainers moves when the same global batch comes in 1, 2 or 4 micro-batches.
+
+    python benchmarks/batch_split.py
+
+A tiny model in float32 takes one step of plain SGD at learning rate 1 without clipping, so the change of its weights is
+the gradient. The reference is another model, since at policy = reference little is coupled. The data, their order and
+the seeds are the same each time; only `per_device_train_batch_size` and `gradient_accumulation_steps` change. Writes
+benchmarks/results/batch_split.json, for docs/errata.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+RESULTS = Path(__file__).parent / "results" / "batch_split.json"
+BATCH = 8
+PARTS = (1, 2, 4)
+LEAST = 0.01  # a loss below, such as that of advantages that sum to 0, has no relative change
+WORDS = [
+    *("the", "a", "cat", "dog", "bird", "sat", "ran", "sang", "on", "under"),
+    *("near", "mat", "tree", "house", "fast", "slow", "red", "blue", "big", "small"),
+]
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}, "<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", bos_token="<eos>"
+    )
+
+
+def model(seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=3 + len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    built = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for weight in built.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    return built
+
+
+def texts() -> list[dict[str, str]]:
+    """One global batch of pairs of unlike lengths."""
+    draw = random.Random(14)
+    return [
+        {
+            "prompt": " ".join(draw.choices(WORDS, k=3)) + " ",
+            "chosen": " ".join(draw.choices(WORDS, k=draw.randint(1, 12))),
+            "rejected": " ".join(draw.choices(WORDS, k=draw.randint(1, 12))),
+        }
+        for _ in range(BATCH)
+    ]
+
+
+def rows(kind: str) -> list[dict[str, Any]]:
+    pairs = texts()
+    if kind == "pairs":
+        return pairs
+    if kind == "prompts":
+        return [{"prompt": pair["prompt"]} for pair in pairs]
+    if kind == "demonstrations":
+        return [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    sides = ("chosen", "rejected")
+    return [
+        {"prompt": pair["prompt"], "completion": pair[sides[i % 2]], "label": i % 2 == 0}
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def trainer_names() -> dict[str, tuple[str, str, str, dict[str, Any]]]:
+    """Row of the table -> (module, prefix of the class names, kind of rows, settings)."""
+    sampled = {"num_generations": 4, "max_completion_length": 8, "temperature": 1.0}
+    return {
+        "DPO, `sigmoid`": ("trl", "DPO", "pairs", {"loss_type": ["sigmoid"], "beta": 0.1}),
+        "DPO, `aot`": ("trl", "DPO", "pairs", {"loss_type": ["aot"], "beta": 0.1}),
+        "DPO, `sigmoid` and `sft`": ("trl", "DPO", "pairs", {"loss_type": ["sigmoid", "sft"], "beta": 0.1}),
+        "KTO": ("trl", "KTO", "unpaired", {"beta": 0.1}),
+        "CPO, `sigmoid`": ("trl.experimental.cpo", "CPO", "pairs", {"beta": 0.1}),
+        "CPO, `simpo`, no likelihood": (
+            "trl.experimental.cpo", "CPO", "pairs", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}
+        ),
+        "ORPO": ("trl.experimental.orpo", "ORPO", "pairs", {"beta": 0.1}),
+        "BCO": ("trl.experimental.bco", "BCO", "unpaired", {"beta": 0.1}),
+        "SFT": ("trl", "SFT", "demonstrations", {}),
+        "GRPO, `dapo`": ("trl", "GRPO", "prompts", {**sampled, "loss_type": "dapo"}),
+        "GRPO, `grpo`": ("trl", "GRPO", "prompts", {**sampled, "loss_type": "grpo"}),
+        "RLOO": ("trl", "RLOO", "prompts", {**sampled, "beta": 0.0}),
+    }  # fmt: skip
+
+
+def longest(completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward that differs within every group."""
+    return [float(len(text.split())) + 0.1 * text.count("cat") for text in completions]
+
+
+def step(module: str, prefix: str, kind: str, settings: dict[str, Any], parts: int) -> tuple[float, torch.Tensor]:
+    """The logged loss and the change of all weights, after one step of the batch in so many parts."""
+    from datasets import Dataset
+
+    library = importlib.import_module(module)
+    policy, before = model(1), torch.cat([w.detach().flatten() for w in model(1).parameters()])
+    common: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH // parts, "gradient_accumulation_steps": parts, "max_steps": 1,
+        "learning_rate": 1.0, "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0, "seed": 7,
+        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False,
+        "gradient_checkpointing": False, "disable_tqdm": True,
+    }  # fmt: skip
+    more: dict[str, Any] = {"reward_funcs": longest} if kind == "prompts" else {}
+    if prefix in ("DPO", "KTO", "BCO"):
+        more["ref_model"] = model(2)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = getattr(library, f"{prefix}Trainer")(
+            model=policy,
+            args=getattr(library, f"{prefix}Config")(output_dir=folder, **common, **settings),
+            train_dataset=Dataset.from_list(rows(kind)),
+            processing_class=tokenizer(),
+            **more,
+        )
+        trainer.train()
+    loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    return loss, torch.cat([w.detach().flatten() for w in policy.parameters()]) - before
+
+
+def moved(run: Callable[[int], tuple[float, torch.Tensor]]) -> dict[str, dict[str, float]]:
+    """Changes against the undivided batch, relative to it: of the loss, and of the gradient by its norm."""
+    loss, gradient = run(1)
+    found: dict[str, dict[str, float]] = {"loss": {}, "gradient": {}}
+    for parts in PARTS[1:]:
+        other_loss, other = run(parts)
+        found["loss"][str(parts)] = abs(other_loss - loss) / max(abs(loss), LEAST)
+        found["gradient"][str(parts)] = float((other - gradient).norm() / gradient.norm())
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"trainers": {}, "absent": {}}
+    for name, (module, prefix, kind, settings) in trainer_names().items():
+        try:
+            results["trainers"][name] = moved(
+                lambda parts, given=(module, prefix, kind, settings): step(*given, parts)  # type: ignore[misc]
+            )
+        except (ImportError, AttributeError) as error:
+            results["absent"][name] = str(error)
+        print(name, results["trainers"].get(name) or results["absent"][name], flush=True)
+    packages = ("trl", "transformers", "torch")
+    results["versions"] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    results["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
