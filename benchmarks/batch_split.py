@@ -18,6 +18,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def tokenizer() -> Any:
         models.WordLevel({word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}, "<unk>")
     )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", bos_token="<eos>"
     )
 
@@ -58,7 +59,7 @@ def model(seed: int) -> Any:
     built = LlamaForCausalLM(config)
     with torch.no_grad():
         for weight in built.parameters():
-            weight += 0.2 * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=0.2)
     return built
 
 
@@ -160,9 +161,7 @@ def main() -> None:
     results: dict[str, Any] = {"trainers": {}, "absent": {}}
     for name, (module, prefix, kind, settings) in trainer_names().items():
         try:
-            results["trainers"][name] = moved(
-                lambda parts, given=(module, prefix, kind, settings): step(*given, parts)  # type: ignore[misc]
-            )
+            results["trainers"][name] = moved(partial(step, module, prefix, kind, settings))
         except (ImportError, AttributeError) as error:
             results["absent"][name] = str(error)
         print(name, results["trainers"].get(name) or results["absent"][name], flush=True)

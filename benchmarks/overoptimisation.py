@@ -100,7 +100,7 @@ def main() -> None:
         points = [
             {
                 **over_seeds(found, *FIGURES),
-                **rounded({"proxy": np.mean([proxy(r) for r in found if r.ok] or [np.nan])}),
+                **rounded({"proxy": float(np.mean([proxy(r) for r in found if r.ok] or [np.nan]))}),
             }
             for found in own
         ]

@@ -38,7 +38,7 @@ def figure(result: Any, place: Place) -> float | None:
         return float(place[0])
     name, what = place
     if (which := what.partition(" "))[0] in ("best", "last"):
-        points = next((row["points"] for row in result["rows"] if row["name"] == name), [])
+        points: list[dict[str, Any]] = next((row["points"] for row in result["rows"] if row["name"] == name), [])
         values = [point[which[2]] for point in points if point[which[2]] is not None]
         return None if not values else max(values) if which[0] == "best" else values[-1]
     if what.startswith("at "):

@@ -41,7 +41,7 @@ MATH_WEIGHT = 984.0  # of math-prm, whatever its number of rows (447): as much a
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """A row: its answers, the right ones first."""
 
     id: str
@@ -78,7 +78,7 @@ class Outcome:
         return {**self.figures, **rest}
 
 
-def cases_of(rows: Iterable[tuple[str, Any]]) -> list[Case]:
+def cases_of(rows: Iterable[tuple[str, Any]]) -> list[BenchCase]:
     """The rows of a file.
 
     Raises:
@@ -98,7 +98,9 @@ def cases_of(rows: Iterable[tuple[str, Any]]) -> list[Case]:
         if any(isinstance(side, list) for side in sides) != several:
             raise UserError(f"{place}: chosen and rejected must both be texts, or both lists of texts")
         chosen, rejected = texts
-        found.append(Case(str(row.get("id", place)), str(subset), prompt, (*chosen, *rejected), len(chosen), several))
+        found.append(
+            BenchCase(str(row.get("id", place)), str(subset), prompt, (*chosen, *rejected), len(chosen), several)
+        )
     if not found:
         raise UserError("the file has no rows")
     if len({case.several for case in found}) > 1:
@@ -106,7 +108,7 @@ def cases_of(rows: Iterable[tuple[str, Any]]) -> list[Case]:
     return found
 
 
-def run(model: Any, tokenizer: Any, cases: Sequence[Case]) -> Outcome:
+def run(model: Any, tokenizer: Any, cases: Sequence[BenchCase]) -> Outcome:
     """Score the answers of a file, each with its end token, and count.
 
     Raises:
@@ -133,7 +135,7 @@ def run(model: Any, tokenizer: Any, cases: Sequence[Case]) -> Outcome:
     return outcome(kept, scores, rejected)
 
 
-def outcome(cases: Sequence[Case], scores: Sequence[Floats], rejected: Mapping[str, int] | None = None) -> Outcome:
+def outcome(cases: Sequence[BenchCase], scores: Sequence[Floats], rejected: Mapping[str, int] | None = None) -> Outcome:
     """The figures of some scores, one for each answer of each case."""
     names = list(dict.fromkeys(case.subset for case in cases))
     version = 2 if cases[0].several else 1
@@ -157,7 +159,7 @@ def outcome(cases: Sequence[Case], scores: Sequence[Floats], rejected: Mapping[s
                    rejected=rejected or {})  # fmt: skip
 
 
-def _ranked(cases: Sequence[Case], scores: Sequence[Floats]) -> dict[str, Any]:
+def _ranked(cases: Sequence[BenchCase], scores: Sequence[Floats]) -> dict[str, Any]:
     """Cases in which a right answer must score highest."""
     best = [one.max() for one in scores]
     first = [one[: case.right].max() == top for case, one, top in zip(cases, scores, best, strict=True)]
@@ -173,7 +175,7 @@ def _ranked(cases: Sequence[Case], scores: Sequence[Floats]) -> dict[str, Any]:
     }
 
 
-def _of_ties(cases: Sequence[Case], scores: Sequence[Floats]) -> dict[str, Any]:
+def _of_ties(cases: Sequence[BenchCase], scores: Sequence[Floats]) -> dict[str, Any]:
     """The subset Ties of version 2: rows `ref:N` have one right answer, rows `tied:N` several that are equally right.
 
     The benchmark's score: 30 % each for the share of `ref` and of `tied` rows whose right answers all score above the

@@ -2,7 +2,7 @@
 
 A schema is a function from a row to records and a predicate that recognises its rows. To add one, write the function in
 the module of its kind (`pairs`, `judgements`, `lists`, `trees`, `unpaired`, `demonstrations`, `prompts_alone`) and list
-it in that module's `SCHEMAS`. Installed packages register theirs by entry points (group `prefopt.schemas`).
+it in that module's `SCHEMAS`. Installed packages register theirs by entry points (group `prefopt.data.schemas`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
-ENTRY_POINT_GROUP = "prefopt.schemas"
+ENTRY_POINT_GROUP = "prefopt.data.schemas"
 
 
 def named(name: str) -> Schema:
