@@ -1,4 +1,4 @@
-"""Writes the entries of docs/errata.md from `prefopt.losses.errata`, and the table of split batches.
+"""Writes the entries of docs/errata.md from `prefopt.losses._errata`, and the table of split batches.
 
 python -m benchmarks.errata [--check]
 """
@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from prefopt.losses.errata import CONVENTIONS, MISTAKES, VERSION, Erratum
+from prefopt.losses._errata import CONVENTIONS, MISTAKES, VERSION, Erratum
 from prefopt.losses.registry import load, loss_class
 from prefopt.testing import evaluate, example
 from prefopt.testing.claim_checks import arithmetic

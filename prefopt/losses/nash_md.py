@@ -45,7 +45,7 @@ class NashMD:
         "direction": "the baseline is 1/2: all samples that beat the opponent may rise"
     }
 
-    beta: float = 0.02  # probability of winning per nat of log-ratio; 0 or above, the paper tried 0.01 to 0.2
+    beta: float = 0.02  # probability of winning per nat of log-ratio; 0 or above, useful range 0.01 to 0.2
     mixture_coef: float = 0.125  # the reference's share in the opponent; 0 (the policy itself) to 1 (the reference)
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ class PMPO:
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2410.04166, Eq. 10", "2026-11-30")
 
     alpha: float = 0.5  # weight of good completions, that of bad ones is 1 - alpha; useful range 0 to 1
-    beta: float = 1.0  # weight of the KL, no unit; useful range 1 - alpha to 5, above 0
+    beta: float = 1.0  # weight of the KL, no unit; useful range 0.5 to 5, above 1 - alpha
 
     def __post_init__(self) -> None:
         require(self, alpha=0 <= self.alpha <= 1, beta=0 < self.beta < math.inf)

@@ -47,7 +47,7 @@ class UniDPO:
     tau: float = 0.8  # margin of reward at which a pair counts half, at gamma 1; useful range 0 to 2
     gamma: float = 3.0  # how fast a learnt pair fades, no unit; useful range 0 to 5
     lam: float = 0.001  # weight of the SFT term, per (nat/token); useful range 0 to 0.1
-    good_score: float  # score from which SFT trains on a chosen side, in units of score; useful range the upper half
+    good_score: float  # score from which SFT trains on a chosen side, in units of score: in the upper half
 
     def __post_init__(self) -> None:
         require(

@@ -35,13 +35,13 @@ def test_a_job_says_what_steps_reference_and_all_of_it_took(
         assert result.cost["job_seconds"] > sum(result.cost.get(part, 0.0) for part in parts)
     assert [cost["reference_seconds"] for cost in costs(ran, "orpo")] == [0.0, 0.0]
     first, second = costs(ran, "dpo")
-    assert first["reference_texts"] == 2 * 24  # both sides of the records that are trained on
+    assert first["reference_texts"] == 2 * 16  # both sides of the records that its steps read
     assert second["reference_texts"] == 0
     assert first["reference_seconds"] > 0
     assert second["reference_seconds"] > 0  # looking them up takes a little
     assert "reference_seconds" not in costs(ran, "base")[0]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Here 48 texts were scored" in page
+    assert "Here 32 texts were scored" in page
 
 
 def test_sides_are_swapped() -> None:

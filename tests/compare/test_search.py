@@ -48,7 +48,7 @@ def test_every_loss_declares_what_to_try(name: str) -> None:
 
 def _required(cls: Any) -> dict[str, Any]:
     made = example(cls)
-    return {name: getattr(made, name) for name in ("r_max", "vocab_size") if hasattr(made, name)}
+    return {name: getattr(made, name) for name in ("r_max", "vocab_size", "good_score") if hasattr(made, name)}
 
 
 def walk(best: tuple[float, float], trials: int, name: str = "dpo") -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.errata import PAGE, ours, page, theirs
-from prefopt.losses.errata import ERRATA, Erratum
+from prefopt.losses._errata import ERRATA, Erratum
 
 
 @pytest.mark.parametrize("entry", ERRATA, ids=lambda entry: entry.name)
