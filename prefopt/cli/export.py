@@ -28,9 +28,10 @@ def main(argv: list[str]) -> int:
     made = export(args.run, args.to, dtype=args.dtype, card=card, push=args.push)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"{made.folder}: weights in {made.dtype}, tokenizer, generation config, model card")
+    what = "scores, in batches of one and of eight that are padded on either side," if made.scores else "log-probs"
     console.print(
-        f"loaded by plain transformers in a fresh process: {made.check.tokens} tokens, log-probs within "
-        f"{made.check.error:.1e} nats of the run's ({made.check.tolerance:.1e} allowed)"
+        f"loaded by plain transformers in a fresh process: {made.check.tokens} tokens, {what} within "
+        f"{made.check.error:.1e} of the run's ({made.check.tolerance:.1e} allowed)"
     )
     if args.licence is None:
         console.print(f"the model card names no license: give --license, or edit {made.folder}/README.md")

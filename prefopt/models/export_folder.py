@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,19 +18,26 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from prefopt.common.files import new_folder
 from prefopt.data.tokens import TokenRecord
+from prefopt.engine.forward import is_reward_model, unwrap
 from prefopt.engine.gates import TOLERANCE
+from prefopt.engine.limits import learned_positions
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, disk_full, first_line
 from prefopt.models.processor import copy_processor
+from prefopt.models.reward_model import FACTS
 from prefopt.plugin import Data
 
 PROBES = 4
+SCORES = 1e-4  # the tolerance of a reward model's scores in float32
 TURNS = [{"role": "user", "content": "Name a colour."}]
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """The largest error of a token's log-prob over the probes, and the tolerance for it, in nats."""
+    """The largest error of a token's log-prob over the probes, and the tolerance for it, in nats.
+
+    Of a reward model that of a text's score, alone and in batches that are padded on either side.
+    """
 
     error: float
     tolerance: float
@@ -66,6 +74,8 @@ def export_model(
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             copy_processor(source, folder)
+            if Path(source, FACTS).is_file():
+                shutil.copy(Path(source, FACTS), folder / FACTS)
             found = check(folder, trained, tokenizer, dtype, texts)
             if readme is not None:
                 (folder / "README.md").write_text(readme(found), encoding="utf-8")
@@ -83,6 +93,10 @@ def probes(model: Any, texts: Sequence[list[int]]) -> list[TokenRecord]:
     longest = min(48, int(getattr(config, "max_position_embeddings", None) or 48))
     rng = np.random.default_rng(0)
     made = [rng.integers(0, config.vocab_size, longest - 8 * i) for i in range(PROBES)]
+    if is_reward_model(unwrap(model)):  # a batch of eight, of texts that do not end with padding
+        made = [ids[: len(ids) - n] for ids in made for n in range(2)]
+        for ids in made:
+            ids[-1] += int(ids[-1] == config.pad_token_id) * (1 if ids[-1] == 0 else -1)
     made += [np.array(text[:longest]) for text in texts if len(text) >= 4]
     return [
         TokenRecord(id=str(i), kind=Data.DEMONSTRATIONS, prompt=ids[: len(ids) // 2].astype(np.int32),
@@ -111,27 +125,53 @@ def check(
         PrefoptError: the folder does not load, or is not the same model.
     """
     records = probes(trained, texts)
+    scored = is_reward_model(unwrap(trained))
     turns = TURNS if tokenizer.chat_template else None
     request = {
         "folder": str(folder),
         "dtype": str(dtype).removeprefix("torch."),
         "sequences": [[r.prompt.tolist(), r.completions[0].tolist()] for r in records],
         "turns": turns,
+        "reward_model": scored,
     }
     answer = _ask(folder, request)
-    with torch.no_grad():
-        expected = [s.token[0] for s in score(trained, records, max_tokens=2**31, tokens=True) if s.token is not None]
-    off = [np.abs(np.array(got) - want).max() for got, want in zip(answer["logps"], expected, strict=True)]
-    own = next(p.dtype for p in trained.parameters() if p.is_floating_point())
-    found = ExportCheck(float(max(off)), max(TOLERANCE[own], TOLERANCE[dtype]), sum(map(len, expected)))
+    compared = _score_check if scored else _logp_check
+    found = compared(answer, trained, records, dtype)
     if not found.error <= found.tolerance:
-        raise PrefoptError(f"the exported weights are not those of the run: a token's log-prob is {found.error:.2g} "
-                           f"nats off, {found.tolerance:.2g} allowed; nothing was left")  # fmt: skip
+        what, unit = ("a text's score", "") if scored else ("a token's log-prob", " nats")
+        raise PrefoptError(f"the exported weights are not those of the run: {what} is {found.error:.2g}{unit} off, "
+                           f"{found.tolerance:.2g} allowed; nothing was left")  # fmt: skip
     if turns is not None:
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if answer["prompt"] != rendered:
             raise PrefoptError("the exported chat template gives another prompt than the run's; nothing was left")
     return found
+
+
+def _logp_check(
+    answer: dict[str, Any], trained: Any, records: Sequence[TokenRecord], dtype: torch.dtype
+) -> ExportCheck:
+    with torch.no_grad():
+        expected = [s.token[0] for s in score(trained, records, max_tokens=2**31, tokens=True) if s.token is not None]
+    off = [np.abs(np.array(got) - want).max() for got, want in zip(answer["logps"], expected, strict=True)]
+    return ExportCheck(float(max(off)), _tolerance(trained, dtype), sum(map(len, expected)))
+
+
+def _score_check(
+    answer: dict[str, Any], trained: Any, records: Sequence[TokenRecord], dtype: torch.dtype
+) -> ExportCheck:
+    """A table of positions counts padding on the left, so that such a model must be padded on the right."""
+    expected = np.array([s.sum[0] for s in score(trained, records, max_tokens=2**31)])
+    ways = ["alone", "right", *(["left"] if learned_positions(unwrap(trained)) is None else [])]
+    off = max(float(np.abs(np.array(answer["scores"][way]) - expected).max()) for way in ways)
+    allowed = _tolerance(trained, dtype)
+    tokens = sum(len(r.prompt) + len(r.completions[0]) for r in records)
+    return ExportCheck(off, SCORES if allowed <= TOLERANCE[torch.float32] else allowed, tokens)
+
+
+def _tolerance(trained: Any, dtype: torch.dtype) -> float:
+    own = next(p.dtype for p in trained.parameters() if p.is_floating_point())
+    return max(TOLERANCE[own], TOLERANCE[dtype])
 
 
 def _ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

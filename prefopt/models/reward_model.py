@@ -25,7 +25,6 @@ from prefopt.models.adapters import (
     attach,
     attach_saved,
     check_settings,
-    is_adapted,
     merged,
     saved_settings,
 )
@@ -82,9 +81,9 @@ def load_reward_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, 
     return attach_saved(model, resolved, trainable=True)
 
 
-def open_reward_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
+def open_reward_model(path: str, dtype: str = "float32", *, merge: bool = True) -> tuple[Any, Any]:
     """Load (model, tokenizer) of a trained reward model: a folder of a sequence classifier or of an adapter of one, or
-    a hub id. An adapter is merged.
+    a hub id. An adapter is merged, or with `merge=False` left beside the weights, as in training.
 
     Raises:
         UserError: there is none, it has several outputs, or its padding token ends texts.
@@ -94,7 +93,7 @@ def open_reward_model(path: str, dtype: str = "float32") -> tuple[Any, Any]:
     model = _load(config, path if saved is None else saved[BASE], None, trained=saved is None)
     if saved is not None:
         model = attach_saved(model, path, trainable=False)
-        model = merged(model) if is_adapted(model) else model
+        model = merged(model) if merge else model
     tokenizer = load_tokenizer(config)
     set_padding(model, tokenizer)
     return model.eval(), tokenizer

@@ -15,7 +15,7 @@ from prefopt.common.estimate import Estimate
 from prefopt.errors import UserError
 from prefopt.losses import registry
 from prefopt.models.export_folder import ExportCheck
-from prefopt.report.before_after import BeforeAfter
+from prefopt.report.before_after import BeforeAfter, reward_model_rows
 from prefopt.report.catalogue import card as catalogue_card
 from prefopt.report.formatting import number, signed
 from prefopt.report.page import render
@@ -59,7 +59,8 @@ def model_card(run: RunFolder, *, dtype: str, check: ExportCheck, licence: str |
     return render(
         "card.md.jinja",
         escape=False,  # Markdown; values from outside go through the filter `plain`
-        front=_front(stages, config, name, licence),
+        front=_front(stages, config, name, licence, scores=bool(facts.scores)),
+        scored=reward_model_rows(facts.scores),
         name=name,
         method=_method(name, loss),
         settings=loss,
@@ -140,11 +141,11 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str] | None:
     return {"summary": parts.summary, "formula": parts.formula, "paper": str(getattr(cls, "paper", ""))}
 
 
-def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: str | None) -> str:
+def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: str | None, *, scores: bool) -> str:
     """Return the hub's front matter: only what is known."""
     front: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if scores else "text-generation",
         "tags": ["prefopt", "preference-optimization", name],
     }
     if licence:

@@ -15,6 +15,7 @@ from prefopt.engine.generation import end_tokens
 from prefopt.errors import UserError, first_line
 from prefopt.models.export_folder import ExportCheck, export_model, upload
 from prefopt.models.load import DTYPES, ModelConfig, load_as_trained, load_model, load_tokenizer
+from prefopt.models.reward_model import is_reward_model, open_reward_model
 from prefopt.runs.run_folder import RunFolder
 
 Card = Callable[[RunFolder, str, ExportCheck], str]
@@ -27,6 +28,7 @@ class Exported:
     folder: Path
     dtype: str
     check: ExportCheck
+    scores: bool  # it is a reward model
     url: str | None  # of the hub, where it was pushed
 
 
@@ -63,13 +65,21 @@ def export(
     if settings.get("trust_remote_code"):
         raise UserError("the model of this run needs code of its author's own (trust_remote_code): such a model is not "
                         "exported, since the folder would not load without it")  # fmt: skip
-    tokenizer = load_tokenizer(ModelConfig(path=final))
-    set_chat_template(tokenizer, folder)
-    model = load_model(ModelConfig(path=final, dtype=trained_dtype)).to(DTYPES[dtype])
-    set_generation(model, tokenizer, folder)
+    if is_reward_model(final):
+        (model, tokenizer), trained = (
+            open_reward_model(final, trained_dtype),
+            open_reward_model(final, trained_dtype, merge=False)[0],
+        )
+        model = model.to(DTYPES[dtype])
+    else:
+        tokenizer = load_tokenizer(ModelConfig(path=final))
+        set_chat_template(tokenizer, folder)
+        model = load_model(ModelConfig(path=final, dtype=trained_dtype)).to(DTYPES[dtype])
+        set_generation(model, tokenizer, folder)
+        trained = load_as_trained(ModelConfig(path=final, dtype=trained_dtype))
     check = export_model(
         model,
-        load_as_trained(ModelConfig(path=final, dtype=trained_dtype)),
+        trained,
         tokenizer,
         target,
         source=final,
@@ -79,7 +89,13 @@ def export(
         ],
         readme=None if card is None else lambda check: card(folder, dtype, check),
     )
-    return Exported(folder=target, dtype=dtype, check=check, url=upload(target, push) if push else None)
+    return Exported(
+        folder=target,
+        dtype=dtype,
+        check=check,
+        scores=is_reward_model(final),
+        url=upload(target, push) if push else None,
+    )
 
 
 def set_chat_template(tokenizer: Any, run: RunFolder) -> None:

@@ -123,3 +123,29 @@ def test_a_policy_has_no_scores_and_a_reward_model_no_texts(
     assert "rewardbench=... is for reward models" in capsys.readouterr().err
     assert main(["sample", str(reward_runs["none"]), "--prompt", "Hi"]) == 2
     assert "is a reward model, which predicts no tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_an_export_scores_the_same_in_a_fresh_process(reward_runs: dict[str, Path], peft: str, tmp_path: Path) -> None:
+    """At batch 1 and 8, padded left and right, without prefopt."""
+    from prefopt.models.reward_model import open_reward_model
+    from prefopt.runs.export import export
+
+    made = export(reward_runs[peft], tmp_path / "out")
+    assert made.check.error <= made.check.tolerance == 1e-4
+    assert (tmp_path / "out" / "reward_model.json").exists()
+    assert not any("adapter" in file.name for file in (tmp_path / "out").iterdir())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    ours, _ = open_reward_model(str(reward_runs[peft] / "final"))
+    ids = torch.tensor([[7, 8, 9, 10]])
+    with torch.no_grad():
+        assert model(input_ids=ids).logits.item() == pytest.approx(ours(input_ids=ids).logits.item(), abs=1e-4)
+
+
+def test_the_card_of_a_reward_model(reward_runs: dict[str, Path], tmp_path: Path) -> None:
+    assert main(["export", str(reward_runs["none"]), "--to", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "AutoModelForSequenceClassification" in card
+    assert "a tie is half" in card
+    assert "{{" not in card
