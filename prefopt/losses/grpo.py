@@ -38,6 +38,7 @@ class GRPO:
         data=Data.LISTS, reference=True, scores=True, lengths=True, tokens=True, on_policy=True
     )
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.04, 0.1, 0.3)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/grpo_trainer.py@v1.16.0", "2026-11-30")
 
@@ -84,6 +85,7 @@ class DrGRPO:
         data=Data.LISTS, reference=True, scores=True, lengths=True, tokens=True, on_policy=True
     )
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.02, 0.05, 0.2, 0.5)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/grpo_trainer.py@v1.16.0", "2026-11-30")
 

@@ -36,6 +36,7 @@ class ReinforcePP:
         data=Data.LISTS, reference=True, scores=True, lengths=True, tokens=True, on_policy=True
     )
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.003, 0.01, 0.03, 0.1)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2501.03262, Eqs. (8) to (10)", "2026-11-30")
     exceptions: ClassVar[dict[str, str]] = {

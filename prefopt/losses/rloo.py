@@ -34,6 +34,7 @@ class RLOO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.14740"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True, on_policy=True)
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
+    shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.02, 0.05, 0.2, 0.5)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/rloo_trainer.py@v1.16.0", "2026-11-30")
 

@@ -85,6 +85,7 @@ class Traits:
         learning_rates: those that were published with the method.
         audit: what its formula and defaults were checked against, and when; None for no claim.
         updates: steps that learn from the same own samples, by default.
+        shift_invariant: a constant that is added to all rewards of a rollout changes nothing.
     """
 
     needs: Needs = field(default_factory=lambda: Needs(data=Data.PAIRS, reference=True))
@@ -95,6 +96,7 @@ class Traits:
     learning_rates: LearningRates | None = None
     audit: Audit | None = None
     updates: int = 1
+    shift_invariant: bool = False
 
 
 _RANKING = {Data.PAIRS: Ranking.PAIRWISE, Data.LISTS: Ranking.LISTWISE}  # of single completions: pointwise

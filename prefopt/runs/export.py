@@ -65,18 +65,8 @@ def export(
     if settings.get("trust_remote_code"):
         raise UserError("the model of this run needs code of its author's own (trust_remote_code): such a model is not "
                         "exported, since the folder would not load without it")  # fmt: skip
-    if is_reward_model(final):
-        (model, tokenizer), trained = (
-            open_reward_model(final, trained_dtype),
-            open_reward_model(final, trained_dtype, merge=False)[0],
-        )
-        model = model.to(DTYPES[dtype])
-    else:
-        tokenizer = load_tokenizer(ModelConfig(path=final))
-        set_chat_template(tokenizer, folder)
-        model = load_model(ModelConfig(path=final, dtype=trained_dtype)).to(DTYPES[dtype])
-        set_generation(model, tokenizer, folder)
-        trained = load_as_trained(ModelConfig(path=final, dtype=trained_dtype))
+    model, trained, tokenizer = _loaded(folder, final, trained_dtype)
+    model = model.to(DTYPES[dtype])
     check = export_model(
         model,
         trained,
@@ -96,6 +86,18 @@ def export(
         scores=is_reward_model(final),
         url=upload(target, push) if push else None,
     )
+
+
+def _loaded(run: RunFolder, final: str, dtype: str) -> tuple[Any, Any, Any]:
+    """The model to write, the same as it was trained, its adapters beside it, and the tokenizer."""
+    if is_reward_model(final):
+        model, tokenizer = open_reward_model(final, dtype)
+        return model, open_reward_model(final, dtype, merge=False)[0], tokenizer
+    tokenizer = load_tokenizer(ModelConfig(path=final))
+    set_chat_template(tokenizer, run)
+    model = load_model(ModelConfig(path=final, dtype=dtype))
+    set_generation(model, tokenizer, run)
+    return model, load_as_trained(ModelConfig(path=final, dtype=dtype)), tokenizer
 
 
 def set_chat_template(tokenizer: Any, run: RunFolder) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.plugin import Loss
-from prefopt.testing import claim_checks, metadata_checks, needs_checks, reward_checks, value_checks
+from prefopt.testing import claim_checks, metadata_checks, needs_checks, reward_checks, target_checks, value_checks
 
 Failures = list[str]
 
@@ -39,6 +39,7 @@ CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "needs": needs_checks.needs,
     "ranking": needs_checks.ranking,
     "batch laws": needs_checks.batch_laws,
+    "targets": target_checks.targets,
     "state": needs_checks.state,
 }
 

@@ -75,8 +75,8 @@ def test_the_names_of_figures_are_those_of_an_evaluation(name: str, tmp_path: Pa
 def test_every_loss_has_figures(name: str) -> None:
     loss = example(registry.loss_class(name))
     names = figure_names(loss)
-    on_lists = loss.needs.on_policy and loss.needs.data is Data.LISTS
-    unknown = on_lists or name in ("tpo", "tpo_l")  # refuse the made-up records: nothing is checked
+    own = loss.needs.on_policy or loss.needs.opponent
+    unknown = own or name in ("tpo", "tpo_l")  # refuse the made-up records: nothing is checked
     always = {"loss", "lengths/chosen"} if loss.needs.reward_model else {"loss", "logps/chosen"}
     assert names == set() if unknown else always <= names
 
