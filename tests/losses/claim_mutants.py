@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.losses import BCO, DPO, Hinge
-from prefopt.plugin import LossOutput, SearchSpace, State, UnpairedLogps
+from torch import Tensor
+
+from prefopt.losses import BCO, DPO, RLOO, Hinge
+from prefopt.plugin import ListLogps, LossOutput, SearchSpace, State, UnpairedLogps
 
 mutant = dataclass(frozen=True, kw_only=True)
 
@@ -44,3 +47,19 @@ class ColdBCO(BCO):
     def __call__(self, logps: UnpairedLogps, state: State, /) -> LossOutput:
         counts = state["counts"] + 100.0 * (state["counts"] == 0)
         return super().__call__(logps, {"means": state["means"], "counts": counts})
+
+
+@mutant
+class NoBaselineRLOO(RLOO):
+    """Rewards as they are, without what the other samples got: a constant reward then moves the policy."""
+
+    def targets(self, rollout: ListLogps, /) -> Mapping[str, Tensor]:
+        return {"advantage": rollout.scores * rollout.mask}
+
+
+@mutant
+class PooledRLOO(RLOO):
+    """One advantage a prompt instead of one a sample."""
+
+    def targets(self, rollout: ListLogps, /) -> Mapping[str, Tensor]:
+        return {"advantage": super().targets(rollout)["advantage"].sum(-1)}

@@ -51,6 +51,8 @@ CAUGHT_BY_THE_KIT = [
     (claim_mutants.FarDPO, "ranges", "outside its useful range 0.01 to 1"),
     (claim_mutants.OverreachingDPO, "ranges", "which the plugin refuses"),
     (claim_mutants.ColdBCO, "state", "must start from its statistics"),
+    (claim_mutants.NoBaselineRLOO, "targets", "shift_invariant is declared, but"),
+    (claim_mutants.PooledRLOO, "targets", "not one value for each sample"),
     (mutants.StaleExceptionDPO, "direction", "passes, although"),
 ]
 
