@@ -29,7 +29,7 @@ PICTURES = Path("img") / "losses"
 
 # methods that were considered and left out, with the reason
 LEFT_OUT = {
-    "SPIN, XPO, SPO, step-DPO": "they need samples of the policy's own, which is a way of making data, not a loss",
+    "SPIN, SPO (self-play), step-DPO": "a way of making data, not a loss: `source=samples`, and pairs by step",
     "DRO-V": "it needs a value network beside the policy",
     "TIS-DPO": "it needs token weights from two further models",
     "C2-DPO": "oxRL adds lambda (rho_w + rho_l)^2 to DPO; the paper's constraints were not found, to check it against",
