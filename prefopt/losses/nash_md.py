@@ -32,8 +32,9 @@ class NashMD:
     Differences: none from the paper's policy gradient. `mixture_coef` is the paper's beta and `beta` its tau. The
     opponent is drawn token by token from the normalized mixture of both models' next tokens (the paper's one-step
     mixture), not from the normalized mixture of whole texts. P is the mean over the opponent's samples of the prompt;
-    from a reward it is sigmoid((r - r') / `rollout.label_temperature`). TRL up to 0.29 multiplied the log-ratio and the
-    log-prob token by token, so that a token knows nothing of the KL of those behind it, and has another fixed point.
+    from a reward it is sigmoid((r - r') / `rollout.label_temperature`). TRL 1.9 multiplies the log-ratio and the
+    log-prob token by token, so that a token knows nothing of the KL of those behind it, and has another fixed point;
+    TRL 1.16 has no Nash-MD.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.00886"

@@ -27,9 +27,8 @@ class XPO:
     probability from what the reference writes, and so explores.
 
     Differences: none from Algorithm 1, but that the paper's sums over all samples so far are over those of a step. The
-    paper asks for alpha of the order of beta / sqrt(samples); the default is that of TRL up to 0.29, which has had no
-    XPO since 1.0. Half of a prompt's samples are the reference's (`mixture_coef`); `rollout.num_generations=2` is the
-    paper's.
+    paper asks for alpha of the order of beta / sqrt(samples); the default is that of TRL 1.9; TRL 1.16 has no XPO.
+    Half of a prompt's samples are the reference's (`mixture_coef`); `rollout.num_generations=2` is the paper's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.21046"

@@ -22,7 +22,7 @@ from tests.losses.identities import Sides, identity
 from tests.losses.rollouts import gradient, just_drawn, population_gradient, true_gradient, world
 from tests.worlds.enumerable import EnumerableWorld, token_log_probs
 
-NOT_TESTED = {"ppo parity": "TRL has had no PPO since 1.0; by hand against the code of the N+ implementation details"}
+NOT_TESTED = {"ppo parity": "TRL 1.16 has no PPO; by hand against the code of the N+ implementation details"}
 
 # Texts of 2 tokens and 1; rho_old (1, -1) and (2); r = 1 and 0.5, beta = 0.5; the second text was cut off.
 TWO: dict[str, Any] = {

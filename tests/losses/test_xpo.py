@@ -17,7 +17,7 @@ from tests.losses.rollouts import logits_of, world
 from tests.losses.step_0 import at_reference
 from tests.worlds.enumerable import EnumerableWorld, log_probs
 
-NOT_TESTED = {"xpo parity": "TRL has had no XPO since 1.0"}
+NOT_TESTED = {"xpo parity": "TRL 1.16 has no XPO"}
 
 
 @pytest.mark.parametrize(("opponent", "text"), [(False, -5.5), (True, -2.0)])
