@@ -12,7 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page_parts import filled
 from prefopt.losses._errata import CONVENTIONS, MISTAKES, VERSION, Erratum
 from prefopt.losses.registry import load, loss_class
 from prefopt.testing import evaluate, example
@@ -77,7 +76,11 @@ def page() -> str:
         "conventions": entries(CONVENTIONS),
         "split": split_table(json.loads(SPLIT.read_text())),
     }
-    return filled(text, parts)
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + part + end + rest.partition(end)[2]
+    return text
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.page_parts import filled
 from prefopt.losses.registry import loss_class
 from prefopt.testing.kit import example
 from prefopt.testing.peers import PEERS, load_peer
@@ -245,7 +244,11 @@ def page(results: dict[str, Any]) -> str:
         "missing": missing_table({name: entry for name, entry in results.items() if "error" in entry}),
         "split": split_table(judged_ones),
     }
-    return filled(text, tables)
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + table + end + rest.partition(end)[2]
+    return text
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prefopt.compare.spec import ONLINE, Budget, Comparison, MeasureConfig, Method
+from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
 from prefopt.config.compose import KEYS
 from prefopt.config.grammar import literal
+from prefopt.config.options import ONLINE
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from prefopt.config.options import (
     CLASSES,
     OF_PATHS,
+    ONLINE,
     OVERRIDE,
     choices,
     group_options,
@@ -84,7 +85,8 @@ def check_overrides(verb: str, argv: list[str]) -> None:
             _check_choice(name, value)
     for loss in _losses(argv):
         if loss not in (names := choices()["loss"]) and not more:
-            raise UserError(f"unknown loss {loss!r}{nearest(loss, names)}; `prefopt losses` prints the menu")
+            known_names = [*names, *(name + ONLINE for name in names if "@" in loss)]
+            raise UserError(f"unknown loss {loss!r}{nearest(loss, known_names)}; `prefopt losses` prints the menu")
 
 
 def _known(argv: Sequence[str]) -> dict[str, list[str]]:
@@ -141,7 +143,8 @@ def _check_choice(group: str, value: str) -> None:
 
 
 def _losses(argv: Sequence[str]) -> Iterator[str]:
-    """The losses named by `loss=A`, `loss=A,B` and `losses=[A,B]`; not those of a sweep's functions, such as glob()."""
+    """The losses named by `loss=A`, `loss=A,B` and `losses=[A,B@rollouts]`; not those of a sweep's functions, such as
+    glob()."""
     for word in argv:
-        if found := re.fullmatch(r"loss=(\w+(?:,\w+)*)|losses=\[([\w ]+(?:,[\w ]+)*)\]", word):
-            yield from (name.strip() for name in (found[1] or found[2]).split(","))
+        if found := re.fullmatch(r"loss=(\w+(?:,\w+)*)|losses=\[([\w@ ]+(?:,[\w@ ]+)*)\]", word):
+            yield from (name.strip().removesuffix(ONLINE) for name in (found[1] or found[2]).split(","))

@@ -18,7 +18,6 @@ RewardChange = Literal["", "negated", "shuffled"]  # of a control on samples: sh
 BASE, SFT = "base", "sft"  # rows of every comparison: the model before training, and SFT on the chosen side
 AGAIN, WRONG_SIGN = "again", "wrong_sign"  # suffix and name of the controls
 CHANGES: tuple[RewardChange, ...] = ("negated", "shuffled")
-ONLINE = "@rollouts"  # ends the name of a loss that learns from the policy's own samples: dpo@rollouts
 OF_SAMPLES = ("source", "reward", "rollout")  # options that rows without samples leave out
 _NAME = re.compile(r"[\w.+@-]{1,40}")
 

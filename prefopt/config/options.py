@@ -32,6 +32,7 @@ CLASSES = {
 TRAINER = "train/arguments.py"
 OUTSIDE = {"losses": "prefopt.losses", "presets": "prefopt.conf"}  # entry points of other packages
 OF_PATHS = ("model", "data")  # groups that may be given a file, folder or hub id instead of a preset
+ONLINE = "@rollouts"  # ends the name of a loss on the policy's own samples in a comparison: dpo@rollouts
 ADAPTER_RATE = 10  # times the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
 RATE = "trainer.learning_rate"
 OVERRIDE = re.compile(r"(\w+(?:\.\w+)*)=(.*)", re.DOTALL)  # without Hydra's other forms: +a=b, ~a, a/b=c, a@b=c

@@ -63,7 +63,7 @@ def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writ
         if name in outside:
             return FunctionReward(name, loaded(outside[name], described(outside[name], "reward")))
         raise UserError(f"reward={name}: give world, the folder of a reward model, module:function or file.py:function"
-                        f"{nearest(name, list(outside))}")  # fmt: skip
+                        f"{nearest(name, ['world', *outside])}")  # fmt: skip
 
     return combined(given, named)
 

@@ -222,12 +222,20 @@ def read_groups(path: Path) -> list[SampleGroup]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
+    line = 1
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = []
+            for written in text.split("\n"):
+                rows += [json.loads(written)] if written.strip() else []
+                line += 1
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}, line {line}: {first_line(error)}; was the file cut short? Sample again") from error
     try:
         groups = [SampleGroup.of(row) for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -47,6 +47,8 @@ WRONG = [
     (["train", "-m", "loss=dpo,simpoo"], "unknown loss 'simpoo'"),
     (["plan", "loss=simpoo"], "unknown loss 'simpoo'"),
     (["compare", "losses=[dpo, simpoo]"], "unknown loss 'simpoo'"),
+    (["compare", "losses=[dpo@rollout]"], "unknown loss 'dpo@rollout'; did you mean 'dpo@rollouts'?"),
+    (["compare", "losses=[dpoo@rollouts,rloo]"], "unknown loss 'dpoo'; did you mean 'dpo'?"),
     (["compare", "--lst"], "there is no option --lst; did you mean '--list'?"),
     (["train", "lr=1e-5"], "there is no option 'lr'; did you mean trainer.learning_rate=1e-5?"),
     (["train", "trainer.lr=1e-5"], "did you mean trainer.learning_rate=1e-5?"),

@@ -11,8 +11,10 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.data import DataConfig, prepare, read
+from prefopt.errors import UserError
 from prefopt.models.load import ModelConfig, load_model, load_tokenizer
 from prefopt.plugin import Data
+from prefopt.runs.sample_files import read_groups
 
 Capture = pytest.CaptureFixture[str]
 REWARD = "def short(prompts, completions):\n    return [-float(len(text) // 4) for text in completions]\n"
@@ -133,6 +135,20 @@ def test_what_cannot_be_used_is_named(
     places = {"{prompts}": str(drawn / "prompts.jsonl"), "{samples}": str(drawn / "samples.json")}
     assert main(["pairs", *(places.get(word, word) for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_of_samples_that_was_cut_short(drawn: Path, model_folder: Path, tmp_path: Path) -> None:
+    """The line is named; characters that only some readers take for the end of a line end none."""
+    if not (drawn / "samples.json").exists():
+        sampled(drawn, model_folder, "--count", "1")
+    row = json.loads((drawn / "samples.json").read_text())[0]
+    row["texts"][0]["text"] = "a\u2028b"
+    line, file = json.dumps(row, ensure_ascii=False), tmp_path / "samples.jsonl"
+    file.write_text(f"{line}\n\n{line}\n", encoding="utf-8")
+    assert len(read_groups(file)) == 2
+    file.write_text(f"{line}\n{line[:-9]}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"samples\.jsonl, line 2: .*; was the file cut short"):
+        read_groups(file)
 
 
 def test_the_same_text_every_time_is_refused(drawn: Path, model_folder: Path, capsys: Capture) -> None:
