@@ -14,9 +14,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 import prefopt.losses
 from prefopt.cli import main
+from prefopt.config import options
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
 from prefopt.plugin import Audit, Data, Level, Needs, Ranking, Traits, traits
@@ -163,8 +165,12 @@ def one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(prefopt.losses, "__path__", [*prefopt.losses.__path__, str(tmp_path)])
     monkeypatch.setitem(MENU, "saturating", "saturating:Saturating")
     importlib.invalidate_caches()
+    options.choices.cache_clear()
     yield
+    # What all tests of a process share is left as it was found.
     sys.modules.pop("prefopt.losses.saturating", None)
+    ConfigStore.instance().repo.get("loss", {}).pop("saturating.yaml", None)
+    options.choices.cache_clear()
 
 
 @pytest.mark.usefixtures("one_file_and_one_line")
