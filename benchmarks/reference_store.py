@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from hh_rlhf import data_folder, read_pairs, sample_lengths, tokenize
+from machine import processor
 
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.gates import choose_layout
@@ -181,17 +182,10 @@ def main() -> None:
             "dtype": "float32",
             "python": platform.python_version(),
             "torch": str(torch.__version__),
-            "processor": _processor(),
+            "processor": processor(),
         }
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

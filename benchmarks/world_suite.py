@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import committed
+
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.progress_display import Progress
 from prefopt.compare.rounds import fingerprints
@@ -115,24 +117,33 @@ class SuiteProgress(Progress):
     Args:
         suite: its name.
         count: the number of its jobs.
+        arrays: what is kept of each result to be committed; nothing is without them.
     """
 
-    def __init__(self, suite: str, count: int) -> None:
-        self.suite, self.count = suite, count
+    def __init__(self, suite: str, count: int, arrays: Collection[str] = ()) -> None:
+        self.suite, self.count, self.arrays = suite, count, arrays
         self.start, self.ended = time.perf_counter(), 0
 
     def job(self, job: Job, result: JobResult) -> None:
         """Print the result of a job."""
         self.ended += 1
+        if self.arrays:
+            committed.keep(self.suite, job, result, self.arrays)
         found = result.figures
-        text = f"reward {found['true_reward']:+.3f}, KL {found['kl']:.3f}" if result.ok else result.reason
+        shown = ", ".join(f"{name} {found[name]:+.3f}" for name in ("true_reward", "judge", "kl") if name in found)
+        text = shown if result.ok else result.reason
         seconds = time.perf_counter() - self.start
         print(f"{self.suite} {self.ended}/{self.count} {seconds:.0f} s  {job.label}: {text}", flush=True)
 
 
-def run(suite: str, jobs: Sequence[Job], workers: int) -> list[JobResult]:
-    """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share."""
-    return run_jobs(jobs, JOBS, workers=workers, progress=SuiteProgress(suite, len(jobs)))
+def run(suite: str, jobs: Sequence[Job], workers: int, arrays: Collection[str] = ()) -> list[JobResult]:
+    """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share.
+
+    With `arrays`, results are also kept to be committed (`committed.py`), with these arrays of each.
+    """
+    if arrays:
+        committed.restore(suite, jobs, JOBS)
+    return run_jobs(jobs, JOBS, workers=workers, progress=SuiteProgress(suite, len(jobs), arrays))
 
 
 Cell = Callable[[int], Job]  # from a seed to its job
@@ -143,9 +154,9 @@ def cell(line: Line, *overrides: str) -> Cell:
     return lambda seed: job(line, *overrides, seed=seed)
 
 
-def by_seed(suite: str, cells: Sequence[Cell], size: Size) -> list[list[JobResult]]:
+def by_seed(suite: str, cells: Sequence[Cell], size: Size, arrays: Collection[str] = ()) -> list[list[JobResult]]:
     """For each cell of a table its results by seed; run seed after seed, so that what is cut short has whole seeds."""
-    results = iter(run(suite, [one(seed) for seed in range(size.seeds) for one in cells], size.workers))
+    results = iter(run(suite, [one(seed) for seed in range(size.seeds) for one in cells], size.workers, arrays))
     rounds = [[next(results) for _ in cells] for _ in range(size.seeds)]
     return [list(own) for own in zip(*rounds, strict=True)]
 

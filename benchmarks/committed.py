@@ -1,0 +1,80 @@
+"""Results of jobs that are committed as they come, so that a suite of many hours goes on on any machine.
+
+One JSON file a job in `benchmarks/results/jobs/SUITE/`, named by its recipe: what `Job.key` digests, without the
+digests of data and weights, which differ between processors by rounding. A file holds the figures, costs and logged
+rewards, the arrays that verdicts are made of, the digests, and the processor that the job ran on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import processor
+
+from prefopt.common.files import make_folder, write_text
+from prefopt.compare import jobs
+from prefopt.compare.jobs import Job, JobResult
+
+FOLDER = Path(__file__).with_name("results") / "jobs"
+KEPT = ("label", "status", "reason", "figures", "cost", "warnings")
+LOGGED = ("step", "reward")  # of the figures logged during training
+DIGITS = 6  # significant ones, of arrays
+
+
+def recipe(job: Job) -> str:
+    """What names the file of a job."""
+    return dataclasses.replace(job, fingerprints={}).key
+
+
+def keep(suite: str, job: Job, result: JobResult, arrays: Collection[str]) -> None:
+    """Write the file of a job that was measured or diverged; one that failed runs again."""
+    file = _file(suite, job)
+    if result.status == "failed" or file.exists():
+        return
+    make_folder(file.parent)
+    plain = result.plain()
+    curve = [{name: point[name] for name in LOGGED} for point in plain["curve"] if set(LOGGED) <= point.keys()]
+    found = {name: [float(f"{x:.{DIGITS}g}") for x in result.arrays[name]] for name in arrays if name in result.arrays}
+    facts = {name: plain[name] for name in KEPT}
+    facts |= {"curve": curve, "fingerprints": job.fingerprints, "processor": processor(), "arrays": found}
+    write_text(file, json.dumps(facts, sort_keys=True) + "\n")
+
+
+def restore(suite: str, wanted: Sequence[Job], local: Path) -> None:
+    """Put committed results where `run_jobs` finds them, for jobs that this machine has not run itself."""
+    for job in wanted:
+        if (facts := _read(suite, job)) is None or (local / job.key).exists():
+            continue
+        arrays = {name: np.asarray(values, dtype=np.float64) for name, values in facts["arrays"].items()}
+        fields = {name: facts[name] for name in ("status", "reason", "figures", "cost", "warnings", "curve")}
+        jobs.save(local, JobResult(key=job.key, method=job.method, label=job.label, arrays=arrays, **fields))
+
+
+def provenance(suite: str, wanted: Sequence[Job]) -> dict[str, Any]:
+    """For a table: how many jobs ran on each processor, and how many draws of the data came out in several versions."""
+    found = [(job, facts) for job in wanted if (facts := _read(suite, job)) is not None]
+    versions: defaultdict[str, set[str]] = defaultdict(set)
+    for job, facts in found:
+        versions[json.dumps(job.config.data.world, sort_keys=True)].add(facts["fingerprints"].get("data", ""))
+    return {
+        "processors": dict(Counter(facts["processor"] for _, facts in found)),
+        "draws_in_several_versions": sum(len(own) > 1 for own in versions.values()),
+    }
+
+
+def _file(suite: str, job: Job) -> Path:
+    return FOLDER / suite / f"{recipe(job)}.json"
+
+
+def _read(suite: str, job: Job) -> dict[str, Any] | None:
+    try:
+        facts: dict[str, Any] = json.loads(_file(suite, job).read_text())
+    except FileNotFoundError:
+        return None
+    return facts
