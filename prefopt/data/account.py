@@ -51,10 +51,22 @@ def account(counts: Mapping[str, int]) -> list[str]:
     most = counts.get("max_records")
     stopped = [f"data.max_records: reading stopped after {most} records"] if most else []
     lines = [
-        *file_lines(counts), *flow_lines(counts), *stopped, *column_lines(counts), *verdict_lines(counts)
+        *file_lines(counts), *flow_lines(counts), *stopped, *column_lines(counts), *verdict_lines(counts),
+        *annotator_lines(counts),
     ]  # fmt: skip
     held_out = {name.removeprefix("eval_"): count for name, count in counts.items() if name.startswith("eval_")}
     return [*lines, *(f"held-out {line}" for line in account(held_out))] if held_out else lines
+
+
+def annotator_lines(counts: Mapping[str, int]) -> list[str]:
+    """What was merged of the verdicts of several annotators on the same pairs; none where nothing was."""
+    if not counts.get("annotators/pairs"):
+        return []
+    found = {name: counts[f"annotators/{name}"] for name in ("verdicts", "pairs", "people", "disagreed", "ties")}
+    by = f" by {found['people']} annotators" if found["people"] else ""
+    again = f", {counts['annotators/repeated']} repeated ones left out" if counts["annotators/repeated"] else ""
+    return [f"annotators: {found['verdicts']} verdicts{by} on {found['pairs']} pairs (disagreed: {found['disagreed']}, "
+            f"ties: {found['ties']}){again}; data.annotators=separate keeps each row a pair"]  # fmt: skip
 
 
 def stations(read: Mapping[str, int], shaped: ViewResult, tokenized: TokenResult | None = None) -> dict[str, int]:

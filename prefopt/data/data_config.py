@@ -17,6 +17,7 @@ MEANINGS = (*SIDES, "desirable", "undesirable")
 CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),
+    "annotators": ("auto", "merge", "separate"),
     "ties": ("auto", "drop", "keep", "split"),
     "train_on": (None, "all_turns", "last_turn"),
     "system": ("keep", "merge", "drop"),
@@ -54,6 +55,7 @@ class DataConfig:
     verdicts: dict[Any, str] = field(default_factory=dict)  # what codes mean: {1: first, 2: second}, {5: desirable}
     ignore: list[str] = field(default_factory=list)  # columns, and keys of turns, to train without, such as [tools]
     ended: bool = True  # false: completions do not end their turns (steps, cut texts); the column `ended` overrides
+    annotators: str = "auto"  # auto (one pair of rows that name their annotator) | merge (of all rows) | separate
     split: str | None = None  # hub sets and saved folders only; None takes "train", or the only one there is
     subset: str | None = None  # hub sets with several configurations
     streaming: bool = False  # hub sets: read row by row over the network instead of downloading the set

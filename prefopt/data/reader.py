@@ -10,11 +10,12 @@ from itertools import chain, islice
 from typing import Any
 
 from prefopt.common.digest import of_json
+from prefopt.data.annotators import Annotators
 from prefopt.data.data_config import DataConfig, Source
 from prefopt.data.make import with_facts
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, stored
-from prefopt.data.row_facts import row_arguments, row_ended
+from prefopt.data.row_facts import ENDED, common_fact, row_arguments, row_ended
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, fact
@@ -31,7 +32,7 @@ class ReadResult:
     """The records, and the rows that became none.
 
     Attributes:
-        records: in the order of the rows, read from disk on access.
+        records: in the order of the rows, read from disk on access; pairs of several annotators come last.
         rejections: one for each rejected row.
         schema: the name of the schema (several joined by "+" for a mixture).
         counts: `rows` (the sum of `rows_used` and of the `rows` of the rejections); `records` (`records_made`, less
@@ -56,7 +57,9 @@ def read(config: DataConfig) -> ReadResult:
     content = [[one.key, dataclasses.asdict(source)] for source, one in zip(sources, opened, strict=True)]
 
     def make(log: Log) -> Iterator[Record]:
-        found = chain.from_iterable(_records(s, one, log) for s, one in zip(sources, opened, strict=True))
+        found = chain.from_iterable(
+            _records(s, one, config.annotators, log) for s, one in zip(sources, opened, strict=True)
+        )
         for i, record in enumerate(islice(found, config.max_records), 1):
             yield record
             if i == config.max_records:
@@ -65,13 +68,13 @@ def read(config: DataConfig) -> ReadResult:
             log.counts.update(one.counts)
         check_codes(log.counts)
 
-    records, log = stored("records", of_json([content, config.max_records]), make, config.cache_dir)
+    records, log = stored("records", of_json([content, config.max_records, config.annotators]), make, config.cache_dir)
     if not records:
         raise UserError(f"{_names(sources)}: none of the {log.counts['rows']} rows is usable; {_worst(log)}")
     return ReadResult(records=records, rejections=log.rejections, schema=log.schema, counts=dict(log.counts))
 
 
-def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
+def _records(source: Source, opened: Opened, annotators: str, log: Log) -> Iterator[Record]:
     sample = list(islice(opened.rows, SAMPLE_ROWS))
     good = [_changed(row, source) for _, row in sample if not isinstance(row, Rejection)]
     if not good:
@@ -84,12 +87,15 @@ def _records(source: Source, opened: Opened, log: Log) -> Iterator[Record]:
     schema = recognise(good, source.path) if source.schema == "auto" else named(source.schema)
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
     rows = _readable(chain(sample, opened.rows), source, log)
+    judged = Annotators(annotators)
     for where, row in rows if schema.gather is None else schema.gather(rows):
-        made = _made(schema, row, log, source.ended)
+        made = _made(schema, row, judged, log)
         _account(made, where, len(row.get(PLACES, [where])), log)
         for record in made:
-            if isinstance(record, Record):
-                yield from _copies(dataclasses.replace(record, source=where), source.weight, log)
+            if isinstance(record, Record) and not judged.take(record := dataclasses.replace(record, source=where), row):
+                yield from _copies(record, source.weight, log)
+    for record in judged.merged(log):
+        yield from _copies(record, source.weight, log)
 
 
 def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
@@ -109,16 +115,14 @@ def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
         log.reject(Rejection(source=error.place or where, reason=error.reason, detail=error.detail, rows=covered))
 
 
-def _made(schema: Schema, row: Row, log: Log, ended: bool = True) -> list[Made]:
+def _made(schema: Schema, row: Row, judged: Annotators, log: Log) -> list[Made]:
     watched = Watched(row)
     names: Counter[str] = Counter()
     refused: dict[int, RowError] = {}
     try:
-        made = schema.read(watched)
-        arguments, own = ({}, None) if schema.gather else (row_arguments(watched), row_ended(watched))
-        made = [_with_facts(one, arguments, own, ended) if isinstance(one, Record) else one for one in made]
+        made = _with_facts(schema.read(watched), watched, watched[MEMBERS] if schema.gather else [watched])
+        judged.note(made, watched)
         if schema.gather is None:
-            made = _weighted(made, watched)
             names.update(unread(watched))
         else:
             names, refused = unread_of_members(watched)
@@ -133,33 +137,45 @@ def _made(schema: Schema, row: Row, log: Log, ended: bool = True) -> list[Made]:
         return [RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding")]
     if refused:  # read again without them
         rest = {key: [one for i, one in enumerate(row[key]) if i not in refused] for key in (MEMBERS, PLACES)}
-        return [*refused.values(), *(_made(schema, rest, log, ended) if rest[MEMBERS] else [])]
+        return [*refused.values(), *(_made(schema, rest, judged, log) if rest[MEMBERS] else [])]
     log.counts.update({f"unread/{name}": count for name, count in names.items()})
     return made
 
 
-def _weighted(made: list[Made], row: Row) -> list[Made]:
-    """The records of a row with the weight that it gives them."""
-    weight = fact(row, "weight")
-    if weight is None:
-        return made
-    if weight < 0:
-        raise RowError("bad_weight", f"the weight must be at least 0, not {weight:g}")
-    return [dataclasses.replace(one, weight=weight) if isinstance(one, Record) else one for one in made]
+def _with_facts(made: list[Made], row: Row, rows: list[Row]) -> list[Made]:
+    """The records of these rows with the facts that no schema reads: weight, template arguments, open completions.
 
-
-def _with_facts(record: Record, arguments: dict[str, Any], own: bool | tuple[bool, ...] | None, ended: bool) -> Record:
-    """The record with the facts of its row that no schema reads.
-
-    Whether completions end their turns the row says, else its schema, else `data.ended`.
+    Of rows that make one record together the schema reads which completions are open.
     """
-    found = next((known for known in (own, record.ended) if known is not None), ended)
-    return with_facts(record, arguments, (found,) * len(record.completions) if isinstance(found, bool) else found)
+    weight, arguments = (
+        common_fact("weight", map(_weight, rows)),
+        common_fact("template arguments", map(row_arguments, rows)),
+    )
+    ended = row_ended(row) if rows[0] is row else None
+    return [one if isinstance(one, RowError) else _with(one, weight, arguments or {}, ended) for one in made]
+
+
+def _with(
+    record: Record, weight: float | None, arguments: dict[str, Any], own: bool | tuple[bool, ...] | None
+) -> Record:
+    """A record with facts of its row. Whether completions end their turns the row says, else its schema."""
+    record = record if weight is None else dataclasses.replace(record, weight=weight)
+    ended = (own,) * len(record.completions) if isinstance(own, bool) else record.ended if own is None else own
+    return with_facts(record, arguments, ended)
+
+
+def _weight(row: Row) -> float | None:
+    weight = fact(row, "weight")
+    if weight is not None and weight < 0:
+        raise RowError("bad_weight", f"the weight must be at least 0, not {weight:g}")
+    return weight
 
 
 def _changed(row: Row, source: Source) -> Row:
     """The row as the settings of its source change it."""
     renamed: Row = without(parsed(rename(parsed(row), source.fields)), source.ignore)
+    if not source.ended and renamed.get(ENDED) is None:
+        renamed = {**renamed, ENDED: False}
     return decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

@@ -35,12 +35,34 @@ def row_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def common_fact(what: str, given: Iterable[Any]) -> Any:
+    """What the rows of one record say, of which some may say nothing; None where all do.
+
+    Raises:
+        RowError: they say different things.
+    """
+    said = [one for one in given if one not in (None, {})]
+    other = next((one for one in said if one != said[0]), None)
+    if other is not None:
+        detail = f"the rows of one record have different {what}: {shown(said[0])}, {shown(other)}"
+        raise RowError("rows_disagree", f"{detail}; give them all the same, or leave the column out with data.ignore")
+    return said[0] if said else None
+
+
 def row_ended(row: Mapping[str, Any]) -> bool | tuple[bool, ...] | None:
     """Whether the row's completions end their turns: the column `ended`, one value or one for each."""
     value = _structure(row.get(ENDED), ENDED) if isinstance(row.get(ENDED), str) else row.get(ENDED)
     if value is None:
         return None
     return tuple(label(one, ENDED) for one in value) if isinstance(value, list) else label(value, ENDED)
+
+
+def all_ended(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, ...] | None:
+    """The column `ended` of rows with one completion each; None where no row has it."""
+    said = [row_ended(row) for row in rows]
+    if any(isinstance(one, tuple) for one in said):
+        raise RowError("wrong_type", f"{ENDED!r} must be one value: each row has one completion")
+    return None if set(said) == {None} else tuple(one is not False for one in said)
 
 
 def reserved(arguments: Mapping[str, Any]) -> str | None:

@@ -86,14 +86,14 @@ def test_what_a_nested_tree_leaves_out_is_listed(tmp_path: Path) -> None:
 
 
 def test_only_the_bad_rows_of_a_prompt_are_left_out(tmp_path: Path) -> None:
-    rows = [steer("a"), steer("b", "x"), steer("c", 2, tools=[{"name": "add"}]), steer(" "), steer(None), steer("d", 3)]
+    rows = [steer("a"), steer("b", "x"), steer("c", 2, images=["x.png"]), steer(" "), steer(None), steer("d", 3)]
     found = reading(tmp_path / "a.jsonl", rows)
     assert [record.completions for record in found.records] == [("a", "d")]
     assert sorted((r.source, r.reason) for r in found.rejections) == [
         ("a.jsonl:1", "wrong_type"), ("a.jsonl:2", "unread_input"), ("a.jsonl:3", "empty_completion"),
         ("a.jsonl:4", "missing_field"),
     ]  # fmt: skip
-    assert not [r for r in reading(tmp_path / "a.jsonl", rows, ignore=["tools"]).rejections if "tools" in r.detail]
+    assert not [r for r in reading(tmp_path / "a.jsonl", rows, ignore=["images"]).rejections if "images" in r.detail]
 
 
 def test_rows_with_other_system_texts_answer_other_prompts(tmp_path: Path) -> None:

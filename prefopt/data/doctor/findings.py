@@ -60,7 +60,8 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "contradictory_prompts": Meaning(
         says="prompts with opposite verdicts on the same texts, directly or in a circle (labels: a text good and bad)",
-        share=True, fails=0.05, notice=0.0, advice="decide which verdict is right, or drop both rows",
+        share=True, fails=0.05, notice=0.0,
+        advice="decide which verdict is right, drop both rows, or make one pair of them by data.annotators=merge",
     ),
     "chosen_scored_lower": Meaning(
         says="pairs whose rejected side has the higher score", share=True, fails=0.5, notice=0.0,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prefopt.data.fields import blank, first, label, number, string
-from prefopt.data.make import ranked
+from prefopt.data.make import ranked, with_facts
 from prefopt.data.record import RowError
+from prefopt.data.row_facts import ARGUMENTS, TOOLS, all_ended
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, is_turns, joined
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence")  # 0 to 4; not verbosity and complexity, which are no merit
-PROMPT = ("prompt", "system", "system_prompt", "history")
+PROMPT = ("prompt", "system", "system_prompt", "history", *TOOLS, ARGUMENTS)
 
 
 def graded_solutions(row: Row) -> list[Made]:
@@ -67,7 +68,7 @@ def response_columns(row: Row) -> list[Made]:
 def attribute_scores(row: Row) -> list[Made]:
     """HelpSteer: the answers to one prompt, scored by the mean of helpfulness, correctness and coherence."""
     made: list[Made] = []
-    texts, scores, places, prompts = [], [], [], []
+    texts, scores, places, prompts, answers = [], [], [], [], []
     for place, answer in zip(row[PLACES], row[MEMBERS], strict=True):
         try:
             text = string(answer.get("response"), "response")
@@ -81,8 +82,9 @@ def attribute_scores(row: Row) -> list[Made]:
         texts.append(text)
         scores.append(score)
         places.append(place)
+        answers.append(answer)
     try:
-        made.append(ranked(prompts[0] if prompts else "", texts, scores))
+        made.append(with_facts(ranked(prompts[0] if prompts else "", texts, scores), {}, all_ended(answers)))
     except RowError as error:
         detail = error.detail
         if error.reason == "too_few_completions":
@@ -92,8 +94,8 @@ def attribute_scores(row: Row) -> list[Made]:
 
 
 def same_prompt(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """Join successive rows with the same prompt, system text and history."""
-    return joined(rows, lambda row: [row.get(column) for column in PROMPT])
+    """Join successive rows with the same prompt, system text, history, tools and arguments of the template."""
+    return joined(rows, lambda row: [row.get(column) or None for column in PROMPT])
 
 
 def _objects(value: object, name: str) -> list[Row]:

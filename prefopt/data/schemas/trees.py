@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data.fields import ROLES, blank, number, shown, string, type_of
-from prefopt.data.make import ranked
+from prefopt.data.make import ranked, with_facts
 from prefopt.data.record import Message, RowError
+from prefopt.data.row_facts import all_ended
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, joined
 
@@ -167,6 +168,7 @@ def _lists(path: tuple[Node, ...], before: tuple[Message, ...]) -> Iterator[Made
                     "too_few_completions", f"only {len(known)} of a turn's {len(answers)} answers are ranked{where}"
                 )
             made = ranked(here, [text for _, text, _ in known], [-rank for *_, rank in known])
+            made = with_facts(made, {}, all_ended(reply.row for reply, *_ in known))
             for used in (*path, *[reply for reply, *_ in known]):
                 used.used = True
             yield made
