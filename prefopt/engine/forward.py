@@ -26,9 +26,10 @@ class Options:
     """What to compute for a row besides log-probs.
 
     Attributes:
-        vocab: statistics over the vocabulary; `Vocab.KL` needs `reference`.
+        vocab: statistics over the vocabulary; those of `BESIDE_REFERENCE` need `reference`.
         entropy: also the entropy of each token's distribution.
         reference: hidden states and head of the reference.
+        epsilon: the exponent of `Vocab.LOG_AWAY` and `LOG_TOWARD`.
         temperature: logits are divided by it.
         hidden_only: return the hidden states at the predicting positions, from which a `Reference` is made.
         values: also the estimates of the policy's value model.
@@ -38,6 +39,7 @@ class Options:
     vocab: frozenset[Vocab] = frozenset()
     entropy: bool = False
     reference: Reference | None = None
+    epsilon: float | None = None
     temperature: float = 1.0
     hidden_only: bool = False
     values: bool = False
@@ -82,9 +84,8 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         stats = TokenStats(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     else:
         head = replace(Head.of(causal), temperature=options.temperature)
-        stats = token_stats(
-            hidden, row.target, head, options.vocab, entropy=options.entropy, reference=options.reference
-        )
+        stats = token_stats(hidden, row.target, head, options.vocab, entropy=options.entropy,
+                            reference=options.reference, epsilon=options.epsilon)  # fmt: skip
     return stats._replace(router=router_load(causal, output, row)) if options.router else stats
 
 

@@ -1,10 +1,11 @@
 """Computes log-probs of tokens from hidden states, without ever holding all logits.
 
-This is the only place that trains through a log-softmax over the vocabulary. What it computes, in four lines:
+This is the only place that trains through a log-softmax over the vocabulary. What it computes, in five lines:
 
     logits = head.shape(hidden @ weight.T + bias)                        # (N, V), scaled and capped
     logp = logits.log_softmax(-1)
     entropy, log_sum_sq = -(logp.exp() * logp).sum(-1), (2 * logp).logsumexp(-1)
+    away, toward = ((logp + e * (logp - ref_logp)).logsumexp(-1) for e in (epsilon, -epsilon))
     return logp.gather(-1, target[:, None])                              # (N,)
 
 The projection runs in blocks of the vocabulary with a running logsumexp in float32, and the backward makes each block
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prefopt.engine.cpu import is_bare, times_transposed
 from prefopt.engine.router import RouterLoad
-from prefopt.plugin import Vocab
+from prefopt.plugin import BESIDE_REFERENCE, PERTURBED, Vocab
 
 # Elements of one block of logits: what a core's second-level cache holds, or enough to fill a GPU.
 BLOCK = {"cpu": 2**18, "cuda": 2**26}
@@ -45,6 +46,8 @@ class TokenStats(NamedTuple):
     log_sum_sq: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    log_away: Tensor | None = None
+    log_toward: Tensor | None = None
     value: Tensor | None = None  # a value model's estimate before the token
     router: RouterLoad | None = None
 
@@ -110,7 +113,7 @@ def _softcap(config: Any) -> float | None:
 
 
 class Reference(NamedTuple):
-    """Hidden states (N, H) of a reference at the scored positions, and its head: for the KL over the vocabulary."""
+    """Hidden states (N, H) of a reference at the scored positions, and its head: for `BESIDE_REFERENCE`."""
 
     hidden: Tensor
     head: Head
@@ -124,6 +127,7 @@ def token_stats(
     *,
     entropy: bool = False,
     reference: Reference | None = None,
+    epsilon: float | None = None,
 ) -> TokenStats:
     """Statistics of the tokens `target` (N,) predicted from `hidden` (N, H).
 
@@ -131,24 +135,34 @@ def token_stats(
         hidden: the model's last hidden states at the predicting positions.
         target: token ids.
         head: the output layer.
-        want: statistics beyond the log-prob; `Vocab.KL` needs `reference`.
+        want: statistics beyond the log-prob; those of `BESIDE_REFERENCE` need `reference`.
         entropy: also the entropy of the distribution.
         reference: the reference's hidden states and head.
+        epsilon: the exponent of `PERTURBED`, which need it.
     """
-    wanted = _Wanted(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want, torch.is_grad_enabled())
-    if wanted.kl and reference is None:
-        raise ValueError("the KL over the vocabulary needs the reference's hidden states")
+    if want & BESIDE_REFERENCE and reference is None:
+        raise ValueError(f"{_listed(want & BESIDE_REFERENCE)} over the vocabulary: give the reference's hidden states")
+    if want & PERTURBED and epsilon is None:
+        raise ValueError(f"{_listed(want & PERTURBED)} over the vocabulary: give `epsilon`")
+    moved = epsilon if want & PERTURBED else None
+    wanted = _Wanted(Vocab.LOG_SUM_SQ in want, entropy, Vocab.KL in want, moved, torch.is_grad_enabled())
     if head.plain and (reference is None or reference.head.plain):
         weights = _plain_weights(head)
-        logp, kl, log_sum_sq, ent = _Blocked.apply(hidden, *weights, target, head, wanted, reference)  # type: ignore[no-untyped-call]
-        return TokenStats(logp, log_sum_sq, ent, kl)
+        logp, kl, *constants = _Blocked.apply(hidden, *weights, target, head, wanted, reference)  # type: ignore[no-untyped-call]
+        log_sum_sq, ent, away, toward = constants
+        return TokenStats(logp, log_sum_sq, ent, kl, away, toward)
     return _by_rows(hidden, target, head, wanted, reference)
+
+
+def _listed(statistics: frozenset[Vocab]) -> str:
+    return ", ".join(sorted(statistic.value for statistic in statistics))
 
 
 class _Wanted(NamedTuple):
     log_sum_sq: bool
     entropy: bool
     kl: bool
+    epsilon: float | None
     graph: bool  # a backward may follow
 
 
@@ -161,12 +175,14 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, wanted: _Wanted, refere
         p = logp.detach().exp()
         square = torch.logsumexp(2 * logp.detach(), -1) if wanted.log_sum_sq else None
         ent = -(p * logp.detach()).sum(-1) if wanted.entropy else None
-        kl = None
-        if wanted.kl and r is not None and reference is not None:
+        kl = away = toward = None
+        if r is not None and reference is not None:
             with torch.no_grad():
                 ref = reference.head.logits(r).log_softmax(-1)
-            kl = (ref.exp() * (ref - logp)).sum(-1)
-        return logp.gather(-1, t[:, None]).squeeze(-1), square, ent, kl
+                if wanted.epsilon is not None:
+                    away, toward = _moved(logp.detach(), ref, wanted.epsilon)
+            kl = (ref.exp() * (ref - logp)).sum(-1) if wanted.kl else None
+        return logp.gather(-1, t[:, None]).squeeze(-1), square, ent, kl, away, toward
 
     size = max(1, KEPT // int(getattr(head.module, "out_features", 2**16)))
     parts = []
@@ -175,9 +191,16 @@ def _by_rows(hidden: Tensor, target: Tensor, head: Head, wanted: _Wanted, refere
         args = (hidden[i : i + size], target[i : i + size], r)
         parts.append(checkpoint(rows, *args, use_reentrant=False) if wanted.graph else rows(*args))
     columns = ([x for x in column if x is not None] for column in zip(*parts, strict=True))
-    logp, square, ent, kl = (torch.cat(column) if column else None for column in columns)
+    logp, square, ent, kl, away, toward = (torch.cat(column) if column else None for column in columns)
     assert logp is not None
-    return TokenStats(logp, square, ent, kl)
+    return TokenStats(logp, square, ent, kl, away, toward)
+
+
+def _moved(logp: Tensor, ref: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(N,) the log-normalisers of the policy moved by epsilon, 0 to the bit where policy and reference are equal."""
+    away, toward = (torch.logsumexp(logp + step * (logp - ref), -1) for step in (epsilon, -epsilon))
+    own = torch.logsumexp(logp, -1)
+    return away - own, toward - own
 
 
 class _Running:
@@ -197,6 +220,33 @@ class _Running:
     @property
     def logsumexp(self) -> Tensor:
         return self.top + self.total.log()
+
+
+class _Beside:
+    """Statistics of policy and reference together, from blocks of both logits."""
+
+    def __init__(self, epsilon: float | None, n: int, logits: torch.dtype, device: torch.device) -> None:
+        steps = () if epsilon is None else (epsilon, -epsilon)
+        self.moved = [(step, _Running(n, logits, device)) for step in steps]  # of pi^(1 + step) pi_ref^-step
+        self.ref = _Running(n, logits, device)
+        self.cross = torch.zeros_like(self.ref.total)
+
+    def take(self, logits: Tensor, ref_logits: Tensor) -> None:
+        """Another block; `ref_logits` is overwritten."""
+        weights, shrink = self.ref.take(ref_logits)
+        gap = ref_logits.sub_(logits)
+        self.cross = self.cross * shrink + (weights * gap).sum(1)
+        for step, running in self.moved:
+            running.take(torch.sub(logits, gap, alpha=step))
+
+    def kl(self, lse: Tensor) -> Tensor:
+        """(N,) KL(reference || policy), from the logsumexp of the policy's logits."""
+        return self.cross / self.ref.total - self.ref.logsumexp + lse
+
+    def log_normalisers(self, lse: Tensor) -> list[Tensor]:
+        """(N,) each, away and toward: 0 to the bit where policy and reference are equal."""
+        ref = self.ref.logsumexp
+        return [(running.logsumexp - lse) - step * (lse - ref) for step, running in self.moved]
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -220,14 +270,12 @@ class _Blocked(torch.autograd.Function):
         work = _autocast(hidden)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # of logits, and of what is returned
         ctx.hidden_dtype, hidden = hidden.dtype, hidden if work is None else hidden.to(work)
-        block, ref_block = _block_maker(hidden, weight, bias, head, work), None
-        if wanted.kl and reference is not None:
-            ref_hidden = reference.hidden if work is None else reference.hidden.to(work)
-            ref_block = _block_maker(ref_hidden, *_plain_weights(reference.head), reference.head, work)
+        block = _block_maker(hidden, weight, bias, head, work)
         n, vocab = len(target), weight.shape[0]
         size = max(64, BLOCK.get(hidden.device.type, BLOCK["cuda"]) // max(1, n))
-        own, ref = (_Running(n, exact, hidden.device) for _ in range(2))
-        hit, square, spread, cross = (torch.zeros_like(own.total) for _ in range(4))
+        own, beside = _Running(n, exact, hidden.device), _Beside(wanted.epsilon, n, exact, hidden.device)
+        ref_block = _reference_block(reference, work) if wanted.kl or beside.moved else None
+        hit, square, spread = (torch.zeros_like(own.total) for _ in range(3))
         kept: list[Tensor] = []
         room = KEPT if wanted.graph and not wanted.kl else 0
         for start in range(0, vocab, size):
@@ -243,17 +291,18 @@ class _Blocked(torch.autograd.Function):
             if wanted.entropy:
                 spread = spread * shrink + (weights * logits).sum(1)
             if ref_block is not None:
-                ref_logits = ref_block(start, start + size)
-                weights, shrink = ref.take(ref_logits)
-                cross = cross * shrink + (weights * (ref_logits - logits)).sum(1)
-        lse, ref_lse = own.logsumexp, ref.logsumexp
-        ctx.save_for_backward(hidden, weight, bias, target, lse.to(exact), ref_lse.to(exact))
-        ctx.head, ctx.work, ctx.size, ctx.kept, ctx.ref_block = head, work, size, kept, ref_block
+                beside.take(logits, ref_block(start, start + size))
+        lse = own.logsumexp
+        ctx.save_for_backward(hidden, weight, bias, target, lse.to(exact), beside.ref.logsumexp.to(exact))
+        ctx.head, ctx.work, ctx.size, ctx.kept = head, work, size, kept
+        ctx.ref_block = ref_block if wanted.kl else None
         log_sum_sq = (square.log() - 2 * own.total.log()).to(exact) if wanted.log_sum_sq else None
         entropy = (lse - spread / own.total).to(exact) if wanted.entropy else None
-        kl = (cross / ref.total - ref_lse + lse).to(exact) if wanted.kl else None
-        ctx.mark_non_differentiable(*(s for s in (log_sum_sq, entropy) if s is not None))
-        return (hit - lse).to(exact), kl, log_sum_sq, entropy
+        kl = beside.kl(lse).to(exact) if wanted.kl else None
+        away, toward = (value.to(exact) for value in beside.log_normalisers(lse)) if beside.moved else (None, None)
+        constants = (log_sum_sq, entropy, away, toward)
+        ctx.mark_non_differentiable(*(s for s in constants if s is not None))
+        return (hit - lse).to(exact), kl, *constants
 
     @staticmethod
     @once_differentiable
@@ -314,6 +363,13 @@ def _plain_weights(head: Head) -> tuple[Tensor, Tensor | None]:
     """The weight (V, H) and bias (V,) of a plain head."""
     assert isinstance(head.module, nn.Linear)
     return head.module.weight, head.module.bias
+
+
+def _reference_block(reference: Reference | None, work: torch.dtype | None) -> Callable[[int, int], Tensor]:
+    """The same as `_block_maker`, of the reference."""
+    assert reference is not None, "checked in token_stats"
+    hidden = reference.hidden if work is None else reference.hidden.to(work)
+    return _block_maker(hidden, *_plain_weights(reference.head), reference.head, work)
 
 
 def _block_maker(

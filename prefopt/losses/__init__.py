@@ -44,6 +44,7 @@ MENU: dict[str, str] = {
     "dpop": "dpop:DPOP",
     "dr_dpo": "dr_dpo:DrDPO",
     "dr_grpo": "grpo:DrGRPO",
+    "epsilon_dpo": "epsilon_dpo:EpsilonDPO",
     "exo": "exo:EXO",
     "f_dpo": "f_dpo:FDPO",
     "focal_dpo": "focal_dpo:FocalDPO",

@@ -12,6 +12,7 @@ import torch
 
 from prefopt.losses import MENU, load_class
 from prefopt.plugin import (
+    PERTURBED,
     Audit,
     Data,
     DemoLogps,
@@ -111,6 +112,15 @@ class Mix:
             raise AttributeError(f"a mix has a reference update if one term has; here {len(moving)} have")
         update: tuple[float, int] = moving[0].reference_update  # type: ignore[attr-defined]
         return update
+
+    @property
+    def epsilon(self) -> float:
+        """That of the one term that compares the policy with moved ones."""
+        moving = [term for term in self._losses().values() if term.needs.vocab & PERTURBED]
+        if len(moving) != 1:
+            raise AttributeError(f"a mix has an epsilon if one term moves policies by it; here {len(moving)} do")
+        epsilon: float = moving[0].epsilon  # type: ignore[attr-defined]
+        return epsilon
 
     def initial_state(self) -> State:
         return {

@@ -34,7 +34,7 @@ from prefopt.planning.memory import (
 from prefopt.planning.own_samples import Samples
 from prefopt.planning.probe import Probe, probe
 from prefopt.planning.schedule import Schedule, schedule, total_work
-from prefopt.plugin import Data, Needs, Vocab
+from prefopt.plugin import Data, Needs
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.train.arguments import precision_advice, training_arguments
 from prefopt.train.sources.feed import Feed
@@ -168,7 +168,7 @@ class _Run:
                 self.feeds["eval"] = Feed(self.data.eval, self.needs, whole=True, seed=config.seed)
             self.batch = config.batch.settled(kind, self.feeds.values(), self.layout)
         self.cost = Cost.of(hidden_size=text.hidden_size, num_layers=text.num_hidden_layers, vocab_size=text.vocab_size)
-        self.live_reference = self.needs.moving_reference or Vocab.KL in self.needs.vocab
+        self.live_reference = self.needs.live_reference
         self.live_reference |= self.samples is not None and self.needs.reads_reference
         self.measures_kl = self.data.eval is not None and config.evaluation.kl_prompts > 1
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from prefopt.plugin.hyperparameters import comments as comments
 from prefopt.plugin.hyperparameters import require as require
+from prefopt.plugin.needs import BESIDE_REFERENCE as BESIDE_REFERENCE
+from prefopt.plugin.needs import PERTURBED as PERTURBED
 from prefopt.plugin.needs import Data as Data
 from prefopt.plugin.needs import Needs as Needs
 from prefopt.plugin.needs import Vocab as Vocab
@@ -118,7 +120,8 @@ class Logps:
         ref_sum: same shape, the reference's sum.
         token: (B, T) per-token log-probs, 0 past the end.
         ref_token: (B, T) the reference's, 0 past the end.
-        log_sum_sq, ref_entropy, kl: (B, T) whole-vocabulary statistics, see `prefopt.plugin.Vocab`.
+        log_sum_sq, ref_entropy, kl, log_away, log_toward: (B, T) whole-vocabulary statistics, see
+            `prefopt.plugin.Vocab`.
         value: (B, T) the value model's estimate before each token, 0 past the end; carries its gradient.
         value_after: same shape as `sum`, its estimate behind the last token; of `old` only.
     """
@@ -131,13 +134,15 @@ class Logps:
     log_sum_sq: Tensor | None = None
     ref_entropy: Tensor | None = None
     kl: Tensor | None = None
+    log_away: Tensor | None = None
+    log_toward: Tensor | None = None
     value: Tensor | None = None
     value_after: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "ref_sum", "value_after"):
             _same_shape(self.sum, getattr(self, name), name)
-        for name in ("ref_token", "log_sum_sq", "ref_entropy", "kl", "value"):
+        for name in ("ref_token", *(statistic.value for statistic in Vocab), "value"):
             _same_shape(self.token, getattr(self, name), name)
 
     @property
@@ -178,8 +183,8 @@ class Logps:
     @property
     def mask(self) -> Tensor:
         """(B, T) bool, true on the completion's tokens."""
-        given = (self.token, self.log_sum_sq, self.ref_entropy, self.kl)
-        per_token = next((value for value in given if value is not None), None)
+        given = (self.token, *(getattr(self, statistic.value) for statistic in Vocab))
+        per_token: Tensor | None = next((value for value in given if value is not None), None)
         per_token = self.per_token if per_token is None else per_token
         return torch.arange(per_token.shape[-1], device=self.sum.device) < self.num_tokens.unsqueeze(-1)
 
@@ -329,7 +334,8 @@ class Loss(Protocol):
     without it is compared over learning rates alone. The class variables that `Traits` lists are optional too.
 
     A loss with `needs.moving_reference` has `reference_update`, (share, steps): every so many steps the reference takes
-    that share of the policy's weights, those from before the step where `reference_lags: ClassVar[bool]` is true.
+    that share of the policy's weights, those from before the step where `reference_lags: ClassVar[bool]` is true. One
+    that reads `Vocab.LOG_AWAY` or `LOG_TOWARD` has `epsilon`, the exponent of both.
 
     A loss with `needs.state` is called as `loss(logps, state)` and also has `initial_state() -> State`.
 

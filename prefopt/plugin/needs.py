@@ -23,6 +23,12 @@ class Vocab(Enum):
     LOG_SUM_SQ = "log_sum_sq"  # log sum_v pi(v)^2, no gradient
     REF_ENTROPY = "ref_entropy"  # entropy of the reference, no gradient
     KL = "kl"  # KL(reference || policy), with gradient
+    LOG_AWAY = "log_away"  # log sum_v pi(v)^(1 + epsilon) pi_ref(v)^-epsilon, no gradient; epsilon is the loss's
+    LOG_TOWARD = "log_toward"  # log sum_v pi(v)^(1 - epsilon) pi_ref(v)^epsilon, no gradient
+
+
+BESIDE_REFERENCE = frozenset({Vocab.KL, Vocab.LOG_AWAY, Vocab.LOG_TOWARD})  # of both models' whole distributions
+PERTURBED = frozenset({Vocab.LOG_AWAY, Vocab.LOG_TOWARD})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,12 @@ class Needs:
     @property
     def reads_reference(self) -> bool:
         """Whether it reads anything of a reference."""
-        return self.reference or self.moving_reference or bool(self.vocab & {Vocab.KL, Vocab.REF_ENTROPY})
+        return self.reference or self.live_reference or Vocab.REF_ENTROPY in self.vocab
+
+    @property
+    def live_reference(self) -> bool:
+        """Whether the reference runs beside the policy, because its stored log-probs do not say enough."""
+        return self.moving_reference or bool(self.vocab & BESIDE_REFERENCE)
 
     def flags(self) -> dict[str, Any]:
         """The needs as plain JSON values: `data` by its name, `vocab` as a sorted list, the rest booleans."""

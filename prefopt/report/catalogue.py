@@ -37,7 +37,6 @@ LEFT_OUT = {
         "oxRL's -SiLU(beta Delta) falls without bound, while the paper's abstract claims a minimum; its formula was "
         "not found"
     ),
-    "epsilon-DPO": "it needs the policy's distribution at another temperature, a statistic that is not computed",
     "relative RPO": "it needs an external embedding model to weigh pairs across prompts",
     "CPO-hinge, CPO-IPO": "found in TRL alone, without a paper; `slic_hf` and `ipo_sum` are their sources",
 }
@@ -58,8 +57,8 @@ Needs: *reference*: log-probs of a frozen reference. *lengths*: completion lengt
 probability that it is, and whether neither side is ([facts of a row](data.md#facts-of-a-row)). *mismatched*:
 completions scored behind another prompt. *coupled*: an example's value depends on the batch; it is always the whole
 global batch. *state*: carried from batch to batch, and in checkpoints.
-*moving reference*, *control text*: as their names say. *log_sum_sq*, *ref_entropy*, *kl*: statistics over the whole
-vocabulary at each token.
+*moving reference*, *control text*: as their names say. *log_sum_sq*, *ref_entropy*, *kl*, *log_away*, *log_toward*:
+statistics over the whole vocabulary at each token; the last three need the reference in memory beside the policy.
 
 Pictures: the value (black) and its slope (blue, dashed) as the chosen side's log-ratio rises and the rejected side's
 falls, at the defaults; for single completions, of a desirable (black) and an undesirable one (grey).

@@ -19,7 +19,7 @@ from prefopt.testing.numbers import SIDES, Numbers, build, value_of, whole
 
 Failures = list[str]
 ALL_SIDES = {side for sides in SIDES.values() for side, _ in sides}
-LOG_PROBS = ("_token", "_log_sum_sq", "_ref_entropy", "_kl")  # per token
+PER_TOKEN = ("_token", *(f"_{statistic}" for statistic in samples.STATISTICS))
 SCALE = 1.5
 POWERS = (-1, 0, 1)  # of nats, in the unit of a hyper-parameter
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
@@ -68,7 +68,7 @@ def _stated_power(comment: str) -> int:
 
 
 def _in_nats(name: str, value: torch.Tensor) -> bool:
-    return value.is_floating_point() and (name.endswith(LOG_PROBS) or name.removeprefix("ref_") in ALL_SIDES)
+    return value.is_floating_point() and (name.endswith(PER_TOKEN) or name.removeprefix("ref_") in ALL_SIDES)
 
 
 def _scales(loss: Any, powers: dict[str, int], batches: list[samples.Named]) -> bool:

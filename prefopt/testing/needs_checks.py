@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, Loss, Needs, Ranking, State, traits
+from prefopt.plugin import PERTURBED, Data, Loss, Needs, Ranking, State, traits
 from prefopt.testing import samples
 from prefopt.testing.numbers import SIDES, Numbers, build, call, map_batch, value_of, whole
 from prefopt.testing.value_checks import Replay
@@ -51,7 +51,7 @@ def _perturbations(data: Data) -> dict[str, Callable[[Numbers, int], Numbers]]:
         "on_policy": noise(lambda name: name.startswith("old_")),
         "ended": lambda numbers, seed: {n: ~value if n == "ended" else value for n, value in numbers.items()},
         "values": noise(lambda name: name.endswith(("_value", "_value_after"))),
-        **{s: noise(functools.partial(_ends_with, s)) for s in ("log_sum_sq", "ref_entropy", "kl")},
+        **{s: noise(functools.partial(_ends_with, s)) for s in samples.STATISTICS},
     }
     if data is Data.PAIRS:
         found["opponent"] = lambda numbers, seed: dict(numbers) | {"opponent": ~numbers["opponent"]}
@@ -91,7 +91,7 @@ def _declared_flags(needs: Needs) -> dict[str, bool]:
     of_data = ("scores", "margin", "probability", "ties", "mismatched")
     names = ("reference", "lengths", "tokens", *of_data, "on_policy", "ended", "values", "opponent")
     flags = {name: bool(getattr(needs, name)) for name in names}
-    flags |= {name: any(v.value == name for v in needs.vocab) for name in ("log_sum_sq", "ref_entropy", "kl")}
+    flags |= {name: any(v.value == name for v in needs.vocab) for name in samples.STATISTICS}
     return flags | {"desirable": needs.data is Data.UNPAIRED and not needs.control_text}
 
 
@@ -120,6 +120,8 @@ def _marker_needs(loss: Loss) -> Failures:
     for flag, attribute in markers:
         if getattr(loss.needs, flag) and not hasattr(loss, attribute):
             failures.append(f"{flag} is declared, but there is no `{attribute}`")
+    if loss.needs.vocab & PERTURBED and not hasattr(loss, "epsilon"):
+        failures.append("log_away or log_toward is declared, but there is no `epsilon`")
     good_and_bad = getattr(loss, "control_text", None)
     if loss.needs.control_text and not (isinstance(good_and_bad, tuple) and len(set(good_and_bad)) == 2):
         failures.append("control_text is declared, but `control_text` is not a pair of different texts (good, bad)")

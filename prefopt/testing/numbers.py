@@ -8,7 +8,8 @@ Names by shape of data (B examples, K completions, T tokens; every `ref_` name i
                     chosen_score rejected_score                     (B,)
                     opponent                                        (B,) bool: the chosen side is the opponent's
                     chosen_token ref_chosen_token ...               (B, T) per token, nats; may be ragged
-                    chosen_log_sum_sq chosen_ref_entropy chosen_kl  (B, T), and the same for rejected
+                    chosen_log_sum_sq chosen_ref_entropy chosen_kl chosen_log_away chosen_log_toward
+                                                                    (B, T), and the same for rejected
     unpaired        completion ref_completion num_tokens desirable mismatched ref_mismatched mismatched_num_tokens
     lists           completions ref_completions num_tokens scores   (B, K); may be ragged
                     old_completions old_completions_token ended     of the policy's own samples

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, Needs
+from prefopt.plugin import BESIDE_REFERENCE, Data, Needs, Vocab
 from prefopt.testing.numbers import SIDES, Numbers
 
 Named = dict[str, Tensor]
 COMPLETIONS = 4  # K of the lists below; one of them has only 3
+STATISTICS = tuple(statistic.value for statistic in Vocab)
 
 
 def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
@@ -39,6 +40,8 @@ def random_numbers(data: Data, *, seed: int, examples: int = 6) -> Named:
         numbers[f"{side}_log_sum_sq"] = -draw(3.0)
         numbers[f"{side}_ref_entropy"] = draw(3.0)
         numbers[f"{side}_kl"] = draw(1.0)
+        numbers[f"{side}_log_away"] = 0.02 * numbers[f"{side}_kl"]
+        numbers[f"{side}_log_toward"] = -0.006 * numbers[f"{side}_ref_entropy"]
         numbers[side] = token.sum(-1)
         numbers[f"ref_{side}"] = numbers[f"ref_{side}_token"].sum(-1)
     if data is Data.PAIRS:
@@ -80,8 +83,7 @@ def declared(needs: Needs, numbers: Numbers) -> Named:
             continue
         if base.endswith("_token") and not needs.tokens:
             continue
-        statistics = ("log_sum_sq", "ref_entropy", "kl")
-        if base.endswith(statistics) and not any(base.endswith(v.value) for v in needs.vocab):
+        if base.endswith(STATISTICS) and not any(base.endswith(v.value) for v in needs.vocab):
             continue
         if base.endswith("_score") and not needs.scores:
             continue
@@ -104,13 +106,14 @@ def leaves(needs: Needs, numbers: Numbers) -> list[str]:
 
 
 def at_reference(numbers: Numbers) -> Named:
-    """Set the policy to the reference: log-probs are the reference's, also those of sampling, and the KL is 0."""
+    """Set the policy to the reference: log-probs are the reference's, also those of sampling, and what both together
+    give is 0, such as the KL."""
     same = dict(numbers)
     for name in numbers:
         reference = f"ref_{name.removeprefix('old_')}"
         if reference in numbers:
             same[name] = numbers[reference]
-        if name.endswith("_kl"):
+        if name.endswith(tuple(f"_{statistic.value}" for statistic in BESIDE_REFERENCE)):
             same[name] = torch.zeros_like(numbers[name])
     return same
 
@@ -154,6 +157,8 @@ def extreme_numbers(data: Data) -> Named:
         numbers[f"{side}_log_sum_sq"] = -10.0 * inside * (torch.arange(len(pairs)).unsqueeze(-1) % 2)
         numbers[f"{side}_ref_entropy"] = 5.0 * inside * (torch.arange(len(pairs)).unsqueeze(-1) % 2)
         numbers[f"{side}_kl"] = (numbers[side] - numbers[f"ref_{side}"]).abs().unsqueeze(-1) / 64 * inside
+        numbers[f"{side}_log_away"] = numbers[f"{side}_kl"] / 128
+        numbers[f"{side}_log_toward"] = -numbers[f"{side}_kl"] / 256
     if data is Data.PAIRS:
         numbers["chosen_score"] = torch.ones(len(pairs), dtype=torch.float64)
         numbers["rejected_score"] = torch.arange(len(pairs), dtype=torch.float64) / len(pairs)

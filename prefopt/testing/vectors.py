@@ -27,7 +27,8 @@ from prefopt.testing.value_checks import sensitivity
 
 VERSION = 2  # rises when a number in the vectors changes
 EXAMPLES = 4
-_FILLERS = {"_token": -1.0, "_log_sum_sq": -0.5, "_ref_entropy": 1.0, "_kl": 0.25}
+_FILLERS = {"_token": -1.0, "_log_sum_sq": -0.5, "_ref_entropy": 1.0, "_kl": 0.25, "_log_away": 0.015625,
+            "_log_toward": -0.015625}  # fmt: skip
 
 
 def vectors(name: str) -> dict[str, Any]:

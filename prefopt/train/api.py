@@ -185,9 +185,9 @@ def _offline(
     name, tables = _reference_pass(model, feeds, needs, given, args, batch, clock)
     is_start = given.reference is None or name == fingerprint(model, precision(args))
     live = given.reference
-    if needs.moving_reference or (live is None and Vocab.KL in needs.vocab):
+    if needs.moving_reference or (live is None and needs.live_reference):
         live = twin(model, given.reference)
-    live = live if needs.moving_reference or Vocab.KL in needs.vocab else None
+    live = live if needs.live_reference else None
     policy, live_policy = policies(model, live, batch.layout)
     sources = {
         split: Offline(feed, records=batch.records, seed=order_seed(args), shuffle=split == "train",

@@ -95,6 +95,8 @@ class Work:
             log_sum_sq=padded(out.stats.log_sum_sq),
             ref_entropy=padded(ref_entropy),
             kl=padded(out.stats.kl),
+            log_away=padded(out.stats.log_away),
+            log_toward=padded(out.stats.log_toward),
             value=padded(out.stats.value),
         )
 

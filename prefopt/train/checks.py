@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prefopt.engine.gates import TOLERANCE
 from prefopt.errors import TrainingError, UserError
-from prefopt.plugin import Logps, Loss, LossOutput, value_at_reference
+from prefopt.plugin import BESIDE_REFERENCE, Logps, Loss, LossOutput, value_at_reference
 from prefopt.train.examples import BatchLoss, Facts
 from prefopt.train.replay import side
 
@@ -178,8 +178,10 @@ def at_reference(logps: Logps, precision: torch.dtype) -> Logps:
         changed["sum"] = _equal(logps.sum, logps.ref_sum, same)
         if logps.token is not None and logps.ref_token is not None:
             changed["token"] = _equal(logps.token, logps.ref_token, same[:, None])
-    if logps.kl is not None:
-        changed["kl"] = _equal(logps.kl, torch.zeros_like(logps.kl), logps.kl.abs() <= _tolerance(precision))
+    for name in (statistic.value for statistic in BESIDE_REFERENCE):
+        value = getattr(logps, name)
+        if value is not None:
+            changed[name] = _equal(value, torch.zeros_like(value), value.abs() <= _tolerance(precision))
     return replace(logps, **changed)
 
 

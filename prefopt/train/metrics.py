@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from prefopt.plugin import Data, Logps, Loss, Needs
+from prefopt.plugin import Data, Logps, Loss, Needs, Vocab
 from prefopt.train.examples import BatchLoss, Facts, examples_of
 from prefopt.train.sources.feed import ALSO_TAKES
 
@@ -135,7 +135,7 @@ def figure_names(loss: Loss) -> set[str]:
         ]  # fmt: skip
         tokens = -torch.ones(sum(f.completions for f in facts), 2)
         logps = Logps(sum=tokens.sum(1), num_tokens=torch.full((len(tokens),), 2), ref_sum=tokens.sum(1), token=tokens,
-                      ref_token=tokens, log_sum_sq=tokens, ref_entropy=-tokens, kl=-tokens)  # fmt: skip
+                      ref_token=tokens, **{statistic.value: tokens for statistic in Vocab})  # fmt: skip
         tally = Tally()
         try:
             examples = examples_of(facts, logps, needs)

@@ -20,7 +20,7 @@ from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.values import ValueModel
 from prefopt.errors import UserError
 from prefopt.models.adapters import twin
-from prefopt.plugin import Loss, Vocab
+from prefopt.plugin import Loss
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast
 from prefopt.train.batches import BatchConfig
@@ -75,7 +75,7 @@ def own_samples(
     )
     reference = RunReference(
         name=name,
-        policy=live if needs.moving_reference or Vocab.KL in needs.vocab else None,
+        policy=live if needs.live_reference else None,
         is_start=is_start,
         by_step=live is not None,
     )

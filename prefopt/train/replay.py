@@ -221,14 +221,10 @@ def _lacks_scores(facts: Facts, needs: Needs) -> bool:
 
 def _of_the_reference(needs: Needs) -> list[str]:
     """What of a `Work` a loss reads; nothing where the reference's own weights are needed, which are not kept."""
-    if not needs.reference or _live(needs):
+    if not needs.reference or needs.live_reference:
         return []
     entropy = ["ref_entropy"] if Vocab.REF_ENTROPY in needs.vocab else []
     return ["ref_sum", *(["ref_token"] if per_token(needs) else []), *entropy]
-
-
-def _live(needs: Needs) -> bool:
-    return needs.moving_reference or Vocab.KL in needs.vocab
 
 
 def rows(policy: Policy, loss: Loss, kept: Kept, precision: torch.dtype | None = None) -> Iterator[dict[str, Any]]:
@@ -281,7 +277,7 @@ def _scored(
     with _autocast(device, precision):
         options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ})
         logps = join([work.logps(work.batch.forward(policy, options), needs) for work in works])
-    if _live(needs):
+    if needs.live_reference:
         return logps, torch.zeros(0, dtype=torch.long), torch.zeros(0)
     examples = examples_of([f for work in works for f in work.facts], logps, needs)
     given = [{name: value.to(device) for name, value in (state or {}).items()}] if needs.state else []
@@ -302,7 +298,7 @@ def gradient_not_finite(policy: Policy, loss: Loss, kept: Kept, precision: torch
     Of an adapted model these are the adapter's. A loss with a live reference, whose weights are not kept, has none.
     """
     refuse_other_needs(loss, kept)
-    if _live(loss.needs):
+    if loss.needs.live_reference:
         return None
     policy.eval()
     model = policy.model

@@ -22,7 +22,7 @@ from prefopt.engine.packing import Cost
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import UserError, first_line, nearest
-from prefopt.plugin import Loss, Needs, Vocab
+from prefopt.plugin import Loss, Needs
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.metrics import figure_names
@@ -135,7 +135,7 @@ def check_parts(
                         "batch.max_tokens of one forward")  # fmt: skip
     if needs.reference and not ("train" in reference.tables or reference.by_step or needs.moving_reference):
         raise UserError("this loss needs a reference, and none was given")
-    if (needs.moving_reference or Vocab.KL in needs.vocab) and reference.policy is None:
+    if needs.live_reference and reference.policy is None:
         raise UserError("this loss needs a live reference model, and none was given")
     if "eval" not in sources and (args.eval_strategy != "no" or args.eval_on_start):
         raise UserError(f"trainer.eval_strategy needs held-out records: {HOLD_OUT}")

@@ -22,7 +22,7 @@ from prefopt.engine.head import Reference
 from prefopt.engine.policy import Policy
 from prefopt.engine.router import RouterLoad
 from prefopt.errors import UserError
-from prefopt.plugin import Logps, Loss, State, Vocab
+from prefopt.plugin import BESIDE_REFERENCE, PERTURBED, Logps, Loss, State, Vocab
 from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.batches import Share, Work
 from prefopt.train.checks import (
@@ -182,12 +182,14 @@ class Step:
         needs = self.loss.needs
         live, moved, seen = self.reference, None, None
         with autocast(self.args):
-            if live is not None and Vocab.KL in needs.vocab:
+            if live is not None and needs.vocab & BESIDE_REFERENCE:
                 with torch.no_grad():
                     head = replace(live.head, temperature=work.temperature)
                     seen = Reference(live(work.batch.row.to(self.args.device), Options(hidden_only=True)), head)
-            options = Options(vocab=needs.vocab & {Vocab.LOG_SUM_SQ, Vocab.KL}, reference=seen, values=needs.values,
-                              router=self.router_aux_loss > 0, temperature=work.temperature)  # fmt: skip
+            epsilon = self.loss.epsilon if needs.vocab & PERTURBED else None  # type: ignore[attr-defined]
+            options = Options(vocab=needs.vocab - {Vocab.REF_ENTROPY}, reference=seen, epsilon=epsilon,
+                              temperature=work.temperature, values=needs.values,
+                              router=self.router_aux_loss > 0)  # fmt: skip
             out = work.batch.forward(self.wrapped, options)
             if live is not None and needs.moving_reference:
                 with torch.no_grad():

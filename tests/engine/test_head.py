@@ -17,7 +17,8 @@ from prefopt.plugin import Vocab
 from tests.engine import families
 
 N, H, V = 23, 12, 301
-EVERYTHING = frozenset({Vocab.LOG_SUM_SQ, Vocab.KL})
+EVERYTHING = frozenset(Vocab) - {Vocab.REF_ENTROPY}
+EPSILON = 0.3
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias": {"bias": True},
@@ -72,6 +73,8 @@ def dense(hidden: Tensor, head: Head, reference: Reference) -> TokenStats:
         log_sum_sq=torch.log((p * p).sum(-1)),
         entropy=-(p * logp).sum(-1),
         kl=(q * (ref - logp)).sum(-1),
+        log_away=torch.log((p ** (1 + EPSILON) * q**-EPSILON).sum(-1)),
+        log_toward=torch.log((p ** (1 - EPSILON) * q**EPSILON).sum(-1)),
     )
 
 
@@ -102,10 +105,10 @@ def test_values(shape: str, dtype: torch.dtype) -> None:
     want = dense(hidden, head, reference)
     for graph in (False, True):
         with torch.set_grad_enabled(graph):
-            got = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=reference)
+            got = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=reference, epsilon=EPSILON)
         # Sums over 301 terms of logits up to 20: 40 ulp of 20 in float32.
         slack = 1e-12 if dtype == torch.float64 else 40 * 20 * torch.finfo(dtype).eps
-        for value, expected in zip(got[:4], want[:4], strict=True):
+        for value, expected in zip(got[:6], want[:6], strict=True):
             assert value is not None
             assert value.dtype == dtype
             torch.testing.assert_close(value.double(), expected, rtol=0, atol=slack)
@@ -119,7 +122,7 @@ def test_gradients_equal_the_dense_ones(shape: str) -> None:
     inputs = [hidden.requires_grad_(), *head.module.parameters()]
     one, two = torch.randn(2, N, dtype=torch.float64)
     want = dense(hidden, head, reference)
-    got = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=reference)
+    got = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=reference, epsilon=EPSILON)
     assert got.kl is not None
     assert want.kl is not None
     for objective in (
@@ -131,10 +134,9 @@ def test_gradients_equal_the_dense_ones(shape: str) -> None:
         expected = torch.autograd.grad(objective(want), inputs, retain_graph=True)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    assert got.log_sum_sq is not None
-    assert not got.log_sum_sq.requires_grad
-    assert got.entropy is not None
-    assert not got.entropy.requires_grad
+    for constant in (got.log_sum_sq, got.entropy, got.log_away, got.log_toward):
+        assert constant is not None
+        assert not constant.requires_grad
 
 
 @pytest.mark.usefixtures("path")
@@ -153,7 +155,9 @@ def test_gradcheck(shape: str) -> None:
         if b:
             del layer.bias
             layer.bias = b[0]  # type: ignore[assignment]
-        found = token_stats(h, targets()[:few], Head(layer, head.scale, head.softcap), EVERYTHING, reference=reference)
+        found = token_stats(
+            h, targets()[:few], Head(layer, head.scale, head.softcap), EVERYTHING, reference=reference, epsilon=EPSILON
+        )
         return found.logp, found.kl
 
     inputs = [t.detach().clone().requires_grad_() for t in (hidden[:few], weight, *bias)]
@@ -181,11 +185,18 @@ def test_frozen_sides(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(got.grad, want.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("path")
 def test_step_zero_has_no_divergence() -> None:
-    """Policy and reference equal: the KL is 0 to the last digits, and so is its gradient."""
+    """Policy and reference equal: the KL is 0 to the last digits, and so is its gradient; what a moved policy's
+    probabilities sum to is 1 to the bit, so that no rounding decides which way it goes."""
     hidden, head = make(0, dtype=torch.float32, softcap=3.0)
     hidden.requires_grad_()
-    kl = token_stats(hidden, targets(), head, EVERYTHING, reference=Reference(hidden.detach(), head)).kl
+    reference = Reference(hidden.detach(), head)
+    stats = token_stats(hidden, targets(), head, EVERYTHING, reference=reference, epsilon=EPSILON)
+    for moved in (stats.log_away, stats.log_toward):
+        assert moved is not None
+        assert (moved == 0).all()
+    kl = stats.kl
     assert kl is not None
     assert kl.abs().max() < 1e-6
     kl.sum().backward()
@@ -212,8 +223,9 @@ def test_known_distributions() -> None:
 
 def test_huge_logits_do_not_overflow() -> None:
     hidden, head = make(0, dtype=torch.float32, scale=1e4)
-    stats = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=Reference(hidden, head))
-    for value in stats[:4]:
+    other = Reference(make(1, dtype=torch.float32)[0], head)
+    stats = token_stats(hidden, targets(), head, EVERYTHING, entropy=True, reference=other, epsilon=EPSILON)
+    for value in stats[:6]:
         assert value is not None
         assert torch.isfinite(value).all()
 
@@ -231,8 +243,10 @@ def test_a_log_prob_is_never_above_zero() -> None:
 
 def test_kl_without_a_reference_is_an_error() -> None:
     hidden, head = make(0, dtype=torch.float32)
-    with pytest.raises(ValueError, match="reference's hidden states"):
+    with pytest.raises(ValueError, match=r"^kl over the vocabulary: give the reference's hidden states"):
         token_stats(hidden, targets(), head, frozenset({Vocab.KL}))
+    with pytest.raises(ValueError, match=r"^log_away over the vocabulary: give `epsilon`"):
+        token_stats(hidden, targets(), head, frozenset({Vocab.LOG_AWAY}), reference=Reference(hidden, head))
 
 
 def test_second_derivatives_are_refused_not_wrong() -> None:
@@ -288,9 +302,8 @@ def test_the_logits_are_never_held(vocab: int, want: frozenset[Vocab], monkeypat
         return keep
 
     with Largest() as seen:
-        stats = token_stats(
-            hidden, target, Head(layer), want, entropy=bool(want), reference=reference if want else None
-        )
+        given: dict[str, Any] = {"entropy": True, "reference": reference, "epsilon": EPSILON} if want else {}
+        stats = token_stats(hidden, target, Head(layer), want, **given)
         assert seen.elements <= 2**15
         kept = sum(k.numel() for k in stats.logp.grad_fn.kept)  # type: ignore[union-attr]
         assert kept <= 2**17 < tokens * vocab
@@ -298,7 +311,7 @@ def test_the_logits_are_never_held(vocab: int, want: frozenset[Vocab], monkeypat
     assert seen.elements <= max(2**15, vocab * hidden_size)  # the weight's gradient
     monkeypatch.setattr(heads, "_block_maker", watched)
     with torch.no_grad():
-        token_stats(hidden, target, Head(layer), want, entropy=bool(want), reference=reference if want else None)
+        token_stats(hidden, target, Head(layer), want, **given)
     assert len(held) * 2**15 >= tokens * vocab  # it did run over the whole vocabulary
     assert not any(b.numel() > 2**15 for b in held)
 

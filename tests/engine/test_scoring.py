@@ -145,7 +145,8 @@ def test_really_long_trees(family: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_statistics_of_the_vocabulary_through_a_model(layout: Layout) -> None:
-    """Entropy, log of the sum of squares and KL(reference || policy) against full logits of two models, per token."""
+    """Entropy, log of the sum of squares, KL(reference || policy) and the log-normalisers of moved policies, per token,
+    against full logits of two models."""
     policy, reference = FAMILIES["llama"](torch.float64), tiny.model("llama", seed=1, dtype=torch.float64)
     data = tiny.records(SHAPES)
 
@@ -159,13 +160,16 @@ def test_statistics_of_the_vocabulary_through_a_model(layout: Layout) -> None:
         batch = MicroBatch.of(branches, layout)
         hidden = Policy(reference, layout)(batch.row, Options(hidden_only=True))
         options = Options(
-            vocab=frozenset({Vocab.LOG_SUM_SQ, Vocab.KL}), entropy=True, reference=Reference(hidden, Head.of(reference))
-        )
+            vocab=frozenset(Vocab) - {Vocab.REF_ENTROPY}, entropy=True, epsilon=0.25,
+            reference=Reference(hidden, Head.of(reference)),
+        )  # fmt: skip
         out = batch.forward(Policy(policy, layout), options)
     want = {
         "entropy": torch.cat([-(p.exp() * p).sum(-1) for p, _ in pairs]),
         "log_sum_sq": torch.cat([(2 * p).exp().sum(-1).log() for p, _ in pairs]),
         "kl": torch.cat([(q.exp() * (q - p)).sum(-1) for p, q in pairs]),
+        "log_away": torch.cat([(1.25 * p - 0.25 * q).logsumexp(-1) for p, q in pairs]),
+        "log_toward": torch.cat([(0.75 * p + 0.25 * q).logsumexp(-1) for p, q in pairs]),
     }
     for name, value in want.items():
         torch.testing.assert_close(getattr(out.stats, name), value, rtol=0, atol=1e-10)

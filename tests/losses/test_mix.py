@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_mix_passes_state_on() -> None:
 def test_mix_refuses(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load("mix", **settings)
+
+
+def test_mix_has_the_epsilon_of_the_term_that_moves_policies() -> None:
+    loss: Any = load("mix", terms={"epsilon_dpo": 1.0, "sft": 0.1}, options={"epsilon_dpo": {"epsilon": 0.05}})
+    assert loss.epsilon == 0.05
+    assert not hasattr(load("mix"), "epsilon")
 
 
 @identity("mix(terms={'dpo': 1.0, 'sft': 0.7}) = irpo(alpha=0.7)")

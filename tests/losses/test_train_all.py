@@ -17,6 +17,7 @@ from prefopt.losses import load_class
 from prefopt.plugin import Data
 from prefopt.testing import example
 from prefopt.testing.numbers import build, call
+from prefopt.testing.samples import STATISTICS
 from prefopt.train import BatchConfig
 from tests.losses.names import OFFLINE
 from tests.train import tiny
@@ -40,7 +41,7 @@ def records_of(kind: Data) -> list[TokenRecord]:
     return [record for record in tiny.records(kind, 40) if len(record.completions) == 3][:8]
 
 
-def figures(policy: Any, referee: Any, record: TokenRecord, completion: Any) -> dict[str, Tensor]:
+def figures(policy: Any, referee: Any, record: TokenRecord, completion: Any, epsilon: float) -> dict[str, Tensor]:
     """(n,) of one completion, from plain forwards of both models: everything that a loss can ask for."""
     prompt, tokens = torch.tensor(record.prompt.tolist()), torch.tensor(completion.tolist())
     row = torch.cat([prompt, tokens])[None]
@@ -58,6 +59,8 @@ def figures(policy: Any, referee: Any, record: TokenRecord, completion: Any) -> 
         "log_sum_sq": (2 * ours).logsumexp(-1).detach(),
         "ref_entropy": -(theirs.exp() * theirs).sum(-1),
         "kl": (theirs.exp() * (theirs - ours)).sum(-1),
+        "log_away": (ours + epsilon * (ours - theirs)).logsumexp(-1).detach(),
+        "log_toward": (ours - epsilon * (ours - theirs)).logsumexp(-1).detach(),
     }
 
 
@@ -68,7 +71,8 @@ def numbers_of(loss: Any, feed: Any, policy: Any, referee: Any) -> dict[str, Ten
     sides: dict[str, list[Any]] = {}
     for record in fed:
         own = feed.own(record)
-        scored = [figures(policy, referee, record, completion) for completion in record.completions]
+        epsilon = getattr(loss, "epsilon", 0.0)
+        scored = [figures(policy, referee, record, completion, epsilon) for completion in record.completions]
         if kind is Data.LISTS:
             sides.setdefault("completions", []).append(scored)
             continue
@@ -89,7 +93,7 @@ def numbers_of(loss: Any, feed: Any, policy: Any, referee: Any) -> dict[str, Ten
     for side, rows in sides.items():
         lengths = "num_tokens" if side == "completion" else f"{side}_num_tokens"
         numbers[lengths] = torch.tensor([len(row["token"]) for row in rows])
-        for name in ("token", "log_sum_sq", "ref_entropy", "kl"):
+        for name in ("token", *STATISTICS):
             numbers[f"{side}_{name}"] = pad_sequence([row[name] for row in rows], batch_first=True)
         numbers[f"ref_{side}_token"] = pad_sequence([row["ref_token"] for row in rows], batch_first=True)
     if kind is Data.UNPAIRED:

@@ -26,6 +26,7 @@ LOSSES = [
     ("ld_dpo", Data.PAIRS),
     ("wpo", Data.PAIRS),
     ("tdpo2", Data.PAIRS),
+    ("epsilon_dpo", Data.PAIRS),
     ("tr_dpo", Data.PAIRS),
 ]
 OPTIONS = {"tr_dpo": {"tau": 1}}

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 # plain; coupled with mismatched completions; coupled; coupled with state; per token with statistics of the vocabulary;
 # a reference that moves; only one side of a pair; fewer records than processes; own texts, a value model, an opponent
-RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "tr_dpo", "sft", "dpo@1", "kto@1", "grpo", "dpo+own", "ppo", "xpo+own")
+RUNS = ("dpo", "kto", "aot", "bco", "tdpo2", "epsilon_dpo", "tr_dpo", "sft", "dpo@1", "kto@1", "grpo", "dpo+own", "ppo",
+        "xpo+own")  # fmt: skip
 # A covering set; `python -m tests.train.matrix FOLDER` runs all.
-ON_TWO = ("dpo+fsdp", "kto+fsdp+lora+padded", "aot+lora")
+ON_TWO = ("dpo+fsdp", "kto+fsdp+lora+padded", "aot+lora", "epsilon_dpo+fsdp+padded")
 ON_FOUR = ("kto+padded", "aot+fsdp")
 
 
