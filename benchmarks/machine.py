@@ -1,9 +1,15 @@
-"""What a result file says of the machine that it was measured on."""
+"""What a result file says of the machine that it was measured on, and of what else the machine did meanwhile."""
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from pathlib import Path
+
+import psutil
+
+QUIET = 0.05  # the share of the cores that others may take while a figure is measured; above it, the figure is marked
 
 
 def processor() -> str:
@@ -13,3 +19,31 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+class Others:
+    """Measures, from its making on, the share of the cores that other processes take than this one and its children.
+
+    Children count when they have ended.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._busy, self._own = time.perf_counter(), _busy(), _own()
+
+    def share(self) -> float:
+        """0 to 1, since this object was made."""
+        cores, wall = os.cpu_count() or 1, time.perf_counter() - self._began
+        others = _busy() - self._busy - (_own() - self._own)
+        return min(1.0, max(0.0, others / (cores * wall)))
+
+
+def _busy() -> float:
+    """Seconds that all cores have worked, those that the host took away included."""
+    times = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(times, kind, 0.0) for kind in kinds))
+
+
+def _own() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -1,4 +1,4 @@
-"""The job of a benchmarked program and its answer: one run in its own process, on the same pairs in the same order."""
+"""The job of a benchmarked program and its answer: one run in its own process, on the same data in the same order."""
 
 from __future__ import annotations
 
@@ -49,6 +49,35 @@ class Job:
     result: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolloutJob:
+    """One training run on the model's own samples.
+
+    Attributes:
+        model: folder of the model.
+        prompts: JSON lines of {prompt}, in training order.
+        samples: samples of each prompt.
+        new_tokens: tokens of each sample: none ends by itself, because `end` is never drawn.
+        end: the token that would end one.
+        records: prompts per optimizer step.
+        device_samples: samples per forward pass, for programs that do not choose it themselves.
+        steps: optimizer steps.
+        threads: number of threads.
+        result: file for the answer.
+    """
+
+    model: str
+    prompts: str
+    samples: int
+    new_tokens: int
+    end: str
+    records: int
+    device_samples: int
+    steps: int
+    threads: int
+    result: str
+
+
 @dataclass(kw_only=True)
 class Answer:
     """Cost of a run.
@@ -59,12 +88,14 @@ class Answer:
         total_s: from the loaded model to the end of training, reference and tokenization included.
         peak_gib: peak resident memory of the process.
         loss: loss of the first step, to check that the programs compute the same.
+        mean_length: mean tokens of the samples of the last step, for a job that draws some.
         versions: package versions.
     """
 
     step_s: list[float]
     total_s: float
     loss: float
+    mean_length: float | None = None
     peak_gib: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -75,6 +106,7 @@ class StepClock:
     def __init__(self) -> None:
         self.step_s: list[float] = []
         self.loss = float("nan")
+        self.mean_length: float | None = None
         self._last = 0.0
 
     def start(self) -> None:
@@ -102,13 +134,15 @@ class StepClock:
             ) -> None:
                 if logs and "loss" in logs and clock.loss != clock.loss:
                     clock.loss = float(logs["loss"])
+                if logs and "completions/mean_length" in logs:
+                    clock.mean_length = float(logs["completions/mean_length"])
 
         return Callback()
 
 
-def serve(run: Callable[[Job], Answer]) -> None:
+def serve(run: Callable[[Any], Answer], kind: type[Job] | type[RolloutJob] = Job) -> None:
     """Read the job from standard input, run it, write the answer to its file."""
-    job = Job(**json.load(sys.stdin))
+    job = kind(**json.load(sys.stdin))
     import torch
     import transformers
 
@@ -122,3 +156,14 @@ def serve(run: Callable[[Job], Answer]) -> None:
 def read_pairs(job: Job) -> list[dict[str, str]]:
     """The pairs of a job, in order."""
     return [json.loads(line) for line in Path(job.pairs).read_text().splitlines()]
+
+
+def read_prompts(job: RolloutJob) -> list[str]:
+    """The prompts of a job's steps, in order."""
+    lines = Path(job.prompts).read_text().splitlines()[: job.records * job.steps]
+    return [str(json.loads(line)["prompt"]) for line in lines]
+
+
+def distinct_words(prompts: list[str], completions: list[str], **_: Any) -> Any:
+    """The reward of a job on samples: the share of distinct words, which costs nothing."""
+    return [len(set(words)) / max(len(words), 1) for words in map(str.split, completions)]

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from prefopt.errors import PrefoptError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -36,3 +37,18 @@ def from_first_process(make: Callable[[], T]) -> T:
     if isinstance(answer[0], PrefoptError):
         raise answer[0]
     return answer[0]  # type: ignore[return-value]
+
+
+def from_all_processes(make: Callable[[], dict[K, T]]) -> dict[K, T]:
+    """The union of what `make` gives in each process. What it raises in one is raised in all: none waits for it."""
+    part: dict[K, T] | PrefoptError
+    try:
+        part = make()
+    except PrefoptError as error:
+        part = error
+    whole: dict[K, T] = {}
+    for found in gather_object([part]) if process_count() > 1 else [part]:
+        if isinstance(found, PrefoptError):
+            raise found
+        whole |= found
+    return whole

@@ -87,6 +87,7 @@ MENU: dict[str, str] = {
     "qrpo": "qrpo:QRPO",
     "qrpo_norm": "qrpo:QRPONorm",
     "r_dpo": "r_dpo:RDPO",
+    "raft": "raft:RAFT",
     "rainbow_po": "rainbow_po:RainbowPO",
     "re_po": "re_po:RePO",
     "rebel": "rebel:REBEL",

@@ -19,6 +19,7 @@ class KL(Enum):
     NONE = "none"
 
 
+TIE = 1e-6  # of the largest reward: rewards that are less apart differ by rounding
 FURTHEST = 20.0  # nats of log-ratio: an importance ratio beyond e^20 has lost its meaning, and e^90 its number
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.losses._rollouts import KL, group_mean, group_std, k3, penalised, surrogate, token_ratio
+from prefopt.losses._rollouts import KL, TIE, group_mean, group_std, k3, penalised, surrogate, token_ratio
 from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
@@ -107,9 +107,6 @@ class DrGRPO:
     def at_reference(self, logps: ListLogps, /) -> Tensor:
         advantage = logps.targets["advantage"] * logps.completions.mask.sum(-1)
         return -advantage.sum(-1) / logps.mask.sum(-1) / self.length
-
-
-TIE = 1e-6  # of the largest reward: a smaller deviation is rounding, and its group has no preference
 
 
 def _clipped(loss: GRPO | DrGRPO, logps: ListLogps, length: Tensor | int) -> LossOutput:

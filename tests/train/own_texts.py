@@ -26,11 +26,13 @@ ROLLOUT = RolloutConfig(num_generations=4, max_new_tokens=5, updates=1)
 
 
 class LowTokens:
-    """The reward of small token ids."""
+    """The reward of small token ids; it counts the texts that it scores."""
 
     name = "low tokens"
+    scored = 0
 
     def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
+        self.scored += len(answers)
         return np.array([-np.mean(answer.completion) / tiny.VOCAB for answer in answers])
 
 

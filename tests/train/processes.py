@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule
@@ -34,6 +35,7 @@ from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
+from prefopt.train.sources.rollouts import Rollouts
 from tests.train import own_texts, tiny
 
 TRAIN = tiny.records(Data.PAIRS, 27, weights=True)  # the last global batch has 9 records, an odd number
@@ -98,6 +100,8 @@ def report_of(run: str, folder: Path, out: Path, **options: Any) -> None:
     report, kept = train(run, folder, **options)
     report["processes"] = kept.trainer.args.world_size
     report["wrapper"] = type(kept.trainer.wrapped).__name__
+    source = kept.trainer.sources["train"]
+    report["scored"] = gather_object([source.reward.scored]) if isinstance(source, Rollouts) else []
     fillers = torch.tensor(sum(not w.real for b in kept.trainer.shares("train") for w in b.work))
     if distributed.is_initialized():
         distributed.all_reduce(fillers)

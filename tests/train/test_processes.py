@@ -62,7 +62,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     for run in RUNS:
         report, kept = together.train(run, tmp_path / "one")
         same(tmp_path, run, report, kept, 2)
-        assert (json.loads((tmp_path / f"{run}.json").read_text())["fillers"] > 0) == ("@1" in run)
+        other = json.loads((tmp_path / f"{run}.json").read_text())
+        assert (other["fillers"] > 0) == ("@1" in run)
+        if other["scored"]:  # 3 steps of 5 prompts with 4 texts each
+            assert other["scored"] == [3 * 3 * 4, 3 * 2 * 4], "each scores the texts that it drew"
 
 
 @pytest.mark.slow

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from prefopt.common.digest import of_json
-from prefopt.common.processes import from_first_process
+from prefopt.common.processes import from_all_processes, from_first_process
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import Options
 from prefopt.engine.generation import Blend, SampledText, sample
@@ -29,14 +27,15 @@ from prefopt.engine.reference.table import ReferenceTable
 from prefopt.engine.scoring import Scored, score
 from prefopt.engine.values import Estimates, ValueModel, estimate
 from prefopt.errors import UserError
-from prefopt.plugin import Data, ListLogps, Logps, Loss, Vocab, with_targets
+from prefopt.plugin import Data, Loss, Vocab
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
-from prefopt.train.examples import Drawn, Facts, examples_of
+from prefopt.train.examples import Drawn
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.labels import Labelled, SampledPrompt, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.source import GlobalBatch, RecordSource
+from prefopt.train.sources.targets import targeted
 from prefopt.train.sources.vllm_server import VllmServer, correction, sampler_figures
 
 T = TypeVar("T")
@@ -175,7 +174,7 @@ class Rollouts(RecordSource):
             for prompt, group in zip(chosen, samples, strict=True)
             for text in group
         ]
-        rewards = scores_of(self.reward(answers), answers, self.reward.name)
+        rewards = self._rewards(answers)
         rewards = rewards - self.config.missing_end_penalty * np.array([not a.ended for a in answers])
         rewards = rewards.reshape(len(chosen), -1)
         groups = [
@@ -215,8 +214,12 @@ class Rollouts(RecordSource):
         return generator(self.seed, number, prompt.seed, purpose)
 
     def _samples(self, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
-        """K samples of each prompt, every second one an opponent's where the loss has one; each process draws those of
-        its share."""
+        """K samples of each prompt; each process draws those of its share."""
+        drawn = from_all_processes(lambda: self._drawn(number, chosen))
+        return [[drawn[i, k] for k in range(self.config.num_generations)] for i in range(len(chosen))]
+
+    def _drawn(self, number: int, chosen: Sequence[Prompt]) -> dict[tuple[int, int], SampledText]:
+        """This process's share of samples, by (prompt, sample); every second one is an opponent's, if there is one."""
         rank, processes = self.process
         mine = range(rank, len(chosen), processes)
         shape = self.config.num_generations, self.config.max_new_tokens
@@ -236,8 +239,19 @@ class Rollouts(RecordSource):
                 scored_at=self.temperature,
             )
             drawn |= zip(places, texts, strict=True)
-        drawn = self._from_all(drawn)
-        return [[drawn[i, k] for k in range(shape[0])] for i in range(len(chosen))]
+        return drawn
+
+    def _rewards(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        """(n,) scores; each process scores the answers to its share of the prompts."""
+        rank, processes = self.process
+        mine = [i for i in range(len(answers)) if i // self.config.num_generations % processes == rank]
+        own = [answers[i] for i in mine]
+
+        def scored() -> dict[int, float]:
+            return dict(zip(mine, scores_of(self.reward(own), own, self.reward.name), strict=True)) if own else {}
+
+        found = from_all_processes(scored)
+        return np.array([found[i] for i in range(len(answers))])
 
     def _served(self, server: VllmServer, number: int, chosen: Sequence[Prompt]) -> list[list[SampledText]]:
         """K samples of each prompt by the server, with its log-probs and the policy's. The first process asks it."""
@@ -324,7 +338,7 @@ class Rollouts(RecordSource):
             estimates = self._of_all(records, self._estimates)
             drawn = [dataclasses.replace(d, values=e) for d, e in zip(drawn, estimates, strict=True)]
         if self.loss.needs.on_policy:
-            drawn = self._with_targets(records, drawn, table)
+            drawn = targeted(self.loss, records, drawn, table)
         if self.server is not None:
             members = zip(found.group, found.members, strict=True)
             drawn = [self._corrected(d, [samples[g][k] for k in ks]) for d, (g, ks) in zip(drawn, members, strict=True)]
@@ -344,45 +358,8 @@ class Rollouts(RecordSource):
         """`of` the records; each process computes those of its share."""
         rank, count = self.process
         mine = range(rank, len(records), count)
-        found = self._from_all(dict(zip(mine, of([records[i] for i in mine]), strict=True)))
+        found = from_all_processes(lambda: dict(zip(mine, of([records[i] for i in mine]), strict=True)))
         return [value for _, value in sorted(found.items())]
-
-    def _with_targets(
-        self, records: Sequence[TokenRecord], drawn: Sequence[Drawn], table: ReferenceTable | None
-    ) -> list[Drawn]:
-        """What the loss's `targets` makes of the whole rollout, shared out to its records."""
-        facts = [Facts.of(r, len(r.completions), d) for r, d in zip(records, drawn, strict=True)]
-        lists = examples_of(facts, _drawn_logps(drawn, table), self.loss.needs).logps
-        assert isinstance(lists, ListLogps)
-        targets = {name: value.numpy() for name, value in with_targets(self.loss, lists).targets.items()}
-        return [
-            dataclasses.replace(d, targets={name: value[i] for name, value in targets.items()})
-            for i, d in enumerate(drawn)
-        ]
-
-    def _from_all(self, mine: dict[Any, Any]) -> dict[Any, Any]:
-        """What all processes have."""
-        if self.process[1] == 1:
-            return mine
-        return {key: value for part in gather_object([mine]) for key, value in part.items()}
-
-
-def _drawn_logps(drawn: Sequence[Drawn], table: ReferenceTable | None) -> Logps:
-    """Log-probs of all completions of a rollout, as they were drawn."""
-    texts = [logps for d in drawn for logps in d.logps]
-    token = _padded(texts)
-    reference = None if table is None else [t for i in range(len(drawn)) for t in table.token(i)]
-    return Logps(
-        sum=torch.tensor([logps.sum(dtype=np.float64) for logps in texts], dtype=torch.float32),
-        num_tokens=torch.tensor([len(logps) for logps in texts]),
-        ref_sum=None if table is None else torch.from_numpy(table.sum),
-        token=token,
-        ref_token=None if reference is None else _padded(reference),
-    )
-
-
-def _padded(texts: Sequence[NDArray[np.floating[Any]]]) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(t)) for t in texts], batch_first=True)
 
 
 def _drift(batch: GlobalBatch) -> dict[str, float]:

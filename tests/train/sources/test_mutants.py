@@ -135,7 +135,7 @@ MISTAKES = {
     ),
     "5 moved": Mistake(
         "advantages go to other texts after filtering", "open-instruct #1794",
-        (Edit(rollouts.Rollouts, "_with_targets", "value[i] for", "value[i - 1] for"),),
+        (Edit(rollouts, "targeted", "value[i] for", "value[i - 1] for"),),
         test_rollouts.test_texts_and_advantages_are_those_of_the_loss,
     ),
     "6 tokens": Mistake(
@@ -151,13 +151,13 @@ MISTAKES = {
     ),
     "7 config": Mistake(
         "the model's generation_config decides how texts are drawn", "TRL #5783",
-        (Edit(rollouts.Rollouts, "_samples", "temperature=self.config.temperature",
+        (Edit(rollouts.Rollouts, "_drawn", "temperature=self.config.temperature",
               "temperature=self.policy.model.generation_config.temperature or 1.0"),),
         test_rollouts.test_the_models_own_generation_config_changes_nothing,
     ),
     "7 one side": Mistake(
         "a temperature on the sampler's side alone", "TRL #4159",
-        (Edit(rollouts.Rollouts, "_samples", "scored_at=self.temperature", "scored_at=1.0"),),
+        (Edit(rollouts.Rollouts, "_drawn", "scored_at=self.temperature", "scored_at=1.0"),),
         test_rollouts.test_ratios_are_of_the_distribution_drawn_from, {"name": "rloo"},
     ),
     "8": Mistake(
