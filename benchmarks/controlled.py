@@ -135,7 +135,8 @@ def rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
 def yardsticks() -> dict[str, Any]:
     """Best-of-n and the oracle tilt of the SFT model, from 512 samples for each of 128 test prompts."""
     from prefopt.evaluate.world import rewards
-    from prefopt.models.load import ModelConfig, load_model
+    from prefopt.models.load import load_model
+    from prefopt.models.model_config import ModelConfig
     from prefopt.worlds import resolve
     from prefopt.worlds.review import ReviewWorld
 

@@ -17,7 +17,8 @@ import torch
 
 from prefopt import worlds
 from prefopt.engine.generation import generate
-from prefopt.models.load import ModelConfig, load_model
+from prefopt.models.load import load_model
+from prefopt.models.model_config import ModelConfig
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids
 from prefopt.worlds.review import ReviewWorld
 

@@ -67,7 +67,8 @@ def measure(kind: str, point: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def load(model: str) -> Any:
-    from prefopt.models.load import ModelConfig, load_model
+    from prefopt.models.load import load_model
+    from prefopt.models.model_config import ModelConfig
 
     return load_model(ModelConfig(path=model))
 

@@ -22,7 +22,8 @@ import torch
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 
 RESULTS = Path(__file__).with_name("results") / "precision.json"

@@ -24,7 +24,8 @@ from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import PrefoptError
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 
 RESULTS = Path(__file__).with_name("results") / "profile_step.json"
 MAX_LENGTH, ROW_TOKENS, PAIRS = 512, 1024, 16

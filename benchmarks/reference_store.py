@@ -36,7 +36,8 @@ from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.engine.reference.store import Entry, Key, ReferenceStore, entry_key
 from prefopt.engine.reference.table import reference_table
 from prefopt.engine.scoring import fed_tokens
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 
 RESULT = Path(__file__).with_name("results") / "reference_store.json"

@@ -30,8 +30,9 @@ from prefopt.data.prepare import prepare
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.scoring import score
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig, load_tokenizer
+from prefopt.models.load import load_tokenizer
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.models.reward_model import load_reward_model
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig

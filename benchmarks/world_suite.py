@@ -27,7 +27,7 @@ from prefopt.compare.spec import MeasureConfig, RewardChange, Split
 from prefopt.compare.workers import run_jobs
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
-from prefopt.train.arguments import DEFAULTS
+from prefopt.train.trainer_config import DEFAULTS
 
 RESULTS = Path(__file__).with_name("results")
 JOBS = Path("runs/benchmarks")

@@ -22,7 +22,8 @@ def run(job: Job) -> Answer:
 
     from prefopt.data.tokens import TokenRecord
     from prefopt.losses import registry
-    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+    from prefopt.models.load import load_model, load_tokenizer
+    from prefopt.models.model_config import ModelConfig
     from prefopt.plugin import Data
     from prefopt.train import BatchConfig, train
 

@@ -36,8 +36,8 @@ from prefopt.errors import UserError
 from prefopt.report.compare_text import print_outcome
 from prefopt.report.comparison_page import write_comparison
 from prefopt.report.paper import write_paper
-from prefopt.train.arguments import DEFAULTS
 from prefopt.train.on_policy import prompts_of
+from prefopt.train.trainer_config import DEFAULTS
 
 PROBE_STEPS = 8
 

@@ -22,7 +22,8 @@ from prefopt.data.show import show as show_record
 from prefopt.data.views import to_view
 from prefopt.engine.scoring import score
 from prefopt.errors import ThresholdError, UserError
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.report.data_check import doctor_page
 from prefopt.runs.resolve import resolve_path
 

@@ -1,107 +1,54 @@
-"""Describes and checks the losses of the menu, and writes their page."""
+"""Prints the menu of losses, from facts that are kept beside them: importing them all takes torch."""
 
 from __future__ import annotations
 
-import dataclasses
-from enum import Enum
-from pathlib import Path
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
-import torch
 from rich.table import Table
 
+from prefopt.common.digest import of_bytes
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
-from prefopt.errors import ThresholdError, UserError
-from prefopt.losses import registry
-from prefopt.plugin import traits
-from prefopt.testing import check_loss, example
+from prefopt.config.options import choices
+from prefopt.losses import MENU
+
+FACTS = "facts.json"  # in prefopt.losses, as `prefopt losses docs` writes it
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A loss as plain values: what it needs and declares, and hyper-parameters with defaults (None: must be given)."""
-    cls = registry.loss_class(name)
-    loss = _with_needs(cls)
-    declared = traits(loss)
-    return {
-        "name": name,
-        "package": registry.package_of(name),
-        "needs": loss.needs.flags(),
-        "ranking": declared.ranking.value,
-        "audit": declared.audit.level.value if declared.audit is not None else None,
-        "source": declared.audit.source if declared.audit is not None else None,
-        "audit_date": declared.audit.date if declared.audit is not None else None,
-        "paper": cls.paper,
-        "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
-    }
+def source() -> str:
+    """The digest of all that the facts of the menu are read from."""
+    package = files("prefopt")  # of prefopt.plugin itself would import it, and torch
+    code = sorted((folder, file.name, file.read_bytes()) for folder in ("losses", "plugin")
+                  for file in (package / folder).iterdir() if file.name.endswith(".py"))  # fmt: skip
+    return of_bytes(b"".join(content for *_, content in code))
 
 
-def _with_needs(cls: type[Any]) -> Any:
-    """A plugin class, or an example of it where the needs depend on the instance (`mix`)."""
-    return example(cls) if isinstance(cls.needs, property) else cls
+def kept_facts() -> list[dict[str, Any]] | None:
+    """What each loss needs and declares; None where the file does not fit the plugins any more, or other packages have
+    some."""
+    kept = json.loads((files("prefopt.losses") / FACTS).read_text(encoding="utf-8"))
+    names = {loss["name"] for loss in kept["losses"]}
+    return list(kept["losses"]) if kept["source"] == source() and names == {*MENU, *choices()["loss"]} else None
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
-
-
-def print_menu(*, as_json: bool) -> int:
+def print_menu(losses: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
     """Print a row for each loss, or a JSON list."""
     if as_json:
-        print_json([describe(name) for name in registry.names()], indent=2)
+        print_json(losses, indent=2)
         return 0
     columns = ("name", "data", "ranking", "needs", "hyper-parameters", "paper", "audit", "source")
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for name in registry.names():
-        loss = describe(name)
+    for loss in losses:
         flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
         settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
         paper = loss["paper"].removeprefix("https://")
         table.add_row(
-            name, loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings), paper,
+            loss["name"], loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings), paper,
             loss["audit"], loss["source"],
         )  # fmt: skip
     console = Console()
     (console if console.is_terminal else Console(width=360)).print(table)  # a pipe has no width to fit into
-    return 0
-
-
-def check(names: list[str], *, everything: bool, as_json: bool) -> int:
-    """Run the conformance kit on losses and print what it found.
-
-    Raises:
-        UserError: no loss is named, or an unknown one.
-        ThresholdError: a loss fails.
-    """
-    if everything == bool(names):
-        raise UserError("name the losses to check, or give --all")
-    torch.set_num_threads(1)  # tensors of a few numbers
-    classes = {name: registry.loss_class(name) for name in (registry.names() if everything else names)}
-    results = {name: check_loss(example(cls)) for name, cls in classes.items()}
-    failed = [name for name, checks in results.items() if not all(one.ok for one in checks)]
-    if as_json:
-        print_json({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2)
-    else:
-        for name, checks in results.items():
-            print(f"{name}: {'ok' if name not in failed else 'FAILED'} ({len(checks)} checks)")
-            for one in checks:
-                if one.detail:
-                    print(f"  {one.name}: {one.detail}")
-    if failed:
-        raise ThresholdError(f"{len(failed)} of {len(results)} losses failed the kit: {', '.join(failed)}")
-    return 0
-
-
-def write_docs(output: Path) -> int:
-    """Write the catalogue page and its figures."""
-    from prefopt.report.catalogue import write
-
-    for path in write(output):
-        print(path)
     return 0

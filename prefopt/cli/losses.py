@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from prefopt.cli.arguments import Parser
+from prefopt.cli.loss_menu import kept_facts, print_menu
 
 
 def main(argv: list[str]) -> int:
@@ -16,13 +17,15 @@ def main(argv: list[str]) -> int:
         ThresholdError: `check` found a loss that fails.
     """
     args = _parser().parse_args(argv)
-    from prefopt.cli.loss_menu import check, print_menu, write_docs
+    if args.command is None and (losses := kept_facts()) is not None:
+        return print_menu(losses, as_json=args.json)
+    from prefopt.cli import loss_plugins
 
     if args.command == "check":
-        return check(args.names, everything=args.all, as_json=args.json)
+        return loss_plugins.check(args.names, everything=args.all, as_json=args.json)
     if args.command == "docs":
-        return write_docs(args.output)
-    return print_menu(as_json=args.json)
+        return loss_plugins.write_docs(args.output)
+    return print_menu(loss_plugins.describe_all(), as_json=args.json)
 
 
 def _parser() -> argparse.ArgumentParser:

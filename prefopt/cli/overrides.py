@@ -94,7 +94,7 @@ def _known(argv: Sequence[str]) -> dict[str, list[str]]:
 
     `loss` is left out where the words alone do not tell which loss it is.
     """
-    known = {group: [option.name for option in group_options(group)] for group in (*CLASSES, "trainer")}
+    known = {group: [option.name for option in group_options(group)] for group in CLASSES}
     known[""] = [*root_keys(), *choices()]
     if any(word.lstrip("+").startswith("experiment=") for word in argv):
         return known

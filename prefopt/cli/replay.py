@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
 
     from prefopt.engine.reference.fingerprint import fingerprint
     from prefopt.losses import registry
-    from prefopt.models.load import DTYPES, ModelConfig, load_as_trained
+    from prefopt.models.load import DTYPES, load_as_trained
+    from prefopt.models.model_config import ModelConfig
     from prefopt.runs.rerun import config_of
     from prefopt.runs.run_folder import is_run, model_path
     from prefopt.train.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from prefopt.config.options import CLASSES, Option, choices, group_options, loss_options, values
+
+if TYPE_CHECKING:
+    from prefopt.config.run_config import RunConfig
 
 WIDTH = 100
 HELP = """usage: prefopt train [-m] KEY=VALUE ...
@@ -19,25 +23,24 @@ HELP = """usage: prefopt train [-m] KEY=VALUE ...
 MODEL is a folder or hub id, FILE a file, folder or hub name; without them the run is on the small world that is built
 in. More words before --help show what they change.
 """
-# What most runs set beside the loss's own hyper-parameters, where its comment in the source is not enough: the default
-# that transformers sets, and what it is.
+# What most runs set beside the loss's own hyper-parameters; with a text where no class has a comment.
 COMMON = {
-    "trainer.learning_rate": ("", "of the optimizer, at its highest"),
-    "trainer.num_train_epochs": ("", "passes over the data"),
-    "trainer.max_steps": (-1, "optimizer steps; -1: as many as the epochs take"),
-    "trainer.warmup_steps": ("", "optimizer steps; below 1 a share of all"),
-    "trainer.bf16": (False, "compute in bfloat16, weights stay float32; use it on a GPU"),
-    "trainer.save_strategy": ("", "no, steps (each trainer.save_steps) or epoch"),
-    "batch.records": ("", ""),
-    "batch.max_tokens": ("", ""),
-    "data.max_length": ("", ""),
-    "data.max_records": ("", ""),
-    "data.eval_records": ("", ""),
-    "data.template": ("", ""),
-    "model.dtype": ("", ""),
-    "peft": ("", "which weights are trained: none (all), lora, dora, qlora"),
-    "tracking": ("", "none, wandb, tensorboard, trackio, mlflow"),
-    "seed": ("", "of the order, the sampling and new weights"),
+    "trainer.learning_rate": "",
+    "trainer.num_train_epochs": "",
+    "trainer.max_steps": "",
+    "trainer.warmup_steps": "",
+    "trainer.bf16": "",
+    "trainer.save_strategy": "",
+    "batch.records": "",
+    "batch.max_tokens": "",
+    "data.max_length": "",
+    "data.max_records": "",
+    "data.eval_records": "",
+    "data.template": "",
+    "model.dtype": "",
+    "peft": "which weights are trained: none (all), lora, dora, qlora",
+    "tracking": "none, wandb, tensorboard, trackio, mlflow",
+    "seed": "of the order, the sampling and new weights",
 }
 
 
@@ -47,9 +50,21 @@ def main(argv: list[str]) -> int:
         words = [word for word in argv if word not in ("-h", "--help")]
         print("\n".join([HELP, *_common(words), "", *_groups()]))
         return 0
-    from prefopt.cli.training import compose_and_run
+    from torch import distributed
 
-    return compose_and_run(argv)
+    from prefopt.config.compose import run_hydra
+
+    run_hydra(_run, argv, "prefopt train")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return 0
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
+    # Loads transformers, which printing a configuration does without.
+    from prefopt.cli.training import run_and_show
+
+    return run_and_show(config)
 
 
 def _common(words: list[str]) -> Iterator[str]:
@@ -57,14 +72,12 @@ def _common(words: list[str]) -> Iterator[str]:
     given = values(words)
     loss = str(given["loss"])
     options = {option.name: option for group in CLASSES for option in group_options(group)}
-    options |= {option.name: option for option in group_options("trainer")}
     yield f"Common options, as they are for loss={loss} model={given['model']} data={given['data']}:"
     for option in loss_options(loss) or ():
         yield from _line(option.name, given.get(option.name, _value(option)), option.comment)
-    for name, (default, about) in COMMON.items():
-        option = options.get(name, Option(name, repr(default), about))
-        value = given.get(name, _value(option) if option.default else default)
-        yield from _line(name, value, about or option.comment)
+    for name, about in COMMON.items():
+        option = options.get(name, Option(name, "", about))
+        yield from _line(name, given.get(name, _value(option)), option.comment)
 
 
 def _value(option: Option) -> str:

@@ -6,11 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from prefopt.common.processes import is_first_process
 from prefopt.common.redact import redact
-from prefopt.config.compose import run_hydra
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import ThresholdError
 from prefopt.report.run_page import write_run_page
@@ -22,15 +19,8 @@ from prefopt.runs.run_folder import RunFolder
 from prefopt.runs.stages import run_stages
 
 
-def compose_and_run(argv: list[str]) -> int:
-    """Compose the configuration and run it."""
-    run_hydra(_run, argv, "prefopt train")
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    return 0
-
-
-def _run(config: RunConfig) -> dict[str, Any]:
+def run_and_show(config: RunConfig) -> dict[str, Any]:
+    """Run what was composed, its stages first, and print the end."""
     progress = run_progress(config.progress, config.loss_name)
     what = f"{config.loss_name} on {config.data.path} from {config.model.path} → {config.output_dir}"
     progress.print(redact(what))

@@ -22,8 +22,9 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.evaluate.world import Evaluation, best_of_n, evaluate, log_probs, sampled_reward, win_share
 from prefopt.losses import registry
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.models.reward_model import load_reward_model
 from prefopt.plugin import Data
 from prefopt.rewards.model import ModelReward, Writer

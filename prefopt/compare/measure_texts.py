@@ -20,7 +20,8 @@ from prefopt.evaluate.judge import encoder, is_callable
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.tasks import run_tasks
 from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
-from prefopt.models.load import ModelConfig, load_model
+from prefopt.models.load import load_model
+from prefopt.models.model_config import ModelConfig
 from prefopt.models.reward_model import is_reward_model
 from prefopt.rewards.model import ModelReward
 from prefopt.rewards.reward import Answer, answer

@@ -15,7 +15,8 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.data.tokens import TokenRecord
 from prefopt.evaluate.world import OF_PAIRS, figures
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from prefopt.worlds import resolve
 from prefopt.worlds.review import ReviewWorld

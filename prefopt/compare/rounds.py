@@ -23,7 +23,7 @@ from prefopt.models.identity import digest_of_weights
 from prefopt.runs.resolve import resolve_path
 from prefopt.runs.resolve_reward import digest_of_reward
 from prefopt.runs.run_folder import model_path
-from prefopt.train.arguments import DEFAULTS
+from prefopt.train.trainer_config import DEFAULTS
 
 TRIAL_SEED = 0
 SHARED = ("data", "model", "evaluation", "measure", "judge", "tasks", "experiment")  # the same for all rows

@@ -33,13 +33,13 @@ from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin.outside import package
-from prefopt.train.arguments import schema as trainer_schema
-from prefopt.train.batches import BatchConfig
+from prefopt.train.batch_config import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
 from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.train.trainer_config import TrainerConfig
 
 CONF = "pkg://prefopt.conf"
 OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "sentinels", "rollout")
@@ -78,7 +78,7 @@ def schemas(loss: str | None = None) -> dict[str, DictConfig]:
         "sentinels": SentinelConfig,
         "rollout": RolloutConfig,
         "batch": BatchConfig,
-        "trainer": trainer_schema(),
+        "trainer": TrainerConfig,
     }
     if loss is not None:
         groups["loss"] = registry.loss_class(loss)

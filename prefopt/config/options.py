@@ -18,18 +18,18 @@ import yaml
 
 from prefopt.losses import MENU
 
-# Where the dataclass of each group stands. That of `trainer` is made from constants (`prefopt.train.arguments`).
+# Where the dataclass of each group stands.
 CLASSES = {
-    "model": "models/load.py:ModelConfig",
-    "peft": "models/adapters.py:PeftConfig",
+    "model": "models/model_config.py:ModelConfig",
+    "peft": "models/peft_config.py:PeftConfig",
     "data": "data/data_config.py:DataConfig",
-    "batch": "train/batches.py:BatchConfig",
+    "batch": "train/batch_config.py:BatchConfig",
+    "trainer": "train/trainer_config.py:TrainerConfig",
     "evaluation": "config/run_config.py:EvaluationConfig",
     "sentinels": "train/sentinels.py:SentinelConfig",
     "rollout": "train/sources/rollout_config.py:RolloutConfig",
     "tracking": "config/tracking.py:TrackingConfig",
 }
-TRAINER = "train/arguments.py"
 OUTSIDE = {"losses": "prefopt.losses", "presets": "prefopt.conf"}  # entry points of other packages
 OF_PATHS = ("model", "data")  # groups that may be given a file, folder or hub id instead of a preset
 ONLINE = "@rollouts"  # ends the name of a loss on the policy's own samples in a comparison: dpo@rollouts
@@ -48,9 +48,7 @@ class Option:
 
 
 def group_options(group: str) -> list[Option]:
-    """The options of a group, `trainer` included, but those of a loss."""
-    if group == "trainer":
-        return _trainer_options()
+    """The options of a group other than `loss`."""
     return _fields(CLASSES[group], group)
 
 
@@ -146,21 +144,6 @@ def _own_fields(node: ast.ClassDef, lines: list[str], prefix: str) -> Iterator[O
         default = "" if field.value is None else ast.unparse(field.value)
         comment = behind.lstrip("# ") if behind.startswith("#") else ""
         yield Option(f"{prefix}.{field.target.id}", default, comment)
-
-
-def _trainer_options() -> list[Option]:
-    made: dict[str, ast.expr | None] = {}
-    for node in _source(TRAINER)[1].body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            made[ast.unparse(target)] = node.value
-    own, exposed, defaults = made["OWN"], made["EXPOSED"], made["DEFAULTS"]
-    assert isinstance(own, ast.Dict)
-    assert exposed is not None
-    assert defaults is not None
-    names = [*ast.literal_eval(exposed), *(key.value for key in own.keys if isinstance(key, ast.Constant))]
-    ours = ast.literal_eval(defaults)
-    return [Option(f"trainer.{name}", repr(ours[name]) if name in ours else "", "") for name in names]
 
 
 def rate_of_adapters(words: Iterable[str]) -> float | None:

@@ -11,10 +11,10 @@ from typing import Any
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import UserError, nearest
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Loss
-from prefopt.train.batches import BatchConfig
+from prefopt.train.batch_config import BatchConfig
 from prefopt.train.sentinels import SentinelConfig
 from prefopt.train.sources.rollout_config import RolloutConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from prefopt.migrate.translation import Translation
-from prefopt.train.arguments import EXPOSED
+from prefopt.train.trainer_config import EXPOSED
 
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",

@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,33 +24,10 @@ from transformers.pytorch_utils import Conv1D
 
 from prefopt.common.bounds import is_costly
 from prefopt.errors import UserError, first_line, nearest, of_machine
+from prefopt.models.peft_config import ALL_LINEAR, PeftConfig
 
-METHODS = ("none", "lora", "dora")
-ALL_LINEAR = "all-linear"  # every linear layer but the output embedding
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS, BASE = "adapter_config.json", "base_model_name_or_path"
-
-
-@dataclass(kw_only=True)
-class PeftConfig:
-    """Which weights are trained: all of the model's, or an adapter's. The defaults of the group `peft`."""
-
-    method: str = "none"  # none: all weights; lora (Hu et al., 2021); dora (Liu et al., 2024)
-    r: int = 16  # rank of the update of each matrix
-    alpha: int = 32  # the update is alpha / r * B A
-    target_modules: list[str] = field(default_factory=lambda: [ALL_LINEAR])  # names of layers, or all-linear
-
-    def check(self) -> None:
-        """Raise UserError for a value that cannot be used."""
-        if self.method not in METHODS:
-            raise UserError(f"peft.method={self.method} is not one of {', '.join(METHODS)}")
-        for name in ("r", "alpha"):
-            if getattr(self, name) < 1:
-                raise UserError(f"peft.{name}={getattr(self, name)} must be at least 1")
-        if not self.target_modules:
-            raise UserError("peft.target_modules is empty: name layers, or leave it out for all linear ones")
-        if ALL_LINEAR in self.target_modules and len(self.target_modules) > 1:
-            raise UserError(f"peft.target_modules: {ALL_LINEAR} already has every linear layer; give it alone")
 
 
 def is_adapted(model: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from prefopt.errors import PrefoptError, UserError, first_line, is_panic, of_machine
 from prefopt.models.adapters import (
     BASE,
-    PeftConfig,
     attach,
     attach_saved,
     base_twin,
@@ -27,20 +26,10 @@ from prefopt.models.adapters import (
 )
 from prefopt.models.folder import check_files, check_layers, check_path
 from prefopt.models.gguf import PACKAGE, from_package
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """The model of a run. The defaults of the group `model`."""
-
-    path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
-    revision: str | None = None  # of a hub id
-    reference: str | None = None  # another model as reference; None: the model as it starts
-    dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true
-    trust_remote_code: bool = False  # runs code that the model's author wrote
-    quantization: str | None = None  # nf4: frozen weights in 4 bits below an adapter (QLoRA); needs CUDA
 
 
 def resolve(path: str) -> str:

@@ -21,7 +21,6 @@ from prefopt.common.files import write_json
 from prefopt.errors import UserError
 from prefopt.models.adapters import (
     BASE,
-    PeftConfig,
     attach,
     attach_saved,
     check_settings,
@@ -29,7 +28,9 @@ from prefopt.models.adapters import (
     saved_settings,
 )
 from prefopt.models.folder import check_files, check_layers
-from prefopt.models.load import ModelConfig, dtype_of, explaining, load_tokenizer, quantized, resolve
+from prefopt.models.load import dtype_of, explaining, load_tokenizer, quantized, resolve
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 
 FACTS = "reward_model.json"  # beside a reward model: its figures on the held-out records of its run
 HEAD = "score"  # the output layer of transformers' classifiers on decoders

@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import prefopt.report.run_page
-import prefopt.train  # noqa: F401 - as the line above: a run loads it, and `library_bytes` counts it
+import prefopt.train.api  # noqa: F401 - as the line above: a run loads it, and `library_bytes` counts it
 from prefopt.engine.forward import unwrap
 from prefopt.engine.generation import generate
 from prefopt.engine.head import BLOCK, KEPT

@@ -14,7 +14,8 @@ from prefopt.data.templates import Chat, renderer, template_source
 from prefopt.engine.generation import end_tokens
 from prefopt.errors import UserError, first_line
 from prefopt.models.export_folder import ExportCheck, export_model, upload
-from prefopt.models.load import DTYPES, ModelConfig, load_as_trained, load_model, load_tokenizer
+from prefopt.models.load import DTYPES, load_as_trained, load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.models.reward_model import is_reward_model, open_reward_model
 from prefopt.runs.run_folder import RunFolder
 

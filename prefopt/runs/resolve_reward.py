@@ -14,7 +14,8 @@ from prefopt.common.digest import FileState, of_files, of_json
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import UserError, nearest
-from prefopt.models.load import ModelConfig, load_tokenizer
+from prefopt.models.load import load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.models.reward_model import is_reward_model
 from prefopt.plugin.outside import described, loaded, registered
 from prefopt.rewards.combine import Combined, combined

@@ -41,7 +41,8 @@ from prefopt.evaluate.texts import (
     sampled_rewards,
     side_by_side,
 )
-from prefopt.models.load import ModelConfig, load_policy, load_reference, load_tokenizer
+from prefopt.models.load import load_policy, load_reference, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.models.processor import copy_processor
 from prefopt.models.reward_model import load_reward_model, write_facts
 from prefopt.rewards.reward import Reward

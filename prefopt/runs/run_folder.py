@@ -23,9 +23,10 @@ from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.runs.resolve import resolve_path
-from prefopt.train.arguments import schema
+from prefopt.train.trainer_config import TrainerConfig
 
 CONFIG, FINAL = "config.yaml", "final"
 # What may be a relative path, seen from where the run was started.
@@ -241,8 +242,8 @@ def _has_a_meaning(key: str, name: str) -> bool:
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:
     """The dataclasses of the groups of a configuration, and the defaults of its single options."""
     hints = typing.get_type_hints(RunConfig)
-    classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    return classes | {"loss": registry.loss_class(loss), "trainer": schema()}, _defaults(RunConfig)
+    classes: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return classes | {"loss": registry.loss_class(loss), "trainer": TrainerConfig}, _defaults(RunConfig)
 
 
 def _defaults(cls: type[Any]) -> dict[str, Any]:

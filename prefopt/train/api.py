@@ -29,7 +29,8 @@ from prefopt.models.adapters import twin
 from prefopt.plugin import Loss, Needs, Vocab
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast, early_stopping, training_arguments
-from prefopt.train.batches import BatchConfig, Batcher
+from prefopt.train.batch_config import BatchConfig
+from prefopt.train.batches import Batcher
 from prefopt.train.loop import PreferenceTrainer
 from prefopt.train.on_policy import own_samples
 from prefopt.train.settings import Parts, RunReference, Settings

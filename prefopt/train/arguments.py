@@ -1,17 +1,9 @@
-"""The settings of the Hydra group `trainer`: the fields of `transformers.TrainingArguments` that have an effect here.
-
-Options that this trainer would ignore (per-device batch sizes, gradient accumulation, label smoothing …) are left out,
-so that giving one is an error instead of nothing.
-"""
+"""Makes transformers' arguments of the settings of the group `trainer` (`prefopt.train.trainer_config`)."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import os
-import types
-import typing
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,54 +17,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from prefopt.common.environment import environment_kept
 from prefopt.errors import UserError, first_line
-
-# Ours, where it differs from transformers'.
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-6,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,  # below 1: a share of all steps
-    "num_train_epochs": 1.0,
-    "logging_steps": 1.0,
-    "eval_strategy": "no",  # held-out records are scored before and after training whatever this says
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
-# Where transformers' annotation still allows for an old spelling, which would turn `true` into a text.
-KINDS: dict[str, Any] = {"fsdp": bool | None}
-EXPOSED = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
-    "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs",
-    "logging_strategy", "logging_steps", "logging_first_step", "eval_strategy", "eval_steps", "eval_delay",
-    "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_cpu", "full_determinism", "data_seed",
-    "dataloader_num_workers", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "fsdp",
-    "fsdp_config", "torch_compile", "torch_compile_backend", "torch_compile_mode", "disable_tqdm", "log_level",
-)  # fmt: skip
-# Options beside those of `TrainingArguments`: kind and default.
-OWN: dict[str, tuple[Any, Any]] = {
-    "early_stopping_patience": (typing.Optional[int], None),  # noqa: UP045 - a value; evaluations without improvement
-    "early_stopping_threshold": (float, 0.0),  # an improvement is larger than this
-    "router_aux_loss": (float, 0.0),  # weight of the loss that balances a mixture of experts, beside the method's
-}
-OPTIONS = (*EXPOSED, *OWN)
-TRACKING = ("report_to", "run_name", "project")  # given by `prefopt.config.tracking`
-NOT_SUPPORTED = {
-    "deepspeed": "DeepSpeed is not supported: shard the model with trainer.fsdp=true",
-}
-
-
-def schema() -> type[Any]:
-    """A dataclass of the exposed fields, for Hydra: scalars typed, the rest `Any`."""
-    hints = typing.get_type_hints(TrainingArguments)
-    fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}
-    made = []
-    for name in EXPOSED:
-        default = DEFAULTS.get(name, _default(fields[name]))
-        kind = KINDS.get(name) or _plain(hints[name], default)
-        made.append((name, kind, dataclasses.field(default=default)))
-    made += [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in OWN.items()]
-    return dataclasses.make_dataclass("TrainerConfig", made, kw_only=True)
+from prefopt.train.trainer_config import DEFAULTS, NOT_SUPPORTED, OWN, check_option
 
 
 def training_arguments(output_dir: str | Path, *, seed: int, records: int, **given: Any) -> TrainingArguments:
@@ -89,7 +34,7 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
     """
     for name in given:
         check_option(name)
-    merged = {**DEFAULTS, "report_to": "none", **{name: value for name, value in given.items() if name not in OWN}}
+    merged = {name: value for name, value in {**DEFAULTS, "report_to": "none", **given}.items() if name not in OWN}
     if given.get("early_stopping_patience") is not None:
         check_early_stopping(given["early_stopping_patience"], merged)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -118,17 +63,6 @@ def training_arguments(output_dir: str | Path, *, seed: int, records: int, **giv
         raise UserError(f"{processes} processes were started, and do not find each other: start them with torchrun or "
                         "accelerate launch, and see `prefopt doctor`")  # fmt: skip
     return arguments
-
-
-def check_option(name: str) -> None:
-    """Raise UserError, with the reason or the nearest name, for an option that has no effect here."""
-    if name in OPTIONS or name in TRACKING:
-        return
-    if name in NOT_SUPPORTED:
-        raise UserError(f"trainer.{name}: {NOT_SUPPORTED[name]}")
-    close = difflib.get_close_matches(name, OPTIONS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(OPTIONS)}"
-    raise UserError(f"trainer.{name} is not an option here; {hint}")
 
 
 def check_early_stopping(patience: Any, options: dict[str, Any]) -> None:
@@ -181,21 +115,3 @@ def computed_in(args: TrainingArguments, model: Any) -> torch.dtype:
     """The precision of log-probs: that of autocast, else of the weights."""
     dtype: torch.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype
     return dtype
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-        return getattr(value, "value", value)  # an enum's plain value
-    return None
-
-
-def _plain(hint: Any, default: Any) -> Any:
-    """float, int, bool, str, or one of them or None; `Any` for everything else."""
-    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
-    optional = type(None) in options or default is None
-    scalars = options & {bool, int, float, str}
-    if options & {dict, list} or any(typing.get_origin(o) in (dict, list) for o in options) or len(scalars) != 1:
-        return Any
-    scalar: Any = scalars.pop()
-    return typing.Optional[scalar] if optional else scalar  # noqa: UP045 - built at run time

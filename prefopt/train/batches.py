@@ -5,8 +5,8 @@ A loader's workers do this ahead of time, where the source allows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,6 @@ from prefopt.train.examples import Facts
 from prefopt.train.signals import shield_worker, starting_workers
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.source import GlobalBatch, RecordSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """How records become batches. The defaults of the Hydra group `batch`."""
-
-    records: int = 32  # records of one optimizer step, on all processes together
-    max_tokens: int | None = None  # positions of one forward on one device: memory, not results; None: by the device
-    layout: str = "auto"  # auto, tree or padded
-
-    def budget(self, device: str, longest: int = 0) -> int:
-        """`max_tokens`, by default what suits the `device`: 4,096, and 1,024 on a CPU, where longer rows take memory
-        and save no time; then never less than the `longest` record."""
-        return self.max_tokens or max(1024 if device == "cpu" else 4096, longest)
-
-    def settled(self, device: str, feeds: Iterable[Feed | None], layout: Layout) -> BatchConfig:
-        """With the `budget` of these feeds as `max_tokens`."""
-        longest = [int(feed.lengths().tokens(layout).max()) for feed in feeds if feed is not None and len(feed)]
-        return replace(self, max_tokens=self.budget(device, max(longest, default=0)))
 
 
 @dataclass(frozen=True, eq=False)

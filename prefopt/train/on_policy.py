@@ -23,7 +23,7 @@ from prefopt.models.adapters import twin
 from prefopt.plugin import Loss
 from prefopt.train import fsdp
 from prefopt.train.arguments import autocast
-from prefopt.train.batches import BatchConfig
+from prefopt.train.batch_config import BatchConfig
 from prefopt.train.settings import Parts, RunReference, Settings
 from prefopt.train.setup import check_same_weights, order_seed, policies, precision
 from prefopt.train.sources.rollout_config import RolloutConfig

@@ -12,7 +12,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.policy import Policy
 from prefopt.engine.reference.table import Progress, ReferenceTable
 from prefopt.rewards.reward import Reward
-from prefopt.train.batches import BatchConfig
+from prefopt.train.batch_config import BatchConfig
 from prefopt.train.sentinels import Sentinels
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.rollouts import Rollout

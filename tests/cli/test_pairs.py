@@ -12,7 +12,8 @@ import pytest
 from prefopt.cli import main
 from prefopt.data import DataConfig, prepare, read
 from prefopt.errors import UserError
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from prefopt.runs.sample_files import read_groups
 

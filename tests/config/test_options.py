@@ -17,7 +17,7 @@ from prefopt.plugin import comments
 def test_options_of_groups_are_those_of_the_schemas() -> None:
     for group, node in schemas().items():
         assert [option.name for option in group_options(group)] == [f"{group}.{key}" for key in node], group
-    assert set(schemas()) == {*CLASSES, "trainer"}
+    assert set(schemas()) == set(CLASSES)
 
 
 def test_hyperparameters_are_those_of_the_losses_with_their_comments() -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prefopt.errors import UserError
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig, load_model, load_policy, load_tokenizer
+from prefopt.models.load import load_model, load_policy, load_tokenizer
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.runs.run_folder import open_model
 from tests.data.tiny import tokenizer
 from tests.fuzz.hostile import altered_file, attempt, cases, words

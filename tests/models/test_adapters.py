@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig, attach, base_twin, check_targets, own_weights, twin
-from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_policy, load_reference
+from prefopt.models.adapters import attach, base_twin, check_targets, own_weights, twin
+from prefopt.models.load import load_as_trained, load_model, load_policy, load_reference
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from tests.train import tiny

@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from prefopt.errors import UserError
-from prefopt.models.adapters import BASE, PeftConfig
-from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_policy, load_tokenizer
+from prefopt.models.adapters import BASE
+from prefopt.models.load import load_as_trained, load_model, load_policy, load_tokenizer
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from tests.data.tiny import tokenizer
 
 TEXT: dict[str, Any] = {

@@ -10,7 +10,8 @@ import torch
 from prefopt.data import DataConfig, prepare
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.planning import advice
 from prefopt.plugin import Data, comments
 from prefopt.testing import example

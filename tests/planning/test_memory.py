@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt.models.adapters import PeftConfig, attach
+from prefopt.models.adapters import attach
+from prefopt.models.peft_config import PeftConfig
 from prefopt.planning.memory import count_weights, optimizer_bytes
 from prefopt.planning.shape import Shape
 

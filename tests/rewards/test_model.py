@@ -16,8 +16,8 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig
-from prefopt.models.load import ModelConfig
+from prefopt.models.model_config import ModelConfig
+from prefopt.models.peft_config import PeftConfig
 from prefopt.models.reward_model import FACTS, load_reward_model, open_reward_model, set_padding
 from prefopt.plugin import Data
 from prefopt.rewards import Answer

@@ -30,7 +30,8 @@ from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, UserError
 from prefopt.models.adapters import is_adapted
 from prefopt.models.export_folder import check
-from prefopt.models.load import ModelConfig, load_as_trained, load_model
+from prefopt.models.load import load_as_trained, load_model
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from prefopt.report.page import markdown_line
 from prefopt.runs.export import export

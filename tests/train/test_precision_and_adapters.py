@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.load import ModelConfig, load_model
+from prefopt.models.load import load_model
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from tests.train import tiny

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaForSequ
 from prefopt.engine.scoring import score
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig, attach
+from prefopt.models.adapters import attach
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from tests.losses.names import REWARD_MODELS

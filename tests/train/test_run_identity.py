@@ -10,7 +10,8 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig, attach
+from prefopt.models.adapters import attach
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from prefopt.train.run_identity import differences

@@ -16,7 +16,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
-from prefopt.models.adapters import PeftConfig, attach
+from prefopt.models.adapters import attach
+from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
 from prefopt.train.states import check_form, check_optimizer

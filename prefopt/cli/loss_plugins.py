@@ -1,0 +1,95 @@
+"""Describes and checks the plugins of losses, and writes what is generated from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt.cli.loss_menu import FACTS, source
+from prefopt.common.files import write_json
+from prefopt.common.json_output import print_json
+from prefopt.errors import ThresholdError, UserError
+from prefopt.losses import MENU, registry
+from prefopt.plugin import traits
+from prefopt.testing import check_loss, example
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A loss as plain values: what it needs and declares, and hyper-parameters with defaults (None: must be given)."""
+    cls = registry.loss_class(name)
+    loss = _with_needs(cls)
+    declared = traits(loss)
+    return {
+        "name": name,
+        "package": registry.package_of(name),
+        "needs": loss.needs.flags(),
+        "ranking": declared.ranking.value,
+        "audit": declared.audit.level.value if declared.audit is not None else None,
+        "source": declared.audit.source if declared.audit is not None else None,
+        "audit_date": declared.audit.date if declared.audit is not None else None,
+        "paper": cls.paper,
+        "hyperparameters": {f.name: _plain(_default(f)) for f in dataclasses.fields(cls)},
+    }
+
+
+def describe_all() -> list[dict[str, Any]]:
+    """Every loss, those of other packages too."""
+    return [describe(name) for name in registry.names()]
+
+
+def _with_needs(cls: type[Any]) -> Any:
+    """A plugin class, or an example of it where the needs depend on the instance (`mix`)."""
+    return example(cls) if isinstance(cls.needs, property) else cls
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def check(names: list[str], *, everything: bool, as_json: bool) -> int:
+    """Run the conformance kit on losses and print what it found.
+
+    Raises:
+        UserError: no loss is named, or an unknown one.
+        ThresholdError: a loss fails.
+    """
+    if everything == bool(names):
+        raise UserError("name the losses to check, or give --all")
+    torch.set_num_threads(1)  # tensors of a few numbers
+    classes = {name: registry.loss_class(name) for name in (registry.names() if everything else names)}
+    results = {name: check_loss(example(cls)) for name, cls in classes.items()}
+    failed = [name for name, checks in results.items() if not all(one.ok for one in checks)]
+    if as_json:
+        print_json({name: [dataclasses.asdict(c) for c in checks] for name, checks in results.items()}, indent=2)
+    else:
+        for name, checks in results.items():
+            print(f"{name}: {'ok' if name not in failed else 'FAILED'} ({len(checks)} checks)")
+            for one in checks:
+                if one.detail:
+                    print(f"  {one.name}: {one.detail}")
+    if failed:
+        raise ThresholdError(f"{len(failed)} of {len(results)} losses failed the kit: {', '.join(failed)}")
+    return 0
+
+
+def write_docs(output: Path) -> int:
+    """Write the catalogue page, its figures and, beside the package's source, the facts that the menu shows."""
+    from prefopt.report.catalogue import write
+
+    for path in write(output):
+        print(path)
+    losses = output.resolve().parent / "prefopt" / "losses"
+    if losses.is_dir():
+        write_json(losses / FACTS, {"source": source(), "losses": [describe(name) for name in sorted(MENU)]})
+        print(losses / FACTS)
+    return 0
