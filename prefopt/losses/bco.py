@@ -46,8 +46,10 @@ class BCO:
     Identities: bco where the mean reward is 0, both items of a pair = bco_pair_zero; bco, both items of a pair =
     bco_pair.
 
-    Differences: none from the paper, except that its density-ratio weights for prompts are not implemented. Each global
-    batch is counted once, whatever its micro-batches. Until both labels were seen, delta is the mean of the one seen.
+    Differences: the paper computes delta as an exponential moving average, whose rate it leaves open; the means here
+    are over all items, as in its author's code in TRL. Density-ratio weights for prompts are not implemented. Each
+    global batch is counted once, whatever its micro-batches. Until both labels were seen, delta is the mean of the one
+    seen.
     `threshold=pooled` is the mean over all items, as in the earlier `BCOTrainer` of TRL (TRL 1.16 has none), which
     updated it per micro-batch; it is the same where labels are balanced.
     """
@@ -55,7 +57,7 @@ class BCO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.04656, definition of the reward shift", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.04656, Eqs. 7 and 8", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     threshold: Threshold = Threshold.BALANCED  # balanced (the paper's) or pooled (TRL's)

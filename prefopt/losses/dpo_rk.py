@@ -34,9 +34,7 @@ class DPORK:
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.17431"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2409.17431, from the probabilities of Rao and Kupper (1967)", "2026-11-30"
-    )
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.17431, Eqs. 10, 11 and 14", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     nu: float = 3.0  # odds for y_w that a win at equal rewards takes, no unit; useful range 1.5 to 10, above 1
@@ -79,9 +77,7 @@ class DPOD:
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.17431"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2409.17431, from the probabilities of Davidson (1970)", "2026-11-30"
-    )
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.17431, Eqs. 12, 13 and 14", "2026-11-30")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     nu: float = 1.0  # odds of a tie at equal rewards, no unit; useful range 0.1 to 10, above 0

@@ -32,7 +32,7 @@ class LiPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01878"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.3, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2402.01878, LiPO-lambda", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2402.01878, Eq. 8", "2026-11-30")
 
     beta: float = 0.05  # reward per nat of log-ratio; useful range 0.01 to 1
 

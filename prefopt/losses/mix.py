@@ -43,13 +43,19 @@ class Mix:
     Identities: mix(terms={'dpo': 1.0, 'sft': 0.7}) = irpo(alpha=0.7); mix(terms={'cpo': 1.0, 'sft': 0.7},
     options={'cpo': {'alpha': 0.0}}) = cpo(alpha=0.7).
 
-    Differences: the default is MPO, 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`. Terms on demonstrations get the chosen
+    Differences: the default is MPO, 0.8 `dpo` + 0.2 `bco_pair` + 1.0 `sft`, with the weights of its authors' script.
+    Terms on demonstrations get the chosen
     side. Each term's unweighted value is logged under its name. A weight of 0 leaves a term out.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.10442"
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2411.10442, the weights of MPO", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE,
+        "OpenGVLab/InternVL internvl_chat/shell/internvl2.0_mpo/preference_optimization/"
+        "internvl2_8b_internlm2_7b_dynamic_res_mpo_full.sh@db29b7e",
+        "2026-11-30",
+    )
 
     terms: dict[str, float] = field(default_factory=lambda: dict(_MPO))  # name -> weight; useful range by term
     options: dict[str, Any] = field(default_factory=dict)  # name -> {hyper-parameter: value}; defaults where left out

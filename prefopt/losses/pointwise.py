@@ -44,7 +44,9 @@ class Pointwise:
         "direction": "a score above its rating is pulled down, also that of the best completion"
     }
     audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2406.08673, its regression reward model: mean squared error", "2026-11-30"
+        Level.AUTHORS_CODE,
+        "NVIDIA/NeMo-Aligner nemo_aligner/models/nlp/gpt/megatron_gpt_regression_reward_model.py@1f9527b",
+        "2026-11-30",
     )
 
     offset: float = 0.0  # rating that becomes a score of 0; the middle of the data's scale trains best
@@ -76,9 +78,7 @@ class PointwiseBCE:
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.04656"
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=False, reward_model=True)
     search_space: ClassVar[SearchSpace] = {}
-    audit: ClassVar[Audit] = Audit(
-        Level.DERIVED, "arXiv:2404.04656, the binary classifier before its reference", "2026-11-30"
-    )
+    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.04656, Theorem 1 and Eq. 6", "2026-11-30")
 
     def __call__(self, logps: UnpairedLogps, /) -> LossOutput:
         scores = logps.completion.sum

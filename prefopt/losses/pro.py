@@ -23,15 +23,17 @@ class PRO:
 
     Identities: pro(beta=0) on two completions a score of 1 apart = simpo(beta=1, gamma_beta_ratio=0).
 
-    Differences: none from the paper, whose temperatures are 1/g. The likelihood is summed. Tied completions have g = 0
-    and no effect.
+    Differences: none from the paper, whose temperatures are 1/g. Its code adds 1e-10 inside the log. The likelihood is
+    summed. Tied completions have g = 0 and no effect.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.17492"
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, lengths=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.03, 0.05, 0.1)}
     chosen_rises: ClassVar[bool] = True
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2306.17492, the loss with temperatures", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(
+        Level.AUTHORS_CODE, "AlibabaResearch/DAMO-ConvAI PRO/train/utils/process_manager.py@64f4da7", "2026-11-30"
+    )
 
     beta: float = 0.05  # weight of the likelihood term, times (K - 1)^2; useful range 0 to 0.1
 

@@ -19,15 +19,15 @@ class RePO:
 
     Value at policy = reference: none, it has no reference.
 
-    Differences: none from the paper. gamma is in nats/token, comparable with SimPO's gamma_beta_ratio. The paper uses
-    0.6 for Llama-3 and 0.4 for Mistral and Gemma.
+    Differences: none from the paper and its code (`loss_type="repo"`). gamma is in nats/token, comparable with SimPO's
+    gamma_beta_ratio. The paper uses 0.6 for Llama-3 and 0.4 for Mistral and Gemma.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.07426"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"gamma": (0.2, 0.4, 0.6, 1.0)}
-    audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2503.07426, the hinge of SimPO's margin", "2026-11-29")
+    audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "junkangwu/RePO scripts/simpo_trainer.py@79cdf5b", "2026-11-30")
 
     gamma: float = 0.6  # target margin in nats/token; useful range 0.2 to 1
 

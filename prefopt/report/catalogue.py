@@ -32,11 +32,6 @@ LEFT_OUT = {
     "SPIN, SPO (self-play), step-DPO": "a way of making data, not a loss: `source=samples`, and pairs by step",
     "DRO-V": "it needs a value network beside the policy",
     "TIS-DPO": "it needs token weights from two further models",
-    "C2-DPO": "oxRL adds lambda (rho_w + rho_l)^2 to DPO; the paper's constraints were not found, to check it against",
-    "SPO with SiLU": (
-        "oxRL's -SiLU(beta Delta) falls without bound, while the paper's abstract claims a minimum; its formula was "
-        "not found"
-    ),
     "relative RPO": "it needs an external embedding model to weigh pairs across prompts",
     "CPO-hinge, CPO-IPO": "found in TRL alone, without a paper; `slic_hf` and `ipo_sum` are their sources",
 }

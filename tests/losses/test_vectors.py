@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy
 import pytest
 
 from prefopt.cli import main
@@ -88,11 +89,19 @@ def test_the_verb_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The runner in an interpreter that can import neither prefopt nor torch."""
-    block = "import sys; sys.modules['prefopt'] = sys.modules['torch'] = None; import runpy; "
-    block += f"sys.argv = [{str(FOLDER / 'run_vectors.py')!r}, *{arguments!r}]; sys.path.insert(0, {str(cwd)!r}); "
-    block += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=cwd)
+    """The runner in an isolated interpreter that finds the standard library, numpy and what lies in `cwd` alone."""
+    (cwd / "site").mkdir()
+    for part in Path(numpy.__file__).parents[1].glob("numpy*"):
+        if part.name in ("numpy", "numpy.libs"):
+            (cwd / "site" / part.name).symlink_to(part)
+    block = f"""
+import importlib.util, runpy, sys
+sys.path += [{str(cwd / "site")!r}, {str(cwd)!r}]
+assert not any(importlib.util.find_spec(name) for name in ("prefopt", "torch"))
+sys.argv = {[str(FOLDER / "run_vectors.py"), *arguments]!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    return subprocess.run([sys.executable, "-I", "-S", "-c", block], capture_output=True, text=True, cwd=cwd)
 
 
 def test_the_runner_passes_without_prefopt(tmp_path: Path) -> None:
