@@ -15,7 +15,9 @@ from prefopt.errors import UserError
 EXAMPLES = """examples:
   prefopt import dpo_config.json --to ours.yaml
   prefopt import llama3_lora_dpo.yaml --to ours.yaml --processes 8
+  prefopt import axolotl_dpo.yaml --to ours.yaml
   prefopt import --to ours.yaml -- trl dpo --model_name_or_path MODEL --dataset_name DATA --beta 0.05
+  prefopt import --to ours.yaml -- swift rlhf --rlhf_type dpo --model MODEL --dataset DATA --rpo_alpha 0.1
   prefopt train experiment=ours.yaml
 """
 
@@ -49,8 +51,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="prefopt import",
-        description="Convert settings of TRL (its trainers' configs as JSON, YAML or a command "
-        "line) or of LLaMA-Factory (YAML), and list what has no equivalent and where a formula differs.",
+        description="Convert settings of TRL (its trainers' configs as JSON, YAML or a command line), LLaMA-Factory, "
+        "Axolotl (YAML) or ms-swift (a command line, YAML or JSON), and list what has no equivalent and what differs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,13 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=at_least(1), default=1,
                         help="the number of processes of the original run (default: 1)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: overrides, no_equal, differs")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object: overrides, no_equal, no_effect, differs, unavailable",
+    )
     return parser
 
 
 def _show(found: Any, to: Path | None) -> None:
-    from transformers.utils.import_utils import is_torch_bf16_gpu_available
-
     console = Console(highlight=False, markup=False)
     console.print(f"from {found.source}:")
     command = f"experiment={to}" if to is not None else shlex.join(found.overrides)
@@ -76,13 +80,13 @@ def _show(found: Any, to: Path | None) -> None:
     for title, lines in (
         ("no equivalent", [f"{name}: {why}" for name, why in found.no_equal.items()]),
         ("differs", found.differs),
+        ("no effect here", [", ".join(found.no_effect)] if found.no_effect else []),
+        ("on this machine", found.unavailable()),
     ):
         if lines:
             console.print(f"\n{title}:")
             for line in lines:
                 console.print(f"  {line}")
-    if found.settings.get("trainer.bf16") and not is_torch_bf16_gpu_available():
-        console.print("\non this machine: add trainer.bf16=false, since no GPU here computes in bfloat16")
     missing = [name for name, value in found.settings.items() if value == "???"]
     if missing:
         console.print(f"\nstill to be given: {', '.join(missing)}")

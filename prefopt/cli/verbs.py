@@ -19,7 +19,7 @@ VERBS = {
     "vectors": "write conformance vectors of losses as JSON: prefopt vectors --out DIR",
     "referee": "check another library's losses against the vectors: prefopt referee trl",
     "data": "inspect preference data: prefopt data check FILE, prefopt data show FILE --row ID",
-    "import": "convert settings of TRL or LLaMA-Factory: prefopt import FILE --to OURS.yaml",
+    "import": "convert settings of TRL, Axolotl and others: prefopt import FILE --to OURS.yaml",
     "doctor": "show versions and what this machine supports",
     "completion": 'set up shell completion: eval "$(prefopt completion bash)"',
     "reference": "manage stored reference log-probs: build, list, verify, prune",

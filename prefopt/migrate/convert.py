@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from prefopt.errors import UserError, first_line
-from prefopt.migrate import llamafactory, trl
+from prefopt.migrate import axolotl, llamafactory, swift, trl
 from prefopt.migrate.translation import Translation
 
 MAX_BYTES = 1_000_000  # of a file of settings
@@ -20,13 +20,14 @@ VERBS = {
     "grpo": "GRPOConfig", "dpo_online": "OnlineDPOConfig", "online_dpo": "OnlineDPOConfig", "reward": "RewardConfig",
     "reward_modeling": "RewardConfig",
 }  # fmt: skip
+SWIFT = ("swift rlhf", "swift sft")
 
 
 def convert(source: str | Sequence[str], *, kind: str | None = None, processes: int = 1) -> Translation:
     """Convert settings.
 
     Args:
-        source: a JSON or YAML file, or the words of a command line (`trl dpo --beta 0.1 ...`).
+        source: a JSON or YAML file, or the words of a command line (`trl dpo --beta 0.1 ...`, `swift rlhf ...`).
         kind: TRL's class, if the settings do not show it.
         processes: how many processes the original run had; its global batch was that many times the per-device one.
 
@@ -40,8 +41,12 @@ def convert(source: str | Sequence[str], *, kind: str | None = None, processes: 
     else:
         given, named = _read_words(source)
         kind, folder = kind or named, Path()
+    if kind in SWIFT or (kind is None and swift.MARKS & set(given)):
+        return swift.translate(given, processes, rlhf=kind != "swift sft")
+    if kind is None and axolotl.MARKS & set(given):
+        return axolotl.translate(given, processes)
     if kind is None and llamafactory.MARKS & set(given):
-        return llamafactory.translate(given, processes, folder if (folder / "data").is_dir() else Path())
+        return llamafactory.translate(given, processes, folder)
     return trl.translate(given, kind or trl.class_of(given), processes)
 
 
@@ -65,18 +70,21 @@ def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
     given: dict[str, Any] = {}
     kind: str | None = None
     name: str | None = None
+    before: list[str] = []  # the words that are no options
     for word in words:
         if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
+            name, _, text = word[2:].partition("=")
             name = name.replace("-", "_")
-            given[name] = _scalar(value) if value else True
-            if value:
+            given[name] = _scalar(text) if text else True
+            if text:
                 name = None
         elif name is not None:
-            before, new = given[name], _scalar(word)
-            given[name] = new if before is True else [*(before if isinstance(before, list) else [before]), new]
+            value, new = given[name], _scalar(word)
+            given[name] = new if value is True else [*(value if isinstance(value, list) else [value]), new]
         else:
-            kind = VERBS.get(Path(word).stem.lower(), kind)
+            verb = Path(word).stem.lower()
+            kind = f"swift {verb}" if f"swift {verb}" in SWIFT and "swift" in before else VERBS.get(verb, kind)
+            before.append(verb)
     if "config" in given:
         given = _read_file(Path(str(given.pop("config")))) | given
     return given, kind

@@ -1,17 +1,17 @@
-"""Converts LLaMA-Factory's YAML of the stages `dpo`, `kto` and `sft`, as its main branch reads it in 2026."""
+"""Converts LLaMA-Factory's YAML of the stages `dpo`, `kto`, `rm` and `sft`, as its main branch reads it in 2026."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError, nearest
+from prefopt.migrate.dataset_info import sources
 from prefopt.migrate.trainer_options import convert_trainer_options, record_unconverted
 from prefopt.migrate.translation import Translation
 
 MARKS = {"stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_target", "dataset_dir"}
-STAGES = ("sft", "dpo", "kto")
+STAGES = ("sft", "rm", "dpo", "kto")
 CUTOFF = 2048
 # Options of its stages that sample or score.
 _SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "do_sample")
@@ -27,12 +27,11 @@ def translate(given: dict[str, Any], processes: int, folder: Path) -> Translatio
     stage = t.take("stage", "sft")
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is not offered here; choose from: {', '.join(STAGES)}")
-    {"sft": _sft, "dpo": _dpo, "kto": _kto}[stage](t)
+    {"sft": _sft, "rm": _reward_model, "dpo": _dpo, "kto": _kto}[stage](t)
     _model(t)
     _data(t, folder)
     convert_trainer_options(t, {}, processes)
-    for name in _SAMPLING:
-        t.take(name)
+    t.ignore(*_SAMPLING)
     record_unconverted(t)
     return t
 
@@ -41,10 +40,15 @@ def _sft(t: Translation) -> None:
     t.set_loss("sft_token_mean", "trl_sft")
 
 
+def _reward_model(t: Translation) -> None:
+    t.set_loss("bradley_terry")
+
+
 def _dpo(t: Translation) -> None:
     kind, beta = t.take("pref_loss", "sigmoid"), float(t.take("pref_beta", 0.1))
     likelihood, smoothing = float(t.take("pref_ftx", 0.0)), float(t.take("dpo_label_smoothing", 0.0))
-    gamma, length = float(t.take("simpo_gamma", 0.5)), t.take("ld_alpha")
+    gamma, length = float(t.take("simpo_gamma", 0.5) if kind == "simpo" else 0.5), t.take("ld_alpha")
+    t.ignore("simpo_gamma", "kto_chosen_weight", "kto_rejected_weight")  # of another pref_loss or stage
     bco = float(t.take("pref_bco_weight", 0.0))
     if kind == "sigmoid":
         if bco:
@@ -112,8 +116,7 @@ def _model(t: Translation) -> None:
             t.drop(name, "not offered")
     elif kind != "full":
         raise UserError(f"finetuning_type {kind!r} is not offered here; choose from: full, lora")
-    for name in ("lora_rank", "lora_alpha", "lora_target", "lora_dropout", "use_dora"):
-        t.take(name)
+    t.ignore("lora_rank", "lora_alpha", "lora_target", "lora_dropout", "use_dora")  # without finetuning_type: lora
     bits = t.take("quantization_bit")
     if bits is not None and int(bits) == 4:
         t.groups["peft"] = "qlora"
@@ -125,29 +128,28 @@ def _model(t: Translation) -> None:
     t.drop("rope_scaling", "set it in the model's config.json")
 
 
+def _names(given: Any) -> list[str]:
+    names = given.split(",") if isinstance(given, str) else list(given or [])
+    return [name.strip() for name in names]
+
+
 def _data(t: Translation, folder: Path) -> None:
     t.groups["data"] = "auto"
-    home = folder / str(t.take("dataset_dir", "data"))
-    names = t.take("dataset")
-    names = names.split(",") if isinstance(names, str) else list(names or [])
-    sources = [_source(t, name.strip(), home) for name in names] or [{"path": "???"}]
-    if len(sources) > 1:
-        t.set(data__mixture=sources)
-    else:
-        t.set(**{f"data__{key}": value for key, value in sources[0].items()})
-    held_out = t.take("eval_dataset") or []
-    held_out = held_out.split(",") if isinstance(held_out, str) else list(held_out)
+    home = str(t.take("dataset_dir", "data"))
+    found = sources(t, _names(t.take("dataset")), home, folder)
+    t.set_sources(found)
+    held_out = _names(t.take("eval_dataset"))
     if held_out:
-        t.set(data__eval_path=_source(t, held_out[0].strip(), home)["path"])
+        t.set(data__eval_path=sources(t, held_out[:1], home, folder)[0]["path"])
     if len(held_out) > 1:
-        t.no_equal["eval_dataset"] = f"one file is held out, {held_out[0].strip()}: join {len(held_out)} in one file"
+        t.no_equal["eval_dataset"] = f"one file is held out, {held_out[0]}: join {len(held_out)} in one file"
     size = float(t.take("val_size", 0.0))
     if size >= 1:
         t.set(data__eval_records=int(size))
     elif size:
         t.set(data__eval_fraction=size)
     if most := t.take("max_samples"):
-        if len(sources) == 1:
+        if len(found) < 2:
             t.set(data__max_records=int(most))
         else:
             t.differs.append(f"max_samples={most}: LLaMA-Factory takes so many records of each data set, and "
@@ -167,24 +169,7 @@ def _data(t: Translation, folder: Path) -> None:
     masked = t.take("mask_history", False)
     if t.given.get("stage", "sft") == "sft" and not masked:
         t.set(data__train_on="all_turns")
-    t.drop("packing", "prompts are always shared and rows always packed without padding")
-    t.drop("neat_packing", "packed records never attend to each other")
-
-
-def _source(t: Translation, name: str, home: Path) -> dict[str, str]:
-    """Look up a name in `dataset_info.json`: a file or a hub id, which may have a subset and a split."""
-    try:
-        entries = json.loads((home / "dataset_info.json").read_text())
-        entry = entries[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        t.no_equal[f"dataset: {name}"] = f"not found in {home}/dataset_info.json: give data.path"
-        return {"path": "???"}
-    if entry.get("columns") or entry.get("tags"):
-        t.no_equal[f"columns of {name}"] = "detected again: check with `prefopt data show`, or give data.fields"
-    if entry.get("num_samples"):
-        t.no_equal[f"num_samples of {name}"] = "all of its records are used: cut the file, or weight it in data.mixture"
-    if "file_name" in entry:
-        return {"path": str(home / entry["file_name"])}
-    hub = {"path": entry.get("hf_hub_url") or entry.get("ms_hub_url") or "???", "subset": entry.get("subset"),
-           "split": entry.get("split")}  # fmt: skip
-    return {key: str(value) for key, value in hub.items() if value}
+    if (think := t.take("enable_thinking")) is not None:
+        t.differs.append(f"enable_thinking: give data.chat_template_kwargs={{enable_thinking: {str(think).lower()}}} "
+                         "where the template reads it")  # fmt: skip
+    t.ignore("packing", "neat_packing")  # rows are always packed, and never attend to each other

@@ -7,7 +7,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from prefopt.migrate.translation import Translation
+from prefopt.config.tracking import MODULES
+from prefopt.migrate.no_equivalent import ASKED_BY_FALSE, has_no_effect, would_do
+from prefopt.migrate.translation import Translation, is_set
 from prefopt.train.trainer_config import EXPOSED
 
 RENAMED = {
@@ -16,32 +18,6 @@ RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
 }
-# Options that ask for what prefopt does anyway, or that do not change the result.
-IRRELEVANT = {
-    "do_train", "do_eval", "do_predict", "overwrite_output_dir", "overwrite_cache", "remove_unused_columns",
-    "logging_dir", "logging_nan_inf_filter", "group_by_length", "train_sampling_strategy", "length_column_name",
-    "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "label_names",
-    "skip_memory_metrics", "save_safetensors", "include_num_input_tokens_seen", "log_on_each_node",
-    "per_device_eval_batch_size", "eval_accumulation_steps", "prediction_loss_only", "average_tokens_across_devices",
-    "include_tokens_per_second", "plot_loss", "preprocessing_batch_size", "disable_dropout", "is_encoder_decoder",
-    "padding_value", "pad_token", "pad_to_multiple_of", "label_pad_token_id", "class_name",
-    "_n_gpu", "local_rank", "auto_find_batch_size", "accelerator_config",
-}  # fmt: skip
-NO_EQUIVALENT = {
-    "neftune_noise_alpha": "noise on the embeddings would make policy and reference incomparable",
-    "label_smoothing_factor": "label smoothing of preferences is in the losses `cdpo` and `robust_dpo`",
-    "use_liger_kernel": "the engine has its own head, which never holds the logits",
-    "dataloader_drop_last": "the last, smaller batch is kept, and weighted by its records",
-    "push_to_hub": "`prefopt export --push` does it after the run",
-    "hub_model_id": "see `prefopt export --push`",
-    "activation_offloading": "not offered",
-    "deepspeed_plugin": "not offered",
-    "ignore_data_skip": "a resumed run always continues with the records that come next",
-    "torch_empty_cache_steps": "not offered",
-    "liger_kernel_config": "not offered",
-}
-
-
 # transformers' own defaults.
 STOCK: dict[str, Any] = {
     field.name: None if field.default is dataclasses.MISSING else getattr(field.default, "value", field.default)
@@ -69,7 +45,7 @@ def convert_trainer_options(t: Translation, defaults: dict[str, Any], processes:
         if ours not in EXPOSED:
             continue
         t.given.pop(name, None)
-        number = _as_number(ours, value)
+        number = bool(value) if ours == "fsdp" else _as_number(ours, value)
         if name in theirs or number != STOCK.get(ours):
             t.set(**{f"trainer__{ours}": number})
     _convert_run_options(t)
@@ -94,25 +70,36 @@ def _convert_run_options(t: Translation) -> None:
     names = [reports] if isinstance(reports, str) else list(reports)
     trackers = [name for name in names if name not in ("none", "all", "[]")]
     if trackers:
-        t.groups["tracking"] = trackers[0]
+        if trackers[0] in MODULES:
+            t.groups["tracking"] = trackers[0]
+        else:
+            t.set(tracking__report_to=trackers[0])
         for name in trackers[1:]:
             t.no_equal[f"report_to: {name}"] = "a run has one tracker"
         t.set(tracking__run_name=t.take("run_name"))
-    t.take("run_name")
-    resume = t.take("resume_from_checkpoint")
+    t.ignore("run_name")
+    resume = t.given.get("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() not in ("true", "false"):
-        t.set(resume=resume)
+        t.set(resume=t.take("resume_from_checkpoint"))
+    t.ignore("resume_from_checkpoint")  # a run always resumes from the last checkpoint in its folder
 
 
 def record_unconverted(t: Translation) -> None:
-    """Record what is left and matters as options without an equivalent."""
+    """Record what is left: options that change nothing here, and what the others would have done.
+
+    What is off, has transformers' default, or is a token that `to_json_string` hides (`<HUB_TOKEN>`) asks for nothing.
+    """
     for name in list(t.given):
         value = t.given.pop(name)
-        if (
-            name in IRRELEVANT
-            or name.endswith("_token")
-            or value in (None, False, "", [], {})
+        if value is False and name in ASKED_BY_FALSE:
+            t.no_equal[name] = would_do(name) or ""
+        elif (
+            not is_set(value)
+            or value == f"<{name.upper()}>"
             or (name in STOCK and value in (STOCK[name], str(STOCK[name])))
         ):
             continue
-        t.no_equal[name] = NO_EQUIVALENT.get(name, "there is no such option here")
+        elif has_no_effect(name):
+            t.no_effect.append(name)
+        else:
+            t.no_equal[name] = would_do(name) or f"not a known option of {t.source}: look up what it does there"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+import torch
 import yaml
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from prefopt.config.grammar import value_of
 
@@ -23,6 +26,7 @@ class Translation:
         groups: the choice in each of our groups, such as `loss`.
         settings: our options by dotted name.
         no_equal: each of its options without an equivalent, and why.
+        no_effect: names of its options that ask for what always happens here, or that change no result.
         differs: where the same setting has another meaning.
     """
 
@@ -31,6 +35,7 @@ class Translation:
     groups: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     no_equal: dict[str, str] = field(default_factory=dict)
+    no_effect: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -44,8 +49,25 @@ class Translation:
 
     def drop(self, name: str, why: str) -> None:
         """Remove one of their options; if it was given, record that it has no equivalent."""
-        if self.given.pop(name, None) not in (None, False):
+        if is_set(self.given.pop(name, None)):
             self.no_equal[name] = why
+
+    def ignore(self, *names: str) -> None:
+        """Remove options that change no result; those that were given are listed."""
+        self.no_effect += [name for name in names if is_set(self.given.pop(name, None))]
+
+    def rename(self, **names: str) -> None:
+        """Give options the name that another program has for them: `theirs="other"`."""
+        for name, other in names.items():
+            if (value := self.given.pop(name, None)) is not None:
+                self.given.setdefault(other, value)
+
+    def set_sources(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Set the data: one source, or a mixture of several; none is left to be given."""
+        if len(found) > 1:
+            self.set(data__mixture=[dict(source) for source in found])
+        else:
+            self.set(**{f"data__{key}": value for key, value in (found[0] if found else {"path": "???"}).items()})
 
     def set_loss(self, name: str, preset: str | None = None, /, **settings: Any) -> None:
         """Choose a loss with its settings, and record the difference that the compat preset documents."""
@@ -68,8 +90,26 @@ class Translation:
             "source": self.source,
             "overrides": self.overrides,
             "no_equal": self.no_equal,
+            "no_effect": self.no_effect,
             "differs": self.differs,
+            "unavailable": self.unavailable(),
         }
+
+    def unavailable(self) -> list[str]:
+        """What this machine cannot do of it, each with the override that leaves it out."""
+        lines = []
+        if self.settings.get("trainer.bf16") and not is_torch_bf16_gpu_available():
+            lines.append("add trainer.bf16=false, since no GPU here computes in bfloat16")
+        gpu = torch.cuda.is_available()
+        if self.settings.get("trainer.fp16") and not gpu:
+            lines.append("add trainer.fp16=false, since float16 needs a GPU")
+        if self.settings.get("trainer.tf32") and not gpu:
+            lines.append("add trainer.tf32=null, since TF32 needs a GPU")
+        if self.groups.get("peft") == "qlora" and not gpu:
+            lines.append("4-bit weights need a GPU: write `override /peft: lora` in the file, or give peft=lora")
+        if "bit" in (optimizer := str(self.settings.get("trainer.optim", ""))) and not gpu:
+            lines.append(f"add trainer.optim=adamw_torch, since {optimizer} needs a GPU and bitsandbytes")
+        return lines
 
     def yaml(self) -> str:
         """The experiment for `prefopt train experiment=FILE.yaml`."""
@@ -83,10 +123,16 @@ class Translation:
         comments = [f"From {self.source}, by `prefopt import`."]
         comments += [f"No equivalent: {name}: {why}." for name, why in self.no_equal.items()]
         comments += [f"Differs: {text}" for text in self.differs]
+        comments += [f"No effect here: {', '.join(self.no_effect)}."] if self.no_effect else []
         head = "".join(f"# {' '.join(line.split())}\n" for line in comments)
         defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in self.groups.items())
         body = yaml.safe_dump(nested, sort_keys=False, allow_unicode=True, width=120) if nested else ""
         return f"# @package _global_\n{head}defaults:\n{defaults}\n{body}"
+
+
+def is_set(value: Any) -> bool:
+    """Whether a value asks for anything."""
+    return value not in (None, False, "", "no", "none", [], {})
 
 
 def difference(preset: str) -> str | None:

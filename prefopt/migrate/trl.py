@@ -75,6 +75,25 @@ def translate(given: dict[str, Any], kind: str, processes: int) -> Translation:
     if kind not in CLASSES:
         raise UserError(f"unknown class {kind!r}{nearest(kind, CLASSES)}; choose from: {', '.join(CLASSES)}")
     t = Translation(f"TRL's {kind}", dict(given))
+    samples = convert_loss(t, kind)
+    _model(t)
+    _data(t)
+    if t.settings.get("source") != "rollouts":
+        _lengths(t)
+    defaults = dict(DEFAULTS[kind])
+    if t.given.get("bf16") is None and not t.given.get("fp16"):
+        defaults["bf16"] = True
+    convert_trainer_options(t, defaults, processes)
+    count_prompts(t, samples)
+    record_unconverted(t)
+    return t
+
+
+def convert_loss(t: Translation, kind: str) -> int:
+    """Convert the options of a class that concern its loss; returns the samples of a prompt, where batches count them.
+
+    Programs that train with TRL's classes use it too.
+    """
     of_class: dict[str, Callable[[Translation], int | None]] = {
         "DPOConfig": _dpo,
         "KTOConfig": _kto,
@@ -85,19 +104,12 @@ def translate(given: dict[str, Any], kind: str, processes: int) -> Translation:
         "OnlineDPOConfig": trl_online.online_dpo,
         "RewardConfig": trl_online.reward,
     }
-    samples = of_class[kind](t)
-    _model(t)
-    _data(t)
-    if t.settings.get("source") != "rollouts":
-        _lengths(t)
-    defaults = dict(DEFAULTS[kind])
-    if t.given.get("bf16") is None and not t.given.get("fp16"):
-        defaults["bf16"] = True
-    convert_trainer_options(t, defaults, processes)
-    if samples is not None and samples > 1:  # of each prompt, which TRL's batches count
-        t.settings["batch.records"] = max(1, t.settings["batch.records"] // samples)
-    record_unconverted(t)
-    return t
+    return of_class[kind](t) or 1
+
+
+def count_prompts(t: Translation, samples: int) -> None:
+    """Count prompts in the batch, where the other program counts `samples` texts for each of them."""
+    t.settings["batch.records"] = max(1, t.settings["batch.records"] // samples)
 
 
 def _dpo(t: Translation) -> None:
@@ -105,7 +117,10 @@ def _dpo(t: Translation) -> None:
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     weights = [float(w) for w in t.take("loss_weights") or [1.0] * len(kinds)]
     beta, smoothing = float(t.take("beta", 0.1)), float(t.take("label_smoothing", 0.0))
-    tau = float(t.take("discopop_tau", 0.05))
+    tau = float(t.take("discopop_tau", 0.05)) if "discopop" in kinds else 0.05
+    t.ignore("discopop_tau")  # of another loss_type
+    if len(kinds) == 1 and weights != [1.0]:
+        t.no_equal["loss_weights"] = f"{weights}: a factor of the whole loss; scale trainer.learning_rate"
     for kind in kinds:
         if kind not in LOSS_TYPES:
             raise UserError(f"unknown loss_type {kind!r} of DPOConfig{nearest(str(kind), LOSS_TYPES)}")
@@ -133,8 +148,7 @@ def _dpo(t: Translation) -> None:
         name, _, preset = LOSS_TYPES[kinds[0]]
         t.set_loss(name, preset, **options(kinds[0]))
     _variants_of_dpo(t, kinds, beta)
-    for name in _ALWAYS_ON:
-        t.take(name)
+    t.ignore(*_ALWAYS_ON)
 
 
 def _variants_of_dpo(t: Translation, kinds: list[str], beta: float) -> None:
@@ -179,11 +193,9 @@ def _kto(t: Translation) -> None:
     if kind not in losses:
         raise UserError(f"unknown loss_type {kind!r} of KTOConfig{nearest(str(kind), losses)}")
     t.set_loss(*losses[kind], **settings)
-    for name in _ALWAYS_ON:
-        t.take(name)
+    t.ignore(*_ALWAYS_ON)
     t.drop("sync_ref_model", "only DPO has a moving reference (`tr_dpo`)")
-    for name in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
-        t.take(name)
+    t.ignore("ref_model_mixup_alpha", "ref_model_sync_steps")
 
 
 def _orpo(t: Translation) -> None:
@@ -225,6 +237,7 @@ def _model(t: Translation) -> None:
         "router_aux_loss_coef", "of models that return the logits of their router; here it is trainer.router_aux_loss"
     )
     if t.take("use_peft", False):
+        t.ignore("lora_task_type")
         t.groups["peft"] = "dora" if t.take("use_dora", False) else "lora"
         targets = t.take("lora_target_modules")
         t.set(peft__r=int(t.take("lora_r", 16)), peft__alpha=int(t.take("lora_alpha", 32)),
@@ -236,9 +249,9 @@ def _model(t: Translation) -> None:
     if t.take("load_in_4bit", False):
         t.groups["peft"] = "qlora"
     t.drop("load_in_8bit", "4 bits only (peft=qlora)")
-    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_task_type", "use_dora",
-                 "lora_modules_to_save", "bnb_4bit_quant_type", "use_bnb_nested_quant", "use_rslora"):  # fmt: skip
-        t.take(name)
+    t.ignore(*(name for name in t.given if name.startswith(("lora_", "use_dora", "use_rslora"))))  # without use_peft
+    for name in ("bnb_4bit_quant_type", "use_bnb_nested_quant"):
+        t.drop(name, "settings of the 4-bit weights; peft=qlora has nf4 with double quantization")
 
 
 def _data(t: Translation) -> None:

@@ -74,9 +74,8 @@ def grpo(t: Translation) -> int:
             t.no_equal[name] = "not offered"
     if t.take("importance_sampling_level", "token") != "token":
         t.no_equal["importance_sampling_level"] = "ratios are of tokens"
-    for name in [n for n in t.given if n.startswith(("sapo_", "vespo_", "entropy_", "use_adaptive_entropy"))]:
-        t.take(name)
-    t.take("multi_objective_aggregation")
+    t.ignore(*(name for name in t.given if name.startswith(("sapo_", "vespo_", "entropy_", "use_adaptive_entropy"))))
+    t.ignore("multi_objective_aggregation")
     return _groups(t, 8)
 
 
@@ -100,7 +99,7 @@ def online_dpo(t: Translation) -> int:
     penalty = t.take("missing_eos_penalty")
     t.set(rollout__missing_end_penalty=None if penalty is None else float(penalty))
     t.set(reward=t.take("reward_model_path"))
-    t.take("max_length")
+    t.ignore("max_length")  # of its prompts with their texts; here rollout.max_new_tokens limits the texts
     _own_samples(t)
     return 1
 
@@ -108,7 +107,7 @@ def online_dpo(t: Translation) -> int:
 def reward(t: Translation) -> int:
     """Convert a `RewardConfig`."""
     t.set_loss("bradley_terry", centre=float(t.take("center_rewards_coefficient", 0.0)))
-    t.take("chat_template_path")
+    t.drop("chat_template_path", "give the .jinja file as data.template")
     return 1
 
 
@@ -122,10 +121,8 @@ def _groups(t: Translation, default: int) -> int:
           rollout__max_new_tokens=int(t.take("max_completion_length", 512)),
           rollout__temperature=float(t.take("temperature", 1.0)))  # fmt: skip
     t.drop("mask_truncated_completions", "a text that was cut off keeps its reward (rollout.missing_end_penalty)")
-    for name in ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"):
-        if name == "sync_ref_model":
-            t.drop(name, "only `tr_dpo` has a moving reference")
-        t.take(name)
+    t.drop("sync_ref_model", "only `tr_dpo` has a moving reference")
+    t.ignore("ref_model_mixup_alpha", "ref_model_sync_steps")
     t.differs.append("batches: TRL counts completions, batch.records prompts")
     _own_samples(t)
     return count
@@ -140,9 +137,7 @@ def _own_samples(t: Translation) -> None:
             t.no_equal[name] = f"{value}: texts are drawn from the model's own distribution"
     if t.take("use_vllm", False):
         t.no_equal["use_vllm"] = "see rollout.sampler in docs/own_samples.md"
-    for name in [n for n in t.given if n.startswith(("vllm_", "transformers_continuous"))]:
-        t.take(name)
+    t.ignore(*(name for name in t.given if name.startswith(("vllm_", "transformers_continuous"))))
     if t.take("reward_weights"):
         t.no_equal["reward_weights"] = "weights stand in the table of several rewards (docs/own_samples.md)"
-    for name in _OF_GENERATION:
-        t.take(name)
+    t.ignore(*_OF_GENERATION)

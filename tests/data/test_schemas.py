@@ -88,6 +88,25 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
         "sharegpt_pair", {"conversations": [{"from": "human", "value": Q}], "chosen": GOOD, "rejected": BAD},
         asked(), *PAIR, None, None,
     ),
+    "ms-swift": (
+        "rejected_response",
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": GOOD}],
+         "rejected_response": BAD},
+        asked(), *PAIR, None, None,
+    ),
+    "ms-swift turn": (
+        "rejected_response",
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": Q},
+                      {"role": "assistant", "content": GOOD}],
+         "rejected_response": [{"role": "assistant", "content": BAD}]},
+        asked(SYSTEM, USER), *PAIR, None, None,
+    ),
+    "ms-swift dialogues": (
+        "rejected_response",
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": GOOD}],
+         "rejected_messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": BAD}]},
+        asked(), *PAIR, None, None,
+    ),
     "parts": (
         "message_columns",
         {f"{side}_messages": [

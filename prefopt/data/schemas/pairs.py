@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prefopt.data.fields import blank, messages, number, string
+from prefopt.data.fields import blank, messages, number, simple, string
 from prefopt.data.make import pair, with_facts
-from prefopt.data.record import Record, Text
+from prefopt.data.record import Record, RowError, Text
 from prefopt.data.rows import Row
 from prefopt.data.schemas.base import Made, Schema, fact, has, is_turns
 from prefopt.data.schemas.prompts import (
@@ -108,6 +108,19 @@ def message_columns(row: Row) -> list[Made]:
     return [_judged(row, *shared_turns(*sides))]
 
 
+def rejected_response(row: Row) -> list[Made]:
+    """ms-swift's pairs: a dialogue that ends with the chosen answer, and the rejected answer or dialogue."""
+    dialogue = with_system(row, messages(row.get("messages"), "messages"))
+    if has(row, "rejected_messages"):
+        other = with_system(row, messages(row["rejected_messages"], "rejected_messages"))
+        return [_judged(row, *shared_turns(dialogue, other))]
+    asked = 1 + max((i for i, turn in enumerate(dialogue) if turn["role"] == "user"), default=-1)
+    if not 0 < asked < len(dialogue):
+        raise RowError("not_an_answer", "'messages' must end with an answer to a user's turn, which is the chosen one")
+    rejected = completion_of(row.get("rejected_response"), "rejected_response")
+    return [_judged(row, dialogue[:asked], simple(dialogue[asked:]), rejected)]
+
+
 def _judged(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Record:
     """The pair, with what the row says of how its sides compare."""
     margin, probability = fact(row, "margin"), fact(row, "probability")
@@ -141,6 +154,12 @@ SCHEMAS = [
     Schema(
         name="sharegpt_pair", columns="conversations, chosen, rejected", read=sharegpt_pair,
         matches=lambda row: _both(row) and is_turns(row.get("conversations")),
+    ),
+    Schema(
+        name="rejected_response", columns="messages, rejected_response (or rejected_messages)", read=rejected_response,
+        matches=lambda row: (
+            is_turns(row.get("messages")) and (has(row, "rejected_response") or has(row, "rejected_messages"))
+        ),
     ),
     Schema(
         name="step_pair", columns="prompt, initial_reason_steps, chosen, rejected", read=step_pair,

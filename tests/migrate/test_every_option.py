@@ -1,0 +1,58 @@
+"""No option of another trainer is dropped without a word.
+
+`options.json` has the options of three programs as their sources of July and August 2026 declare them, each with
+a value that is not its default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefopt.migrate.convert import convert
+from prefopt.migrate.no_equivalent import ASKED_BY_FALSE
+
+OPTIONS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text())
+GIVEN: dict[str, dict[str, Any]] = {
+    "axolotl": {"base_model": "m", "rl": "dpo", "datasets": [{"path": "d.jsonl"}], "micro_batch_size": 2,
+                "adapter": "lora", "lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-5, "val_set_size": 0.1},
+    "swift": {"rlhf_type": "dpo", "model": "m", "dataset": ["d.jsonl"], "split_dataset_ratio": 0.01},
+    "llamafactory": {"stage": "dpo", "model_name_or_path": "m", "dataset": "d", "finetuning_type": "lora"},
+}  # fmt: skip
+# Values that mean what is there already, or that are transformers' defaults.
+SAME = {"axolotl": {"batch_size", "bf16", "excess_length_strategy", "dataloader_pin_memory", "remove_unused_columns"},
+        "swift": {"per_device_train_batch_size", "quant_method", "truncation_strategy", "use_chat_template"},
+        "llamafactory": set()}  # fmt: skip
+# Kinds of training that are refused, and values that are no such objects.
+REFUSED = {"axolotl": {"dpo_loss_type", "pretraining_dataset", "process_reward_model", "test_datasets", "trl"},
+           "swift": {"columns", "gradient_checkpointing_kwargs", "loss_type", "lr_scheduler_kwargs", "tuner_type"},
+           "llamafactory": set()}  # fmt: skip
+
+
+def plain(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    path.write_text(yaml.safe_dump(settings))
+    return convert(str(path)).plain()
+
+
+@pytest.mark.parametrize("program", OPTIONS)
+def test_every_option_leaves_a_trace(program: str, tmp_path: Path) -> None:
+    """In the overrides, or by name among what has no equivalent, no effect or another meaning; with a reason."""
+    given, path = GIVEN[program], tmp_path / "theirs.yaml"
+    before = plain(path, given)
+    for name, value in OPTIONS[program].items():
+        off = value in (False, 0) and name not in ASKED_BY_FALSE  # turned off: nothing is asked for
+        if name in given or off or name in SAME[program] | REFUSED[program]:
+            continue
+        after = plain(path, given | {name: value})
+        assert after != before, name
+        unknown = [name for name, why in after["no_equal"].items() if "look up what it does" in why]
+        assert unknown == [], "prefopt.migrate.no_equivalent has no text for them"
+
+
+def test_an_option_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    found = plain(tmp_path / "theirs.yaml", GIVEN["axolotl"] | {"no_such_option": 1})
+    assert found["no_equal"]["no_such_option"] == "not a known option of Axolotl: look up what it does there"
