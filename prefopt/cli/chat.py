@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from prefopt.cli.arguments import MODEL, Parser, add_sampling, sampling_options
+from prefopt.cli.arguments import MODEL, Parser, add_sampling, sampling_options, split_settings
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
 
@@ -28,10 +28,14 @@ def main(argv: list[str]) -> int:
                                                  "line.")  # fmt: skip
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument("--template", default="auto", help="as data.template: auto is the model's own chat template")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE",
+                        help="how prompts are written, by default as in the run's training: data.template, "
+                             "data.chat_template_kwargs={enable_thinking: false}, data.date")  # fmt: skip
     add_sampling(parser, max_new_tokens=256, temperature=0.7)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    *_, settings = split_settings(args.settings)
 
+    from prefopt.cli.loading import format_of
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.conversation import Conversation
     from prefopt.evaluate.texts import Sampling
@@ -39,7 +43,8 @@ def main(argv: list[str]) -> int:
 
     quiet(keep_data_bars=True)
     sampling = Sampling(**sampling_options(args))
-    conversation = Conversation(*open_model(args.model), sampling, system=args.system, template=args.template)
+    written = format_of(args.model, settings)
+    conversation = Conversation(*open_model(args.model), sampling, system=args.system, written=written)
     _chat(conversation, args.model)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
         return own
     if not data_given:
         raise UserError(f"on which data? {name} is not a run folder, so name some: data.path=FILE (or data=PRESET)")
-    chosen = [] if "data" in given else ["data=auto"]
+    chosen = [*([] if "data" in given else ["data=auto"]), *_format_of(name, given)]
     if not given & {"data.eval_path", "data.eval_split", "data.eval_records", "data.eval_fraction"}:
         chosen.append("data.eval_records=0")  # all of it, unless the preset has a split of its own
     config = compose(["model=local", "model.path=none", *chosen, *overrides])
@@ -77,7 +77,19 @@ def data_of(name: str, overrides: Sequence[str]) -> DataConfig:
     given = {o.split("=", 1)[0] for o in overrides}
     if not given & {"data", "data.path", "data.mixture"}:
         return configuration(name, overrides).data
-    return compose(["model=local", "model.path=none", *([] if "data" in given else ["data=auto"]), *overrides]).data
+    chosen = [*([] if "data" in given else ["data=auto"]), *_format_of(name, given)]
+    return compose(["model=local", "model.path=none", *chosen, *overrides]).data
+
+
+def format_of(name: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """How prompts are written for a model: as in the training of its run, with overrides."""
+    return data_of(name, [*overrides, "data.path=prompts"])
+
+
+def _format_of(name: str, given: Iterable[str]) -> list[str]:
+    """The overrides for other data that write prompts as in the training of a run; those that are given are not."""
+    own = RunFolder.open(name).format_overrides() if is_run(name) else []
+    return [override for override in own if override.split("=", 1)[0] not in given]
 
 
 @contextmanager

@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE",
                         help="reward=world|module:function|file.py:function, label=bt|soft|argmax (bt), "
-                             "label_temperature=1 (in units of reward), seed=0 (of bt labels), data.world.KNOB=VALUE "
-                             "of the built-in world")  # fmt: skip
+                             "label_temperature=1 (in units of reward), seed=0 (of bt labels), cut_off=keep|drop "
+                             "(keep: texts that were cut off are open completions), data.world.KNOB=VALUE of the "
+                             "built-in world")  # fmt: skip
     parser.add_argument("--shape", choices=SHAPES, default="pairs", help="what the rows are (default: %(default)s)")
     parser.add_argument("--to", metavar="FILE", help="the file to write (default: FILE_pairs.jsonl beside FILE)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -66,21 +67,23 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     from prefopt.train.sources.labels import LabelRule
 
     quiet()
-    reward, label, temperature, seed, rest = split_settings(
-        args.settings, "reward", "label", "label_temperature", "seed"
+    reward, label, temperature, seed, cut, rest = split_settings(
+        args.settings, "reward", "label", "label_temperature", "seed", "cut_off"
     )
     if other := [word for word in rest if not word.startswith("data.world.")]:
         raise UserError(f"{other[0]!r} is not a setting of `prefopt pairs`: it has reward, label, label_temperature, "
-                        "seed and data.world.KNOB")  # fmt: skip
+                        "seed, cut_off and data.world.KNOB")  # fmt: skip
     if reward is None:
         raise UserError("which reward? give reward=world, the folder of a reward model, or reward=module:function")
     rules = {rule.value: rule for rule in LabelRule}
     label = (label or "bt").lower()
+    if cut not in (None, "keep", "drop"):
+        raise UserError(f"cut_off={cut} is not keep or drop")
     if label not in rules:
         raise UserError(f"label={label} is not one of {', '.join(rules)}{nearest(label, list(rules))}")
     how = Labelling(
         data=Data(args.shape), rule=rules[label], seed=number_of("seed", seed or "0", 0),
-        temperature=number_of("label_temperature", temperature or "1", 1e-9, float),
+        temperature=number_of("label_temperature", temperature or "1", 1e-9, float), keep_cut=cut != "drop",
     )  # fmt: skip
     world = {
         key.removeprefix("data.world."): yaml.safe_load(value) for key, _, value in (w.partition("=") for w in rest)
@@ -94,7 +97,8 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_lines(target, found.rows)
     ties = sum(row.get("chosen_score", 0.0) == row.get("rejected_score", 1.0) for row in found.rows)
-    return {**found.figures(), "ties": ties, "left_out": left_out}
+    opened = sum(row.get("ended", []).count(False) for row in found.rows)
+    return {**found.figures(), "open": opened, "ties": ties, "left_out": left_out}
 
 
 def _table(reward: str) -> Any:
@@ -105,6 +109,9 @@ def _table(reward: str) -> Any:
 def _lines(figures: dict[str, Any], target: Path) -> list[str]:
     best = f"{figures['reward_best']:.4g} for the best of a prompt"
     lines = [f"{figures['rows']} rows in {target}", f"reward: {figures['reward']:.4g} on average, {best}"]
+    if figures["open"]:
+        lines.append(f"{figures['open']} completions were cut off: they are open (ended: false), so that no end token "
+                     "is trained; cut_off=drop leaves them out")  # fmt: skip
     lines += [f"left out: {name}: {count}" for name, count in figures["left_out"].items()]
     if figures["ties"]:
         lines.append(f"{figures['ties']} pairs have equal rewards: data.ties=keep trains on them, by default they are "

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from rich.table import Table
 
-from prefopt.cli.loading import records_of
+from prefopt.cli.loading import format_of, records_of
 from prefopt.common.escaping_console import Console
 from prefopt.common.quiet import quiet
 from prefopt.data.data_config import Source
@@ -46,7 +46,7 @@ def evaluate_reward_model(
         if overrides:
             raise UserError(f"{overrides[0]}: rewardbench={rewardbench} is the data; leave other settings out")
         cases = cases_of(open_source(Source(path=rewardbench)).rows)
-        return {"model": name, "file": rewardbench, **run(model, tokenizer, cases).plain()}
+        return {"model": name, "file": rewardbench, **run(model, tokenizer, cases, format_of(name)).plain()}
     config, records, is_held_out = records_of(name, overrides, tokenizer)
     found = figures(score(model, records, max_tokens=config.batch.budget(model.device.type)))
     data = {"path": str(config.data.path or "a mixture"), "records": len(records), "held_out": is_held_out}

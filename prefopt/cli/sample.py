@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import data_of
+    from prefopt.cli.loading import data_of, format_of
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.resolve import resolved_data
@@ -91,15 +92,16 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     models = [word for word in args.what if not SETTING.fullmatch(word)]
     owner = next((name for name in models if is_run(name)), models[0])
     sampling = Sampling(**sampling_options(args))
+    data = format_of(owner, settings) if args.prompt else resolved_data(data_of(owner, settings))
     drawn = []
     for name in models:
         model, tokenizer = open_model(name)
         if args.prompt:
-            prompts = given_prompts(args.prompt, tokenizer)
+            prompts = given_prompts(args.prompt, tokenizer, data)
         else:
-            train, held_out = source_prompts(resolved_data(data_of(owner, settings)), tokenizer)
+            train, held_out = source_prompts(data, tokenizer)
             prompts = (train if held_out is None else held_out)[: args.count]
-        drawn.append(draw(name, model, tokenizer, prompts, count, sampling))
+        drawn.append(draw(name, model, tokenizer, prompts, count, sampling, data.chat_template_kwargs))
     return [group.plain() for group in joined(drawn)]
 
 
@@ -111,9 +113,9 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import data_of
+    from prefopt.cli.loading import data_of, format_of
     from prefopt.common.quiet import quiet
-    from prefopt.data.data_config import DataConfig
+    from prefopt.data.data_config import FORMAT
     from prefopt.data.prepare import prepare
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
@@ -126,14 +128,17 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     if len(models) == 1 and is_run(models[0]):
         models = [RunFolder.open(models[0]).start, models[0]]
     sampling = Sampling(**sampling_options(args))
+    data = None if args.prompt else resolved_data(data_of(owner, settings))
     rows: list[dict[str, Any]] = []
     for name in models:
         model, tokenizer = open_model(name)
-        if args.prompt:
-            encoder = Encoder(tokenizer, DataConfig(path="prompts"))
+        own = format_of(name if is_run(name) else owner, settings)  # a run's model reads prompts as it learnt them
+        if data is None:
+            encoder = Encoder(tokenizer, own)
             prompts, shown = [encoder.prompt(text) for text in args.prompt], list(args.prompt)
         else:
-            prepared = prepare(resolved_data(data_of(owner, settings)), tokenizer, None)
+            as_learnt = {option: getattr(own, option) for option in FORMAT}
+            prepared = prepare(dataclasses.replace(data, **as_learnt), tokenizer, None)
             prompts = held_out_prompts(prepared.train if prepared.eval is None else prepared.eval, args.count or 3)
             shown = [tokenizer.decode(prompt) for prompt in prompts]
         rows = rows or [{"prompt": text, "texts": []} for text in shown]

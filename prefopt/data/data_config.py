@@ -14,6 +14,7 @@ from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
 MEANINGS = (*SIDES, "desirable", "undesirable")
+FORMAT = ("template", "date", "chat_template_kwargs", "system")  # options of how a model's prompts are written
 CHOICES = {
     "truncation": ("drop", "keep_end", "keep_start"),
     "pairs_from": (None, "best_worst", "all", "adjacent"),

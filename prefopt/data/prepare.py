@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from prefopt.data.account import stations, winner_side
 from prefopt.data.data_config import DataConfig
+from prefopt.data.jinja_source import CLOCK, template_source
 from prefopt.data.reader import ReadResult, read
 from prefopt.data.record import Rejection
-from prefopt.data.templates import CLOCK, template_source
 from prefopt.data.token_table import TokenTable
 from prefopt.data.tokenize import TokenResult, tokenize
 from prefopt.data.views import to_view

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from prefopt.data.answers import BLOCK, RenderedAnswer, Start, beginning, left_out, not_printed, span_of, trained_part
 from prefopt.data.data_config import DataConfig
+from prefopt.data.jinja_source import on_date, template_source
 from prefopt.data.record import Message, RowError, Text, is_trained
 from prefopt.data.row_facts import tool_names, unknown
 from prefopt.errors import UserError
 
-NAMED = Path(__file__).with_name("chat_templates")
 VARIANTS = 64  # sets of arguments whose renderers are kept
 GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")  # the tags by which templates mark the assistant's
 MARK = "\ue0f1"
 SENTINEL = "prefopt0sentinel"
-CLOCK = "strftime_now"  # the function by which templates read today's date
-DIRECTIVES = "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"  # of its formats
 QUESTION: Message = {"role": "user", "content": SENTINEL}
 ANSWER: Message = {"role": "assistant", "content": SENTINEL}
 TEMPLATE_MARKS = re.compile(
@@ -43,24 +38,6 @@ class Rendered:
 
     prompt: str
     answers: list[RenderedAnswer]
-
-
-def template_source(name: str, tokenizer: Any) -> str | None:
-    """The Jinja source that `data.template` names, or None for plain text.
-
-    Raises:
-        UserError: no such template.
-    """
-    if name == "auto":
-        own = tokenizer.chat_template
-        return own.get("default") if isinstance(own, dict) else own
-    if name == "plain":
-        return None
-    for path in (Path(name), NAMED / f"{name}.jinja"):
-        if path.suffix == ".jinja" and os.path.isfile(path):  # the text of a template is too long for a name
-            return path.read_text(encoding="utf-8")
-    known = ["auto", "plain", *sorted(path.stem for path in NAMED.glob("*.jinja"))]
-    raise UserError(f"no template {name[:200]!r}: data.template is one of {known}, or a .jinja file")
 
 
 class Plain:
@@ -341,17 +318,6 @@ def renderer(
 
 def _ignoring(name: str) -> str:
     return f"data.ignore=[{name if name == 'tools' else 'chat_template_kwargs'}]"
-
-
-def on_date(source: str, date: str) -> str:
-    """A template in which it is always this day, so that the same records give the same tokens on any day."""
-    if CLOCK not in source:
-        return source
-    day = datetime.date.fromisoformat(date)
-    fields = {f"%{letter}": day.strftime(f"%{letter}") for letter in DIRECTIVES}
-    fields |= {f"%-{letter}": fields[f"%{letter}"].lstrip("0") for letter in "dmj"}  # without leading zeros
-    replaced = "".join(f".replace({name!r}, {value!r})" for name, value in fields.items())
-    return f"{{% macro {CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
 
 
 def with_system(prompt: Text, policy: str) -> Text:

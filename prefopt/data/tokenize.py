@@ -6,7 +6,7 @@ import json
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -230,9 +230,9 @@ class Encoder:
         starts = [min(start, end) for (start, _), end in zip(offsets, [0, *ends], strict=False)]
         return [(bisect_right(ends, start), bisect_left(starts, stop)) for start, stop in answer.spans]
 
-    def prompt(self, prompt: Text) -> list[int]:
-        """Tokens of a prompt to be answered."""
-        return self._ids(self.render.render(prompt, ()).prompt)
+    def prompt(self, prompt: Text, arguments: Mapping[str, Any] | None = None) -> list[int]:
+        """Tokens of a prompt to be answered, with what is given to the chat template beside its turns."""
+        return self._ids(self.render.given(arguments or {}).render(prompt, ()).prompt)
 
     def _ids(self, text: str) -> list[int]:
         return self._coded(text)[0]

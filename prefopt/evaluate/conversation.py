@@ -26,17 +26,18 @@ class Conversation:
         tokenizer: its tokenizer.
         sampling: length, temperature and seed of answers.
         system: the text of the system turn, if there is one.
-        template: as `data.template`.
+        written: how its prompts are written (`prefopt.data.data_config.FORMAT`).
 
     Raises:
         UserError: the template is unknown, or the model has no token that ends a text.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, sampling: Sampling, *, system: str | None = None, template: str = "auto"
-    ) -> None:
+        self, model: Any, tokenizer: Any, sampling: Sampling, *, system: str | None = None,
+        written: DataConfig | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.encoder = Encoder(tokenizer, DataConfig(path="chat", template=template))
+        self.encoder = Encoder(tokenizer, written or DataConfig(path="chat"))
         self.in_turns = self.encoder.render.source is not None
         self.ends = end_tokens(model, tokenizer)
         if not self.ends:

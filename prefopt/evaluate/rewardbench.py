@@ -108,13 +108,18 @@ def cases_of(rows: Iterable[tuple[str, Any]]) -> list[BenchCase]:
     return found
 
 
-def run(model: Any, tokenizer: Any, cases: Sequence[BenchCase]) -> Outcome:
+def run(model: Any, tokenizer: Any, cases: Sequence[BenchCase], written: DataConfig | None = None) -> Outcome:
     """Score the answers of a file, each with its end token, and count.
+
+    Args:
+        model, tokenizer: a reward model.
+        cases: the rows.
+        written: how prompts are written; None: by the tokenizer's own chat template.
 
     Raises:
         UserError: no row is left.
     """
-    encoder, rejected = Encoder(tokenizer, DataConfig(path="rewardbench")), dict[str, int]()
+    encoder, rejected = Encoder(tokenizer, written or DataConfig(path="rewardbench")), dict[str, int]()
     kept, records = [], []
     for case in cases:
         record = Record(id=case.id, kind=Data.LISTS, prompt=case.prompt, completions=case.answers)

@@ -17,8 +17,9 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from prefopt.data.data_config import DataConfig
+from prefopt.data.jinja_source import template_source, trained_template
 from prefopt.data.record import Record, RowError, Text
-from prefopt.data.templates import template_source
+from prefopt.data.row_facts import unknown
 from prefopt.data.tokenize import Encoder, same_tokens
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.scoring import fed_tokens, score
@@ -94,7 +95,7 @@ class ModelReward:
         """Whether it reads the policy's tokens as they are."""
         _, own, writer = self._loaded
         return same_tokens(own, writer.tokenizer) and (
-            template_source("auto", own) == template_source(writer.data.template, writer.tokenizer)
+            template_source("auto", own) == trained_template(writer.tokenizer, writer.data)
         )
 
     @cached_property
@@ -142,12 +143,27 @@ class ModelReward:
                             f"read the prompt {answer.prompt_text[:80]!r}, which is not of the data")  # fmt: skip
         text = self._loaded[2].tokenizer.decode(list(answer.completion), skip_special_tokens=True)
         completion: Text = text if isinstance(given.text, str) else ({"role": "assistant", "content": text},)
+        arguments = self._own(given.arguments)
         record = Record(id="answer", kind=Data.DEMONSTRATIONS, prompt=given.text, completions=(completion,),
-                        arguments=given.arguments)  # fmt: skip
+                        arguments=arguments)  # fmt: skip
         try:
             prompt, (tokens,) = self._encoder.encode(record)
-        except RowError:  # an empty answer: nothing but its end
-            prompt, tokens = self._encoder.prompt(given.text), [self._encoder.tokenizer.eos_token_id]
-        else:
-            tokens = tokens if answer.ended else tokens[:-1]
+        except RowError:  # an empty answer, or one that the template would change: as it was said
+            prompt, tokens = self._as_said(given.text, arguments, text)
+        tokens = tokens if answer.ended else tokens[:-1] or tokens
         return np.array(prompt, np.int32), np.array(tokens, np.int32)
+
+    def _as_said(self, prompt: Text, arguments: Mapping[str, Any], text: str) -> tuple[list[int], list[int]]:
+        """Prompt and answer without what the template would make of the answer."""
+        tokenizer = self._encoder.tokenizer
+        try:
+            head = self._encoder.prompt(prompt, arguments)
+        except RowError as error:
+            raise UserError(f"reward={self.path} cannot read the prompt {prompt!s:.80} ({error.reason}): "
+                            f"{error.detail}") from error  # fmt: skip
+        return head, [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    def _own(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a prompt's arguments those that the reward model's template reads; tools it must print."""
+        source = self._encoder.render.source or ""
+        return {name: one for name, one in arguments.items() if name == "tools" or not unknown([name], source)}

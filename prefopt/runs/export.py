@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from prefopt.data.data_config import DataConfig
-from prefopt.data.templates import Chat, renderer, template_source
+from prefopt.data.jinja_source import trained_template
+from prefopt.data.templates import Chat, renderer
 from prefopt.engine.generation import end_tokens
 from prefopt.errors import UserError, first_line
 from prefopt.models.export_folder import ExportCheck, export_model, upload
@@ -102,9 +102,11 @@ def _loaded(run: RunFolder, final: str, dtype: str) -> tuple[Any, Any, Any]:
 
 
 def set_chat_template(tokenizer: Any, run: RunFolder) -> None:
-    """Give the tokenizer the chat template that the run's prompts were made with, if they had one."""
-    name = str(run.located.get("data", {}).get("template", "auto"))
-    source = template_source(name, tokenizer)
+    """Give the tokenizer the chat template that the run's prompts were made with, if they had one.
+
+    Its arguments of training are its defaults.
+    """
+    source = trained_template(tokenizer, run.format)
     if source is not None:
         tokenizer.chat_template = source
 
@@ -127,8 +129,8 @@ def set_generation(model: Any, tokenizer: Any, run: RunFolder) -> None:
         UserError: the settings of the model cannot be saved.
     """
     ends = set(end_tokens(model, tokenizer))
-    data = run.located.get("data", {})
-    shape = renderer(tokenizer, str(data.get("template", "auto")), str(data.get("system", DataConfig.system)))
+    data = run.format
+    shape = renderer(tokenizer, data.template, data.system, data.date, data.chat_template_kwargs)
     if isinstance(shape, Chat) and shape.end_token is not None:
         ends.add(tokenizer.convert_tokens_to_ids(shape.end_token))
     settings = model.generation_config

@@ -25,8 +25,8 @@ from prefopt.common.redact import HIDDEN, redact, redacted
 from prefopt.common.versions import version_of
 from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
+from prefopt.data.jinja_source import template_source
 from prefopt.data.prepare import Prepared
-from prefopt.data.templates import template_source
 from prefopt.data.tokenize import digest_of_tokenizer
 from prefopt.engine.reference.fingerprint import fingerprint
 from prefopt.errors import UserError

@@ -13,6 +13,7 @@ from prefopt import worlds
 from prefopt.common.digest import FileState, of_files, of_json
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
+from prefopt.data.row_facts import ARGUMENTS
 from prefopt.errors import UserError, nearest
 from prefopt.models.load import load_tokenizer
 from prefopt.models.model_config import ModelConfig
@@ -88,7 +89,9 @@ def writer_of(groups: Sequence[SampleGroup]) -> Writer:
     """
     tokenizer = load_tokenizer(ModelConfig(path=model_path(groups[0].models[0])))
     given = {g.answers[0].prompt: GivenPrompt(text=g.given, arguments=g.arguments) for g in groups}
-    return Writer(tokenizer=tokenizer, data=DataConfig(path="samples"), prompts=lambda: given)
+    arguments = dict(groups[0].sampling.get(ARGUMENTS, {}))
+    data = DataConfig(path="samples", chat_template_kwargs=arguments)
+    return Writer(tokenizer=tokenizer, data=data, prompts=lambda: given)
 
 
 def given_by_tokens(prompts: Iterable[SourcePrompt]) -> dict[tuple[int, ...], GivenPrompt]:

@@ -25,8 +25,8 @@ from prefopt.common.redact import printable, redact, redacted
 from prefopt.config.run_config import RunConfig
 from prefopt.config.tracking import log_options, log_texts, tracker, trainer_options
 from prefopt.data.account import account
+from prefopt.data.jinja_source import trained_template
 from prefopt.data.prepare import FEWEST, HELD_OUT, MOST, Prepared
-from prefopt.data.templates import template_source
 from prefopt.engine.cpu import give_back
 from prefopt.errors import Stopped, ThresholdError
 from prefopt.evaluate.held_out import HeldOut, of_table, score, write_rows
@@ -218,8 +218,9 @@ def _load(config: RunConfig, log: Log) -> _Loaded:
     if accelerator and (advice := precision_advice(accelerator.type, config.model.dtype, config.trainer)):
         log(advice)
     start = start_of(config, tokenizer, model)
-    if config.loss.needs.reward_model:  # whoever uses it must write prompts as they were in training
-        tokenizer.chat_template = template_source(config.data.template, tokenizer)
+    template = trained_template(tokenizer, config.data)  # whoever uses the model must write prompts as in training
+    if template is not None or config.loss.needs.reward_model:
+        tokenizer.chat_template = template
     return _Loaded(config=loadable, tokenizer=tokenizer, prepared=prepared, model=model, start=start, reward=reward)
 
 

@@ -20,6 +20,7 @@ from prefopt.common.bounds import check_yaml
 from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
+from prefopt.data.data_config import FORMAT, DataConfig
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
@@ -148,6 +149,16 @@ class RunFolder:
         model = self.located.get("model", {})
         return str(model.get("reference") or model.get("path"))
 
+    @property
+    def format(self) -> DataConfig:
+        """How the prompts of training were written."""
+        data = self.located.get("data", {})
+        return DataConfig(path=str(self.path), **{name: data[name] for name in FORMAT if name in data})
+
+    def format_overrides(self) -> list[str]:
+        """The overrides with which prompts of other data are written in the same way."""
+        return [one for one in self._overrides(self.located) if _is_of_format(one)]
+
     def overrides(self) -> list[str]:
         """The overrides with which `prefopt train` runs the same again: every value that is not a default.
 
@@ -178,7 +189,7 @@ class RunFolder:
         """The run's configuration, with overrides of the command line's kind on top.
 
         An override that chooses a whole group, such as `tracking=none`, replaces all of the run's settings in it. So do
-        other data: columns and splits of the run's own do not belong to them.
+        other data: columns and splits of the run's own do not belong to them, but its model reads prompts as it did.
 
         Raises:
             UserError: the configuration is not a run's, or an override is wrong.
@@ -190,7 +201,8 @@ class RunFolder:
         own = [
             override
             for override in self._overrides(self.located)
-            if (key := override.split("=", 1)[0]) not in given and key.split(".", 1)[0] not in replaced
+            if (key := override.split("=", 1)[0]) not in given
+            and (key.split(".", 1)[0] not in replaced or _is_of_format(override))
         ]
         try:
             return compose([*own, *overrides])
@@ -254,6 +266,11 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
         if value is not dataclasses.MISSING:
             found[field.name] = json.loads(json.dumps(value, default=str))
     return found
+
+
+def _is_of_format(override: str) -> bool:
+    group, _, name = override.split("=", 1)[0].partition(".")
+    return group == "data" and name in FORMAT
 
 
 def is_run(path: str | Path) -> bool:

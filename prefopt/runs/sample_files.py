@@ -22,6 +22,7 @@ from prefopt.data.make import content_hash
 from prefopt.data.prepare import prepare
 from prefopt.data.reader import read
 from prefopt.data.record import Record, Text
+from prefopt.data.row_facts import ARGUMENTS, ENDED
 from prefopt.data.tokenize import Encoder
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import end_tokens, sample
@@ -34,6 +35,7 @@ from prefopt.train.sources.draws import LABELS, TEXTS, generator
 from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled
 
 TOGETHER = 256  # prompts whose random numbers are held at once
+_MAKE = "make it with `prefopt sample MODEL data.path=FILE num_generations=4 --to FILE`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class SampleGroup:
         id: of the record that the prompt is of.
         given: the prompt as the data has it: a text, or turns.
         arguments: what the data gives the chat template beside the turns.
-        sampling: the options that the samples were drawn with.
+        sampling: the options that the samples were drawn with, and of all prompts' chat template.
         answers: the samples.
         texts: the same as a data file has completions: without end token.
         logps: the log-prob of each token of each sample.
@@ -124,9 +126,9 @@ def source_prompts(data: DataConfig, tokenizer: Any) -> tuple[list[SourcePrompt]
     )
 
 
-def given_prompts(texts: Sequence[str], tokenizer: Any) -> list[SourcePrompt]:
+def given_prompts(texts: Sequence[str], tokenizer: Any, written: DataConfig) -> list[SourcePrompt]:
     """Prompts that are given as texts; the id of each is a hash of its text."""
-    encoder = Encoder(tokenizer, DataConfig(path="prompts"))
+    encoder = Encoder(tokenizer, written)
 
     def prompt(text: str) -> SourcePrompt:
         tokens = np.array(encoder.prompt(text), np.int32)
@@ -148,13 +150,15 @@ def _with_texts(tokens: Sequence[TokenRecord], records: Sequence[Record]) -> lis
 
 
 def draw(
-    name: str, model: Any, tokenizer: Any, prompts: Sequence[SourcePrompt], count: int, sampling: Sampling
-) -> list[SampleGroup]:
+    name: str, model: Any, tokenizer: Any, prompts: Sequence[SourcePrompt], count: int, sampling: Sampling,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[SampleGroup]:  # fmt: skip
     """`count` samples of each prompt. What is drawn is a function of (seed, id of the prompt's record).
 
     Args:
         name: the model's, for the record.
         sampling: a temperature above 0.
+        template_arguments: `data.chat_template_kwargs` of the prompts, for the record.
 
     Raises:
         UserError: neither model nor tokenizer has an end token, or the temperature is 0.
@@ -166,6 +170,8 @@ def draw(
         raise UserError(f"num_generations={count} must be at least 1")
     if sampling.temperature <= 0:
         raise UserError("at temperature 0 all samples of a prompt are the same text: give --temperature 1")
+    options = dataclasses.asdict(sampling)
+    options |= {ARGUMENTS: dict(template_arguments)} if template_arguments else {}
     groups = []
     with opened(model) as policy:
         for start in range(0, len(prompts), TOGETHER):
@@ -185,9 +191,9 @@ def draw(
                         id=prompt.record.id,
                         given=prompt.given,
                         arguments=prompt.arguments,
-                        sampling=dataclasses.asdict(sampling),
+                        sampling=options,
                         answers=tuple(answer(tokenizer, head, one.tokens, ends) for one in drawn),
-                        texts=tuple(_continuation(tokenizer, head, one.tokens) for one in drawn),
+                        texts=tuple(_continuation(tokenizer, head, one.tokens, ends) for one in drawn),
                         logps=tuple(tuple(one.logps.tolist()) for one in drawn),
                         models=(name,) * count,
                     )
@@ -195,12 +201,14 @@ def draw(
     return groups
 
 
-def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
-    """What a completion adds to its prompt: some tokenizers drop the space before a completion that stands alone."""
+def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Sequence[int]) -> str:
+    """What a completion adds to its prompt: some tokenizers drop the space before a completion that stands alone.
+
+    A character that was cut in two is left out.
+    """
     head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
-    if whole.startswith(head):
-        return str(whole[len(head) :])
-    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+    said = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(tokens, skip_special_tokens=True)
+    return str(said) if tokens[-1] in ends else str(said).rstrip("\ufffd")
 
 
 def joined(several: Sequence[Sequence[SampleGroup]]) -> list[SampleGroup]:
@@ -233,15 +241,14 @@ def read_groups(path: Path) -> list[SampleGroup]:
                 rows += [json.loads(written)] if written.strip() else []
                 line += 1
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or first_line(error)}); {_MAKE}") from error
     except ValueError as error:
         raise UserError(f"{path}, line {line}: {first_line(error)}; was the file cut short? Sample again") from error
     try:
         groups = [SampleGroup.of(row) for row in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} does not have samples ({type(error).__name__}: {first_line(error)}): make it with `prefopt sample "
-            "MODEL data.path=FILE num_generations=4 --to FILE`"
+            f"{path} does not have samples ({type(error).__name__}: {first_line(error)}); {_MAKE}"
         ) from error
     if not groups:
         raise UserError(f"{path} has no samples")
@@ -256,12 +263,14 @@ class Labelling:
         data: the shape of the records: pairs, lists or demonstrations.
         rule, temperature: of pairs (`prefopt.train.sources.labels`).
         seed: seeds the labels.
+        keep_cut: keep texts that were cut off, as open completions; else they are in no row.
     """
 
     data: Data = Data.PAIRS
     rule: LabelRule = LabelRule.BT
     temperature: float = 1.0
     seed: int = 0
+    keep_cut: bool = True
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -285,10 +294,9 @@ class Rewarded:
 
 
 def reward_groups(groups: Sequence[SampleGroup], reward: Reward, how: Labelling) -> Rewarded:
-    """Score samples and make records of them.
+    """Score samples and make records of them, but for pairs of equal texts.
 
-    A text that was cut off is in no row: as a completion of a data file it would get an end token that the model did
-    not write. Neither are pairs of equal texts.
+    A text that was cut off is an open completion (`ended: false`): it gets no end token, which the model did not write.
 
     Raises:
         UserError: a reward that is not one finite number for each sample, or a number of samples that cannot be paired.
@@ -302,7 +310,7 @@ def reward_groups(groups: Sequence[SampleGroup], reward: Reward, how: Labelling)
         rows = list(_pairs(groups, rewards, how, left_out))
         about |= {"label": how.rule.value, "label_temperature": how.temperature, "label_seed": how.seed}
     else:
-        rows = list(_ended(groups, rewards, how, left_out))
+        rows = list(_whole_groups(groups, rewards, how, left_out))
     for row in rows:
         row["provenance"] |= about
     return Rewarded(rewards=list(rewards), rows=rows, left_out=left_out)
@@ -327,7 +335,7 @@ def _pairs(
             continue  # a tie is one row, whose equal scores say that it is one (`data.ties`)
         again = pair in made
         made.add(pair)
-        if not (group.answers[chosen].ended and group.answers[rejected].ended):
+        if not all(_usable(group, k, how) for k in (chosen, rejected)):
             left_out["pairs with a text that was cut off"] += not again
         elif group.texts[chosen] == group.texts[rejected]:
             left_out["pairs of equal texts"] += not again
@@ -336,6 +344,7 @@ def _pairs(
                 **_prompt(group),
                 "chosen": group.texts[chosen],
                 "rejected": group.texts[rejected],
+                **_open(group, [chosen, rejected]),
                 "chosen_score": float(scores[chosen]),
                 "rejected_score": float(scores[rejected]),
                 **({"weight": record.weight} if how.rule is LabelRule.SOFT else {}),
@@ -343,31 +352,42 @@ def _pairs(
             }
 
 
-def _ended(
+def _whole_groups(
     groups: Sequence[SampleGroup], rewards: Sequence[NDArray[np.float64]], how: Labelling, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Lists of the samples that ended, or the best of them."""
+    """Lists of the samples, or the best of them."""
     for group, scores in zip(groups, rewards, strict=True):
-        ended = [k for k, a in enumerate(group.answers) if a.ended]
-        left_out["texts that were cut off"] += len(group.answers) - len(ended)
-        if len(ended) < (2 if how.data is Data.LISTS else 1):
+        kept = [k for k in range(len(group.answers)) if _usable(group, k, how)]
+        left_out["texts that were cut off"] += len(group.answers) - len(kept)
+        if len(kept) < (2 if how.data is Data.LISTS else 1):
             left_out["prompts with too few texts that ended"] += 1
         elif how.data is Data.LISTS:
-            texts = [group.texts[k] for k in ended]
-            yield {**_prompt(group), "completions": texts, "scores": [float(scores[k]) for k in ended],
-                   "provenance": _origin(group, ended)}  # fmt: skip
+            texts = [group.texts[k] for k in kept]
+            yield {**_prompt(group), "completions": texts, **_open(group, kept),
+                   "scores": [float(scores[k]) for k in kept], "provenance": _origin(group, kept)}  # fmt: skip
         else:
-            best = max(ended, key=lambda k: scores[k])
-            yield {**_prompt(group), "completion": group.texts[best],
+            best = max(kept, key=lambda k: scores[k])
+            yield {**_prompt(group), "completion": group.texts[best], **_open(group, [best]),
                    "provenance": {**_origin(group, [best]), "best_of": len(group.answers),
                                   "score": float(scores[best])}}  # fmt: skip
 
 
+def _usable(group: SampleGroup, k: int, how: Labelling) -> bool:
+    """Whether a sample can be in a row: it ended, or may be open and says something."""
+    return group.answers[k].ended or (how.keep_cut and bool(group.texts[k].strip()))
+
+
+def _open(group: SampleGroup, members: Sequence[int]) -> dict[str, list[bool]]:
+    """The column that says which completions end, where not all do."""
+    ended = [group.answers[k].ended for k in members]
+    return {} if all(ended) else {ENDED: ended}
+
+
 def _prompt(group: SampleGroup) -> dict[str, Any]:
-    """The columns of a prompt, and of what it gives the chat template."""
-    arguments = dict(group.arguments)
+    """The columns of a prompt, and of what its chat template was given."""
+    arguments = {**group.sampling.get(ARGUMENTS, {}), **group.arguments}
     tools = {"tools": arguments.pop("tools")} if "tools" in arguments else {}
-    return {"prompt": group.given, **tools, **({"chat_template_kwargs": arguments} if arguments else {})}
+    return {"prompt": group.given, **tools, **({ARGUMENTS: arguments} if arguments else {})}
 
 
 def _origin(group: SampleGroup, members: Sequence[int]) -> dict[str, Any]:

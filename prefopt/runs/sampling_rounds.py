@@ -105,7 +105,8 @@ def _draw(config: RunConfig) -> tuple[Drawn, Drawn | None]:
         if prompts is None:
             drawn.append(None)
             continue
-        groups = draw(config.model.path, model, tokenizer, prompts, rollout.num_generations, sampling)
+        groups = draw(config.model.path, model, tokenizer, prompts, rollout.num_generations, sampling,
+                      config.data.chat_template_kwargs)  # fmt: skip
         drawn.append((groups, reward_groups(groups, reward, how)))
     del model
     give_back()

@@ -20,7 +20,7 @@ from prefopt.cli import main
         (["eval", "/no/such/model", "data.path={pairs}"], "cannot load a model"),
         (["sample", "data.path={pairs}"], "which models?"),
         (["report", "{model}"], "is not the folder of a run"),
-        (["chat", "{model}", "--template", "nope"], "no template 'nope'"),
+        (["chat", "{model}", "data.template=nope"], "no template 'nope'"),
         (["chat", "{model}", "--system", "be kind"], "has no chat template"),
     ],
 )

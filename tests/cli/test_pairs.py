@@ -101,6 +101,32 @@ def test_pairs_are_data_with_their_origin(drawn: Path, model_folder: Path, capsy
     assert len(prepare(config, tokenizer, Data.PAIRS).train) == len(rows)
 
 
+@pytest.mark.parametrize("shape", ["pairs", "lists", "demonstrations"])
+def test_texts_that_were_cut_off_are_open(drawn: Path, model_folder: Path, capsys: Capture, shape: str) -> None:
+    samples = {s["id"]: s["texts"] for s in sampled(drawn, model_folder)}
+    target = drawn / f"cut_{shape}.jsonl"
+    words = ["pairs", str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short", "--to", str(target),
+             "--shape", shape, "label=soft"]  # fmt: skip
+    made = {}
+    capsys.readouterr()
+    for cut_off in ("keep", "drop"):
+        assert main([*words, f"cut_off={cut_off}", "--json"]) == 0
+        made[cut_off] = json.loads(capsys.readouterr().out)
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
+        completions = [row.get("completions") or [row[k] for k in ("chosen", "rejected", "completion") if k in row]
+                       for row in rows]  # fmt: skip
+        for row, texts in zip(rows, completions, strict=True):
+            said = {(t["text"], t["ended"]) for t in samples[row["provenance"]["record"]]}
+            assert set(zip(texts, row.get("ended", [True] * len(texts)), strict=True)) <= said
+    assert made["keep"]["open"] > made["drop"]["open"] == 0
+    assert main(words) == 0
+    assert f"{made['keep']['open']} completions were cut off: they are open" in capsys.readouterr().out
+    tokenizer = load_tokenizer(ModelConfig(path=str(model_folder)))
+    tokens = prepare(DataConfig(path=str(target), ties="keep"), tokenizer, None).train
+    last = [c[-1] for i in range(len(tokens)) for c in tokens[i].completions]
+    assert sum(token != tokenizer.eos_token_id for token in last) == made["keep"]["open"]
+
+
 def test_the_other_shapes(drawn: Path, model_folder: Path, capsys: Capture) -> None:
     samples = sampled(drawn, model_folder)
     words = ["pairs", str(drawn / "samples.json"), f"reward={drawn / 'rewards.py'}:short", "--json"]
@@ -112,8 +138,8 @@ def test_the_other_shapes(drawn: Path, model_folder: Path, capsys: Capture) -> N
     best = [json.loads(line) for line in target.read_text().splitlines()]
     for row in best:
         group = next(s for s in samples if s["id"] == row["provenance"]["record"])
-        ended = [t["text"] for t in group["texts"] if t["ended"]]
-        assert row["completion"] in ended
+        ended = {t["text"]: t["ended"] for t in group["texts"]}
+        assert row.get("ended", [True]) == [ended[row["completion"]]]
         assert row["provenance"]["best_of"] == 4
 
 
@@ -125,7 +151,11 @@ def test_the_other_shapes(drawn: Path, model_folder: Path, capsys: Capture) -> N
         (["{samples}", "reward=math:sqrt", "label=best"], "label=best is not one of bt, soft, argmax"),
         (["{samples}", "reward=math:sqrt", "lr=1"], "is not a setting of `prefopt pairs`"),
         (["{samples}", "reward=math:sqrt", "label_temperature=0"], "label_temperature=0 must be a number"),
-        (["nowhere.json", "reward=math:sqrt"], "nowhere.json cannot be read"),
+        (
+            ["nowhere.json", "reward=math:sqrt"],
+            "nowhere.json cannot be read (No such file or directory); make it with `prefopt sample MODEL",
+        ),
+        (["{samples}", "reward=math:sqrt", "cut_off=no"], "cut_off=no is not keep or drop"),
     ],
 )
 def test_what_cannot_be_used_is_named(

@@ -123,7 +123,7 @@ def test_rounds_learn_from_samples_of_the_model_before(
         rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
         made[folder] = {row["texts"][0]["model"] for row in drawn}
         assert all(len(row["rewards"]) == 4 for row in drawn)
-        assert rows[0].keys() == {"prompt", "provenance", *(["chosen", "rejected", "chosen_score", "rejected_score"]
+        assert rows[0].keys() - {"ended"} == {"prompt", "provenance", *(["chosen", "rejected", "chosen_score", "rejected_score"]
                                                             if loss == "dpo" else ["completion"])}  # fmt: skip
     assert made[last] == {str((first / "final").resolve())}
     assert made[first] != made[last]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from prefopt.data import DataConfig, Record, tokenize
 from prefopt.data.fields import blank
+from prefopt.data.jinja_source import on_date
 from prefopt.data.record import Message
-from prefopt.data.templates import on_date
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import UserError
 from prefopt.plugin import Data

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from prefopt.data.data_config import DataConfig
+from prefopt.data.jinja_source import template_source
 from prefopt.data.record import Record, RowError
-from prefopt.data.templates import template_source
 from prefopt.data.token_table import TokenTable
 from prefopt.data.tokenize import Encoder
 
