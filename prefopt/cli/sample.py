@@ -116,6 +116,7 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     from prefopt.cli.loading import data_of, format_of
     from prefopt.common.quiet import quiet
     from prefopt.data.data_config import FORMAT
+    from prefopt.data.images.inputs import decode_prompt
     from prefopt.data.prepare import prepare
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
@@ -140,7 +141,7 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
             as_learnt = {option: getattr(own, option) for option in FORMAT}
             prepared = prepare(dataclasses.replace(data, **as_learnt), tokenizer, None)
             prompts = held_out_prompts(prepared.train if prepared.eval is None else prepared.eval, args.count or 3)
-            shown = [tokenizer.decode(prompt) for prompt in prompts]
+            shown = [decode_prompt(tokenizer, prompt) for prompt in prompts]
         rows = rows or [{"prompt": text, "texts": []} for text in shown]
         written = write_texts(model, tokenizer, prompts, sampling)
         for row, text in zip(rows, written, strict=True):

@@ -38,6 +38,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_cached(path: Path, content: bytes) -> None:
+    """Replace a file in one step, without waiting for the disk: for what is checked when it is read, and made again."""
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def open_to_append(path: Path) -> TextIO:
     """Open a file to add lines to it.
 

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from prefopt.common.digest import of_json
 from prefopt.data.annotators import Annotators
 from prefopt.data.data_config import DataConfig, Source
+from prefopt.data.images.image_files import FILES, ImageShelf, changed, state_of
+from prefopt.data.images.image_places import COLUMNS, with_images, with_marks, without_image_parts
 from prefopt.data.make import with_facts
 from prefopt.data.record import Record, Rejection, RowError
-from prefopt.data.record_table import Log, stored
+from prefopt.data.record_table import Log, RecordTable, data_cache, stored
 from prefopt.data.row_facts import ENDED, common_fact, row_arguments, row_ended
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
@@ -55,10 +58,24 @@ def read(config: DataConfig) -> ReadResult:
     sources = config.sources()
     opened = [open_source(source, streaming=config.streaming) for source in sources]
     content = [[one.key, dataclasses.asdict(source)] for source, one in zip(sources, opened, strict=True)]
+    records, log = _kept(config, sources, opened, content)
+    if changed(log.image_states):  # the data file is as it was, and images beside it are not
+        opened = [open_source(source, streaming=config.streaming) for source in sources]
+        now = {path: state_of(path) for path in log.image_states}
+        records, log = _kept(config, sources, opened, [content, now])
+    FILES.update(log.images)
+    if not records:
+        raise UserError(f"{_names(sources)}: none of the {log.counts['rows']} rows is usable; {_worst(log)}")
+    return ReadResult(records=records, rejections=log.rejections, schema=log.schema, counts=dict(log.counts))
+
+
+def _kept(config: DataConfig, sources: list[Source], opened: list[Opened], content: Any) -> tuple[RecordTable, Log]:
+    """The records of the sources, from the cache where they are there."""
 
     def make(log: Log) -> Iterator[Record]:
+        store = data_cache(config.cache_dir) / "images"
         found = chain.from_iterable(
-            _records(s, one, config.annotators, log) for s, one in zip(sources, opened, strict=True)
+            _records(s, one, config.annotators, log, store) for s, one in zip(sources, opened, strict=True)
         )
         for i, record in enumerate(islice(found, config.max_records), 1):
             yield record
@@ -68,13 +85,10 @@ def read(config: DataConfig) -> ReadResult:
             log.counts.update(one.counts)
         check_codes(log.counts)
 
-    records, log = stored("records", of_json([content, config.max_records, config.annotators]), make, config.cache_dir)
-    if not records:
-        raise UserError(f"{_names(sources)}: none of the {log.counts['rows']} rows is usable; {_worst(log)}")
-    return ReadResult(records=records, rejections=log.rejections, schema=log.schema, counts=dict(log.counts))
+    return stored("records", of_json([content, config.max_records, config.annotators]), make, config.cache_dir)
 
 
-def _records(source: Source, opened: Opened, annotators: str, log: Log) -> Iterator[Record]:
+def _records(source: Source, opened: Opened, annotators: str, log: Log, store: Path) -> Iterator[Record]:
     sample = list(islice(opened.rows, SAMPLE_ROWS))
     good = [_changed(row, source) for _, row in sample if not isinstance(row, Rejection)]
     if not good:
@@ -87,15 +101,21 @@ def _records(source: Source, opened: Opened, annotators: str, log: Log) -> Itera
     schema = recognise(good, source.path) if source.schema == "auto" else named(source.schema)
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
     rows = _readable(chain(sample, opened.rows), source, log)
-    judged = Annotators(annotators)
+    judged, shelf = Annotators(annotators), ImageShelf(image_roots(source), store, log.images, log.image_states)
     for where, row in rows if schema.gather is None else schema.gather(rows):
-        made = _made(schema, row, judged, log)
+        made = _made(schema, row, judged, log, None if schema.gather else shelf.beside(where))
         _account(made, where, len(row.get(PLACES, [where])), log)
         for record in made:
             if isinstance(record, Record) and not judged.take(record := dataclasses.replace(record, source=where), row):
                 yield from _copies(record, source.weight, log)
     for record in judged.merged(log):
         yield from _copies(record, source.weight, log)
+
+
+def image_roots(source: Source) -> list[Path]:
+    """The folders that the paths of a source's images start from."""
+    path = Path(source.path)
+    return [path if path.is_dir() else path.parent]
 
 
 def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
@@ -115,12 +135,18 @@ def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
         log.reject(Rejection(source=error.place or where, reason=error.reason, detail=error.detail, rows=covered))
 
 
-def _made(schema: Schema, row: Row, judged: Annotators, log: Log) -> list[Made]:
-    watched = Watched(row)
+def _made(schema: Schema, row: Row, judged: Annotators, log: Log, shelf: ImageShelf | None = None) -> list[Made]:
     names: Counter[str] = Counter()
     refused: dict[int, RowError] = {}
     try:
-        made = _with_facts(schema.read(watched), watched, watched[MEMBERS] if schema.gather else [watched])
+        original, unplaced = row, ""
+        if shelf is not None:
+            row, unplaced = with_marks(row, shelf)
+        watched = Watched(row)
+        made = schema.read(watched)
+        if row is not original:
+            made = [with_images(one, unplaced) if isinstance(one, Record) else one for one in made]
+        made = _with_facts(made, watched, watched[MEMBERS] if schema.gather else [watched])
         judged.note(made, watched)
         if schema.gather is None:
             names.update(unread(watched))
@@ -176,6 +202,8 @@ def _changed(row: Row, source: Source) -> Row:
     renamed: Row = without(parsed(rename(parsed(row), source.fields)), source.ignore)
     if not source.ended and renamed.get(ENDED) is None:
         renamed = {**renamed, ENDED: False}
+    if not set(COLUMNS).isdisjoint(source.ignore):
+        renamed = without_image_parts(renamed)
     return decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from prefopt.common.cache import cache_dir, cached_folder
 from prefopt.common.digest import of_bytes, of_json
+from prefopt.data.images.image_files import ImageFile, State
 from prefopt.data.record import Record, Rejection, Text, is_tie
 from prefopt.errors import UserError, first_line, of_machine
 from prefopt.plugin import Data
@@ -105,11 +106,13 @@ def decode(row: dict[str, Any], repeat: int) -> Record:
 
 @dataclass
 class Log:
-    """The rejections and counts of making records."""
+    """The rejections and counts of making records, and the images that were looked for."""
 
     rejections: list[Rejection] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     schema: str = ""
+    images: dict[str, ImageFile] = field(default_factory=dict)
+    image_states: dict[str, State] = field(default_factory=dict)
 
     def reject(self, rejection: Rejection) -> None:
         """List and count one rejection."""
@@ -125,13 +128,17 @@ def stored(name: str, key: str, make: Callable[[Log], Iterable[Record]], folder:
         digests, repeats = _write(make(log), target / RECORDS)
         log.counts["records"] = len(digests)
         meta = {"rejections": [asdict(r) for r in log.rejections], "counts": dict(log.counts), "schema": log.schema,
-                "repeats": repeats}  # fmt: skip
+                "repeats": repeats, "images": {name: asdict(file) for name, file in log.images.items()},
+                "image_states": log.image_states}  # fmt: skip
         (target / "meta.json").write_text(json.dumps(meta))
 
     place = cached_folder(data_cache(folder) / f"{name}-{of_json([code_key(), key])}", write)
     with reading(place):
         meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
-        log = Log([Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), str(meta["schema"]))
+        log = Log(
+            [Rejection(**r) for r in meta["rejections"]], Counter(meta["counts"]), str(meta["schema"]),
+            {name: ImageFile(**file) for name, file in meta["images"].items()}, meta["image_states"],
+        )  # fmt: skip
         repeats = {int(row): int(count) for row, count in meta["repeats"].items()}
         table = RecordTable(open_arrow(place / RECORDS, SCHEMA), repeats=repeats, folder=place)
     return table, log

@@ -15,9 +15,11 @@ import jinja2
 
 from prefopt.data.answers import BLOCK, RenderedAnswer, Start, beginning, left_out, not_printed, span_of, trained_part
 from prefopt.data.data_config import DataConfig
+from prefopt.data.images.inputs import inputs_of
 from prefopt.data.jinja_source import on_date, template_source
 from prefopt.data.record import Message, RowError, Text, is_trained
 from prefopt.data.row_facts import tool_names, unknown
+from prefopt.data.template_turns import for_template, with_text_arguments
 from prefopt.errors import UserError
 
 VARIANTS = 64  # sets of arguments whose renderers are kept
@@ -136,6 +138,17 @@ class Chat:
     def end_token(self) -> str | None:
         """The token that ends a plain answer."""
         return self._ending(self._closing or "")[1]
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template prints no turns that are texts, but lists of parts, as some for images do."""
+        if inputs_of(self.tokenizer) is None:
+            return False
+        try:
+            text = self.tokenizer.apply_chat_template([QUESTION], chat_template=self.source, tokenize=False)
+        except Exception:  # a template can raise any exception
+            return True
+        return SENTINEL not in text
 
     @cached_property
     def _closing(self) -> str | None:
@@ -283,13 +296,13 @@ class Chat:
     def _text(self, turns: list[Message], *, answer_next: bool = False, source: str | None = None) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [*map(_for_template, turns)], chat_template=source or self.source, tokenize=False,
-                add_generation_prompt=answer_next, **self.arguments,
+                [for_template(turn, self._in_parts) for turn in turns], chat_template=source or self.source,
+                tokenize=False, add_generation_prompt=answer_next, **self.arguments,
             )  # fmt: skip
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is not valid Jinja: {error}") from error
         except Exception as error:  # a template can raise any exception
-            if isinstance(error, TypeError) and (changed := _with_text_arguments(turns)) != turns:
+            if isinstance(error, TypeError) and (changed := with_text_arguments(turns)) != turns:
                 return self._text(changed, answer_next=answer_next)
             remedy = (
                 "; set data.system=merge or data.system=drop for templates without system turns"
@@ -330,14 +343,6 @@ def with_system(prompt: Text, policy: str) -> Text:
     return (following, *rest)
 
 
-def _for_template(turn: Message) -> dict[str, Any]:
-    """A turn as templates expect it; they read thoughts under several names."""
-    made: dict[str, Any] = {name: value for name, value in turn.items() if name != "train"}
-    if reasoning := turn.get("reasoning_content"):
-        made |= {"thinking": reasoning, "reasoning": reasoning}
-    return made
-
-
 def _as_said(body: str, said: str) -> str:
     """The text of an open answer, with the whitespace at its end that a template may strip."""
     space = said[len(said.rstrip()) :]
@@ -350,16 +355,3 @@ def _turns(text: Text, role: str) -> list[Message]:
 
 def _transcript(turns: tuple[Message, ...]) -> str:
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
-
-
-def _with_text_arguments(turns: list[Message]) -> list[Message]:
-    """The turns with the arguments of tool calls as JSON texts, for templates that join them to other texts."""
-
-    def changed(call: Any) -> Any:
-        inner = {**call.get("function", call)}
-        if isinstance(inner.get("arguments"), dict):
-            inner["arguments"] = json.dumps(inner["arguments"], ensure_ascii=False)
-        return {**call, "function": inner} if "function" in call else inner
-
-    return [{**turn, "tool_calls": [*map(changed, turn["tool_calls"])]} if "tool_calls" in turn else turn
-            for turn in turns]  # fmt: skip

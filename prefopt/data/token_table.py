@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("given", pa.int32()),  # given tokens of the completions
         ("opened", pa.int32()),  # completions that do not end their turns
         ("truncated", pa.int32()),  # prompt tokens that were cut
+        ("images", pa.list_(pa.string())),  # digests of the prompt's images; null for none
         ("reason", pa.string()),  # why the record is rejected; null if it is not
         ("detail", pa.string()),
     ]

@@ -23,12 +23,15 @@ from prefopt.common.versions import version_of
 from prefopt.data.answers import RenderedAnswer
 from prefopt.data.data_config import DataConfig
 from prefopt.data.fields import blank
+from prefopt.data.images.expand import expanded
+from prefopt.data.images.image_places import images_of
+from prefopt.data.images.inputs import Expansion, inputs_of, remember
 from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.record_table import RECORDS, RecordTable, code_key, data_cache, decode, open_arrow, reading
-from prefopt.data.templates import Chat, Plain, renderer
+from prefopt.data.templates import Chat, Plain, Rendered, renderer
 from prefopt.data.token_table import SCHEMA, TokenTable
-from prefopt.data.tokens import as_given
+from prefopt.data.tokens import as_given, token_ids
 from prefopt.data.truncate import shorter_prompts
 from prefopt.errors import UserError, first_line, is_panic
 from prefopt.plugin import Data
@@ -99,7 +102,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, config: DataConfig, control_text: tuple[str, str] | None = None) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end token (eos_token): a completion would never end; set one")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.images = tokenizer, inputs_of(tokenizer)
         self.render: Plain | Chat = renderer(
             tokenizer, config.template, config.system, config.date, config.chat_template_kwargs
         )
@@ -123,6 +126,7 @@ class Encoder:
             _backend(self.tokenizer), self.tokenizer.special_tokens_map, self.adds_bos, self.render.source,
             self.render.system, self.render.arguments, self.max_length, self.truncation,
             ["scored", *sorted(self.control.items())] if self.control else [],
+            None if self.images is None else self.images.settings,
             version_of("tokenizers"), version_of("transformers"),
         ])  # fmt: skip
 
@@ -143,11 +147,13 @@ class Encoder:
             "given": 0,
             "opened": 0 if record.ended is None else record.ended.count(False),
             "truncated": 0,
+            "images": None,
             "reason": None,
             "detail": None,
         }
         try:
             row["prompt"], completions, row["truncated"] = self._fit(record)
+            row["images"] = images_of(record.prompt) and self._images_in(row["prompt"])
             row["given"] = sum(token < 0 for ids in completions for token in ids) if _has_given(record) else 0
             row["completions"] = [self.control.get(record.desirable, []) + tokens for tokens in completions]
         except RowError as error:
@@ -170,7 +176,7 @@ class Encoder:
             return prompt, completions, 0
         if self.truncation == "drop":
             raise self._too_long(whole, completions, "data.truncation=keep_end cuts prompts")
-        if isinstance(record.prompt, str) and self.render.source is None:
+        if isinstance(record.prompt, str) and self.render.source is None and not images_of(record.prompt):
             start = 1 if prompt[0] == self.bos else 0
             if budget - start < 1:
                 raise self._too_long(whole, completions, "the completion alone is too long")
@@ -185,7 +191,7 @@ class Encoder:
     def encode(self, record: Record, prompt: Any = None) -> tuple[list[int], list[list[int]]]:
         """Tokens of the prompt and of each completion, split at their longest common prefix, of any length."""
         prompt = record.prompt if prompt is None else prompt
-        made = self.render.given(record.arguments).render(prompt, record.completions, record.ended)
+        made, parts = self._rendered(self.render.given(record.arguments), prompt, record.completions, record.ended)
         texts = [made.prompt, *(answer.text for answer in made.answers)]
         longest = max(map(len, texts))
         if self.truncation == "drop" and longest > self.max_length * self.longest_token:
@@ -200,7 +206,30 @@ class Encoder:
         completions = [self._completion(answer, shared, one) for answer, one in zip(made.answers, coded, strict=True)]
         if record.kind is Data.PAIRS and completions[0] == completions[1]:
             raise RowError("identical_tokens", "both sides are the same tokens under this template")
-        return head[:shared], completions
+        head = self._coded_images(head[:shared], prompt, parts)
+        if self.images is not None:
+            self.images.check_words(head, *(token_ids(np.array(ids)).tolist() for ids in completions))
+        return head, completions
+
+    def _rendered(
+        self, render: Plain | Chat, prompt: Text, completions: tuple[Text, ...], ended: tuple[bool, ...] | None = None
+    ) -> tuple[Rendered, list[Expansion]]:
+        """The texts of a record with what stands for each image of its prompt, and these parts."""
+        made, digests = render.render(prompt, completions, ended), images_of(prompt)
+        if not digests:
+            return made, []
+        if self.images is None:
+            raise RowError("images_unsupported", "the prompt has an image, and this model takes none: give one that "
+                                                 "does, with its processor, or data.ignore=[images]")  # fmt: skip
+        return expanded(self.images, made, digests)
+
+    def _coded_images(self, ids: list[int], prompt: Text, parts: list[Expansion]) -> list[int]:
+        return self.images.coded(ids, images_of(prompt), parts) if self.images is not None and parts else ids
+
+    def _images_in(self, ids: list[int]) -> list[str]:
+        """The images of a prompt in tokens, which may have been cut."""
+        assert self.images is not None
+        return [*self.images.images_of(np.array(ids, np.int32))]
 
     def _completion(
         self, answer: RenderedAnswer, shared: int, coded: tuple[list[int], list[tuple[int, int]]]
@@ -232,7 +261,8 @@ class Encoder:
 
     def prompt(self, prompt: Text, arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Tokens of a prompt to be answered, with what is given to the chat template beside its turns."""
-        return self._ids(self.render.given(arguments or {}).render(prompt, ()).prompt)
+        made, parts = self._rendered(self.render.given(arguments or {}), prompt, ())
+        return self._coded_images(self._ids(made.prompt), prompt, parts)
 
     def _ids(self, text: str) -> list[int]:
         return self._coded(text)[0]
@@ -335,6 +365,9 @@ def _result(table: pa.Table) -> TokenResult:
     listed = table.select(["source", "reason", "detail", "id"]).filter(bad).to_pylist()
     rejections = [Rejection(**row) for row in listed]
     kept = np.flatnonzero(~bad.to_numpy())
+    pictured = table.select(["prompt", "images"]).filter(pc.is_valid(table.column("images")))
+    for row in pictured.to_pylist():  # other processes may have made them
+        remember(row["prompt"], row["images"])
     counts = Counter(f"rejected/{rejection.reason}" for rejection in rejections)
     counts["records"] = len(kept)
     counts["truncated_prompts"] = pc.sum(pc.greater(table.column("truncated"), 0)).as_py() or 0

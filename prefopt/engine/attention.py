@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from prefopt.engine import cpu
 from prefopt.engine.flex import AttentionOptions, flex_tree_attention
-from prefopt.engine.layout import Group, Piece, TreePlan
+from prefopt.engine.layout import Group, Piece, TreePlan, same_image
 
 NAME = "prefopt"
 # Tensors that models hand to their attention besides q, k, v and mask, and that change no number.
@@ -74,11 +74,14 @@ def _tree_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, o
     sizes = [part.length for part in plan.parts]
     cut = zip(*(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True)
     outs = []
+    start = 0
     for i, (part, (q, k, v)) in enumerate(zip(plan.parts, cut, strict=True)):
         if isinstance(part, Group):
             outs.append(_group(part, q, k, v, plan.mask(i, options.window, q.dtype), options))
         else:
-            outs.append(_piece(part, q, k, v, options))
+            image = None if plan.image is None else plan.image[start : start + part.prompt]
+            outs.append(_piece(part, q, k, v, options, image))
+        start += part.length
     return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 
 
@@ -116,13 +119,19 @@ class _PickRows(torch.autograd.Function):
         return grad.index_select(0, ctx.inverse), None, None
 
 
-def _piece(part: Piece, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-    """Attention of one long tree: the prompt causally, then each branch on the prompt and itself."""
+def _piece(
+    part: Piece, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, image: Tensor | None = None
+) -> Tensor:
+    """Attention of one long tree: the prompt causally, then each branch on the prompt and itself.
+
+    `image` (prompt,) is the image of each position of the prompt that sees all of its image, -1 for none.
+    """
     sizes = [part.prompt, *part.branches]
     qs, ks, vs = (torch.split(x, sizes, 2) for x in (q, k, v))
     # Without a mask sdpa skips the upper half of the square.
-    plain = options.softcap is None and (options.window is None or options.window >= part.prompt)
-    mask = None if plain else _causal(part.prompt, part.prompt, options.window, q.device)
+    within = options.window is None or options.window >= part.prompt
+    plain = options.softcap is None and within and image is None
+    mask = None if plain else _causal(part.prompt, part.prompt, options.window, q.device, image)
     outs = [_attend(qs[0], ks[0], vs[0], mask, options)]
     for qb, kb, vb in zip(qs[1:], ks[1:], vs[1:], strict=True):
         n = qb.shape[2]
@@ -131,11 +140,13 @@ def _piece(part: Piece, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptio
     return torch.cat([o.transpose(1, 2) for o in outs], 1)
 
 
-def _causal(n: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(1, 1, n, keys) bool for the last n of `keys` consecutive positions."""
+def _causal(n: int, keys: int, window: int | None, device: torch.device, image: Tensor | None = None) -> Tensor:
+    """(1, 1, n, keys) bool for the last n of `keys` consecutive positions; of one image each sees all (n = keys)."""
     at = torch.arange(keys - n, keys, device=device)[:, None]
     to = torch.arange(keys, device=device)[None, :]
     seen = to <= at
+    if image is not None:
+        seen = seen | same_image(image)
     if window is not None:
         seen &= at - to < window
     return seen[None, None]

@@ -73,13 +73,15 @@ def block_mask(plan: TreePlan, window: int | None) -> BlockMask:
 def mask_of(plan: TreePlan, window: int | None) -> Mask:
     """A function of two places in the row: whether the query at the first sees the key at the second.
 
-    It does if both are of one tree, and the key is in the prompt or in the query's branch, not later, and within the
-    window by position.
+    It does if both are of one tree, and the key is in the prompt or in the query's branch, not later unless both are
+    of one image (`plan.image`), and within the window by position.
     """
-    tree, scope, position = plan.tree, plan.scope, plan.position
+    tree, scope, position, image = plan.tree, plan.scope, plan.position, plan.image
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (tree[q] == tree[k]) & ((scope[k] == 0) | (scope[k] == scope[q])) & (q >= k)
+        if image is not None:
+            seen = seen | ((image[q] == image[k]) & (image[q] >= 0))
         if window is not None:
             seen = seen & (position[q] - position[k] < window)
         return seen

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from prefopt.engine.attention import NAME, OPEN
 from prefopt.engine.head import Head, Reference, TokenStats, token_stats
+from prefopt.engine.image_arguments import image_arguments
 from prefopt.engine.layout import Layout, Row
 from prefopt.engine.limits import check_length
 from prefopt.engine.router import router_load
@@ -62,7 +63,7 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         UserError: a token id or a length that torch would accept, with wrong results.
     """
     _check_row(causal, row)
-    decoder = getattr(causal, causal.base_model_prefix, None) or causal.model  # Llama 4's prefix names nothing
+    decoder = decoder_of(causal)
     call: dict[str, Any] = {"input_ids": row.input_ids, "use_cache": False}
     if row.tree is not None:
         if attention_name(causal) != NAME:  # any other would ignore the tree
@@ -72,6 +73,8 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         call["prefopt_tree"] = row.tree
     else:
         call["attention_mask"] = row.attention_mask
+    if row.images is not None:
+        call |= image_arguments(decoder, row)
     if options.router:
         call["output_router_logits"] = True
     output = decoder(**call)
@@ -87,6 +90,11 @@ def score_row(causal: Any, row: Row, options: Options = PLAIN) -> TokenStats | T
         stats = token_stats(hidden, row.target, head, options.vocab, entropy=options.entropy,
                             reference=options.reference, epsilon=options.epsilon)  # fmt: skip
     return stats._replace(router=router_load(causal, output, row)) if options.router else stats
+
+
+def decoder_of(causal: Any) -> Any:
+    """The model below the output layer."""
+    return getattr(causal, causal.base_model_prefix, None) or causal.model  # Llama 4's prefix names nothing
 
 
 def unwrap(model: Any) -> Any:
@@ -123,7 +131,7 @@ def check_model(model: Any) -> None:
 def attention_name(causal: Any) -> str:
     """The name of a model's attention."""
     # upstream: transformers made the setter public, not the getter (huggingface/transformers#38974)
-    name: str = causal.config._attn_implementation
+    name: str = causal.config.get_text_config()._attn_implementation
     return name
 
 
@@ -134,10 +142,16 @@ def set_attention(causal: Any, name: str) -> str:
         verbosity = logging.get_verbosity()
         logging.set_verbosity(ERROR)  # the gates find out where it cannot be set
         try:
-            causal.set_attn_implementation(name)
+            causal.set_attn_implementation({part: name} if (part := _text_part(causal.config)) else name)
         finally:
             logging.set_verbosity(verbosity)
     return before
+
+
+def _text_part(config: Any) -> str | None:
+    """The name, in the config of a model with several parts, of that of its language model."""
+    text = config.get_text_config()
+    return next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Trees must pass three gates: what the model declares of itself, a leak test (the
 another branch's log-probs), and a numeric check against the model's own plain forward. Before them, for either layout:
 the engine must know what the model does to the output of its projection, and padded sequences must reproduce its
 log-probs. Of a reward model the scores are judged in place of log-probs: its own classifier reads them where it takes a
-text to end.
+text to end. A model that takes images must pass all of this with images, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefopt.data.images.inputs import ImageInputs, inputs_of
 from prefopt.data.tokens import Ids
 from prefopt.engine.attention import NAME
 from prefopt.engine.cpu import install
@@ -34,12 +35,15 @@ from prefopt.engine.forward import (
     unwrap,
 )
 from prefopt.engine.head import Head, TokenStats
+from prefopt.engine.image_arguments import image_call, with_images
+from prefopt.engine.image_probes import image_probes, special_tokens
 from prefopt.engine.layout import Layout, Tree, lay_out
 from prefopt.engine.limits import steady_positions
 from prefopt.errors import PrefoptError, Stopped, UserError, first_line
 
 logger = logging.getLogger(__name__)
 
+Images = tuple[ImageInputs | None, frozenset[int]]  # what a model makes of images, and tokens that stand for them
 Logps = list[NDArray[np.float64]]  # per token, of each branch
 
 # A sliding window up to this length is probed with a prompt longer than it.
@@ -100,12 +104,19 @@ def _judge(model: Any, causal: Any) -> LayoutVerdict:
     name = type(causal).__name__
     dtype = next(model.parameters()).dtype
     with evaluating(model), torch.no_grad(), _full_precision(next(model.parameters()).device.type):
-        probes = _probes(causal.config.get_text_config(), closing=is_reward_model(causal))
+        inputs = inputs_of(causal)
+        kept = frozenset() if inputs is None else special_tokens(inputs, causal.config)
+        probes = _probes(causal.config.get_text_config(), closing=is_reward_model(causal), kept=kept)
+        if inputs is not None:
+            inputs, pictured = image_probes(inputs, causal.config, closing=is_reward_model(causal))
+            probes += pictured
         if not is_reward_model(causal):
             _check_logit_transform(model, causal, probes[0])
-        expected = [logps for tree in probes for logps in _plain_logps(model, tree)]
+        expected = [logps for tree in probes for logps in _plain_logps(model, tree, inputs)]
+        if inputs is not None:
+            _check_causal(model, probes, expected, (inputs, kept))
         try:
-            error = _error(_row_logps(causal, probes, "padded")[0], expected)
+            error = _error(_row_logps(causal, probes, "padded", inputs)[0], expected)
         except (PrefoptError, torch.OutOfMemoryError):  # a signal among them
             raise
         except Exception as problem:  # a model may do anything with a call it was not written for
@@ -116,7 +127,7 @@ def _judge(model: Any, causal: Any) -> LayoutVerdict:
                 f"last hidden states and its output layer ({error:.2g} off): this architecture is not supported"
             )
         allowed = max(FLOOR.get(dtype, 0.06), MARGIN * error)
-        reason = _static_gate(causal) or _numeric_gates(causal, probes, expected, allowed)
+        reason = _static_gate(causal) or _numeric_gates(causal, probes, expected, allowed, (inputs, kept))
     if reason is not None:
         return LayoutVerdict("padded", f"{name}: {reason}")
     return LayoutVerdict("tree", f"{name}: passed the leak test and the numeric check")
@@ -187,12 +198,32 @@ def _static_gate(causal: Any) -> str | None:
         return None if attention_name(causal) == NAME else "its attention cannot be replaced"
 
 
-def _numeric_gates(causal: Any, probes: list[Tree], expected: Logps, tolerance: float) -> str | None:
+def _check_causal(model: Any, probes: list[Tree], expected: Logps, images: Images) -> None:
+    """Check that no token of a completion sees a later one: some models for images read whole texts at once.
+
+    Raises:
+        UserError: one does.
+    """
+    if probes[0].closing:
+        return  # nothing but the last token is scored
+    changed = []
+    for tree in probes:
+        branches = tuple(np.append(b[:-1], _others(b[-1:], images[1])).astype(np.int32) for b in tree.branches)
+        changed += _plain_logps(model, Tree(tree.prompt, branches), images[0])
+    off = max(float(np.abs(a - b)[:-1].max(initial=0)) for a, b in zip(changed, expected, strict=True))
+    if not off <= TOLERANCE.get(next(model.parameters()).dtype, 1.0):
+        raise UserError(f"{type(unwrap(model)).__name__} lets tokens see later ones ({off:.2g} nats): it is not a "
+                        "causal language model, and is not supported")  # fmt: skip
+
+
+def _numeric_gates(causal: Any, probes: list[Tree], expected: Logps, tolerance: float, images: Images) -> str | None:
     """Why the leak test or the numeric check rules trees out, or None."""
     try:
-        found, windows = _row_logps(causal, probes, "tree")
+        inputs, kept = images
+        found, windows = _row_logps(causal, probes, "tree", inputs)
         # A leak may go either way along the row: change the last branches, then the first.
-        changed = {which: _row_logps(causal, _with_other_tokens(probes, which), "tree")[0] for which in (-1, 0)}
+        others = {which: _with_other_tokens(probes, which, kept) for which in (-1, 0)}
+        changed = {which: _row_logps(causal, trees, "tree", inputs)[0] for which, trees in others.items()}
     except (Stopped, torch.OutOfMemoryError):
         raise
     except Exception as problem:
@@ -217,14 +248,22 @@ def _numeric_gates(causal: Any, probes: list[Tree], expected: Logps, tolerance: 
     return None
 
 
-def _with_other_tokens(probes: list[Tree], which: int) -> list[Tree]:
+def _with_other_tokens(probes: list[Tree], which: int, kept: frozenset[int]) -> list[Tree]:
     """The same trees with other tokens in the first (0) or last (-1) branch of each."""
     changed = []
     for tree in probes:
         branches = list(tree.branches)
-        branches[which] = np.where(branches[which] > 0, branches[which] - 1, 1).astype(np.int32)
+        branches[which] = _others(branches[which], kept)
         changed.append(Tree(tree.prompt, tuple(branches), tree.closing))
     return changed
+
+
+def _others(ids: Ids, kept: frozenset[int]) -> Ids:
+    """Another token in place of each, none of those that stand for images."""
+    other = np.where(ids > 0, ids - 1, 1).astype(np.int32)
+    for i in np.flatnonzero(np.isin(other, list(kept))):
+        other[i] = next(token for token in range(len(kept) + 2) if token not in kept and token != ids[i])
+    return other
 
 
 def _layer_types(config: Any, window: int | None) -> set[str]:
@@ -237,7 +276,7 @@ def _window(config: Any) -> int | None:
     return window if isinstance(window, int) and window > 0 else None
 
 
-def _probes(config: Any, *, closing: bool) -> list[Tree]:
+def _probes(config: Any, *, closing: bool, kept: frozenset[int] = frozenset()) -> list[Tree]:
     """A few trees of random tokens, one longer than a sliding window that is short enough to be probed."""
     rng = np.random.default_rng(0)
     window = _window(config)
@@ -246,6 +285,8 @@ def _probes(config: Any, *, closing: bool) -> list[Tree]:
 
     def ids(n: int) -> Ids:
         drawn = rng.integers(0, config.vocab_size, n).astype(np.int32)
+        for i in np.flatnonzero(np.isin(drawn, list(kept))):
+            drawn[i] = _others(drawn[i : i + 1], kept)[0]
         if closing and drawn[-1] == config.pad_token_id:  # no text ends with it: a classifier reads one before
             drawn[-1] = (drawn[-1] + 1) % config.vocab_size
         return drawn
@@ -254,24 +295,28 @@ def _probes(config: Any, *, closing: bool) -> list[Tree]:
     return [Tree(ids(prompt), tuple(ids(n) for n in branches), closing) for prompt, branches in shapes]
 
 
-def _plain_logps(model: Any, tree: Tree) -> Logps:
+def _plain_logps(model: Any, tree: Tree, inputs: ImageInputs | None = None) -> Logps:
     """Log-probs of each branch by the model's own forward, one unpadded sequence at a time; scores of closing ones."""
     device = next(model.parameters()).device
     found = []
     for branch in tree.branches:
-        ids = torch.from_numpy(np.concatenate((tree.prompt, branch)).astype(np.int64))[None].to(device)
+        prompt = tree.prompt if inputs is None else inputs.ids(tree.prompt)
+        ids = torch.from_numpy(np.concatenate((prompt, branch)).astype(np.int64))[None].to(device)
+        given = {} if inputs is None else image_call(inputs, [tree.prompt], ids, model)
         if tree.closing:
-            found.append(model(input_ids=ids, use_cache=False).logits[0].double().cpu().numpy())
+            found.append(model(input_ids=ids, use_cache=False, **given).logits[0].double().cpu().numpy())
             continue
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt) - 1 : -1].double()
+        logits = model(input_ids=ids, use_cache=False, **given).logits[0, len(tree.prompt) - 1 : -1].double()
         logp = logits - logits.logsumexp(-1, keepdim=True)
         found.append(logp.gather(1, ids[0, len(tree.prompt) :, None])[:, 0].cpu().numpy())
     return found
 
 
-def _row_logps(causal: Any, trees: list[Tree], layout: Layout) -> tuple[Logps, set[int | None]]:
+def _row_logps(
+    causal: Any, trees: list[Tree], layout: Layout, inputs: ImageInputs | None = None
+) -> tuple[Logps, set[int | None]]:
     """Log-probs of each branch with all trees in one row, and the windows that layers asked the tree attention for."""
-    row = lay_out(trees, layout).to(next(causal.parameters()).device)
+    row = with_images(lay_out(trees, layout), inputs).to(next(causal.parameters()).device)
     with install(causal), attention_of(causal, layout):  # as a policy has them
         stats = score_row(causal, row)
     assert isinstance(stats, TokenStats)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefopt.data.images.inputs import inputs_of
 from prefopt.engine.decoders import Decoder, Mixture, PlainDecoder, StateDecoder, batches, check_logits, choose_decoder
 from prefopt.engine.forward import evaluating, unwrap
+from prefopt.engine.image_decoders import choose_image_decoder
 from prefopt.engine.limits import learned_positions
 from prefopt.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 # Finished rows leave the batch when fewer than this share of its rows is still being written.
 COMPACT_BELOW = 0.8
+MOST_PICTURED = 64  # rows of a batch of prompts with images, whose pixels take memory
 
 
 class Blend(NamedTuple):
@@ -128,21 +131,38 @@ def _written(
     ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     results: list[tuple[list[int], Floats | None]] = [([], None) for _ in prompts]
+    inputs = inputs_of(unwrap(model))  # a token that stands for an image would ask for one
+    unwritten = torch.tensor(inputs.reserved, device=model.device) if inputs is not None else None
     with evaluating(model), torch.inference_mode():
         if blend is not None:
             blend.other.eval()
-        decoder = choose_decoder(model, len(prompts[order[-1]]) + max_new_tokens)
-        for rows in batches(prompts, order, batch_size, decoder):
+        for decoder, rows in _batches(model, prompts, order, batch_size, max_new_tokens):
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows]).to(model.device)
             # To some models a prompt of one token looks like a step from a state that is not there.
             stepless = decoder is StateDecoder and len(prompts[rows[0]]) == 1
             kind, given = PlainDecoder if stepless else decoder, [prompts[i] for i in rows]
             alone = kind(model, given)
             texts = alone if blend is None else Mixture(alone, kind(blend.other, given), blend.share)
-            written = _write(texts, draws, max_new_tokens, ends, temperature, scored_at)
+            written = _write(texts, draws, max_new_tokens, ends, temperature, scored_at, unwritten)
             for row, text in zip(rows, written, strict=True):
                 results[row] = text
     return results
+
+
+def _batches(
+    model: Any, prompts: Sequence[Sequence[int]], order: list[int], batch_size: int, max_new_tokens: int
+) -> Iterator[tuple[type[Decoder], list[int]]]:
+    """The places of prompts in batches, each with the decoder that continues it."""
+    pictured = [i for i in order if min(prompts[i]) < 0]
+    plain = [i for i in order if min(prompts[i]) >= 0] if pictured else order
+    if plain:
+        decoder = choose_decoder(model, len(prompts[plain[-1]]) + max_new_tokens)
+        for rows in batches(prompts, plain, batch_size, decoder):
+            yield decoder, rows
+    if pictured:
+        decoder = choose_image_decoder(model)
+        for rows in batches(prompts, pictured, min(batch_size, MOST_PICTURED), decoder):
+            yield decoder, rows
 
 
 def _write(
@@ -152,8 +172,9 @@ def _write(
     ends: Tensor,
     temperature: float,
     scored_at: float | None,
+    unwritten: Tensor | None,
 ) -> list[tuple[list[int], Floats | None]]:
-    """The tokens that a batch of texts goes on with, and their log-probs."""
+    """The tokens that a batch of texts goes on with, none of `unwritten`, and their log-probs."""
     count = len(texts.logits)
     tokens = torch.zeros(count, max_new_tokens, dtype=torch.long)
     wide = torch.float64 if texts.logits.dtype == torch.float64 else torch.float32
@@ -162,7 +183,8 @@ def _write(
     alive = torch.arange(count, device=texts.logits.device)  # the rows still in the decoder, as places in the batch
     unfinished = torch.ones_like(alive, dtype=torch.bool)
     for step in range(max_new_tokens):
-        chosen = _choose(texts.logits, None if uniforms is None else uniforms[alive, step], temperature)
+        logits = texts.logits if unwritten is None else texts.logits.index_fill(-1, unwritten, -torch.inf)
+        chosen = _choose(logits, None if uniforms is None else uniforms[alive, step], temperature)
         tokens[alive.cpu(), step] = chosen.cpu()
         if known is not None and scored_at is not None:
             logits = texts.logits.to(wide) / scored_at
@@ -219,7 +241,8 @@ def _check_model(causal: Any, prompts: Sequence[Sequence[int]], max_new_tokens: 
     """Check that the model's tables have a row for every token and position, before anything is computed."""
     name = type(causal).__name__
     vocab = getattr(causal.get_input_embeddings(), "num_embeddings", causal.config.get_text_config().vocab_size)
-    least, most = min(map(min, prompts)), max(map(max, prompts))
+    pictured = any(min(prompt) < 0 for prompt in prompts) and inputs_of(causal) is not None
+    least, most = 0 if pictured else min(map(min, prompts)), max(map(max, prompts))
     if least < 0 or most >= vocab:
         raise UserError(f"token id {most if most >= vocab else least} of a prompt is beyond the vocabulary of {name}, "
                         f"{vocab} tokens: tokenizer and model do not belong together")  # fmt: skip

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.data.images.inputs import codes_of, has_images
 from prefopt.data.tokens import Ids, token_ids
 
 Layout = Literal["tree", "padded"]
@@ -71,11 +72,16 @@ class Group:
         """(length,) the place of each position in the group: the inverse of `spread`."""
         return (self.index.flatten() >= 0).nonzero().squeeze(1)
 
-    def mask(self, window: int | None) -> Tensor:
-        """(G, 1, T, T) bool: the keys that each query sees. Padding sees itself, so that no softmax is empty."""
+    def mask(self, window: int | None, image: Tensor | None = None) -> Tensor:
+        """(G, 1, T, T) bool: the keys that each query sees. Padding sees itself, so that no softmax is empty.
+
+        `image` (length,) is the image of each position that sees all of its image, -1 for none.
+        """
         q, k = self.scope[:, :, None], self.scope[:, None, :]
         order = torch.arange(self.scope.shape[1], device=self.scope.device)
         seen = (order[:, None] >= order[None, :]) & ((k == q) | (k == 0)) & (k >= 0) & (q >= 0)
+        if image is not None:
+            seen |= same_image(image[self.index.clamp(min=0)].masked_fill(self.index < 0, -1))
         if window is not None:
             seen &= self.position[:, :, None] - self.position[:, None, :] < window
         return (seen | (order[:, None] == order[None, :])).unsqueeze(1)
@@ -101,6 +107,7 @@ class TreePlan:
     tree: Tensor  # (L,) tree of each position
     scope: Tensor  # (L,) branch of each position within its tree, 0 for the prompt
     position: Tensor  # (L,)
+    image: Tensor | None = None  # (L,) image of each position that sees all of its image, ahead too; -1 for none
     masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # the same for flex_attention
     windows: set[int | None] = field(default_factory=set)  # of the layers that have used the plan
@@ -111,9 +118,32 @@ class TreePlan:
         if key not in self.masks:
             group = self.parts[part]
             assert isinstance(group, Group)
-            seen = group.mask(window)
+            start = sum(one.length for one in self.parts[:part])
+            seen = group.mask(window, None if self.image is None else self.image[start : start + group.length])
             self.masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         return self.masks[key]
+
+
+@dataclass(frozen=True, eq=False)
+class RowImages:
+    """The images of a row, until `prefopt.engine.image_arguments` puts them into it, and after.
+
+    Attributes:
+        prompts: for each tree (tree layout) or sequence (padded layout), in the order of the row, its images' codes.
+        places: (R, L) bool, where the model puts what it sees.
+        inputs: what the model is given beside the token ids, by name; empty until images are put in.
+    """
+
+    prompts: tuple[Ids, ...]
+    places: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Ids], places: np.ndarray) -> RowImages | None:
+        """The images of prompts; None where they have none."""
+        if not any(map(has_images, prompts)):
+            return None
+        return cls(tuple(map(codes_of, prompts)), torch.from_numpy(np.ascontiguousarray(places)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +162,7 @@ class Row:
         scored: (C,) how many of the N belong to each completion: `num_tokens`, or 1 of closing trees.
         longest: tokens of the longest sequence, its last one included.
         max_id: largest token id.
+        images: of the prompts; None where they have none. In their places `input_ids` is 0 until they are put in.
     """
 
     input_ids: Tensor
@@ -145,6 +176,7 @@ class Row:
     scored: Tensor
     longest: int
     max_id: int
+    images: RowImages | None = None
 
     def to(self, device: torch.device | str) -> Row:
         """The same row on another device."""
@@ -156,9 +188,14 @@ class Row:
                 return value.to(device, non_blocking=True)
             if isinstance(value, Group):
                 return Group(value.length, *(getattr(value, n).to(device) for n in ("index", "scope", "position")))
+            if isinstance(value, RowImages):
+                return RowImages(
+                    value.prompts, value.places.to(device), {n: v.to(device) for n, v in value.inputs.items()}
+                )
             if isinstance(value, TreePlan):
                 parts = tuple(move(p) for p in value.parts)
-                return TreePlan(parts, *(getattr(value, n).to(device) for n in ("tree", "scope", "position")))  # type: ignore[arg-type]
+                moved: list[Any] = [move(getattr(value, n)) for n in ("tree", "scope", "position", "image")]
+                return TreePlan(parts, *moved)  # type: ignore[arg-type]
             return value
 
         return Row(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
@@ -167,6 +204,11 @@ class Row:
     def tokens_fed(self) -> int:
         """The positions that are computed, padding included."""
         return self.input_ids.numel()
+
+
+def same_image(image: Tensor) -> Tensor:
+    """(..., T, T) bool: positions of one image, from (..., T) images, -1 for none."""
+    return (image[..., :, None] == image[..., None, :]) & (image[..., :, None] >= 0)
 
 
 def lay_out(trees: Sequence[Tree], layout: Layout) -> Row:
@@ -203,11 +245,14 @@ def _tree_row(trees: Sequence[Tree]) -> Row:
     plan = TreePlan(
         _parts(ordered, scope, position), _long(np.repeat(order, sizes[order])), _long(scope), _long(position)
     )
+    ids = np.concatenate(segments)
+    places = (ids < 0) & (scope == 0)
     return Row(
-        input_ids=_long(token_ids(np.concatenate(segments)))[None],
+        input_ids=_long(np.where(places, 0, token_ids(ids)))[None],
         position_ids=plan.position[None],
         tree=plan,
         attention_mask=None,
+        images=RowImages.of([tree.prompt for tree in ordered], places[None]),
         **_targets(trees, source),
     )
 
@@ -266,15 +311,18 @@ def _padded_row(trees: Sequence[Tree]) -> Row:
     for r, sequence in enumerate(sequences):
         ids[r, : len(sequence)] = sequence
         mask[r, : len(sequence)] = 1
+    prompts = np.array([len(t.prompt) for t in owners])
+    places = (ids < 0) & (np.arange(longest) < prompts[:, None])
     source = [
         np.arange(r * longest + first - 1, r * longest + len(sequence))
         for r, (sequence, first) in enumerate(zip(sequences, firsts, strict=True))
     ]
     return Row(
-        input_ids=_long(token_ids(ids)),
+        input_ids=_long(np.where(places, 0, token_ids(ids))),
         position_ids=_long(np.broadcast_to(np.arange(longest), ids.shape).copy()),
         tree=None,
         attention_mask=_long(mask),
+        images=RowImages.of([t.prompt for t in owners], places),
         **_targets(trees, np.concatenate(source)),
     )
 

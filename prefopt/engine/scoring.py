@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prefopt.data.images.inputs import ImageInputs, inputs_of
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import PLAIN, Options, evaluating
 from prefopt.engine.head import TokenStats
+from prefopt.engine.image_arguments import with_images
 from prefopt.engine.layout import Layout, Row, Tree, lay_out
 from prefopt.engine.packing import same_prompt
 from prefopt.engine.policy import opened
@@ -44,14 +46,17 @@ class MicroBatch:
     slots: Tensor
 
     @classmethod
-    def of(cls, branches: Sequence[Branch], layout: Layout, *, closing: bool = False) -> MicroBatch:
+    def of(
+        cls, branches: Sequence[Branch], layout: Layout, *, closing: bool = False, images: ImageInputs | None = None
+    ) -> MicroBatch:
         """The micro-batch of some branches; those with the same prompt share a tree, whatever record they are of.
 
-        `closing` ones are fed with their last tokens, as reward models read them.
+        `closing` ones are fed with their last tokens, as reward models read them; `images` reads those of the prompts.
         """
         members = same_prompt([branch.prompt for branch in branches])
         texts = [tuple(branches[c].completion for c in m) for m in members]
         row = lay_out([Tree(branches[m[0]].prompt, t, closing) for m, t in zip(members, texts, strict=True)], layout)
+        row = with_images(row, images)
         slots = torch.empty(len(branches), dtype=torch.long)
         slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))
         return cls(row, slots)
@@ -153,7 +158,9 @@ def score(
         for chunk in batches_of(records, max_tokens, chosen):
             owners = [i for i in chunk for _ in records[i].completions]
             branches = [Branch(records[i].prompt, c) for i in chunk for c in records[i].completions]
-            out = MicroBatch.of(branches, chosen, closing=policy.is_reward_model).forward(policy, options)
+            out = MicroBatch.of(
+                branches, chosen, closing=policy.is_reward_model, images=inputs_of(policy.causal)
+            ).forward(policy, options)
             for i, scored in zip(chunk, _split(out, owners, tokens), strict=True):
                 results[i] = scored
             progress(len(chunk))

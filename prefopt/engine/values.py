@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prefopt.data.images.inputs import inputs_of
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.forward import Options, evaluating
 from prefopt.engine.head import TokenStats
@@ -60,7 +61,8 @@ def estimate(model: ValueModel, records: Sequence[TokenRecord], *, max_tokens: i
     device, layout = model.head.weight.device, model.body.layout.layout
     with evaluating(model), torch.inference_mode():
         for chunk in batches_of(longer, max_tokens, layout):
-            batch = MicroBatch.of([Branch(longer[i].prompt, c) for i in chunk for c in longer[i].completions], layout)
+            branches = [Branch(longer[i].prompt, c) for i in chunk for c in longer[i].completions]
+            batch = MicroBatch.of(branches, layout, images=inputs_of(model.body.causal))
             row = batch.row.to(device)
             out = Completions.gather(TokenStats(model(row)), row, batch.slots.to(device))
             texts = np.split(out.stats.logp.float().cpu().numpy(), np.cumsum(out.num_tokens.cpu().numpy())[:-1])

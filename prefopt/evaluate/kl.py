@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefopt.data.images.inputs import inputs_of
 from prefopt.engine.forward import Options, evaluating
 from prefopt.engine.gates import choose_layout
 from prefopt.engine.head import Reference
@@ -73,7 +74,7 @@ def kl_divergence(
             branches = [
                 Branch(np.array(prompts[i], dtype=np.int32), np.array(completions[i], dtype=np.int32)) for i in chunk
             ]
-            batch = MicroBatch.of(branches, layout.layout)
+            batch = MicroBatch.of(branches, layout.layout, images=inputs_of(own_policy.causal))
             own = batch.forward(own_policy, Options(entropy=True))
             hidden = own_policy(batch.row.to(own_policy.device), Options(hidden_only=True))
             # The engine's statistic is KL(its reference || the model it runs): here the policy stands first.

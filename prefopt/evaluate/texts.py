@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prefopt.common.estimate import Estimate
 from prefopt.config.run_config import RunConfig
+from prefopt.data.images.inputs import decode_prompt
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import end_tokens
 from prefopt.engine.policy import Policy, opened
@@ -114,7 +115,7 @@ def greedy_texts(config: RunConfig, model: Any, tokenizer: Any, held_out: Any) -
         return []
     texts = write_texts(model, tokenizer, prompts, Sampling(max_new_tokens=config.evaluation.max_new_tokens))
     return [
-        (tokenizer.decode(p), tokenizer.decode(t, skip_special_tokens=True))
+        (decode_prompt(tokenizer, p), tokenizer.decode(t, skip_special_tokens=True))
         for p, t in zip(prompts, texts, strict=True)
     ]
 

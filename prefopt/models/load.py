@@ -11,8 +11,16 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
 
+from prefopt.data.images.inputs import attach as attach_inputs
 from prefopt.errors import PrefoptError, UserError, first_line, is_panic, of_machine
 from prefopt.models.adapters import (
     BASE,
@@ -28,6 +36,7 @@ from prefopt.models.folder import check_files, check_layers, check_path
 from prefopt.models.gguf import PACKAGE, from_package
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.peft_config import PeftConfig
+from prefopt.models.processor import load_image_inputs, takes_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -53,7 +62,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
         )
     if not isinstance(tokenizer.model_max_length, int | float):  # compared with lengths at every call
         raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is not a number")
-    return tokenizer
+    inputs = load_image_inputs(path, config.revision, tokenizer)
+    return tokenizer if inputs is None else attach_inputs(tokenizer, inputs)
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> Any:
@@ -174,15 +184,16 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         if any(str(name).endswith("ForSequenceClassification") for name in settings.architectures or ()):
             raise UserError(f"model.path={config.path} is a reward model, which predicts no tokens: it scores texts "
                             "(reward=, judge=, prefopt eval)")  # fmt: skip
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            resolved, config=settings, output_loading_info=True, **how, **shared
-        )
+        sees = takes_images(settings, resolved, revision)
+        kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(resolved, config=settings, output_loading_info=True, **how, **shared)
         model, about = loaded
     if about["missing_keys"]:
         absent = sorted(about["missing_keys"])
         raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
                         f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
-    return model
+    inputs = load_image_inputs(resolved, revision) if sees else None
+    return model if inputs is None else attach_inputs(model, inputs)
 
 
 @contextmanager

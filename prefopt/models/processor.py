@@ -1,17 +1,29 @@
-"""Keeps what a multimodal checkpoint has beside its tokenizer: the settings of its processor."""
+"""Loads the processor by which a model takes images, and keeps what a checkpoint has beside its tokenizer."""
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
+from typing import Any
 
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+)
 from transformers.utils import AUDIO_TOKENIZER_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
+from prefopt.data.images.inputs import ImageInputs
 from prefopt.models.adapters import BASE, saved_settings
 
 # Settings of processors for images, sound and video, none of which the tokenizer saves.
 FILES = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, AUDIO_TOKENIZER_NAME)
+BACKEND = "pil"  # gives the same pixels with torchvision and without
+PARTS = ["image_processor", "tokenizer"]  # of a processor: what images and text need
 
 
 def copy_processor(source: str, target: Path, revision: str | None = None) -> None:
@@ -20,9 +32,74 @@ def copy_processor(source: str, target: Path, revision: str | None = None) -> No
     if saved is not None:
         copy_processor(saved[BASE], target)
     for name in FILES:
-        try:
-            file = cached_file(source, name, revision=revision)
-        except OSError:  # most models have none
-            continue
-        if file is not None:
+        if (file := _file(source, name, revision)) is not None:
             shutil.copyfile(file, target / name)
+
+
+def takes_images(config: Any, path: str, revision: str | None = None) -> bool:
+    """Whether transformers has a model for images and text, and its processor, for a config and the files beside it."""
+    known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in PROCESSOR_MAPPING
+    return known and _placeholder(config) is not None and _has_processor(path, revision)
+
+
+def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = None) -> ImageInputs | None:
+    """What turns images into the inputs of the model in a folder or on the hub; None for one that takes no images.
+
+    No code of the model's author is run for it, whatever `model.trust_remote_code` says.
+
+    Args:
+        path: a folder, of an adapter too, or a hub id.
+        revision: of a hub id.
+        tokenizer: the model's, where it is loaded already; it gets the processor's chat template.
+    """
+    saved = saved_settings(path)
+    if saved is not None:
+        return load_image_inputs(saved[BASE], None, tokenizer)
+    if not _has_processor(path, revision):
+        return None
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    if not takes_images(config, path, revision):
+        return None
+    how = {"revision": revision, "trust_remote_code": False}
+    images = AutoImageProcessor.from_pretrained(path, backend=BACKEND, **how)  # type: ignore[no-untyped-call]
+    tokenizer = AutoTokenizer.from_pretrained(path, **how) if tokenizer is None else tokenizer
+    kind: Any = PROCESSOR_MAPPING[type(config)]
+    settings = kind.get_processor_dict(path, revision=revision)[0]
+    asked = inspect.signature(kind.__init__).parameters.keys() - {*kind.get_attributes(), "self"}
+    own = {name: settings[name] for name in asked if name in settings}
+    if own.get("chat_template") is not None:
+        tokenizer.chat_template = own["chat_template"]
+    return ImageInputs.of(image_processor(kind, images, tokenizer, own), int(_placeholder(config) or 0))
+
+
+def image_processor(kind: Any, images: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    """A processor of this class for images and text alone, because those of videos need torchvision."""
+    if sorted(kind.get_attributes()) == PARTS:
+        return kind(image_processor=images, tokenizer=tokenizer, **settings)
+
+    class ImageProcessor(kind):  # type: ignore[misc]
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **kwargs)
+
+        def __reduce__(self) -> Any:  # for the processes of a loader
+            return image_processor, (kind, images, tokenizer, settings)
+
+    return ImageProcessor(image_processor=images, tokenizer=tokenizer, **settings)
+
+
+def _placeholder(config: Any) -> int | None:
+    """The id of the token in whose place a model puts an image."""
+    found = getattr(config, "image_token_id", None)
+    return found if found is not None else getattr(config, "image_token_index", None)
+
+
+def _has_processor(path: str, revision: str | None) -> bool:
+    return any(_file(path, name, revision) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME))
+
+
+def _file(path: str, name: str, revision: str | None) -> str | None:
+    try:
+        found: str | None = cached_file(path, name, revision=revision)
+    except OSError:  # most models have none
+        return None
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.data.images.inputs import inputs_of
 from prefopt.engine.forward import Options
 from prefopt.engine.packing import EpochPlan, Indices
 from prefopt.engine.policy import Policy
@@ -82,7 +83,7 @@ def probe(model: Any, plan: EpochPlan, feed: Feed, heaviest: Indices, needs: Nee
     sizes = sorted({_count_up_to(plan.record_tokens[heaviest[order]], limit) for limit in (SMALL, LARGE)})
     parts = [heaviest[order[:size]] for size in sizes]
     tokens = [plan.tokens(part) for part in parts]
-    batcher = Batcher(needs, plan.layout, plan.max_tokens)
+    batcher = Batcher(needs, plan.layout, plan.max_tokens, images=inputs_of(policy.causal))
     works = [batcher.work(GlobalBatch(feed, part, None), part) for part in parts]
     loads = [plan.work(part) for part in parts]
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.images.inputs import decode_prompt
 from prefopt.errors import UserError, first_line
 
 
@@ -38,7 +39,7 @@ def answer(tokenizer: Any, prompt: Sequence[int], completion: Sequence[int], end
     return Answer(
         prompt=tuple(prompt),
         completion=tuple(completion),
-        prompt_text=tokenizer.decode(list(prompt)),
+        prompt_text=decode_prompt(tokenizer, prompt),
         text=tokenizer.decode(list(completion)),
         ended=completion[-1] in ends,
     )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.data_config import DataConfig
+from prefopt.data.images.inputs import decode_prompt
 from prefopt.data.make import content_hash
 from prefopt.data.prepare import prepare
 from prefopt.data.reader import read
@@ -206,7 +207,7 @@ def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Se
 
     A character that was cut in two is left out.
     """
-    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
+    head, whole = (decode_prompt(tokenizer, i, skip_special_tokens=True) for i in (prompt, prompt + tokens))
     said = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(tokens, skip_special_tokens=True)
     return str(said) if tokens[-1] in ends else str(said).rstrip("\ufffd")
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from prefopt.common.cache import cache_dir
+from prefopt.data.images.inputs import inputs_of
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.forward import unwrap
@@ -166,7 +167,7 @@ def _build(
     )
     remove_randomness(parts.policy)
     batcher = Batcher(needs, parts.policy.layout.layout, parts.max_tokens, cost_of(model),
-                      (args.process_index, args.world_size))  # fmt: skip
+                      (args.process_index, args.world_size), inputs_of(unwrap(model)))  # fmt: skip
     return PreferenceTrainer(parts.policy, loss, args, parts.sources, batcher, parts.reference, given)
 
 

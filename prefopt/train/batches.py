@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prefopt.data.images.inputs import ImageInputs
 from prefopt.data.tokens import num_trained
 from prefopt.engine.layout import Layout
 from prefopt.engine.packing import Cost, Indices, Packer
@@ -112,6 +113,7 @@ class Batcher:
         max_tokens: most positions of a micro-batch.
         cost: what is balanced over the processes.
         process: (rank, count).
+        images: reads the images of prompts, as the model takes them.
     """
 
     needs: Needs
@@ -119,6 +121,7 @@ class Batcher:
     max_tokens: int
     cost: Cost = field(default_factory=Cost)
     process: tuple[int, int] = (0, 1)
+    images: ImageInputs | None = None
     _packer: tuple[Feed, Packer] | None = None  # of the last feed: an offline source has only one
 
     def __call__(self, batch: GlobalBatch) -> Share:
@@ -150,7 +153,7 @@ class Batcher:
             if Vocab.REF_ENTROPY in self.needs.vocab:
                 ref_entropy = torch.from_numpy(np.concatenate([t for i in index for t in table.entropy(i)]))
         return Work(
-            batch=MicroBatch.of(branches, self.layout, closing=self.needs.reward_model),
+            batch=MicroBatch.of(branches, self.layout, closing=self.needs.reward_model, images=self.images),
             branches=branches,
             facts=tuple(
                 Facts.of(record, batch.feed.own(record), batch.drawn[i] if batch.drawn is not None else None)

@@ -161,7 +161,9 @@ def _work(facts: Sequence[Facts], n: int, tensors: dict[str, Tensor], layout: La
     for f in facts:
         prompt = next(texts).numpy()
         branches += [Branch(prompt, next(texts).numpy()) for _ in range(f.completions)]
-        if prompt.min() < 0 or any(branch.completion[-1] < 0 for branch in branches[-f.completions :]):
+        if prompt.min() < 0:
+            raise ValueError("its prompts have images, which are not kept with a batch")
+        if any(branch.completion[-1] < 0 for branch in branches[-f.completions :]):
             raise ValueError("its prompts and completions do not end in what was trained")
     refs = {name: tensors.get(f"{n}.{name}") for name in ("ref_sum", "ref_token", "ref_entropy")}
     sizes = {"ref_sum": len(branches), "ref_token": sum(num_trained(b.completion) for b in branches)}

@@ -286,7 +286,7 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("images", ["cat.png"]), ("weights", [0.5, 1.0]), ("context", "A play."), ("input", "x")],
+    [("videos", ["cat.mp4"]), ("weights", [0.5, 1.0]), ("context", "A play."), ("input", "x")],
 )  # fmt: skip
 def test_a_column_with_meaning_is_refused_by_name(tmp_path: Path, column: str, value: Any) -> None:
     path = pairs(tmp_path / "a.jsonl", {column: value}, {column: None})

@@ -142,7 +142,7 @@ def test_the_verdict_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_leak_is_found(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaky(group: Group, window: int | None) -> Tensor:
+    def leaky(group: Group, window: int | None, image: Tensor | None = None) -> Tensor:
         length = group.scope.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool)
         return (seen.tril() if causal else seen).expand(len(group.scope), 1, length, length)
@@ -154,7 +154,7 @@ def test_a_leak_is_found(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_numbers_without_a_leak_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short_sighted(group: Group, window: int | None) -> Tensor:
+    def short_sighted(group: Group, window: int | None, image: Tensor | None = None) -> Tensor:
         return right(group, 2)
 
     right = Group.mask

@@ -46,8 +46,8 @@ def prompt_pair(row: Row) -> list[Made]:
         prompt, good, bad = shared_turns(
             with_system(row, messages(chosen, "chosen")), with_system(row, messages(rejected, "rejected"))
         )
-        given = row["prompt"]
-        prompt = agreed(messages(given, "prompt") if is_turns(given) else string(given, "prompt"), prompt)
+        if (given := row.get("prompt")) is not None:
+            prompt = agreed(messages(given, "prompt") if is_turns(given) else string(given, "prompt"), prompt)
         return [_judged(row, prompt, good, bad)]
     good, bad = completion_of(chosen, "chosen"), completion_of(rejected, "rejected")
     return [_judged(row, prompt_of(row), good, bad)]
