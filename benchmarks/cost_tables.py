@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from load import QUIET
 from markdown_tables import Row, formatted
 
 
@@ -33,56 +34,76 @@ CONTESTS = {
     "batch_4": "DPO, reference ready, batch 4",
     "batch_16": "DPO, reference ready, batch 16",
     "methods": "five methods, reference included",
+    "completions_8": "eight completions of a prompt, against padded rows of prefopt",
 }
 
 
 def ratios(result: Any) -> str:
-    """The short table: prefopt divided by TRL."""
+    """The short table: prefopt divided by TRL, with the processor and what else it did."""
     rows = []
     for line in result["lines"]:
         # A contest of steps compares steps, one of whole runs compares runs.
         kept = ("wall_ratio",) if line["contest"] == "methods" else ("speed_ratio", "utilisation")
-        shown = {key: line[key] for key in (*kept, "memory_ratio", "runs")}
-        rows.append(shown | {"line": CONTESTS[line["contest"]], "allocator": allocator(line)})
+        shown = {key: line.get(key) for key in (*kept, "memory_ratio", "runs")}
+        rows.append(shown | of_line(line))
     columns = {
-        "line": ("", "{}"),
-        "allocator": ("allocator", "{}"),
+        **OF_LINE,
         "speed_ratio": ("pairs/s against TRL", "{:.2f}×"),
         "wall_ratio": ("whole run against TRL", "{:.2f}×"),
         "memory_ratio": ("peak memory against TRL", "{:.2f}×"),
         "utilisation": ("utilisation", "{:.2f}"),
         "runs": ("runs", "{}"),
+        "others": ("other processes", "{}"),
     }
-    return formatted(columns, rows)
+    marked = any(line["others"] is not None and line["others"] > QUIET for line in result["lines"])
+    note = (
+        f"\n\n* Other processes took more than {QUIET:.0%} of the cores during a run that was kept." if marked else ""
+    )
+    return formatted(columns, rows) + note
+
+
+OF_LINE = {"line": ("", "{}"), "processor": ("processor", "{}"), "allocator": ("allocator", "{}")}
+
+
+def of_line(line: Row) -> dict[str, Any]:
+    """What a line is of, and the largest share of the cores that other processes took during it."""
+    others = line["others"]
+    marked = None if others is None else f"{others:.0%}" + (" *" if others > QUIET else "")
+    return {"line": CONTESTS[line["contest"]], "processor": line["processor"], "allocator": allocator(line),
+            "others": "not recorded" if marked is None else marked}  # fmt: skip
 
 
 def throughput(result: Any) -> str:
     contestants = [
-        line[name] | {"line": CONTESTS[line["contest"]], "allocator": allocator(line), "program": name}
+        line[name] | of_line(line) | {"program": name}
         for line in result["lines"]
-        for name in ("prefopt", "trl", "naive")
+        for name in ("prefopt", "trl", "naive", "tree", "padded")
         if name in line
     ]
     columns = {
-        "line": ("", "{}"),
-        "allocator": ("allocator", "{}"),
+        **OF_LINE,
         "program": ("program", "{}"),
         "pairs_per_s": ("pairs/s", "{:.3f}"),
+        "step_s": ("s per step", "{:.2f}"),
         "useful_tokens_per_s": ("useful tokens/s", "{:.0f}"),
         "utilisation": ("utilisation", "{:.2f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
         "total_s": ("whole run, s", "{:.0f}"),
     }
-    machine = [r["machine"] for line in result["lines"] for r in line["raw"]]
-    rates = ", ".join(
-        f"{name} {median(m[name] for m in machine):.0f}" for name in ("torch_mm", "onednn") if name in machine[0]
-    )
     s = result["setting"]
+    rates = "; ".join(f"{name}: {rate}" for name, rate in dict(map(product_rate, result["lines"])).items())
     facts = (
-        f"{s['model']}, {s['dtype']}, {s['processor']}, {s['threads']} threads. Matrix products of its shapes, "
-        f"GFLOP/s: {rates}. Medians of the runs."
+        f"{s['model']}, {s['dtype']}, {s['threads']} threads. Matrix products of its shapes, GFLOP/s, on {rates}. "
+        "Medians of the runs."
     )
     return f"{facts}\n\n{ratios(result)}\n\n{formatted(columns, contestants)}"
+
+
+def product_rate(line: Row) -> tuple[str, str]:
+    """The processor of a line, and the rates of its libraries for matrix products."""
+    machine = [r["machine"] for r in line["raw"]]
+    names = [name for name in ("torch_mm", "onednn") if name in machine[0]]
+    return line["processor"], ", ".join(f"{name} {median(m[name] for m in machine):.0f}" for name in names)
 
 
 def allocator(line: Row) -> str:

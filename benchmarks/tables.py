@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import cost_tables
+import ladder_tables
 import real_tables
+import real_world_tables
 import rlhf_tables
 import verdicts
 import world_tables
@@ -28,10 +30,20 @@ PICTURES = Path(__file__).parents[1] / "docs" / "img"
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     **cost_tables.TABLES,
+    **ladder_tables.TABLES,
     **real_tables.TABLES,
+    **real_world_tables.TABLES,
     **rlhf_tables.TABLES,
     **verdicts.TABLES,
     **world_tables.TABLES,
+}
+
+
+PICTURES_OF: dict[str, Callable[[Any], str]] = {
+    **ladder_tables.PICTURES,
+    **real_world_tables.PICTURES,
+    **rlhf_tables.PICTURES,
+    **world_tables.PICTURES,
 }
 
 
@@ -52,7 +64,7 @@ def rewritten(text: str) -> str:
 def pictures() -> dict[Path, str]:
     """The content of every picture whose result file exists."""
     found = {}
-    for name, draw in {**world_tables.PICTURES, **rlhf_tables.PICTURES}.items():
+    for name, draw in PICTURES_OF.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
             found[PICTURES / f"{name}.svg"] = draw(json.loads(file.read_text()))

@@ -17,9 +17,14 @@ one). Peak memory is the resident memory of the process, including interpreter a
 
     python benchmarks/throughput.py --quick --json      # the first row of the table, within ten minutes
     python benchmarks/throughput.py --save              # everything; two hours
+    python benchmarks/throughput.py --save --minutes 10 --only batch_4 batch_16   # starts no round after ten minutes
     python benchmarks/throughput.py --save --only batch_16 --allocator installed    # one line; the others are kept
 
-The full run has two lines per contest: programs as installed, and with the same allocator (tcmalloc) preloaded.
+The full run has two lines per contest: programs as installed, and with the same allocator (tcmalloc) preloaded. The
+last contest is prefopt against itself: eight completions of a prompt as a tree, and as padded rows (random tokens).
+
+A process during which other programs took more than 5 % of the cores is discarded and run again, three times at most;
+then the least disturbed one is kept, and the table marks the line. Lines of another processor are kept beside the new.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import ctypes.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,12 +46,16 @@ from pathlib import Path
 from typing import Any
 
 import hh_rlhf
+import load
 import numpy as np
+from machine import processor
 
 from prefopt.errors import PrefoptError, UserError
 
 PEERS = Path(__file__).with_name("peers")
 RESULTS = Path(__file__).with_name("results") / "throughput.json"
+LAYOUTS = ("tree", "padded")  # of eight completions of one prompt
+TRIES = 3  # of a process that others disturb
 METHODS = ("dpo", "ipo", "kto", "orpo", "simpo")
 MAX_LENGTH = 512  # tokens of prompt and one completion
 MAX_TOKENS = 1024  # prefopt's default batch.max_tokens on a CPU
@@ -69,16 +79,27 @@ FULL = (
     Contest("batch_4", ("prefopt", "trl", "naive"), records=4, steps=3),
     Contest("batch_16", ("prefopt", "trl"), records=16, steps=2),
     Contest("methods", ("prefopt", "trl"), records=4, steps=2, methods=METHODS),
+    Contest("completions_8", ("completions",), records=2, steps=3, methods=LAYOUTS),
 )
 
 
 class Bench:
-    """The state of one benchmark: pairs, model, temporary folder, and the speed of the machine."""
+    """The state of one benchmark: pairs, model, temporary folder, and the speed of the machine.
 
-    def __init__(self, model: str, data: str | None, threads: int, folder: Path, runs: int) -> None:
+    Args:
+        model: folder of the model.
+        data: folder of the pairs.
+        threads: of each process.
+        folder: for files.
+        runs: rounds of a contest.
+        tries: of a process that other programs disturb.
+    """
+
+    def __init__(self, model: str, data: str | None, threads: int, folder: Path, runs: int, tries: int = TRIES) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         self.model, self.threads, self.folder, self.runs = model, threads, folder, runs
+        self.tries = tries
         self.config = AutoConfig.from_pretrained(model)
         pairs = hh_rlhf.read_pairs(hh_rlhf.data_folder(data))
         tokens = hh_rlhf.tokenize(pairs, AutoTokenizer.from_pretrained(model))
@@ -100,8 +121,16 @@ class Bench:
             now = time.perf_counter()
             if now + (now - began) > deadline:
                 break
-        summary = {name: self.summary(contest, name, rounds) for name in contest.contestants}
+        every = [answer for found in rounds for name in contest.contestants for answer in found[name].values()]
+        summary = (
+            _layouts(rounds)
+            if contest.methods == LAYOUTS
+            else {name: self.summary(contest, name, rounds) for name in contest.contestants}
+        )
         return {
+            "processor": processor(),
+            "others": max(answer["others"] for answer in every),
+            "discarded": sum(answer["tries"] - 1 for answer in every),
             "contest": contest.name,
             "preload": Path(preload).name if preload else None,
             "runs": len(rounds),
@@ -113,11 +142,9 @@ class Bench:
 
     def run(self, contestant: str, contest: Contest, method: str, number: int, preload: str | None) -> dict[str, Any]:
         """Run one process. A contest of steps may find its reference ready; one of whole runs starts without it."""
-        whole = len(contest.methods) > 1
+        whole = contest.methods == METHODS
         cache = self.folder / (f"{contestant}-{number}" if whole else contestant)
         cache.mkdir(exist_ok=True)
-        result = self.folder / "answer.json"
-        result.unlink(missing_ok=True)
         job = {
             "model": self.model,
             "pairs": str(self.pairs),
@@ -128,14 +155,23 @@ class Bench:
             "max_length": MAX_LENGTH,
             "max_tokens": MAX_TOKENS,
             "threads": self.threads,
-            "cache": str(cache),
-            "result": str(result),
         }
+
+        def measured() -> tuple[dict[str, Any], Path]:
+            """Every try starts from the same cache."""
+            own = Path(tempfile.mkdtemp(dir=self.folder))
+            shutil.copytree(cache, own / "cache")
+            files = {"cache": str(own / "cache"), "result": str(own / "answer.json")}
+            self._process(PEERS / f"run_{contestant}.py", job | files, preload)
+            return json.loads((own / "answer.json").read_text()), own
+
         say(f"{contest.name} {'with tcmalloc ' if preload else ''}run {number + 1}: {contestant} {method}")
-        self._process(PEERS / f"run_{contestant}.py", job, preload)
-        answer: dict[str, Any] = json.loads(result.read_text())
-        say(f"  steps {[round(s, 2) for s in answer['step_s']]} s, {answer['peak_gib']:.2f} GiB")
-        return answer
+        (answer, own), timed = load.until_quiet(measured, self.tries, say)
+        shutil.rmtree(cache)
+        (own / "cache").rename(cache)
+        steps = [round(seconds, 2) for seconds in answer["step_s"]]
+        say(f"  steps {steps} s, {answer['peak_gib']:.2f} GiB, others {timed.others:.0%}")
+        return answer | {"others": round(timed.others, 3), "tries": timed.tries}
 
     def machine(self, contest: Contest, preload: str | None) -> dict[str, float]:
         """GFLOP/s of matrix products with the model's shapes and the tokens of a mean step of this contest."""
@@ -199,8 +235,23 @@ def useful_flops(lengths: np.ndarray, config: Any) -> float:
     return float(3 * (2 * weights * useful_tokens(lengths) + 4 * hidden * layers * seen + head))
 
 
+def _layouts(rounds: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over the rounds of each layout, for the steps after the first."""
+    found = {}
+    for layout in LAYOUTS:
+        answers = [r["completions"][layout] for r in rounds]
+        found[layout] = {
+            "step_s": statistics.median(s for a in answers for s in a["step_s"][1:]),
+            "peak_gib": statistics.median(a["peak_gib"] for a in answers),
+        }
+    return found
+
+
 def compared(line: dict[str, Any]) -> dict[str, float]:
-    """The figures of the table: prefopt divided by TRL."""
+    """The figures of the table: prefopt divided by TRL, or a tree by padded rows."""
+    if line["contest"] == "completions_8":
+        tree, padded = line["tree"], line["padded"]
+        return {"speed_ratio": padded["step_s"] / tree["step_s"], "memory_ratio": tree["peak_gib"] / padded["peak_gib"]}
     ours, theirs = line["prefopt"], line["trl"]
     return {
         "speed_ratio": ours["pairs_per_s"] / theirs["pairs_per_s"],
@@ -225,10 +276,11 @@ def allocators(only: str | None) -> list[str | None]:
 
 
 def with_saved(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The new lines, and those lines of the result file that they do not replace, in the order of `FULL`."""
+    """The new lines, and those lines of the result file that they do not replace, in the order of `FULL`; each
+    processor has lines of its own."""
 
-    def place(line: dict[str, Any]) -> tuple[int, bool]:
-        return [c.name for c in FULL].index(line["contest"]), line["preload"] is not None
+    def place(line: dict[str, Any]) -> tuple[int, bool, str]:
+        return [c.name for c in FULL].index(line["contest"]), line["preload"] is not None, line["processor"]
 
     saved = json.loads(RESULTS.read_text())["lines"] if RESULTS.exists() else []
     return sorted(({place(line): line for line in [*saved, *lines]}).values(), key=place)
@@ -242,7 +294,7 @@ def setting(bench: Bench) -> dict[str, Any]:
     """The machine and settings that the figures were measured with."""
     return {
         "model": Path(bench.model).name,
-        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": bench.threads,
         "dtype": "float32",
         "max_length": MAX_LENGTH,
@@ -268,7 +320,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--runs", type=int, default=3, help="runs per program, in turns (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="batch 4 against TRL only")
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no further round of --quick after this")
+    parser.add_argument("--minutes", type=float, help="start no further round of a contest after this (--quick: 9)")
+    parser.add_argument(
+        "--tries", type=int, default=TRIES, help="of a process that others disturb (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="*", choices=[c.name for c in FULL], help="run only these contests")
     parser.add_argument("--allocator", choices=["installed", "tcmalloc"], help="run only this line")
     parser.add_argument("--steps", type=int, help="optimizer steps per run; the first is left out")
@@ -278,16 +333,20 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.model or smollm2(), args.data, args.threads, Path(folder), args.runs)
+        bench = Bench(args.model or smollm2(), args.data, args.threads, Path(folder), args.runs, args.tries)
         contests = [QUICK] if args.quick else [c for c in FULL if not args.only or c.name in args.only]
         if args.steps is not None and args.steps < 2:
             raise UserError("--steps must be at least 2: the first step is left out")
         contests = [replace(c, steps=args.steps or c.steps, records=args.records or c.records) for c in contests]
         preloads = [None] if args.quick else allocators(args.allocator)
-        deadline = began + 60 * args.minutes if args.quick else float("inf")
+        minutes = args.minutes or (9.0 if args.quick else float("inf"))
+        deadline = began + 60 * minutes
         lines = []
         for contest in contests:
             for preload in preloads:
+                if time.perf_counter() > deadline:
+                    say(f"{contest.name}: left out, {minutes:g} minutes are over")
+                    continue
                 line = bench.contest(contest, preload=preload, deadline=deadline)
                 lines.append(compared(line) | line)
         report = {"setting": setting(bench), "lines": lines}

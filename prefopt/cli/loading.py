@@ -55,7 +55,7 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
     if not given & {"data.eval_path", "data.eval_split", "data.eval_records", "data.eval_fraction"}:
         chosen.append("data.eval_records=0")  # all of it, unless the preset has a split of its own
     config = compose(["model=local", "model.path=none", *chosen, *overrides])
-    if "loss" in given or config.data.path == "world":
+    if "loss" in given or config.data.is_world:
         return config
     return compose(["model=local", "model.path=none", f"loss={_loss_for(config.data)}", *chosen, *overrides])
 

@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
         "file", metavar="FILE", help="samples, as `prefopt sample num_generations=K --json` prints them"
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE",
-                        help="reward=world|module:function|file.py:function, label=bt|soft|argmax (bt), "
-                             "label_temperature=1 (in units of reward), seed=0 (of bt labels), cut_off=keep|drop "
+                        help="reward=world|world/instructions|module:function|file.py:function, label=bt|soft|argmax "
+                             "(bt), label_temperature=1 (in units of reward), seed=0 (of bt labels), cut_off=keep|drop "
                              "(keep: texts that were cut off are open completions), data.world.KNOB=VALUE of the "
-                             "built-in world")  # fmt: skip
+                             "world")  # fmt: skip
     parser.add_argument("--shape", choices=SHAPES, default="pairs", help="what the rows are (default: %(default)s)")
     parser.add_argument("--to", metavar="FILE", help="the file to write (default: FILE_pairs.jsonl beside FILE)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -61,6 +61,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
         UserError: samples or a reward that cannot be used, or no row is left.
     """
     from prefopt.common.quiet import quiet
+    from prefopt.data.data_config import WORLDS
     from prefopt.plugin import Data
     from prefopt.runs.resolve_reward import named_reward, writer_of
     from prefopt.runs.sample_files import Labelling, read_groups, reward_groups
@@ -89,7 +90,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
         key.removeprefix("data.world."): yaml.safe_load(value) for key, _, value in (w.partition("=") for w in rest)
     }
     groups = read_groups(Path(args.file))
-    found = reward_groups(groups, named_reward(_table(reward), world, partial(writer_of, groups)), how)
+    found = reward_groups(groups, named_reward(_table(reward), (WORLDS[0], world), partial(writer_of, groups)), how)
     left_out = {name: count for name, count in found.left_out.items() if count}
     if not found.rows:
         raise UserError(f"no row is left ({', '.join(f'{n}: {c}' for n, c in left_out.items())}): draw longer texts "

@@ -30,6 +30,7 @@ from prefopt.plugin import Data
 from prefopt.rewards.model import ModelReward, Writer
 from prefopt.train import BatchConfig, Result, train
 from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.worlds import task_of
 from prefopt.worlds.build import BASE_STEPS, MAX_NEW_TOKENS, SFT_STEPS, build
 from prefopt.worlds.review import ReviewWorld
 
@@ -296,7 +297,7 @@ class _LearningCurve(TrainerCallback):
 
     def __post_init__(self) -> None:
         self._start = log_probs(self.demo.reference, self.demo.pairs)
-        self._prompts = self.demo.world.prompts(self.demo.size.curve_prompts, self.demo.seed, "validation")
+        self._prompts = task_of(self.demo.world).prompts(self.demo.size.curve_prompts, self.demo.seed, "validation")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._measure(0)

@@ -26,7 +26,7 @@ from prefopt.rewards.reward import Reward
 from prefopt.runs.resolve import prepared_data, resolved
 from prefopt.runs.resolve_reward import resolved_reward
 from prefopt.train import train
-from prefopt.worlds import knobs
+from prefopt.worlds import knobs, task_of
 
 WORLD_PROMPTS, WORLD_SAMPLES = 512, 4
 DATA_SETS = 8  # kept prepared in a worker
@@ -132,7 +132,7 @@ def _reward(job: Job) -> Reward | None:
 
 
 def _measure(job: Job, policy: Any, data: PreparedRecords) -> tuple[Measurement, list[str]]:
-    if job.config.data.path == "world":
+    if job.config.data.is_world:
         return _measure_in_world(job, policy)
     records = data.half(job.split)
     config = resolved(job.config)
@@ -144,11 +144,12 @@ def _measure_in_world(job: Job, policy: Any) -> tuple[Measurement, list[str]]:
     if settings.judge or settings.tasks:
         raise UserError("judge=... and tasks=[...] are for real data: a world has an exact reward and its own words")
     each = settings.samples_per_prompt or WORLD_SAMPLES
+    world = knobs(job.config.data.world, str(job.config.data.path))
     measured = measure_world.measure(
         policy,
-        knobs(job.config.data.world),
+        world,
         split=job.split,
-        prompts=settings.prompts or WORLD_PROMPTS,
+        prompts=settings.prompts or min(WORLD_PROMPTS, task_of(world).size(job.split)),
         samples_per_prompt=each,
         texts=settings.texts,
         seed=settings.seed,

@@ -18,8 +18,7 @@ from prefopt.evaluate.world import OF_PAIRS, figures
 from prefopt.models.load import load_model, load_tokenizer
 from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
-from prefopt.worlds import resolve
-from prefopt.worlds.review import ReviewWorld
+from prefopt.worlds import ReviewWorld, World, resolve
 
 Floats = NDArray[np.float64]
 KL_CHECK_SAMPLES = 4096  # fresh samples needed to check the two estimates of KL against each other
@@ -28,7 +27,7 @@ KL_CHECK_SE = 5.0  # standard errors by which they may differ; by chance one pol
 
 def measure(
     policy: Any,
-    world: ReviewWorld,
+    world: World,
     *,
     split: Split,
     prompts: int = 512,
@@ -36,7 +35,7 @@ def measure(
     texts: int = 3,
     seed: int = 0,
 ) -> Measurement:
-    """Measure `policy` against the world's SFT model: true reward, KL, validity, length, diversity, held-out pairs.
+    """Measure `policy` against the world's start: true reward, KL, validity, length, diversity, held-out pairs.
 
     `prefopt.evaluate.world.figures` defines the figures; here every prompt counts once, however many held-out pairs it
     has. The KL is Rao-Blackwellised over the vocabulary; `kl_gap` is its excess over plain Monte-Carlo on the same
@@ -46,7 +45,7 @@ def measure(
         policy: a causal language model with the world's vocabulary.
         world: the world it was tuned in.
         split: "validation" or "test"; they share no prompt with each other or with the training pairs.
-        prompts: at most 768 of "validation", 1,024 of "test".
+        prompts: at most those of the split; 768 and 1,024 in the review world.
         samples_per_prompt: samples of each prompt at temperature 1.
         texts: samples to keep for reading.
         seed: seeds the order of the prompts and the samples; the same for all policies that are compared.
@@ -97,10 +96,11 @@ def kl_warning(measured: Measurement, samples: int) -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _reference_and_pairs(world: ReviewWorld, split: Split) -> tuple[Any, list[TokenRecord]]:
+def _reference_and_pairs(world: World, split: Split) -> tuple[Any, list[TokenRecord]]:
     """Load the reference and the held-out pairs; kept, because a worker measures many policies in one world."""
     files = resolve(world)
     model = ModelConfig(path=str(files.model))
+    template = "plain" if isinstance(world, ReviewWorld) else "auto"
     held_out = files.validation if split == "validation" else files.test
-    prepared = prepare(DataConfig(path=str(held_out), template="plain"), load_tokenizer(model), Data.PAIRS)
+    prepared = prepare(DataConfig(path=str(held_out), template=template), load_tokenizer(model), Data.PAIRS)
     return load_model(model), list(prepared.train)

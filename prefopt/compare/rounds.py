@@ -26,7 +26,7 @@ from prefopt.runs.run_folder import model_path
 from prefopt.train.trainer_config import DEFAULTS
 
 TRIAL_SEED = 0
-SHARED = ("data", "model", "evaluation", "measure", "judge", "tasks", "experiment")  # the same for all rows
+SHARED = ("data", "model", "world", "evaluation", "measure", "judge", "tasks", "experiment")  # the same for all rows
 COMPARED_SOURCES = ("offline", "rollouts")
 COST = re.compile(r"(trainer\.(max_steps|num_train_epochs)|batch\.records|batch|trainer)=")  # may differ: a caveat
 
@@ -116,7 +116,7 @@ class Rounds:
         Args:
             results: of the trials run so far.
         """
-        if self.base_config.data.path != "world":
+        if not self.base_config.data.is_world:
             data_of(self.base_config).half("test")  # checks that records are held out
         if not self.trials_each:
             return []
@@ -232,7 +232,7 @@ def judge_and_tasks(comparison: Comparison, config: RunConfig) -> dict[str, str]
         UserError: no such judge or task; a judge or tasks for a world, whose reward is exact.
     """
     measure = comparison.measure
-    if config.data.path == "world" and (measure.judge or measure.tasks):
+    if config.data.is_world and (measure.judge or measure.tasks):
         raise UserError("judge=... and tasks=[...] are for real data: a world has an exact reward and its own words")
     found = {}
     if measure.judge:
@@ -274,7 +274,7 @@ def best(tried: Sequence[Setting], trials: Sequence[JobResult]) -> Setting | Non
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Return the digests of the records, of the weights that a run starts from, and of a reward that is a function."""
-    paths = [resolve_path(path) for path in (config.model.path, config.model.reference) if path]
+    paths = [resolve_path(path, config.data) for path in (config.model.path, config.model.reference) if path]
     reward = digest_of_reward(config)
     found = {"data": _digest(data_of(config)), "weights": " ".join(digest_of_weights(path) for path in paths)}
     return found if reward is None else {**found, "reward": reward}

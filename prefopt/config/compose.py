@@ -26,7 +26,7 @@ from prefopt.common.redact import one_line, redact
 from prefopt.config.experiments import from_file
 from prefopt.config.explain import explain, initialized, not_composed, sections
 from prefopt.config.grammar import literal
-from prefopt.config.options import RATE, rate_of_adapters, with_paths
+from prefopt.config.options import OF_PATHS, PRESETS, RATE, implied_preset, rate_of_adapters, with_paths
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
@@ -186,21 +186,23 @@ def implied(overrides: list[str]) -> list[str]:
     overrides = literal(from_file(with_paths(overrides)))
     given = dict(o.split("=", 1) for o in overrides if "=" in o)
     extra = []
-    for path, group, choice in (("model.path", "model", "local"), ("data.path", "data", "auto")):
-        own = path in given and not given[path].startswith("world")
-        if own and group not in given and _of_the_world(group, given.get("experiment")):
-            extra.append(f"{group}={choice}")
+    for group in OF_PATHS:
+        path = given.get(f"{group}.path")
+        preset = implied_preset(group, path) if path and group not in given else None
+        if preset is not None and _of_the_world(group, given):
+            extra.append(f"{group}={preset}")
     rate = rate_of_adapters(overrides)
     return [*overrides, *extra, *([] if rate is None else [f"{RATE}={rate:g}"])]
 
 
-def _of_the_world(group: str, experiment: str | None) -> bool:
-    """Whether an experiment chooses the embedded world for a group."""
-    if experiment is None:
+def _of_the_world(group: str, given: Mapping[str, str]) -> bool:
+    """Whether presets choose an embedded world for a group."""
+    chosen = [f"{name}={given[name]}" for name in PRESETS if name in given]
+    if not chosen:
         return True
     with initialized():
         try:
-            composed = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+            composed = hydra.compose("train", chosen, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
             return False  # the error is reported when the whole is composed
     return str(composed.hydra.runtime.choices[group]).startswith("world")

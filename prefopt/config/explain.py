@@ -78,7 +78,7 @@ def group_choices(group: str) -> list[str]:
 def option_names(overrides: list[str]) -> list[str]:
     """The full names of all options, under the groups that overrides choose."""
     chosen = [
-        o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|experiment)=[^,]*", o)
+        o for o in overrides if re.fullmatch(r"(loss|model|peft|data|batch|trainer|tracking|world|experiment)=[^,]*", o)
     ]
     with initialized():
         try:

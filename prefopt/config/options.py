@@ -32,6 +32,7 @@ CLASSES = {
 }
 OUTSIDE = {"losses": "prefopt.losses", "presets": "prefopt.conf"}  # entry points of other packages
 OF_PATHS = ("model", "data")  # groups that may be given a file, folder or hub id instead of a preset
+PRESETS = ("world", "experiment")  # groups of presets that choose presets of other groups; the last one wins
 ONLINE = "@rollouts"  # ends the name of a loss on the policy's own samples in a comparison: dpo@rollouts
 ADAPTER_RATE = 10  # times the learning rate of full tuning: https://thinkingmachines.ai/blog/lora/
 RATE = "trainer.learning_rate"
@@ -92,6 +93,14 @@ def with_paths(words: Iterable[str]) -> list[str]:
 
 def _all_own(group: str, value: str) -> bool:
     return all(is_own(group, one) for one in ([value] if os.path.exists(value) else value.split(",")))
+
+
+def implied_preset(group: str, path: str) -> str | None:
+    """The preset of a group that a path implies: of another world, or for a file or model of the user's own."""
+    if path.startswith("world"):
+        named = path.replace("/", "_")
+        return named if "/" in path and named in choices()[group] else None
+    return {"model": "local", "data": "auto"}[group]
 
 
 def _presets(folder: Traversable, prefix: str) -> Iterator[str]:
@@ -164,14 +173,17 @@ def values(words: Iterable[str]) -> dict[str, Any]:
     given: dict[str, Any] = dict(word.split("=", 1) for word in with_paths(words) if OVERRIDE.fullmatch(word))
     chosen = {group: choice for entry in _yaml("train.yaml")["defaults"] if isinstance(entry, dict)
               for group, choice in entry.items() if group in choices()}  # fmt: skip
-    overridden, last = _preset("experiment", given.get("experiment"))
-    chosen |= overridden
-    for group, choice in (("model", "local"), ("data", "auto")):  # as `prefopt.config.compose.implied`
-        if not given.get(f"{group}.path", "world").startswith("world") and chosen[group].startswith("world"):
-            chosen[group] = choice
+    last: dict[str, Any] = {}
+    for group in PRESETS:
+        overridden, own = _preset(group, given.get(group))
+        chosen, last = chosen | overridden, last | own
+    for group in OF_PATHS:  # as `prefopt.config.compose.implied`
+        preset = implied_preset(group, given.get(f"{group}.path", "world"))
+        if preset is not None and chosen[group].startswith("world"):
+            chosen[group] = preset
     chosen |= {group: choice for group, choice in given.items() if group in chosen}
     found: dict[str, Any] = {key: value for key, value in _yaml("train.yaml").items() if key in root_keys()} | chosen
-    for group in ("trainer", *(group for group in chosen if group not in ("trainer", "loss", "experiment"))):
+    for group in ("trainer", *(group for group in chosen if group not in ("trainer", "loss", *PRESETS))):
         found |= _preset(group, chosen[group])[1]
     return found | last | given
 

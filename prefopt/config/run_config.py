@@ -65,7 +65,7 @@ class RunConfig:
     stages_folder: Path = Path("runs/stages")
 
     def __post_init__(self) -> None:
-        if self.source != "offline" and self.reward is None and self.data.path == "world":
+        if self.source != "offline" and self.reward is None and self.data.is_world:
             self.reward = "world"  # its exact rule
 
     def check_source(self) -> None:

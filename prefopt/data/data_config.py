@@ -13,6 +13,8 @@ from prefopt.data.row_facts import reserved
 from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
+INSTRUCTIONS = "world/instructions"
+WORLDS = ("world", INSTRUCTIONS)  # `prefopt.worlds` builds them
 MEANINGS = (*SIDES, "desirable", "undesirable")
 FORMAT = ("template", "date", "chat_template_kwargs", "system")  # options of how a model's prompts are written
 CHOICES = {
@@ -49,7 +51,7 @@ class DataConfig:
     """
 
     path: str | None = None
-    world: dict[str, Any] = field(default_factory=dict)  # path=world: knobs of `prefopt.worlds.review.ReviewWorld`
+    world: dict[str, Any] = field(default_factory=dict)  # path=world: knobs of `prefopt.worlds`: docs/world.md
     mixture: list[Source] = field(default_factory=list)
     schema: str = "auto"  # a name of `prefopt.data.schemas.SCHEMAS`, or auto: recognised from the columns
     fields: dict[str, str] = field(default_factory=dict)  # the schema's column -> the file's column
@@ -88,7 +90,7 @@ class DataConfig:
             if getattr(self, name) not in allowed:
                 raise UserError(f"data.{name}={getattr(self, name)} is not one of {[a for a in allowed if a]}")
         if self.world:
-            raise UserError(f"data.world is for data.path=world, not for data.path={self.path}")
+            raise UserError(f"data.world is for the paths world and world/instructions, not for data.path={self.path}")
         if bool(self.path) == bool(self.mixture):
             raise UserError("give data.path=FILE_FOLDER_OR_HUB_NAME (or data.mixture, but not both)")
         if unknown := [v for source in self.sources() for v in source.verdicts.values() if v not in MEANINGS]:
@@ -118,6 +120,11 @@ class DataConfig:
         for name, otherwise in (("max_records", "for all"), ("num_proc", "to choose by the number of records")):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1, or null {otherwise}")
+
+    @property
+    def is_world(self) -> bool:
+        """Whether `path` names a world that prefopt builds, whose reward is exact, and no file."""
+        return self.path in WORLDS
 
     def held_out(self) -> DataConfig | None:
         """The settings of a separate held-out set (`eval_path`, `eval_split`), or None."""

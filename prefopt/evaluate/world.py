@@ -1,4 +1,4 @@
-"""Measures a policy in the review world: exact reward of its own texts, drift from the reference, held-out pairs.
+"""Measures a policy in a world: exact reward of its own texts, drift from the reference, held-out pairs.
 
 Figures of prompts are (P,) means over each prompt's samples of
 
@@ -34,8 +34,8 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import generate
 from prefopt.engine.scoring import score
 from prefopt.evaluate.kl import kl_divergence
-from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, prompt_ids, words
-from prefopt.worlds.review import ReviewWorld, Split
+from prefopt.worlds import Task, World, task_of
+from prefopt.worlds.rater import Split
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class Evaluation:
 
 
 def evaluate(
-    world: ReviewWorld,
+    world: World,
     policy: Any,
     reference: Any,
     pairs: Sequence[TokenRecord],
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def figures(
-    world: ReviewWorld,
+    world: World,
     policy: Any,
     reference: Any,
     pairs: Sequence[TokenRecord],
@@ -126,27 +126,27 @@ def figures(
     Returns:
         The figures of the module's description, (P,) or (n,) each, and the first sample of each prompt.
     """
-    repeated = [prompt for prompt in world.prompts(prompts, seed, split) for _ in range(samples_per_prompt)]
-    written = _write(policy, repeated, seed)
-    completions = [words(text) for text in written]
-    texts = [f"{prompt} {completion}" for prompt, completion in zip(repeated, completions, strict=True)]
-    reward = world.reward(texts)
-    divergence = kl_divergence(policy, reference, [prompt_ids(prompt) for prompt in repeated], written)
+    task = task_of(world)
+    repeated = [prompt for prompt in task.prompts(prompts, seed, split) for _ in range(samples_per_prompt)]
+    written = _write(policy, task, repeated, seed)
+    answers = task.answers(repeated, written)
+    reward = task.reward(answers)
+    divergence = kl_divergence(policy, reference, repeated, written, max_tokens=task.sampling.max_tokens)
     by_sample = {
         "true_reward": reward,
         "kl": divergence.exact_vocabulary,
         "kl_monte_carlo": divergence.monte_carlo,
         "entropy": divergence.entropy,
-        "valid": world.valid(texts).astype(np.float64),
+        "valid": task.valid(answers).astype(np.float64),
         "length": np.array([float(len(text)) for text in written]),
     }
     every = range(0, len(repeated), samples_per_prompt)
-    by_prompt = [completions[i : i + samples_per_prompt] for i in every]
+    by_prompt = [[task.text(one) for one in answers[i : i + samples_per_prompt]] for i in every]
     values = {name: value.reshape(prompts, samples_per_prompt).mean(1) for name, value in by_sample.items()}
     values |= {f"distinct_{n}": np.array([distinct(group, n) for group in by_prompt]) for n in (1, 2)}
     return (
         values | _of_pairs(policy, reference, pairs),
-        tuple(Sample(repeated[i], completions[i], float(reward[i])) for i in every),
+        tuple(Sample(answers[i].prompt_text, task.text(answers[i]), float(reward[i])) for i in every),
     )
 
 
@@ -196,22 +196,23 @@ def _wins(values: Floats) -> Floats:
     return wins
 
 
-def sampled_reward(world: ReviewWorld, policy: Any, prompts: Sequence[str], *, seed: int = 0) -> Estimate:
-    """Exact reward of one sample behind each prompt."""
-    texts = [f"{prompt} {words(text)}" for prompt, text in zip(prompts, _write(policy, prompts, seed), strict=True)]
-    return Estimate.of(world.reward(texts))
+def sampled_reward(world: World, policy: Any, prompts: Sequence[Sequence[int]], *, seed: int = 0) -> Estimate:
+    """Exact reward of one sample behind each prompt, given in tokens."""
+    task = task_of(world)
+    return Estimate.of(task.reward(task.answers(prompts, _write(policy, task, prompts, seed))))
 
 
-def _write(model: Any, prompts: Sequence[str], seed: int) -> list[list[int]]:
+def _write(model: Any, task: Task, prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
     """A sample at temperature 1 behind each prompt, in tokens."""
+    how = task.sampling
     return generate(
         model,
-        [prompt_ids(prompt) for prompt in prompts],
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=EOS,
+        prompts,
+        max_new_tokens=how.max_new_tokens,
+        eos_token_id=how.ends,
         temperature=1.0,
         seed=seed,
-        batch_size=1024,
+        batch_size=how.batch_size,
     )
 
 
@@ -220,15 +221,16 @@ def paired_difference(a: Evaluation, b: Evaluation) -> Estimate:
     return Estimate.of(a.reward_by_prompt - b.reward_by_prompt)
 
 
-def rewards(world: ReviewWorld, model: Any, *, prompts: int, samples_per_prompt: int, seed: int = 0) -> Floats:
+def rewards(world: World, model: Any, *, prompts: int, samples_per_prompt: int, seed: int = 0) -> Floats:
     """(prompts, samples_per_prompt) exact rewards of samples of `model` at temperature 1 behind test prompts."""
-    repeated = [prompt for prompt in world.prompts(prompts, seed, "test") for _ in range(samples_per_prompt)]
-    texts = [f"{prompt} {words(text)}" for prompt, text in zip(repeated, _write(model, repeated, seed), strict=True)]
-    return world.reward(texts).reshape(prompts, samples_per_prompt)
+    task = task_of(world)
+    repeated = [prompt for prompt in task.prompts(prompts, seed, "test") for _ in range(samples_per_prompt)]
+    answers = task.answers(repeated, _write(model, task, repeated, seed))
+    return task.reward(answers).reshape(prompts, samples_per_prompt)
 
 
 def best_of_n(
-    world: ReviewWorld, model: Any, sizes: Sequence[int], *, prompts: int = 128, seed: int = 0
+    world: World, model: Any, sizes: Sequence[int], *, prompts: int = 128, seed: int = 0
 ) -> list[tuple[int, float, Estimate]]:
     """The reward of best-of-n sampling, a baseline without training: the best of n samples by exact reward.
 

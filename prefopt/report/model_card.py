@@ -21,6 +21,7 @@ from prefopt.report.formatting import number, signed
 from prefopt.report.page import render
 from prefopt.report.run_facts import RunFacts
 from prefopt.runs.run_folder import CONFIG, RunFolder
+from prefopt.worlds import MODELS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIGURES = {
@@ -151,7 +152,7 @@ def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: s
     if licence:
         front["license"] = licence
     base = stages[0].model
-    if HUB_ID.fullmatch(base) and not Path(base).exists() and base != "world/base":
+    if HUB_ID.fullmatch(base) and not Path(base).exists() and base not in MODELS:
         front["base_model"] = base
     sets = {s.data for s in stages if HUB_ID.fullmatch(s.data) and not Path(s.data).exists()}
     if sets:

@@ -1,4 +1,4 @@
-"""Resolves the names of the embedded world (`model.path=world`, `data.path=world`) to what they stand for on disk."""
+"""Resolves the names of worlds (`model.path=world`, `data.path=world`) to what they stand for on disk."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.models.load import resolve
 
-MODELS = ("world", "world/base")  # after and before the SFT of the world's model
 
-
-def resolve_path(path: str) -> str:
-    """The folder or hub id that a name of a model stands for. The world and `package:` models are made once, in the
-    cache."""
-    if path not in MODELS:
+def resolve_path(path: str, data: DataConfig | None = None) -> str:
+    """The folder or hub id that a name of a model stands for. Worlds' and `package:` models are made once, in the
+    cache. `data` of the same world says by its knobs which of its models."""
+    if path not in worlds.MODELS:
         return resolve(path)
-    files = worlds.resolve()
-    return str(files.model if path == "world" else files.base)
+    if data is None or not data.is_world or (path == worlds.INSTRUCTIONS) != (data.path == worlds.INSTRUCTIONS):
+        return worlds.model_folder(path)
+    return worlds.model_folder(path, data.world)
 
 
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration with models that can be loaded. What is written down keeps their names."""
     model = config.model
-    reference = model.reference and resolve_path(model.reference)
+    reference = model.reference and resolve_path(model.reference, config.data)
     return dataclasses.replace(
-        config, model=dataclasses.replace(model, path=resolve_path(model.path), reference=reference)
+        config, model=dataclasses.replace(model, path=resolve_path(model.path, config.data), reference=reference)
     )
 
 
 def resolved_data(data: DataConfig) -> DataConfig:
-    """The configuration of data that can be read. Of the world, its validation pairs are held out by default."""
-    if data.path != "world":
+    """The configuration of data that can be read. Of a world, its validation pairs are held out by default."""
+    if not data.is_world:
         return data
-    files = worlds.resolve(data.world)
+    files = worlds.resolve(data.world, str(data.path))
     held_out = data.eval_path or data.eval_records or data.eval_fraction
     eval_path = data.eval_path if held_out else str(files.validation)
     return dataclasses.replace(data, path=str(files.train), eval_path=eval_path, world={})
@@ -53,4 +52,4 @@ def prepared_data(config: RunConfig, tokenizer: Any) -> Prepared:
         source = dataclasses.replace(source, ties="keep" if needs.ties or needs.probability else "drop")
     prepared = prepare(source, tokenizer, data, control_text=control_text, hold_out=True)
     # The world's labels are noisy on purpose, and its size is what it is: advice on them is of no use.
-    return dataclasses.replace(prepared, warnings=[]) if config.data.path == "world" else prepared
+    return dataclasses.replace(prepared, warnings=[]) if config.data.is_world else prepared

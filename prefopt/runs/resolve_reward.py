@@ -12,7 +12,7 @@ from typing import Any
 from prefopt import worlds
 from prefopt.common.digest import FileState, of_files, of_json
 from prefopt.config.run_config import RunConfig
-from prefopt.data.data_config import DataConfig
+from prefopt.data.data_config import WORLDS, DataConfig
 from prefopt.data.row_facts import ARGUMENTS
 from prefopt.errors import UserError, nearest
 from prefopt.models.load import load_tokenizer
@@ -35,15 +35,16 @@ def resolved_reward(config: RunConfig) -> Reward | None:
     """
     if config.reward is None:
         return None
-    return named_reward(config.reward, config.data.world, partial(writer_of_run, config))
+    world = (str(config.data.path), config.data.world) if config.data.is_world else (worlds.REVIEWS, {})
+    return named_reward(config.reward, world, partial(writer_of_run, config))
 
 
-def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writer]) -> Reward:
+def named_reward(given: Any, world: tuple[str, Mapping[str, Any]], writer: Callable[[], Writer]) -> Reward:
     """The reward that an option gives.
 
     Args:
         given: a name, or a table in the grammar of `prefopt.rewards.combine`.
-        world: the knobs of the built-in world.
+        world: the name and knobs of the world that `world` stands for.
         writer: says how the answers were written, for a reward model.
 
     Raises:
@@ -55,17 +56,18 @@ def named_reward(given: Any, world: Mapping[str, Any], writer: Callable[[], Writ
             return ModelReward(path=model_path(name), writer=writer, centre=centre)
         if centre:
             raise UserError(f"reward={{centred: {name}}}: give the folder of a reward model")
-        if name == "world":
-            return worlds.WorldReward(worlds.knobs(world))
+        if name in WORLDS:
+            path = world[0] if name == worlds.REVIEWS else name
+            return worlds.WorldReward(worlds.task_of(worlds.knobs(world[1], path)))
         if ":" in name:
             return from_function(name)
         if "/" in name and is_reward_model(name):  # of the hub
             return ModelReward(path=name, writer=writer)
-        outside = registered("prefopt.rewards", "reward", ("world",))
+        outside = registered("prefopt.rewards", "reward", WORLDS)
         if name in outside:
             return FunctionReward(name, loaded(outside[name], described(outside[name], "reward")))
         raise UserError(f"reward={name}: give world, the folder of a reward model, module:function or file.py:function"
-                        f"{nearest(name, ['world', *outside])}")  # fmt: skip
+                        f"{nearest(name, [*WORLDS, *outside])}")  # fmt: skip
 
     return combined(given, named)
 

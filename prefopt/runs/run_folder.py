@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from prefopt import worlds
 from prefopt.common.bounds import check_yaml
 from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
@@ -248,7 +249,7 @@ def _has_a_meaning(key: str, name: str) -> bool:
     """Whether a value is not the name of a file, although it may look like one."""
     if key == "template":
         return not name.endswith(".jinja")
-    return name in ("world", "world/base") or name.startswith("package:")
+    return name in worlds.MODELS or name.startswith("package:")
 
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.common.cache import cache_dir, cached_folder, fill, making
 from prefopt.common.digest import of_json
+from prefopt.common.files import write_lines
 from prefopt.common.processes import from_first_process, is_first_process
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import generate
@@ -29,8 +30,10 @@ from prefopt.losses.sft import SFT
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Answer
 from prefopt.train import BatchConfig, train
-from prefopt.worlds import review
-from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WORDS, ReviewWorld, Split, knobs
+from prefopt.worlds import rater, review
+from prefopt.worlds.rater import ScoredText, Split, pairs, singles
+from prefopt.worlds.review import MAX_COMPLETION_TOKENS, MAX_PAIRS, WIDTH, WORDS, ReviewWorld
+from prefopt.worlds.task import Sampled
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(len(SPECIALS))
@@ -38,6 +41,7 @@ VOCABULARY = (*SPECIALS, *WORDS)
 MAX_NEW_TOKENS = MAX_COMPLETION_TOKENS + 2  # a longer text is no review, so truncation loses nothing
 HELD_OUT_PAIRS = 256
 SECONDS = "seconds.json"
+SAMPLING = Sampled(max_new_tokens=MAX_NEW_TOKENS, ends=(EOS,), batch_size=1024, max_tokens=4096)
 
 BATCH = 128  # demonstrations a step
 BASE_STEPS, BASE_LEARNING_RATE = 100, 3e-3
@@ -57,15 +61,6 @@ class WorldFiles:
     validation: Path  # 256 pairs on prompts that `train` does not have
     test: Path  # the same, on prompts that neither has
     seconds: Mapping[str, float]  # of training, for `base` and `sft`
-
-
-def resolve(world: ReviewWorld | Mapping[str, Any] | None = None) -> WorldFiles:
-    """The files of the review world, built on first use: what `model.path=world` and `data.path=world` stand for.
-
-    Args:
-        world: the world, or the knobs that differ from the default's, such as {"label_flips": 0.2}.
-    """
-    return build(world if isinstance(world, ReviewWorld) else knobs(world or {}))
 
 
 def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[Any] = ()) -> WorldFiles:
@@ -106,12 +101,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
-    """A two-layer Llama with 105 thousand random weights."""
+def new_model(seed: int, width: int = WIDTH) -> LlamaForCausalLM:
+    """A two-layer Llama with random weights, 105 thousand at the default width."""
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        intermediate_size=176,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
@@ -138,33 +133,59 @@ def words(ids: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class WorldReward:
-    """The exact reward of a world's texts, for training on samples."""
+class ReviewTask:
+    """Prompts, texts and rewards of the review world, as measurement and training on samples read them."""
 
     world: ReviewWorld
-    name: str = "world"
+    sampling: Sampled = SAMPLING
 
-    def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
-        """(n,) rewards.
+    def size(self, split: Split) -> int:
+        """The prompts of a split."""
+        return review.split_size(split)
+
+    def prompts(self, n: int, seed: int, split: Split) -> list[list[int]]:
+        """`n` different prompts of a split in tokens."""
+        return [prompt_ids(prompt) for prompt in self.world.prompts(n, seed, split)]
+
+    def answers(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> list[Answer]:
+        """Texts behind prompts, decoded."""
+        return [
+            Answer(prompt=tuple(p), completion=tuple(t), prompt_text=words(p[1:]), text=words(t), ended=t[-1] == EOS)
+            for p, t in zip(prompts, texts, strict=True)
+        ]
+
+    def text(self, answer: Answer) -> str:
+        """The words of an answer, without end token."""
+        return words(answer.completion)
+
+    def reward(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        """(n,) exact rewards.
 
         Raises:
             UserError: the texts are not in the world's tokens.
         """
+        return self.world.reward(self._texts(answers))
+
+    def valid(self, answers: Sequence[Answer]) -> NDArray[np.bool_]:
+        """(n,) whether each text parses."""
+        return self.world.valid(self._texts(answers))
+
+    def _texts(self, answers: Sequence[Answer]) -> list[str]:
         if any(token >= len(VOCABULARY) for answer in answers for token in (*answer.prompt, *answer.completion)):
             raise UserError("reward=world scores texts of the built-in world's model: give reward=module:function for "
                             "another one")  # fmt: skip
-        return self.world.reward([f"{words(answer.prompt[1:])} {words(answer.completion)}" for answer in answers])
+        return [f"{words(answer.prompt[1:])} {words(answer.completion)}" for answer in answers]
 
 
 def _key(**content: Any) -> str:
     """The digest of `content`, the code of this module and the grammar, and the versions of libraries."""
-    source = "".join(Path(file).read_text(encoding="utf-8") for file in (__file__, review.__file__))
+    source = "".join(Path(file).read_text(encoding="utf-8") for file in (__file__, review.__file__, rater.__file__))
     versions = [torch.__version__, transformers.__version__]
     return of_json([content, source, versions], size=8)
 
 
 def _models_folder(world: ReviewWorld, root: Path) -> Path:
-    return root / f"review-models-{_key(seed=world.seed)}"
+    return root / f"review-models-{_key(seed=world.seed, width=world.width)}"
 
 
 def _models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> Path:
@@ -183,7 +204,7 @@ def _models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> Path:
 
 
 def _make_models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> None:
-    model = new_model(world.seed)
+    model = new_model(world.seed, world.width)
     records = [
         _demonstration(number, prompt, completion)
         for number, (prompt, completion) in enumerate(
@@ -237,40 +258,36 @@ def _corrupted(record: TokenRecord, rng: np.random.Generator) -> TokenRecord:
 
 def _make_pairs(world: ReviewWorld, root: Path, folder: Path) -> None:
     for split, count in _counts(world).items():
-        rows = _label(world, _samples(world, split, count, root), _rng(world, split, "labels"))[:count]
+        rows = _labelled(world, _samples(world, split, count, root), split)[:count]
         if len(rows) < count:
             raise PrefoptError(f"the samples gave only {len(rows)} usable {split} pairs of {count}: try another `draw`")
         if split == "train" and world.desirable_dropped > 0:
-            rows = _singles(rows, world.desirable_dropped, _rng(world, split, "dropped"))
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            rows = singles(rows, world.desirable_dropped, world.generator(split, "dropped"))
+        write_lines(folder / f"{split}.jsonl", rows)
 
 
 def _counts(world: ReviewWorld) -> dict[Split, int]:
     return {"train": world.pairs, "validation": HELD_OUT_PAIRS, "test": HELD_OUT_PAIRS}
 
 
-def _rng(world: ReviewWorld, split: Split, use: str) -> np.random.Generator:
-    """A generator for each use, so that worlds with other labels have the same texts."""
-    return np.random.default_rng([world.draw, *f"{split} {use}".encode()])
-
-
 def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[str, list[list[int]]]:
     """For each prompt the samples of its two pairs; worlds that differ only in labels share them."""
     wanted = min(-(-count * 8 // 15) + 8, MAX_PAIRS * 8 // 15)  # a reserve for unusable pairs
     prompts = world.prompts(wanted, world.draw, split)
-    each = 2 * (1 + world.best_of)
+    each = world.samples_per_prompt
     name = _key(seed=world.seed, draw=world.draw, split=split, prompts=len(prompts), each=each)
+
+    writer = dataclasses.replace(world, width=WIDTH)
 
     def make(folder: Path) -> None:
         repeated = [prompt_ids(prompt) for prompt in prompts for _ in range(each)]
         texts = generate(
-            LlamaForCausalLM.from_pretrained(_models_folder(world, root) / "sft"),
+            LlamaForCausalLM.from_pretrained(_models(writer, _models_folder(writer, root), ()) / "sft"),
             repeated,
             max_new_tokens=MAX_NEW_TOKENS,
             eos_token_id=EOS,
             temperature=1.0,
-            seed=int(_rng(world, split, "texts").integers(2**31)),
+            seed=int(world.generator(split, "texts").integers(2**31)),
             batch_size=1024,
         )
         (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
@@ -280,46 +297,16 @@ def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[s
     return {prompt: texts[i * each : (i + 1) * each] for i, prompt in enumerate(prompts)}
 
 
-def _label(
-    world: ReviewWorld, samples: Mapping[str, Sequence[list[int]]], rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Two pairs per prompt, each of a sample and the best of `best_of` others, labelled by the world.
-
-    Leaves out pairs of equal reward, whose label would be random, and texts that do not survive a round trip through a
-    file: empty or truncated ones, and ones with a special word inside.
-    """
-    rows = []
+def _labelled(world: ReviewWorld, samples: Mapping[str, Sequence[list[int]]], split: Split) -> list[dict[str, Any]]:
+    """Pairs of texts that survive a round trip through a file: none that is empty, cut off or has a special word."""
+    scored = {}
     for prompt, texts in samples.items():
-        for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
-            rewards = world.reward([f"{prompt} {words(text)}" for text in half])
-            best = 1 + int(rewards[1:].argmax())
-            pair, reward = (half[0], half[best]), (float(rewards[0]), float(rewards[best]))
-            if reward[0] == reward[1] or not all(map(_usable, pair)):
-                continue
-            gap = np.array([reward[0] - reward[1]])
-            first = rng.random() < world.preference(gap, len(pair[0]) - len(pair[1]))[0]
-            chosen, rejected = (0, 1) if first else (1, 0)
-            rows.append(
-                {
-                    "prompt": prompt,
-                    "chosen": " " + words(pair[chosen]),
-                    "rejected": " " + words(pair[rejected]),
-                    "score_chosen": reward[chosen],
-                    "score_rejected": reward[rejected],
-                }
-            )
-    return rows
-
-
-def _singles(rows: Sequence[Mapping[str, Any]], dropped: float, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Every rejected text and the chosen ones that are kept, with labels; a larger share drops the same and more."""
-    kept = rng.random(len(rows)) >= dropped
-    return [
-        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-        for row, keep in zip(rows, kept, strict=True)
-        for side in ("chosen", "rejected")
-        if keep or side == "rejected"
-    ]
+        rewards = world.reward([f"{prompt} {words(text)}" for text in texts])
+        scored[prompt] = [
+            ScoredText(text=" " + words(text), tokens=len(text), reward=float(reward), usable=_usable(text))
+            for text, reward in zip(texts, rewards, strict=True)
+        ]
+    return pairs(world, scored, world.generator(split, "labels"))
 
 
 def _usable(text: Sequence[int]) -> bool:

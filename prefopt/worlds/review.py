@@ -15,18 +15,18 @@ A text of any other form has reward -3. The prompt's clause earns nothing, becau
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.errors import UserError, nearest
+from prefopt.errors import UserError
+from prefopt.worlds.rater import Rater, Split, with_knobs
 
 NOUNS = (
     "bed", "bread", "coffee", "food", "garden", "menu", "music", "pool",
@@ -54,14 +54,13 @@ UNPARSEABLE = -3.0
 MAX_CLAUSES = 3
 MAX_COMPLETION_TOKENS = 6 * MAX_CLAUSES + (MAX_CLAUSES - 1) + 2  # clauses, connectives, full stop and end of text
 
-Split = Literal["train", "validation", "test"]
 _SPLITS: Mapping[Split, slice] = {
     "train": slice(0, 8192),
     "validation": slice(8192, 8960),
     "test": slice(8960, 9984),
 }
 
-MAX_BEST_OF = 16
+WIDTH = 64  # 105 thousand weights; they grow with its square
 MAX_PAIRS = 15_360  # two per prompt, less a sixteenth in reserve for unusable pairs
 
 _CLASS = {"the": "T", "not": "X", ".": "P"}
@@ -126,38 +125,21 @@ def review_reward(clauses: Sequence[Clause] | None) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviewWorld:
-    """The world of reviews, and how its preferences are labelled.
-
-    Two completions a and b of one prompt are labelled by Bradley-Terry:
-    P(a chosen) = sigmoid((r(a) - r(b) + length_bias * (tokens of a - tokens of b)) / label_temperature),
-    then flipped with probability `label_flips`.
-    """
+class ReviewWorld(Rater):
+    """The world of reviews."""
 
     pairs: int = 7936  # training pairs, two per prompt; at most 15,360
-    label_temperature: float = 0.5  # in units of reward; near 0 the better text is always chosen
-    label_flips: float = 0.0  # share of flipped labels, 0 to 0.5
-    length_bias: float = 0.0  # reward per token that the labels see and the true reward does not
-    best_of: int = 1  # the second text of a pair is the best of this many samples, by exact reward
-    desirable_dropped: float = 0.0  # share of chosen texts left out; above 0 the training data is unpaired
     seed: int = 0  # of the model's weights and its training
-    draw: int = 0  # of the texts and labels: other data from the same models
+    width: int = WIDTH  # of the model's layers, a multiple of 8; texts and labels stay those of the default width
 
     def __post_init__(self) -> None:
         if not 1 <= self.pairs <= MAX_PAIRS:
             raise UserError(f"the review world has 1 to {MAX_PAIRS} training pairs, not {self.pairs}; set `pairs`")
-        if not self.label_temperature > 0:
-            raise UserError(f"label_temperature must be above 0, got {self.label_temperature}; 1e-6 means no noise")
-        if not 0 <= self.label_flips <= 0.5:
-            raise UserError(f"label_flips is a share from 0 to 0.5, got {self.label_flips}")
-        if not math.isfinite(self.length_bias):
-            raise UserError(f"length_bias must be a number, reward per token, got {self.length_bias}")
-        if not 1 <= self.best_of <= MAX_BEST_OF:
-            raise UserError(f"best_of is a number of samples from 1 to {MAX_BEST_OF}, got {self.best_of}")
-        if not 0 <= self.desirable_dropped < 1:
-            raise UserError(f"desirable_dropped is a share from 0 to below 1, got {self.desirable_dropped}")
-        if self.seed < 0 or self.draw < 0:
-            raise UserError(f"seed and draw must be at least 0, got {self.seed} and {self.draw}")
+        if self.width < 8 or self.width % 8:
+            raise UserError(f"width of the review world's model is a multiple of 8, got {self.width}")
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, got {self.seed}")
+        super().__post_init__()
 
     def reward(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(n,) exact rewards of reviews, prompt and completion in one text."""
@@ -169,9 +151,9 @@ class ReviewWorld:
 
     def prompts(self, n: int, seed: int, split: Split) -> list[str]:
         """`n` different prompts of a split, in an order drawn from `seed`; the three splits share no prompt."""
-        if n > _size(split):
-            raise UserError(f"the review world has {_size(split)} {split} prompts, {n} were asked for")
-        chosen = np.random.default_rng(seed).permutation(_size(split))[:n]
+        if n > split_size(split):
+            raise UserError(f"the review world has {split_size(split)} {split} prompts, {n} were asked for")
+        chosen = np.random.default_rng(seed).permutation(split_size(split))[:n]
         return [_all_prompts()[_SPLITS[split]][i] for i in chosen]
 
     def demonstrations(self, n: int, seed: int) -> list[tuple[str, str]]:
@@ -180,12 +162,6 @@ class ReviewWorld:
         prompts = _all_prompts()[_SPLITS["train"]]
         return [(prompt := rng.choice(prompts), _demonstration(prompt, rng)) for _ in range(n)]
 
-    def preference(self, reward_gap: NDArray[np.float64], token_gap: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        """(n,) probability that the first text is chosen, given its reward and length minus those of the second."""
-        logit = (reward_gap + self.length_bias * token_gap) / self.label_temperature
-        clean = 0.5 * (1.0 + np.tanh(0.5 * logit))  # the sigmoid, safe from overflow
-        return np.asarray(clean * (1 - self.label_flips) + (1 - clean) * self.label_flips)
-
 
 def knobs(given: Mapping[str, Any]) -> ReviewWorld:
     """The review world with these settings, as `data.world.label_flips=0.2` gives them.
@@ -193,21 +169,11 @@ def knobs(given: Mapping[str, Any]) -> ReviewWorld:
     Raises:
         UserError: a setting that the world does not have, or a value of another type or range.
     """
-    defaults = {field.name: field.default for field in fields(ReviewWorld)}
-    for name, value in given.items():
-        if name not in defaults:
-            raise UserError(
-                f"the review world has no knob {name!r}{nearest(name, defaults)}; its knobs: {', '.join(defaults)}"
-            )
-        whole = isinstance(defaults[name], int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise UserError(
-                f"the knob {name} of the review world is a {'whole ' if whole else ''}number, got {value!r}"
-            )
-    return ReviewWorld(**given)
+    return with_knobs(ReviewWorld, given, "review")
 
 
-def _size(split: Split) -> int:
+def split_size(split: Split) -> int:
+    """The prompts of a split."""
     where = _SPLITS[split]
     return int(where.stop - where.start)
 
