@@ -91,7 +91,7 @@ def main() -> None:
     lines = {f"RLOO, {name}": [partial(rloo, reward, beta) for beta in STRENGTHS] for name, reward in rewards().items()}
     lines |= {f"DPO, {pairs} pairs": [partial(dpo, pairs, beta) for beta in DPO.values] for pairs in PAIRS}
     cells = [(name, cell) for name, own in lines.items() for cell in own]
-    results = by_seed("overoptimisation", [cell for _, cell in cells], allowed)
+    results = by_seed("overoptimisation", [cell for _, cell in cells], allowed, arrays=())
     start = controlled()["yardsticks"]["best_of_n"][0]["reward"]  # one sample of the SFT model
     rows = []
     for name in lines:

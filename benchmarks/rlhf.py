@@ -51,6 +51,7 @@ COSTS = (
     "train_seconds",
     "processor_seconds",
 )
+COMPARED = ("true_reward", "kl")  # prompt by prompt, where lines have several strengths
 BETA = 0.8  # where one strength is enough
 RLOO = Line(name="RLOO", loss="rloo", strength="beta", values=(1.3, 0.8, 0.5), fixed=GROUPS)
 LEARNED = replace(RLOO, name="RLOO, reward model", values=(1.0, 0.5, 0.25))
@@ -166,7 +167,8 @@ def main() -> None:
     suite, name = SUITES[allowed.suite], f"rlhf_{allowed.suite}"
     lines = suite.lines[: allowed.lines]
     points = [(line, value) for line in lines for value in line.values]
-    results = by_seed(name, [suite.cell(*point) for point in points], allowed)
+    arrays = COMPARED if any(len(line.values) > 1 for line in lines) else ()
+    results = by_seed(name, [suite.cell(*point) for point in points], allowed, arrays)
     by_line: dict[str, list[list[JobResult]]] = {}
     for (line, _), own in zip(points, results, strict=True):
         by_line.setdefault(line.name, []).append(own)

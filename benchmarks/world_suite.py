@@ -117,17 +117,17 @@ class SuiteProgress(Progress):
     Args:
         suite: its name.
         count: the number of its jobs.
-        arrays: what is kept of each result to be committed; nothing is without them.
+        arrays: those of each result that are kept with it to be committed; None: nothing is.
     """
 
-    def __init__(self, suite: str, count: int, arrays: Collection[str] = ()) -> None:
+    def __init__(self, suite: str, count: int, arrays: Collection[str] | None = None) -> None:
         self.suite, self.count, self.arrays = suite, count, arrays
         self.start, self.ended = time.perf_counter(), 0
 
     def job(self, job: Job, result: JobResult) -> None:
         """Print the result of a job."""
         self.ended += 1
-        if self.arrays:
+        if self.arrays is not None:
             committed.keep(self.suite, job, result, self.arrays)
         found = result.figures
         shown = ", ".join(f"{name} {found[name]:+.3f}" for name in ("true_reward", "judge", "kl") if name in found)
@@ -136,12 +136,12 @@ class SuiteProgress(Progress):
         print(f"{self.suite} {self.ended}/{self.count} {seconds:.0f} s  {job.label}: {text}", flush=True)
 
 
-def run(suite: str, jobs: Sequence[Job], workers: int, arrays: Collection[str] = ()) -> list[JobResult]:
+def run(suite: str, jobs: Sequence[Job], workers: int, arrays: Collection[str] | None = None) -> list[JobResult]:
     """The results of all jobs, in their order; kept under `runs/benchmarks/`, which all suites share.
 
-    With `arrays`, results are also kept to be committed (`committed.py`), with these arrays of each.
+    With `arrays`, even none, results are also kept to be committed (`committed.py`), with these arrays of each.
     """
-    if arrays:
+    if arrays is not None:
         committed.restore(suite, jobs, JOBS)
     return run_jobs(jobs, JOBS, workers=workers, progress=SuiteProgress(suite, len(jobs), arrays))
 
@@ -154,7 +154,9 @@ def cell(line: Line, *overrides: str) -> Cell:
     return lambda seed: job(line, *overrides, seed=seed)
 
 
-def by_seed(suite: str, cells: Sequence[Cell], size: Size, arrays: Collection[str] = ()) -> list[list[JobResult]]:
+def by_seed(
+    suite: str, cells: Sequence[Cell], size: Size, arrays: Collection[str] | None = None
+) -> list[list[JobResult]]:
     """For each cell of a table its results by seed; run seed after seed, so that what is cut short has whole seeds."""
     results = iter(run(suite, [one(seed) for seed in range(size.seeds) for one in cells], size.workers, arrays))
     rounds = [[next(results) for _ in cells] for _ in range(size.seeds)]
