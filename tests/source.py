@@ -294,12 +294,12 @@ class House:
         return [f"{name}: {', '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
 
     def files_naming(self, loss: str) -> list[str]:
-        """The files outside docs/ that are named after a loss or mention it; this one apart."""
+        """The files that are named after a loss or mention it; what is generated, docs/ and this one apart."""
         out = [
             subprocess.run(["git", *command], capture_output=True, text=True, check=True, cwd=self.root).stdout
             for command in (["grep", "-lw", loss], ["ls-files", f"**/{loss}.py", f"**/test_{loss}.py"])
         ]
-        ignored = ("docs/", "CHANGELOG.md", "tests/house.py")
+        ignored = ("docs/", "CHANGELOG.md", "tests/house.py", "prefopt/losses/facts.json")
         return sorted({f for f in "".join(out).split() if not f.startswith(ignored)})
 
 

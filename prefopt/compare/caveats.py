@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from prefopt.compare.outcome import Standing
 from prefopt.compare.spec import AGAIN, BASE, CHANGES, SFT, WRONG_SIGN, Comparison
 from prefopt.compare.statistics import MIN_PROMPTS, Pair, verdict_of
+from prefopt.losses.registry import loss_class
 
 Floats = NDArray[np.float64]
 FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 5, 100
 UNEQUAL_VALIDITY = 0.1  # difference in the share of valid texts that makes rewards hard to compare
+SPACE = "search_space"
 UNEQUAL_KL = 2.0  # ratio of KLs likewise
 
 
@@ -45,6 +47,10 @@ def caveats(
 
 def _of_search(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[str]:
     trials = comparison.budget.trials
+    for s in standings:
+        if s.runs.method is not None and not s.runs.control and not hasattr(loss_class(s.runs.method.loss), SPACE):
+            yield (f"{s.name}: loss={s.runs.method.loss} declares no {SPACE}, so that only learning rates were tried; "
+                   "declare one hyper-parameter and four values")  # fmt: skip
     edges = [f"{s.name}: {edge}" for s in standings for edge in s.edges]
     if edges and trials >= FEW_TRIALS:
         yield f"{'; '.join(edges)}: what lies beyond was not tried, and may be better"
@@ -117,7 +123,7 @@ def _failed(first: str, wrong: Mapping[str, str], pairs: Sequence[Pair], values:
         if name not in values
     ]
     twin = verdict_of(pairs, first, again)
-    if twin is not None and twin.verdict != "cannot_tell":
+    if twin is not None and twin.verdict in ("better", "worse"):
         found.append(
             f"CONTROL FAILED: {first} was found to differ from itself under a second name; do not trust these verdicts"
         )

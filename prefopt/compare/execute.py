@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.common.cache import cache_dir
 from prefopt.common.memory_usage import peak_memory_gib, reset_peak_memory
 from prefopt.compare import measure_texts, measure_world
 from prefopt.compare.costs import ChangedReward, SampleCount, offline_costs
@@ -32,6 +33,7 @@ WORLD_PROMPTS, WORLD_SAMPLES = 512, 4
 DATA_SETS = 8  # kept prepared in a worker
 CURVE = (
     "loss", "learning_rate", "grad_norm", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+    "ratios/chosen", "ratios/rejected",
     "accuracies/logps", "accuracies/logps_mean", "lengths/chosen", "lengths/rejected", "reward", "reward_std", "kl",
     "entropy", "completions/mean_length",
 )  # fmt: skip
@@ -96,20 +98,22 @@ def _train(
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, policy) if config.model.reference else None,
-            store=Path(config.reference_folder) if config.reference_folder else None,
+            store=_store(config),
             tokenizer=data.tokenizer,
             reward=reward,
             rollout=config.rollout,
             look=count.add,
+            log_ratios=True,
             **(config.trainer | {"save_strategy": "no", "eval_strategy": "no"}),
         )
     state = result.trainer.state
-    weights = sum(p.numel() for p in policy.parameters())
+    weights, reads = sum(p.numel() for p in policy.parameters()), config.loss.needs.reads_reference
     cost = {
         "train_seconds": round(result.seconds, 3),  # the steps alone
         "processor_seconds": round(time.process_time() - processor, 3),  # with the reference pass, of this process
-        "reference_seconds": round(result.reference_seconds, 3),
-        "reference_texts": float(result.reference_misses),  # scored now instead of found in the store
+        # of a loss that reads none, the reference is scored for the figures alone, and is no cost of the method
+        "reference_seconds": round(result.reference_seconds, 3) if reads else 0.0,
+        "reference_texts": float(result.reference_misses) if reads else 0.0,  # scored now, not found in the store
         # the trainer counts six operations per token and weight
         "tokens": float(round(state.total_flos / (6 * weights))),
         "steps": float(state.global_step),
@@ -122,6 +126,13 @@ def _train(
         {"step": h["step"]} | {name: h[name] for name in CURVE if name in h} for h in state.log_history if "loss" in h
     ]
     return cost, curve
+
+
+def _store(config: RunConfig) -> Path:
+    """The folder of reference log-probs. Those for the figures alone, of losses that read none, have another, so that
+    who pays for a reference does not depend on them."""
+    folder = Path(config.reference_folder) if config.reference_folder else cache_dir() / "reference"
+    return folder if config.loss.needs.reads_reference else folder.with_name(f"{folder.name}_figures")
 
 
 def _reward(job: Job) -> Reward | None:

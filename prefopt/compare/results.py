@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.common.files import write_json
+from prefopt.common.smallest_effects import MARGIN
 from prefopt.common.versions import version_of
 from prefopt.compare.caveats import caveats
 from prefopt.compare.jobs import VERSIONS, JobResult, finite
 from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.rounds import MethodRuns, fingerprints
-from prefopt.compare.search import at_edge
+from prefopt.compare.search import at_edge, strengths
 from prefopt.compare.spec import METRICS, PRIMARY, Comparison
-from prefopt.compare.statistics import Interval, compare, intervals
+from prefopt.compare.statistics import Interval, TooSmall, compare, intervals
 from prefopt.errors import PrefoptError
 
 Floats = NDArray[np.float64]
@@ -50,7 +51,14 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
     values = dict(sorted(values.items(), key=lambda item: -better * float(item[1].mean())))
     numbers = {row.name: [_offset(row) + place for place in places[row.name]] for row in rows}
     untrained = [row.name for row in rows if row.method is None]
-    pairs = compare(values, metric, better=better, numbers=numbers, untrained=untrained)
+    pairs = compare(
+        values,
+        metric,
+        better=better,
+        numbers=numbers,
+        untrained=untrained,
+        too_small=smallest_rule(rows, metric, common),
+    )
     drawn = intervals(values, pairs)
     standings = sorted(
         (_standing(row, drawn.get(row.name), places[row.name]) for row in rows), key=lambda s: _order(s, better)
@@ -65,6 +73,20 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
         facts=_facts(rows),
         seconds=seconds,
     )
+
+
+def smallest_rule(rows: Sequence[MethodRuns], metric: str, common: Sequence[int] | None) -> TooSmall:
+    """Whether two rows differ by less than the smallest that matters, or neither has moved by that."""
+    about = METRICS[metric]
+    margins = {row.name: found for row in rows if (found := seeds_by_prompts(row, "margin", common)) is not None}
+
+    def too_small(a: str, b: str, difference: float, effect: float) -> bool:
+        moved = [abs(float(margins[name].mean())) for name in (a, b) if name in margins]
+        if about.moved and moved and max(moved) < MARGIN:
+            return True
+        return abs(effect if about.deviations else difference) < about.smallest
+
+    return too_small
 
 
 def common_seeds(rows: Sequence[MethodRuns], metric: str) -> list[int] | None:
@@ -128,12 +150,13 @@ def _standing(row: MethodRuns, value: Interval | None, places: Sequence[int]) ->
     broken = [result for result in (*row.trials, *row.finals) if not result.ok]
     reason = "; ".join(dict.fromkeys(f"{result.status}: {result.reason}" for result in broken))
     tried = [setting.plain() for setting in row.settings]
+    values = strengths(row.config.loss, row.config.loss_name)[1]
     return Standing(
         runs=row,
         value=value,
         figures=figures,
         cost=_cost(row),
-        edges=at_edge(row.chosen.plain(), tried) if row.chosen is not None else [],
+        edges=at_edge(row.chosen.plain(), tried, values) if row.chosen is not None else [],
         reason=reason,
     )
 

@@ -99,7 +99,7 @@ class Rounds:
 
     def tried(self, name: str, results: Sequence[JobResult]) -> list[Setting]:
         """Return the settings of a method's trials, as far as its results determine them."""
-        own = [result for result in results if result.method == name]
+        own = self._judged([result for result in results if result.method == name])
         metric = primary(own)
 
         def score(setting: Setting) -> float | None:
@@ -140,7 +140,7 @@ class Rounds:
         at_start = [[r for r in results if r.method == BASE] for results in (trials, finals)]
         rows = [MethodRuns(name=BASE, method=None, config=self.base_config, trials=at_start[0], finals=at_start[1])]
         for method in self.methods:
-            own = [r for r in trials if r.method == method.name]
+            own = self._judged([r for r in trials if r.method == method.name])
             tried = self.tried(method.name, trials)
             rows.append(
                 MethodRuns(
@@ -159,6 +159,15 @@ class Rounds:
         """Return the setting of each method that did best on validation prompts."""
         found = {row.name: row.chosen for row in self.by_method(trials, []) if row.method is not None}
         return {name: setting for name, setting in found.items() if setting is not None}
+
+    def _judged(self, trials: Sequence[JobResult]) -> list[JobResult]:
+        """Return the trials, those that moved too far as diverged; their files stay, for another bound."""
+        bound = self.comparison.budget.max_kl
+        return [
+            dataclasses.replace(r, status="diverged", reason=f"KL {kl:.3g} is past budget.max_kl={bound:g}")
+            if bound is not None and r.ok and (kl := r.figures.get("kl", 0.0)) > bound else r
+            for r in trials
+        ]  # fmt: skip
 
     def _seeds(self) -> range:
         return range(TRIAL_SEED + 1, TRIAL_SEED + 1 + self.comparison.seeds)

@@ -1,11 +1,12 @@
 """Chooses the settings that a method tries: the same number and one rule for every method.
 
-A plugin's `search_space` names its strength and four values of it, in rising order. Learning rates have no list: the
-rates that suit different methods differ by more than a factor of ten, so the search moves by a factor of three from the
-configured rate, as far as the results lead.
+A plugin's `search_space` names its strength and four values of it, in rising order; the configured value, by default
+that of the catalogue, is one more. Learning rates have no list: the rates that suit different methods differ by more
+than a factor of ten, so the search moves by a factor of three from the configured rate, as far as the results lead.
 
-The two inner strengths at the configured rate come first. Each later trial is the first of the following that has not
-been tried, beside the best setting so far:
+The first trial is the method as it is configured, strength and rate. The second is the next strength towards the middle
+of the list, unless the first trial failed. Each later trial is the first of the following that has not been tried,
+beside the best setting so far:
 
 1. the learning rate below, then the one above, while nothing was tried on that side: a best rate at the edge is
    followed outward until it lies between two worse ones;
@@ -13,9 +14,9 @@ been tried, beside the best setting so far:
 3. the learning rate half way to the one below, then half way to the one above.
 
 When all of these have been tried, the next best setting is treated in the same way. A failed run ranks last; of several
-failed runs, the one with the lowest rate is the most promising. A loss without a strength (SFT) starts with the
-configured rate and the one below it. The trials depend on the budget, the plugin and the results alone, so a second
-call makes the same ones.
+failed runs, the one with the lowest rate is the most promising, so that the search goes down until a run works. A loss
+without a strength (SFT) tries rates alone. The trials depend on the budget, the configuration and the results alone, so
+a second call makes the same ones.
 """
 
 from __future__ import annotations
@@ -87,22 +88,24 @@ def settings(config: RunConfig, trials: int, score: Score = lambda setting: None
     if trials < 1:
         raise UserError(f"budget.trials={trials} must be at least 1")
     rate = float(config.trainer["learning_rate"])
-    name, values = strength(config.loss, config.loss_name)
+    name, values = strengths(config.loss, config.loss_name)
+    first = values.index(getattr(config.loss, name)) if name is not None else 0
     places: list[Place] = []
     found: list[Setting] = []
-    scores: list[float | None] = []
-    start: list[Place] = [(1, 0), (2, 0)] if name is not None else [(0, 0), (0, -1)]
+    scores: list[float] = []
     while len(found) < trials:
-        if len(found) < len(start):
-            place = start[len(found)]
-        elif None in scores:
-            break
+        if not places:
+            place: Place = (first, 0)
+        elif len(places) == 1 and name is not None and not math.isnan(scores[0]):
+            place = (first + (1 if first <= (len(values) - 1) / 2 else -1), 0)
         else:
-            place = next_place(places, [math.nan if s is None else s for s in scores], max(1, len(values)))
+            place = next_place(places, scores, max(1, len(values)))
         setting = Setting({name: values[place[0]]} if name is not None else {}, rate * FACTOR ** place[1])
         places.append(place)
         found.append(setting)
-        scores.append(score(setting))
+        if (reached := score(setting)) is None:
+            break
+        scores.append(reached)
     return found
 
 
@@ -160,7 +163,17 @@ def strength(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
     return parameter, tuple(values)
 
 
-def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
+def strengths(loss: Any, name: str) -> tuple[str | None, tuple[float, ...]]:
+    """Return the strength by name and all values to try, in rising order: those declared and the configured one."""
+    parameter, values = strength(loss, name)
+    if parameter is None:
+        return None, ()
+    return parameter, tuple(sorted({*values, getattr(loss, parameter)}))
+
+
+def at_edge(
+    chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]], values: Sequence[float] = ()
+) -> list[str]:
     """Return on which axes, and why, a setting beyond the chosen one may be better.
 
     A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared. Where
@@ -168,19 +181,21 @@ def at_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -
 
     Args:
         chosen: a setting as `Setting.plain` gives it.
-        tried: all settings, in the order of `settings`. A search starts with the two inner ones of the four declared
-            strengths, so a strength below or above both is the lowest or highest declared.
+        tried: all settings.
+        values: those of the strength, as `strengths` gives them.
     """
     found = []
     for axis, value in chosen.items():
-        values = list(dict.fromkeys(setting[axis] for setting in tried if axis in setting))
-        if len(values) < 2 or min(values) < value < max(values):
+        known = {setting[axis] for setting in tried if axis in setting}
+        if len(tried) < 2 or min(known) < value < max(known):
             continue
-        side, beyond = ("lowest", "lower") if value == min(values) else ("highest", "higher")
+        side, beyond = ("lowest", "lower") if value == min(known) else ("highest", "higher")
         if axis == "learning_rate":
-            found.append(f"{axis}={value:g} is the {side} that was tried")
-        elif value in values[:2]:
-            found.append(f"{axis}={value:g} was not tried beyond: a {beyond} one is declared")
-        else:
+            found += [f"{axis}={value:g} is the {side} that was tried"] if len(known) > 1 else []
+        elif value in (values[0], values[-1]):
             found.append(f"{axis}={value:g} is the {side} that is declared")
+        elif len(known) == 1:
+            found.append(f"{axis}={value:g} is the only one that was tried: others are declared")
+        else:
+            found.append(f"{axis}={value:g} was not tried beyond: a {beyond} one is declared")
     return found

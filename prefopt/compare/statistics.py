@@ -16,7 +16,8 @@ Prompts: the variance of the difference over prompts, after the mean over seeds.
 that a sample misses, t is too sure of itself; Hall's transformation (1992, JRSS B 54:221) says by how much, and only
 what widens the interval is taken from it.
 
-A verdict needs p below 5 % after Holm's correction over all pairs, and `MIN_PROMPTS` prompts. The intervals of pairs
+A verdict needs p below 5 % after Holm's correction over all pairs, and `MIN_PROMPTS` prompts. A difference that is sure
+but smaller than the smallest that matters is a tie. The intervals of pairs
 and rows are those of the same tests. `benchmarks/verdicts.py` is the study of errors and power by which this was
 chosen: pooled and moderated variances tell equal methods apart too often where one is noisier than the others.
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +39,8 @@ from statsmodels.stats.multitest import multipletests
 from prefopt.compare.spec import BASE
 
 Floats = NDArray[np.float64]
-Verdict = Literal["better", "worse", "cannot_tell"]
+Verdict = Literal["better", "worse", "tie", "cannot_tell"]
+TooSmall = Callable[[str, str, float, float], bool]  # of a, b, their difference and effect: does it matter to nobody?
 
 ALPHA = 0.05  # of a whole family of comparisons
 POWER = 0.8  # probability of finding a difference as large as the one observed
@@ -71,7 +73,7 @@ class Pair:
         effect: the difference in standard deviations over prompts (Cohen's d).
         p: two-sided, for a difference of 0; nan where either was trained once, or the two have one seed in common.
         p_holm: after Holm's correction over all pairs.
-        verdict: on a against b, by the direction of the metric.
+        verdict: on a against b, by the direction of the metric; a tie where they differ by less than matters.
         seeds, prompts: how many of either, with the other as it is, would reveal a difference as large as this one four
             times in five; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing, where
             the variance is unknown, and where there is a verdict.
@@ -277,6 +279,7 @@ def compare(
     better: int = 1,
     numbers: Mapping[str, Sequence[int]] | None = None,
     untrained: Collection[str] = (BASE,),
+    too_small: TooSmall = lambda a, b, difference, effect: False,
 ) -> list[Pair]:
     """Compare every pair of methods, Holm-corrected together.
 
@@ -287,6 +290,7 @@ def compare(
         better: +1 where more is better, -1 where less is.
         numbers: the seeds of a method's S runs, by which rows are paired; 0, 1, ... for a method that is missing here.
         untrained: methods whose single row involves no seed. Any other row is a training run, even a single one.
+        too_small: whether the difference of two rows is below the smallest that matters.
     """
     given = numbers or {}
     rows = {
@@ -302,16 +306,19 @@ def compare(
     family = max(1, int(known.sum()))
     steps = family - np.argsort(np.argsort(np.where(known, p, math.inf), kind="stable"), kind="stable")
     return [
-        _judged(draft, float(holm), metric, better, ALPHA / (int(step) if holm < ALPHA else family), family)
+        _judged(draft, float(holm), metric, better, ALPHA / (int(step) if holm < ALPHA else family), family, too_small)
         for draft, holm, step in zip(drafts, corrected, steps, strict=True)
     ]
 
 
-def _judged(draft: _Draft, p_holm: float, metric: str, better: int, alpha: float, family: int) -> Pair:
+def _judged(
+    draft: _Draft, p_holm: float, metric: str, better: int, alpha: float, family: int, too_small: TooSmall
+) -> Pair:
     significant = p_holm < ALPHA and better != 0 and draft.prompts >= MIN_PROMPTS
     verdict: Verdict = "cannot_tell"
     if significant:
-        verdict = "better" if draft.difference * better > 0 else "worse"
+        tie = too_small(draft.a, draft.b, draft.difference, draft.effect)
+        verdict = "tie" if tie else "better" if draft.difference * better > 0 else "worse"
     seeds, prompts, together = (None, None, False) if significant else _needed(draft, ALPHA / family)
     half = draft.half_width(alpha)
     return Pair(
@@ -386,8 +393,8 @@ def verdict_of(pairs: Sequence[Pair], a: str, b: str) -> Pair | None:
 
 def reverse(pair: Pair) -> Pair:
     """Return the same comparison seen from the other side."""
-    other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot_tell": "cannot_tell"}
+    other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
     return replace(
         pair, a=pair.b, b=pair.a, difference=-pair.difference, low=-pair.high, high=-pair.low, effect=-pair.effect,
-        verdict=other[pair.verdict],
+        verdict=other.get(pair.verdict, pair.verdict),
     )  # fmt: skip

@@ -30,20 +30,20 @@ def finding(result: ComparisonOutcome) -> list[str]:
         return _finding_without_rivals(result)
     best = rivals[0]
     title = METRICS[result.metric].title.lower()
-    equals: list[str] = []
-    beaten: list[str] = []
+    found: dict[str, list[str]] = {"better": [], "tie": [], "cannot_tell": []}
     for other in rivals[1:]:
         pair = verdict_of(result.pairs, best.name, other.name)
-        (beaten if pair is not None and pair.verdict == "better" else equals).append(other.name)
+        found.get(pair.verdict if pair is not None else "", found["cannot_tell"]).append(other.name)
+    parts = [said + listed(names) for said, names in zip(
+        ("is better than ", "ties with ", "cannot be told from "), found.values(), strict=True) if names]  # fmt: skip
     if len(rivals) == 1:
         sentences = [f"{best.name} is the only method."]
-    elif not equals:
+    elif len(found["better"]) == len(rivals) - 1:
         sentences = [f"{best.name} is better than every other method by {title}."]
-    elif not beaten:
+    elif len(found["cannot_tell"]) == len(rivals) - 1:
         sentences = [f"No method can be told from {best.name}, which has the best {title} by number alone."]
     else:
-        sentences = [f"{best.name} has the best {title}; it is better than {listed(beaten)}, and cannot be told from "
-                     f"{listed(equals)}."]  # fmt: skip
+        sentences = [f"{best.name} has the best {title}; it {', and '.join(parts)}."]
     return sentences + [sentence for rival in (SFT, BASE) if (sentence := _against(result, rival))]
 
 
@@ -68,7 +68,8 @@ def _finding_without_rivals(result: ComparisonOutcome) -> list[str]:
     alone = all(method.name == SFT for method in result.comparison.methods)
     first = "SFT is the only method." if alone else "No method but SFT could be measured: see the reasons below."
     pair = verdict_of(result.pairs, SFT, BASE)
-    verdicts = {"better": "is better than", "worse": "is worse than", "cannot_tell": "cannot be told from"}
+    verdicts = {"better": "is better than", "worse": "is worse than", "tie": "ties with",
+                "cannot_tell": "cannot be told from"}  # fmt: skip
     return [first, *([f"It {verdicts[pair.verdict]} the model before training."] if pair is not None else [])]
 
 
@@ -139,10 +140,15 @@ def _with_interval(value: Interval, digits: int) -> str:
     return point if math.isnan(value.low) else f"{point} [{low}, {high}]"
 
 
+def _caption(result: ComparisonOutcome) -> str:
+    least = METRICS[result.metric].smallest_in_words()
+    return "rows whose intervals do not overlap have a verdict" + (f"; a tie: less than {least} apart" if least else "")
+
+
 def print_outcome(console: Console, result: ComparisonOutcome) -> None:
     """Print the finding, a table of the methods, and the warnings."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", title_justify="left", title_style="dim",
-                  title="rows whose intervals do not overlap have a verdict")  # fmt: skip
+                  title=_caption(result))  # fmt: skip
     best = result.competitors[0].name if result.competitors else None
     columns = (METRICS[result.metric].title, "KL", "against the best", "setting", "s a run", "labels", "sampled")
     table.add_column("method")

@@ -183,16 +183,17 @@ def _matched(result: ComparisonOutcome) -> list[tuple[str, list[AtKL]]]:
 
 
 def _learning_curves(s: Standing, style: Style) -> Markup | None:
-    """Draw what moved since the first log, in every final run: log-probs of both sides, or the reward of samples."""
+    """Draw every final run: the log-ratios of both sides' texts, or the reward of samples since the first log."""
     curves = [r.curve for r in s.runs.finals if r.ok]
     sampled = any(p.get("reward") is not None for curve in curves for p in curve)
-    names = {"reward": "reward"} if sampled else {side: f"logps/{side}" for side in ("chosen", "rejected")}
+    names = {"reward": "reward"} if sampled else {side: f"ratios/{side}" for side in ("chosen", "rejected")}
     lines = []
     for curve in curves:
         for label, name in names.items():
             points = [(p["step"], p[name]) for p in curve if p.get(name) is not None]
             if len(points) > 1:
-                x, y = [x for x, _ in points], [y - points[0][1] for _, y in points]
+                start = points[0][1] if sampled else 0.0  # a log-ratio starts at 0, whatever the batch
+                x, y = [x for x, _ in points], [y - start for _, y in points]
                 lines.append(Curve(label, x, y, dashed=label == "rejected"))
     if not lines:
         return None

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.common.estimate import Estimate
+from prefopt.common.smallest_effects import DEVIATIONS, MARGIN, PER_TOKEN, SHARE
 from prefopt.plugin import Data
 from prefopt.report.bands import Band, State, bands_of
 from prefopt.report.formatting import listed, with_error, with_unit
 from prefopt.report.run_facts import RunFacts
 from prefopt.runs.run_folder import RunFolder
-
-# The smallest effects that matter: a change below them has no verdict, however sure it is.
-SMALLEST_MARGIN = 0.1  # nats a pair: the odds of the better answer rise by a tenth
-SMALLEST_PER_TOKEN = 0.01  # nats a token
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,9 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
 
 def _of_reward(change: Estimate) -> tuple[State, str]:
     by = f"by {with_error(change, '', sign=True)} behind held-out prompts"
+    if abs(change.value) < DEVIATIONS * change.se * math.sqrt(change.count):
+        least = f"at least {DEVIATIONS:g} standard deviations matter"
+        return State.LOOK, f"A tie with the base model by the reward of its own texts ({by}; {least})."
     if change.sign > 0:
         return State.GOOD, f"Better than the base model by the reward: that of its own texts rose, {by}."
     if change.sign < 0:
@@ -142,6 +142,8 @@ def _of_reward_model(facts: RunFacts) -> tuple[State, str]:
     accuracy = Estimate.from_plain(found)
     ranks = f"it ranks the better answer higher in {with_error(accuracy, '%')} of the held-out pairs"
     above = Estimate(accuracy.value - 0.5, accuracy.se, accuracy.count)
+    if abs(above.value) < SHARE:
+        return State.LOOK, f"The reward model is no better than chance: {ranks}."
     if above.sign > 0:
         return State.GOOD, f"The reward model learnt the preference: {ranks}."
     if above.sign < 0:
@@ -154,7 +156,7 @@ def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:
     if change is None:
         return State.LOOK, "No held-out figure shows whether the demonstrations became likelier."
     by = f"by {with_error(change, 'nats per token', sign=True)}"
-    if abs(change.value) < SMALLEST_PER_TOKEN:
+    if abs(change.value) < PER_TOKEN:
         return State.LOOK, f"A tie with the base model on held-out demonstrations ({by}; {_least_per_token()})."
     if change.sign > 0:
         return State.GOOD, f"Better than the base model: the held-out demonstrations became likelier, {by}."
@@ -176,14 +178,15 @@ def _of_preferences(facts: RunFacts) -> tuple[State, str]:
     share = f"the margin grew on {with_error(grew, '%')} of the held-out pairs" if grew else "the margin grew"
     ranks = (f"it ranks the better answer higher in {with_unit(facts.after['accuracies/logps'].value, '%')} of them, "
              f"the base model in {with_unit(facts.before['accuracies/logps'].value, '%')}")  # fmt: skip
-    if abs(margin.value) < SMALLEST_MARGIN:
+    if abs(margin.value) < MARGIN:
         return State.LOOK, (
             f"A tie with the base model: held-out margins changed by {with_error(margin, 'nats', sign=True)}, where at "
-            f"least {SMALLEST_MARGIN:g} matter, and {ranks}."
+            f"least {MARGIN:g} matter, and {ranks}."
         )
-    if margin.sign > 0 and accuracy.sign > 0:
+    ranked = 0 if abs(accuracy.value) < SHARE else accuracy.sign
+    if margin.sign > 0 and ranked > 0:
         return State.GOOD, f"It learnt the preference: {share}, and {ranks}."
-    if margin.sign > 0 and accuracy.sign < 0:
+    if margin.sign > 0 and ranked < 0:
         return State.LOOK, f"Mixed: {share}, but {ranks}."
     if margin.sign > 0:
         return State.GOOD, (
@@ -202,7 +205,7 @@ def _of_labels(facts: RunFacts) -> tuple[State, str]:
     gap = Estimate(good.value - bad.value, math.hypot(good.se, bad.se), good.count + bad.count)
     moved = (f"desirable answers moved by {with_error(good, 'nats per token', sign=True)}, undesirable ones by "
              f"{with_error(bad, 'nats per token', sign=True)}")  # fmt: skip
-    if abs(gap.value) < SMALLEST_PER_TOKEN:
+    if abs(gap.value) < PER_TOKEN:
         return State.LOOK, f"A tie with the base model: held-out {moved} ({_least_per_token()})."
     if gap.sign > 0:
         return State.GOOD, f"It learnt the preference: held-out {moved}."
@@ -212,7 +215,7 @@ def _of_labels(facts: RunFacts) -> tuple[State, str]:
 
 
 def _least_per_token() -> str:
-    return f"at least {SMALLEST_PER_TOKEN:g} nats per token matter"
+    return f"at least {PER_TOKEN:g} nats per token matter"
 
 
 def sentinel_warnings(run: RunFolder) -> list[str]:

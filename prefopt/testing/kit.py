@@ -16,13 +16,15 @@ Failures = list[str]
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `detail` says what failed, or is empty."""
+    """The outcome of one check; `detail` says what failed, or what is worth knowing of a loss that passes."""
 
     name: str
     ok: bool
     detail: str = ""
 
 
+NO_SPACE = ("declares no search_space: comparisons try learning rates alone; declare one hyper-parameter and four "
+            "values, or {} where there is no strength")  # fmt: skip
 CHECKS: dict[str, Callable[[Loss], Failures]] = {
     "metadata": metadata_checks.metadata,
     "hyperparameters": metadata_checks.hyperparameters,
@@ -54,7 +56,8 @@ def check_loss(loss: Loss) -> list[Check]:
     exceptions: dict[str, str] = getattr(loss, "exceptions", {})
     unknown = [f"no check is called {name!r}" for name in exceptions if name not in CHECKS]
     return [_excepted(result, exceptions) for result in results] + [
-        Check("exceptions", not unknown, "; ".join(unknown))
+        Check("exceptions", not unknown, "; ".join(unknown)),
+        Check("search space", True, "" if hasattr(loss, "search_space") else NO_SPACE),
     ]
 
 

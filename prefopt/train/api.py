@@ -89,7 +89,7 @@ def train(
         output_dir: for checkpoints.
         resume: a checkpoint folder.
         **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe`,
-            `progress`, `reward`, `rollout` and `look`, as `prefopt.train.settings.Settings` has them; and
+            `progress`, `reward`, `rollout`, `log_ratios` and `look`, as `prefopt.train.settings.Settings` has them; and
             `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
 
     Raises:
@@ -223,7 +223,8 @@ def _reference_pass(
     clock: Callable[[float], None],
 ) -> tuple[str | None, dict[str, ReferenceTable]]:  # fmt: skip
     """The reference's fingerprint and log-probs, of the splits that need them ahead of time."""
-    scored = {s: f for s, f in feeds.items() if s == "eval" or (needs.reference and not needs.moving_reference)}
+    read = needs.reference or given.log_ratios
+    scored = {s: f for s, f in feeds.items() if s == "eval" or (read and not needs.moving_reference)}
     if not scored or needs.reward_model:
         return None, {}
     referee = (model if given.reference is None else given.reference).to(args.device)

@@ -40,6 +40,8 @@ class Settings:
             that of all that the run reads of a split.
         reward: scores the policy's own samples, behind the prompts of the records: they are what is learnt from.
         rollout: how samples are drawn and labelled.
+        log_ratios: score the training records under the reference for every loss that learns from data, so that its
+            logs have `ratios/*`.
         look: called with every `prefopt.train.sources.rollouts.Rollout` that is made.
         trainer: `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
     """
@@ -59,6 +61,7 @@ class Settings:
     progress: Progress = lambda done, total: None
     reward: Reward | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    log_ratios: bool = False
     look: Callable[[Rollout], None] = lambda rollout: None
     trainer: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from prefopt.compare.outcome import ComparisonOutcome
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Budget, Comparison, Method
+from prefopt.losses.registry import load
 
 PROMPTS = np.random.default_rng(0).normal(0, 1, 200)
 
@@ -34,7 +35,9 @@ def result(
 def runs(name: str, reward: float, *, control: bool = False, seeds: int = 3, **given: Any) -> MethodRuns:
     """The runs of one row: base, a method, or a control (`again` in its name has other seeds)."""
     setting = Setting({"beta": 0.1}, 1e-3)
-    config: Any = SimpleNamespace(model=SimpleNamespace(path="m"), data=SimpleNamespace(path="d"))
+    config: Any = SimpleNamespace(
+        model=SimpleNamespace(path="m"), data=SimpleNamespace(path="d"), loss=load("dpo"), loss_name="dpo"
+    )
     trial = result(name, 0, reward, **given)
     if name == "base":
         finals = [result(name, 1, reward, **given)]

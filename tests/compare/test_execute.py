@@ -42,6 +42,11 @@ def test_a_job_says_what_steps_reference_and_all_of_it_took(
     assert "reference_seconds" not in costs(ran, "base")[0]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Here 32 texts were scored" in page
+    assert "orpo: by step" in page
+    for _, result in ran:  # every method's log-ratios, that of the model before training being 0
+        steps = [point["ratios/chosen"] for point in result.curve]
+        assert len(steps) == (2 if result.method != "base" else 0)
+        assert all(abs(first) < 1e-4 for first in steps[:1])
 
 
 def test_sides_are_swapped() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
-from prefopt.compare.results import common_seeds, plain, seeds_by_prompts
-from prefopt.compare.statistics import TOO_MANY
+from prefopt.compare.results import common_seeds, plain, seeds_by_prompts, smallest_rule
+from prefopt.compare.spec import METRICS
+from prefopt.compare.statistics import TOO_MANY, Pair, compare, reverse, verdict_of
 from prefopt.errors import PrefoptError
 from prefopt.report.compare_text import markdown
 from tests.compare.outcomes import outcome, result, runs
@@ -89,3 +91,61 @@ def test_a_method_that_never_works_is_a_row() -> None:
 def test_nothing_to_compare_by_is_an_error() -> None:
     with pytest.raises(PrefoptError, match="loss is nan"):
         outcome(runs("base", 0.0, status="failed"), runs("a", 1.0, status="diverged"))
+
+
+def pair_of(difference: float, metric: str = "true_reward") -> Pair:
+    """The comparison of two rows that differ by as much for every seed and prompt, up to little noise."""
+    noise = np.random.default_rng(0).normal(0, 1e-3, (2, 3, 400))
+    values = {"a": noise[0] + difference, "b": noise[1]}
+    rule = smallest_rule([], metric, None)
+    (pair,) = compare(values, metric, better=METRICS[metric].better, too_small=rule)
+    return pair
+
+
+def test_a_sure_difference_that_does_not_matter_is_a_tie() -> None:
+    """Below 0.05 of a world's reward, however sure."""
+    small = pair_of(0.02)
+    assert small.verdict == "tie"
+    assert small.p_holm < 0.05
+    assert small.describe() == "tie"
+    assert reverse(small).verdict == "tie"
+    assert pair_of(0.2).verdict == "better"
+    assert pair_of(0.02, "win_rate").verdict == "better"  # two in a hundred do
+    assert pair_of(0.005, "win_rate").verdict == "tie"
+
+
+def test_a_judges_score_is_measured_in_its_own_standard_deviations() -> None:
+    """Its scale is the judge's: a thousand times the scores are the same finding."""
+    rng = np.random.default_rng(0)
+    prompts, noise = rng.normal(0, 1, 4000), rng.normal(0, 0.01, (2, 3, 4000))
+    for scale in (1.0, 1000.0):
+        for by, wanted in ((0.02, "tie"), (0.2, "better")):
+            values = {"a": scale * (prompts + noise[0] + by), "b": scale * (prompts + noise[1])}
+            (pair,) = compare(values, "judge", too_small=smallest_rule([], "judge", None))
+            assert pair.verdict == wanted
+
+
+def test_accuracy_of_a_model_that_has_not_moved_is_a_tie() -> None:
+    """IPO at KL 1e-7 ranks 80 % of the pairs right by margins of 1e-6 nats: that is no better than the start."""
+
+    def verdict(margin: float) -> str:
+        def row(name: str, value: float, by: float, seeds: int) -> Any:
+            made = runs(name, 0.0, seeds=seeds)
+            for n, one in enumerate(made.finals):
+                rng = np.random.default_rng([n, *name.encode()])
+                one.arrays["accuracy"] = (
+                    rng.binomial(1, value, 300).astype(float) if value != 0.5 else np.full(300, 0.5)
+                )
+                one.arrays["margin"] = np.full(300, by)
+                one.arrays.pop("true_reward")
+                one.figures["accuracy"] = float(one.arrays["accuracy"].mean())
+            return made
+
+        found = outcome(row("base", 0.5, 0.0, 1), row("ipo", 0.8, margin, 3))
+        assert found.metric == "accuracy"
+        pair = verdict_of(found.pairs, "ipo", "base")
+        assert pair is not None
+        return pair.verdict
+
+    assert verdict(1e-6) == "tie"
+    assert verdict(0.5) == "better"

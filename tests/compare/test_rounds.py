@@ -11,8 +11,8 @@ import pytest
 
 from prefopt.cli import main
 from prefopt.compare import workers
-from prefopt.compare.jobs import Job
-from prefopt.compare.rounds import Rounds
+from prefopt.compare.jobs import Job, JobResult
+from prefopt.compare.rounds import Rounds, configuration
 from prefopt.compare.spec import Comparison, MeasureConfig, Method
 from prefopt.errors import UserError
 
@@ -86,6 +86,49 @@ def test_an_api_call_is_refused_the_same_way() -> None:
     for override in ("+data.max_records=3", "++model.dtype=float64", "data@data=auto"):
         with pytest.raises(UserError, match="all rows need the same data"):
             Rounds(Comparison(methods=(Method(name="dpo", loss="dpo", overrides=(override,)),)))
+
+
+def test_a_trial_that_moved_too_far_counts_as_diverged_and_the_rate_goes_down(
+    hold: Hold, made_up: Callable[..., list[Job]], tmp_path: Path
+) -> None:
+    """As many trials for every method; of a method that never stays within the bound there is no verdict."""
+
+    def far(job: Job, result: JobResult) -> None:
+        rate = job.config.trainer["learning_rate"]
+        result.figures["kl"] = 17.0 if job.method == "wild" or (job.method == "simpo" and rate > 0.005) else 1.0
+
+    made_up(far)
+    given = ("losses=[dpo,simpo]", "methods.wild.loss=ipo", "seeds=1")
+    rows = {row["name"]: row for row in hold(*given, "budget.trials=2")["methods"]}
+    assert [trial["status"] for trial in rows["simpo"]["trials"]] == ["diverged", "ok"]
+    assert rows["simpo"]["trials"][0]["reason"] == "KL 17 is past budget.max_kl=10"
+    assert rows["simpo"]["chosen"] == {"beta": 2.0, "learning_rate": pytest.approx(0.01 / 3)}
+    assert [trial["setting"]["learning_rate"] for trial in rows["dpo"]["trials"]] == [0.01, 0.01]
+    assert rows["wild"]["chosen"] is None
+    assert rows["wild"]["reason"] == "diverged: KL 17 is past budget.max_kl=10"
+    assert "KL 17 is past budget.max_kl=10" in (tmp_path / "out" / "report.html").read_text()
+    rows = {row["name"]: row for row in hold(*given, "budget.trials=2", "budget.max_kl=null")["methods"]}
+    assert {trial["status"] for row in rows.values() for trial in row["trials"]} == {"ok"}
+
+
+@pytest.mark.parametrize("bound", ["0", "-1"])
+def test_a_bound_that_no_run_keeps_is_refused(bound: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *words, "losses=[dpo]", f"budget.max_kl={bound}"]) == 2
+    assert "must be above 0, in nats a text; null: no bound" in capsys.readouterr().err
+
+
+def test_sft_starts_with_the_rate_of_its_own_preset() -> None:
+    """Unless the user gives a rate, or a preset of options, to all."""
+
+    def rate(*overrides: str) -> float:
+        shared = ("model.path=org/name", "data.path=pairs.jsonl", *overrides)
+        comparison = Comparison(methods=(Method(name="dpo", loss="dpo"),), overrides=shared)
+        sft = next(row for row in comparison.rows() if row.name == "sft")
+        return float(configuration(comparison, sft).trainer["learning_rate"])
+
+    assert rate() == 2e-5
+    assert rate("trainer.learning_rate=3e-6") == 3e-6
+    assert rate("trainer=default") == 1e-6
 
 
 def test_steps_of_one_row_are_said(hold: Hold, made_up: Callable[..., list[Job]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import hypothesis
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.compare.search import STRENGTHS, Setting, at_edge, settings, strength
+from prefopt.compare import search
+from prefopt.compare.search import STRENGTHS, Setting, at_edge, settings, strength, strengths
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
@@ -64,13 +66,27 @@ def walk(best: tuple[float, float], trials: int, name: str = "dpo") -> list[tupl
     return [place(setting) for setting in settings(compose([f"loss={name}", "output_dir=."]), trials, score)]
 
 
-def test_the_inner_strengths_come_first_at_the_configured_rate() -> None:
-    config = compose(["loss=dpo", "output_dir=."])
-    found = settings(config, 6)  # no result yet: nothing more is known
-    assert [setting.plain() for setting in found] == [
-        {"beta": 0.1, "learning_rate": 1e-3}, {"beta": 0.3, "learning_rate": 1e-3},
-    ]  # fmt: skip
-    assert settings(config, 1) == found[:1]
+@pytest.mark.parametrize("name", sorted(MENU))
+def test_the_first_trial_is_the_default_at_the_configured_rate(name: str) -> None:
+    """That of the catalogue, whether or not it is among the declared strengths."""
+    loss: Any = example(load_class(name))
+    parameter, values = strengths(loss, name)
+    config: Any = SimpleNamespace(loss=loss, loss_name=name, trainer={"learning_rate": 1e-3})
+    (first,) = settings(config, 6)  # no result yet: nothing more is known
+    assert first == Setting({parameter: getattr(loss, parameter)} if parameter else {}, 1e-3)
+    two = settings(config, 6, lambda setting: 0.0 if setting == first else None)
+    if parameter is None:
+        assert two[1] == Setting({}, 1e-3 / 3)
+    else:
+        at, then = (values.index(setting.strength[parameter]) for setting in two)
+        middle = (len(values) - 1) / 2
+        assert then - at == (1 if at <= middle else -1)
+
+
+def test_the_first_trial_is_what_the_user_configured() -> None:
+    config = compose(["loss=dpo", "loss.beta=0.2", "trainer.learning_rate=1e-4", "output_dir=."])
+    assert settings(config, 4) == [Setting({"beta": 0.2}, 1e-4)]
+    assert strengths(config.loss, "dpo") == ("beta", (0.03, 0.1, 0.2, 0.3, 1.0))
 
 
 def test_a_best_rate_at_the_edge_is_followed_outward() -> None:
@@ -95,10 +111,10 @@ def test_a_loss_without_strength_tries_as_many_learning_rates() -> None:
 def test_where_all_runs_fail_the_rate_goes_down() -> None:
     config = compose(["loss=dpo", "output_dir=."])
     found = settings(config, 5, lambda setting: math.nan)
-    assert [s.learning_rate for s in found] == pytest.approx([1e-3, 1e-3, 1e-3 / 3, 1e-3 / 9, 1e-3 / 27])
+    assert [s.learning_rate for s in found] == pytest.approx([1e-3 / 3**n for n in range(5)])
     # of a run that works everything is better than of one that does not
-    found = settings(config, 3, lambda setting: -5.0 if setting.strength["beta"] == 0.3 else math.nan)
-    assert found[2].strength == {"beta": 0.3}
+    found = settings(config, 3, lambda setting: -5.0 if setting.learning_rate == 1e-3 / 3 else math.nan)
+    assert found[2].learning_rate == pytest.approx(1e-3 / 9)
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan]), min_size=30, max_size=30), st.sampled_from(["dpo", "sft"]))
@@ -126,7 +142,7 @@ def test_a_setting_is_applied_and_said() -> None:
     config = compose(["loss=simpo", "output_dir=."])
     setting = settings(config, 3, lambda setting: setting.strength["beta"])[2]
     changed = setting.apply(config)
-    assert (changed.loss.beta, changed.trainer["learning_rate"]) == (6.0, pytest.approx(1e-3 / 3))  # type: ignore[attr-defined]
+    assert (changed.loss.beta, changed.trainer["learning_rate"]) == (3.5, pytest.approx(1e-3 / 3))  # type: ignore[attr-defined]
     again = compose(["loss=simpo", "output_dir=.", *setting.overrides()])
     assert again.loss == changed.loss
     assert again.trainer["learning_rate"] == pytest.approx(changed.trainer["learning_rate"], rel=1e-5)
@@ -149,6 +165,11 @@ def test_a_wrong_declaration_is_refused(space: dict[str, tuple[float, ...]]) -> 
 
 def test_the_edge_of_the_grid() -> None:
     """Two inner strengths tell of no edge, only of a budget that ended; of one learning rate nothing can be said."""
+    values = (0.03, 0.1, 0.3, 1.0)
+
+    def at_edge(chosen: dict[str, float], tried: list[dict[str, float]]) -> list[str]:
+        return search.at_edge(chosen, tried, values)
+
     tried = [{"beta": b, "learning_rate": 1e-3} for b in (0.1, 0.3, 0.03, 1.0)]
     for chosen, beyond in ((tried[0], "lower"), (tried[1], "higher")):
         said = f"beta={chosen['beta']} was not tried beyond: a {beyond} one is declared"
@@ -157,6 +178,8 @@ def test_the_edge_of_the_grid() -> None:
     assert at_edge(tried[2], tried) == ["beta=0.03 is the lowest that is declared"]
     assert at_edge(tried[3], tried) == ["beta=1 is the highest that is declared"]
     assert at_edge(tried[0], tried[:1]) == []
+    slower = {"beta": 0.1, "learning_rate": 3e-4}
+    assert "beta=0.1 is the only one that was tried: others are declared" in at_edge(tried[0], [tried[0], slower])
     rates = [{"learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]
     assert at_edge(rates[0], rates) == []
     assert at_edge(rates[2], rates) == ["learning_rate=0.003 is the highest that was tried"]
@@ -168,14 +191,14 @@ def test_the_edge_of_the_grid() -> None:
 def test_edges_are_those_of_the_declared_strengths(name: str, scores: list[float], trials: int) -> None:
     """What the order of the trials says of a strength's place is what the plugin declares."""
     config = configuration(name)
-    parameter, declared = strength(config.loss, name)
+    parameter, declared = strengths(config.loss, name)
     drawn = iter(scores)
     tried = [setting.plain() for setting in settings(config, trials, lambda setting: next(drawn))]
     for chosen in tried:
-        said = " ".join(edge for edge in at_edge(chosen, tried) if not edge.startswith("learning_rate"))
+        said = " ".join(edge for edge in at_edge(chosen, tried, declared) if not edge.startswith("learning_rate"))
         values = [setting[parameter] for setting in tried] if parameter is not None else []
         if not values or min(values) < chosen[parameter or ""] < max(values):
             assert said == ""
         else:
             assert ("that is declared" in said) == (chosen[parameter or ""] in (declared[0], declared[-1]))
-            assert ("not tried beyond" in said) == (chosen[parameter or ""] in declared[1:-1])
+            assert ("not tried beyond" in said or "only one" in said) == (chosen[parameter or ""] in declared[1:-1])

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Data, LossOutput, Needs, PairLogps, require
+from prefopt.plugin import Data, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class MyPO:
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
+    search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}  # what a comparison tries
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     cap: float = 4.0  # largest margin, in units of reward; useful range 2 to 10

@@ -1,0 +1,9 @@
+"""States the smallest effects that matter, for runs and comparisons: nothing is called better or worse below them."""
+
+from __future__ import annotations
+
+MARGIN = 0.1  # nats a pair: the odds of the better answer rise by a tenth
+PER_TOKEN = 0.01  # nats a token
+SHARE = 0.01  # of pairs ranked right or texts preferred: one in a hundred
+WORLD_REWARD = 0.05  # of a world's exact reward; one text differs from another by 1.2 (standard deviation)
+DEVIATIONS = 0.05  # of a reward with a scale of its own: standard deviations over prompts
