@@ -172,6 +172,23 @@ def data_prep(result: Any) -> str:
     return f"{facts}\n\n{formatted(columns, result['rows'])}"
 
 
+def data_prep_spans(result: Any) -> str:
+    found = result["spans"]
+    columns = {
+        "kind": ("the same dialogues as", "{}"),
+        "kept": ("pairs", "{:,}"),
+        "tokens": ("tokens per pair", "{:.0f}"),
+        "given": ("tokens given inside completions", "{:,}"),
+        "seconds": ("first start, s", "{:.1f}"),
+        "cpu_seconds": ("its CPU time, s", "{:.1f}"),
+    }
+    names = {"plain": "plain pairs", "spans": "pairs with spans"}
+    rows = [{"kind": title, **{key: found[f"{name}_{key}"] for key in columns if key != "kind"}}
+            for name, title in names.items()]  # fmt: skip
+    facts = f"{result['cores']} cores, with {result['load']} runnable processes on average."
+    return f"{facts} With spans it takes {found['ratio']:.2f} × the CPU time.\n\n{formatted(columns, rows)}"
+
+
 def reference_store(result: Any) -> str:
     disk, ahead = result["disk"], result["extrapolated"]
     reading = {

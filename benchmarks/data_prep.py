@@ -1,6 +1,7 @@
-"""Time and memory of preparing preference data: 10k, 100k and 1M synthetic pairs.
+"""Time and memory of preparing preference data: 10k, 100k and 1M synthetic pairs; what spans cost.
 
     python benchmarks/data_prep.py --save                    # 10k, 100k, 1M pairs
+    python benchmarks/data_prep.py --spans 100000 --save     # real dialogues, as plain pairs and with spans
     python benchmarks/data_prep.py --rows 10000 --json
 
 Every figure comes from a process of its own. `first` reads, tokenizes and writes the cache; `second` is the next start
@@ -8,6 +9,10 @@ on the same file; both exclude imports. `cpu` is the CPU time of the process and
 one idle core. `own` is the peak private memory of the process, without the mapped cache files, whose pages the system
 can reclaim; `idle` is its private memory after the imports; `worker` is the whole resident memory of the largest worker
 process, mapped files included. The texts are random words, with lengths like those of real pairs.
+
+`--spans` takes the dialogues of several turns of hh-rlhf (from `--data`), repeated under numbers of their own up to the
+wanted count, and prepares the same texts twice: as plain pairs, whose last turns are the completions, and as pairs that
+part at the first answer, whose completions are all turns from there: trained and given spans.
 """
 
 from __future__ import annotations
@@ -27,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import cost_tables
+import hh_rlhf
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
+SPANS = RESULTS.with_name("data_prep_spans.json")
 WORDS = 20_000  # different words
 SAMPLE_SECONDS = 0.02  # between two looks at the memory
 
@@ -49,6 +56,45 @@ def write_rows(path: Path, rows: int) -> None:
             for prompt, chosen, rejected in sizes:
                 texts = [" ".join(words[next(picks)] for _ in range(size)) for size in (prompt, chosen, rejected)]
                 stream.write(json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) + "\n")
+
+
+def write_dialogues(folder: Path, rows: int, data: Path) -> dict[str, Path]:
+    """Write the same dialogues as plain pairs and as pairs with spans; returns both files."""
+    from prefopt.data import DataConfig, read
+
+    found = read(DataConfig(path=str(data / hh_rlhf.FILE), cache_dir=str(folder / "cache-dialogues"))).records
+    dialogues = [(r.prompt, r.completions) for r in found if len(r.prompt) > 2 and isinstance(r.completions[0], str)
+                 and isinstance(r.completions[1], str)]  # fmt: skip
+    files = {name: folder / f"{name}-{rows}.jsonl" for name in ("plain", "spans")}
+    with files["plain"].open("w") as plain, files["spans"].open("w") as spans:
+        for i in range(rows):
+            prompt, sides = dialogues[i % len(dialogues)]
+            assert not isinstance(prompt, str), "dialogues have turns"
+            turns = [{**prompt[0], "content": f"Case {i}. {prompt[0]['content']}"}, *prompt[1:]]
+            plain.write(json.dumps({"prompt": turns, "chosen": sides[0], "rejected": sides[1]}) + "\n")
+            whole = [[*turns[1:], {"role": "assistant", "content": said}] for said in sides]
+            spans.write(json.dumps({"prompt": turns[:1], "chosen": whole[0], "rejected": whole[1]}) + "\n")
+    return files
+
+
+def measure_spans(rows: int, folder: Path, data: Path) -> dict[str, Any]:
+    """Measure the first start on the same dialogues as plain pairs and with spans."""
+    sample = folder / "sample.jsonl"
+    write_rows(sample, 2000)
+    write_tokenizer(folder / "tokenizer", sample)
+    found: dict[str, Any] = {"rows": rows}
+    for name, path in write_dialogues(folder, rows, data).items():
+        one = started(path, folder)
+        found |= {f"{name}_{key}": one[key] for key in ("tokens", "given", "kept", "seconds", "cpu_seconds")}
+    found["ratio"] = round(found["spans_cpu_seconds"] / found["plain_cpu_seconds"], 3)
+    return found
+
+
+def started(path: Path, folder: Path) -> dict[str, Any]:
+    """What one start on a file takes, in a process of its own."""
+    command = [sys.executable, __file__, "--child", str(path), "--folder", str(folder)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
 
 
 def write_tokenizer(folder: Path, sample: Path) -> None:
@@ -92,7 +138,7 @@ def child(path: Path, folder: Path) -> dict[str, Any]:
         while not done.wait(SAMPLE_SECONDS):
             peak[0] = max(peak[0], anonymous_mib())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start, before = time.perf_counter(), sum(os.times()[:4])
     config = DataConfig(path=str(path), eval_records=1000, cache_dir=str(folder / f"cache-{path.stem}"))
@@ -102,6 +148,8 @@ def child(path: Path, folder: Path) -> dict[str, Any]:
     watcher.join()
     prompts, (completions, _) = ready.train.prompt_lengths(), ready.train.completion_lengths()
     return {
+        "kept": len(ready.train) + len(ready.eval or ()),
+        "given": int(ready.train.given().sum()),
         "tokens": float(round((prompts.sum() + completions.sum()) / len(ready.train), 1)),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu, 2),
@@ -123,10 +171,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     write_rows(path, rows)
     if not (folder / "tokenizer").exists():
         write_tokenizer(folder / "tokenizer", path)
-    found = {}
-    for start in ("first", "second"):
-        command = [sys.executable, __file__, "--child", str(path), "--folder", str(folder)]
-        found[start] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = {start: started(path, folder) for start in ("first", "second")}
     cache = sum(f.stat().st_size for f in (folder / f"cache-{path.stem}").rglob("*") if f.is_file())
     shutil.rmtree(folder / f"cache-{path.stem}")
     size = path.stat().st_size
@@ -153,24 +198,31 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--spans", type=int, metavar="N", help="measure N dialogues as plain pairs and with spans")
+    parser.add_argument("--data", help="the folder with hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(child(args.child, args.folder)))
         return
+    found: dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(count, Path(folder)) for count in args.rows]
+        if args.spans:
+            found = {"spans": measure_spans(args.spans, Path(folder), hh_rlhf.data_folder(args.data))}
+        else:
+            found = {"rows": [measure(count, Path(folder)) for count in args.rows]}
     result = {
-        "rows": rows,
+        **found,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[2], 1),
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
     if args.save:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if args.json else cost_tables.data_prep(result))
+        (SPANS if args.spans else RESULTS).write_text(json.dumps(result, indent=1) + "\n")
+    table = cost_tables.data_prep_spans if args.spans else cost_tables.data_prep
+    print(json.dumps(result, indent=1) if args.json else table(result))
 
 
 if __name__ == "__main__":

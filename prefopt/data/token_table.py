@@ -39,6 +39,9 @@ SCHEMA = pa.schema(
 )
 
 
+BLOCK_ROWS = 10_000  # whose tokens are held at once
+
+
 class TokenTable(Sequence[TokenRecord]):
     """A selection of rows of an Arrow table of token records, which is mapped from disk or in memory."""
 
@@ -107,6 +110,20 @@ class TokenTable(Sequence[TokenRecord]):
         counts = _numpy(pc.list_value_length(self._column("completions")))
         flat = _numpy(pc.list_value_length(pc.list_flatten(self._column("completions"))))
         return flat, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def trained_lengths(self) -> NDArray[np.int64]:
+        """Trained tokens of every completion, flat as in `completion_lengths`."""
+        flat, offsets = self.completion_lengths()
+        mixed = np.flatnonzero(self.given())
+        if not len(mixed):
+            return flat
+        trained = flat.copy()
+        for rows in np.array_split(mixed, -(-len(mixed) // BLOCK_ROWS)):
+            inside = pc.list_flatten(self._column("completions").take(rows))
+            starts = np.cumsum([0, *_numpy(pc.list_value_length(inside))[:-1]])
+            places = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in rows])
+            trained[places] = np.add.reduceat(_numpy(pc.list_flatten(inside)) >= 0, starts, dtype=np.int64)
+        return trained
 
     def given(self) -> NDArray[np.int64]:
         """(N,) given tokens in the completions of each record."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.tokens import num_trained
 from prefopt.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class Cost:
 
     Of a decoder layer of width h: projections of the attention 4 h^2 weights, of the MLP 8 h^2, two FLOPs each and
     token: 24 h^2. A query-key pair costs 2 h for the score and 2 h for the sum of values: 4 h, that is 1 / (6 h) of a
-    token. The output layer costs 2 h V for each completion token and nothing for a prompt's: V / (12 h L) of a token
+    token. The output layer costs 2 h V for each trained token and nothing for any other: V / (12 h L) of a token
     in a model of L layers. The backward doubles each alike and leaves the ratios.
 
     Attributes:
         attention: cost of one query-key pair; the default is that of a width of 2,048.
-        head: cost of one completion token in the output layer; the default is that of 24 such layers and 50,000 words.
+        head: cost of one trained token in the output layer; the default is that of 24 such layers and 50,000 words.
     """
 
     attention: float = 1 / (6 * 2048)
@@ -59,6 +60,7 @@ class Lengths:
         completions: tokens of every completion, >= 1, flat over the records; record i's are
             `completions[offsets[i] : offsets[i + 1]]`, at least one. A mismatched completion is one more of them.
         offsets: (N + 1,).
+        trained: of every completion the tokens that are trained, which alone go through the output layer; None: all.
         prompt_key: (N,) integers, equal where prompts are equal token for token (`prompt_keys`): such records of a
             global batch then share one tree and its tokens are counted once. None: every record is its own tree.
         ids: names of the records, for messages.
@@ -70,6 +72,7 @@ class Lengths:
     prompt: NDArray[np.integer]
     completions: NDArray[np.integer]
     offsets: NDArray[np.integer]
+    trained: NDArray[np.integer] | None = None
     prompt_key: NDArray[np.integer] | None = None
     ids: Sequence[str] | None = None
 
@@ -79,6 +82,8 @@ class Lengths:
             raise ValueError(f"offsets must be ({n + 1},), from 0 to the number of completions")
         if n and (np.diff(self.offsets).min() < 1 or self.prompt.min() < 1 or self.completions.min() < 1):
             raise ValueError("every record needs a prompt of at least one token and a completion of at least one")
+        if self.trained is not None and len(self.trained) != len(self.completions):
+            raise ValueError(f"trained must have one entry for each of the {len(self.completions)} completions")
         for name, value in (("prompt_key", self.prompt_key), ("ids", self.ids)):
             if value is not None and len(value) != n:
                 raise ValueError(f"{name} must have one entry for each of the {n} records, got {len(value)}")
@@ -90,6 +95,7 @@ class Lengths:
             prompt=np.array([len(r.prompt) for r in records], dtype=np.int32),
             completions=np.array([len(c) for r in records for c in r.completions], dtype=np.int32),
             offsets=np.cumsum([0, *(len(r.completions) for r in records)], dtype=np.int64),
+            trained=np.array([num_trained(c) for r in records for c in r.completions], dtype=np.int32),
             prompt_key=prompt_keys(r.prompt for r in records) if share_prompts else None,
             ids=[r.id for r in records],
         )
@@ -107,6 +113,10 @@ class Lengths:
         tokens: Indices = self.prompt + self._sum(self.completions - 1)
         return tokens
 
+    def scored(self, records: Indices | slice = slice(None)) -> NDArray[np.int64]:
+        """Tokens of these records that go through the output layer: those of their completions that are trained."""
+        return self._sum(self.completions if self.trained is None else self.trained)[records]
+
     def rows(self) -> Indices:
         """(N,) padded rows of a record: one for each completion."""
         return np.diff(self.offsets).astype(np.int64)
@@ -117,13 +127,11 @@ class Lengths:
         return self.prompt.astype(np.int64) + longest - 1
 
     def work(self, cost: Cost, layout: Layout = "tree") -> NDArray[np.float64]:
-        """(N,) cost in units of one token's linear cost: tokens, query-key pairs, completion tokens in the head."""
+        """(N,) cost in units of one token's linear cost: tokens, query-key pairs, trained tokens in the head."""
         prompt, fed = self.prompt.astype(np.float64), (self.completions - 1).astype(np.float64)
         copies = self.rows() if layout == "padded" else 1
         pairs = copies * prompt**2 / 2 + prompt * self._sum(fed) + self._sum(fed**2) / 2
-        work: NDArray[np.float64] = (
-            self.tokens(layout) + cost.attention * pairs + cost.head * self._sum(self.completions)
-        )
+        work: NDArray[np.float64] = self.tokens(layout) + cost.attention * pairs + cost.head * self.scored()
         return work
 
     def _sum(self, values: NDArray[Any]) -> NDArray[Any]:

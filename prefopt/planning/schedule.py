@@ -68,9 +68,8 @@ def schedule(plan: EpochPlan, arguments: Any) -> Schedule:
 
 
 def scored(plan: EpochPlan, records: Indices) -> int:
-    """The completion tokens of some records."""
-    lengths = plan.lengths
-    return int(sum(lengths.completions[lengths.offsets[i] : lengths.offsets[i + 1]].sum() for i in records))
+    """The tokens of some records that go through the output layer."""
+    return int(plan.lengths.scored(records).sum())
 
 
 def total_work(plan: EpochPlan) -> float:

@@ -123,8 +123,8 @@ def test_rounds_learn_from_samples_of_the_model_before(
         rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
         made[folder] = {row["texts"][0]["model"] for row in drawn}
         assert all(len(row["rewards"]) == 4 for row in drawn)
-        assert rows[0].keys() - {"ended"} == {"prompt", "provenance", *(["chosen", "rejected", "chosen_score", "rejected_score"]
-                                                            if loss == "dpo" else ["completion"])}  # fmt: skip
+        own = ["chosen", "rejected", "chosen_score", "rejected_score"] if loss == "dpo" else ["completion"]
+        assert rows[0].keys() - {"ended"} == {"prompt", "provenance", *own}
     assert made[last] == {str((first / "final").resolve())}
     assert made[first] != made[last]
     assert json.loads((first / "drawn.json").read_text())["made_of"]["seed"] == 0

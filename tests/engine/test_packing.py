@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -227,3 +228,21 @@ def test_costs_of_a_model() -> None:
     cost = Cost.of(hidden_size=6, num_layers=5, vocab_size=720)
     assert cost.attention == pytest.approx(1 / 36)
     assert cost.head == pytest.approx(2.0)
+
+
+def test_given_tokens_cost_nothing_in_the_output_layer() -> None:
+    cost = Cost(attention=0.0, head=10.0)
+    plain = lengths_of([(4, [6, 2]), (4, [6, 2])])
+    mixed = replace(plain, trained=np.array([1, 2, 6, 2]))
+    assert plain.work(cost).tolist() == [4 + 6 + 80, 4 + 6 + 80]
+    assert mixed.work(cost).tolist() == [4 + 6 + 30, 4 + 6 + 80]
+    assert (plain.scored().tolist(), mixed.scored(np.array([0])).tolist()) == ([8, 8], [3])
+    assert Lengths.of([record_with_given()]).scored().tolist() == [2]
+    with pytest.raises(ValueError, match="trained must have one entry for each of the 4"):
+        replace(plain, trained=np.array([1]))
+
+
+def record_with_given() -> TokenRecord:
+    return TokenRecord(
+        id="a", kind=Data.DEMONSTRATIONS, prompt=np.array([1]), completions=(np.array([~1, ~2, 3, 4], np.int32),)
+    )

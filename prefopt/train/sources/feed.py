@@ -95,22 +95,22 @@ class Feed(Sequence[TokenRecord]):
 
     def _as_fed(self, lengths: Lengths) -> Lengths:
         """Lengths of the records as they are -> as they are fed."""
-        completions, offsets = lengths.completions, lengths.offsets
+        offsets = lengths.offsets
+        places: NDArray[np.integer] = np.arange(len(lengths.completions))  # of the completions that are fed
         if self.first_only:
-            completions, offsets = completions[offsets[:-1]], np.arange(len(lengths) + 1)
+            places, offsets = offsets[:-1], np.arange(len(lengths) + 1)
         if self.partner is not None:
             counts = np.diff(offsets)
             record = np.repeat(np.arange(len(lengths)), counts)
-            item = np.arange(len(completions)) - offsets[record]
+            item = np.arange(len(places)) - offsets[record]
             other = self.partner[record]
-            mismatched = completions[offsets[other] + item % counts[other]]
-            both = np.empty(2 * len(completions), completions.dtype)
+            both = np.empty(2 * len(places), places.dtype)
             at = item + 2 * offsets[record]
-            both[at], both[at + counts[record]] = completions, mismatched
-            completions, offsets = both, 2 * offsets
-        if self.closing:
-            completions = completions + 1  # planned for without their last token, which a reward model reads
-        return replace(lengths, completions=completions, offsets=offsets)
+            both[at], both[at + counts[record]] = places, places[offsets[other] + item % counts[other]]
+            places, offsets = both, 2 * offsets
+        completions = lengths.completions[places] + self.closing  # a reward model also reads their last tokens
+        trained = None if lengths.trained is None else lengths.trained[places]
+        return replace(lengths, completions=completions, offsets=offsets, trained=trained)
 
 
 def partners(prompt_key: NDArray[np.integer[Any]], seed: int) -> NDArray[np.int64]:
@@ -161,6 +161,7 @@ def _lengths(records: Sequence[TokenRecord]) -> Lengths:
         prompt=records.prompt_lengths(),
         completions=completions,
         offsets=offsets,
+        trained=records.trained_lengths(),
         prompt_key=prompt_keys(records.prompts()),
         ids=records.ids(),
     )
