@@ -21,7 +21,7 @@ PLAIN = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z/][A-Za-z0-9_./:-]*
 KEY = re.compile(r"\+{0,2}[\w.@/-]+", re.ASCII)
 # Options whose values are names of files, or texts.
 TEXT = re.compile(
-    r"(?:stages\.[\w-]+\.|methods\.[\w-]+\.)?(?:model\.(?:path|reference)|data\.(?:path|eval_path|template|cache_dir)"
+    r"(?:stages\.[\w-]+\.|methods\.[\w-]+\.)?(?:model\.(?:path|reference|value_model)|data\.(?:path|eval_path|template|cache_dir)"
     r"|tracking\.(?:project|run_name)|judge|output_dir|reference_folder|stages_folder|resume)"
 )
 # A text in a list or table that needs quotes.

@@ -87,6 +87,9 @@ class RunConfig:
         if self.loss.needs.reward_model and self.model.reference is not None:
             raise UserError(f"model.reference={self.model.reference}: loss={self.loss_name} trains a reward model, "
                             "which has no reference; leave it out")  # fmt: skip
+        if self.model.value_model is not None and not self.loss.needs.values:
+            raise UserError(f"model.value_model={self.model.value_model}: loss={self.loss_name} has no value model, as "
+                            "ppo has; leave it out")  # fmt: skip
         if self.source == "rollouts":
             self.rollout.check(self.loss)
         if self.source == "samples":

@@ -10,9 +10,9 @@ from prefopt.errors import UserError
 PREFIX = "stages."
 # Options that are tuned for one stage: an override is for the last stage, unless it starts with `stages.NAME.`.
 OF_ONE_STAGE = (
-    "loss", "batch.records", "model.reference", "output_dir", "resume", "stages", "tracking.run_name",
-    "trainer.learning_rate", "trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps",
-    "trainer.max_steps", "trainer.num_train_epochs", "trainer.optim", "trainer.optim_args",
+    "loss", "batch.records", "model.reference", "model.value_model", "output_dir", "resume", "stages",
+    "tracking.run_name", "trainer.learning_rate", "trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs",
+    "trainer.warmup_steps", "trainer.max_steps", "trainer.num_train_epochs", "trainer.optim", "trainer.optim_args",
     "trainer.optim_target_modules", "trainer.weight_decay", "trainer.adam_beta1", "trainer.adam_beta2",
     "trainer.adam_epsilon", "trainer.max_grad_norm", "hydra",
 )  # fmt: skip

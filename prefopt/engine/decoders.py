@@ -22,8 +22,10 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import PROBED_WINDOW, passed_as_trees, rounding
+from prefopt.engine.kv_cache import roomy_cache
 from prefopt.engine.limits import learned_positions, steady_positions
-from prefopt.errors import Stopped, UserError, first_line
+from prefopt.engine.next_token import check_logits
+from prefopt.errors import Stopped, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class KeyValueDecoder(Decoder):
             ids[row, self.length - len(prompt) :] = torch.tensor(prompt)
             mask[row, self.length - len(prompt) :] = 1
         ids, mask = ids.to(model.device), mask.to(model.device)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = roomy_cache(model.config)
         self.mask = mask if padded else None
         self._forward(ids, (mask.cumsum(1) - 1).clamp(min=0))
         if len(unique) < len(prompts):
@@ -289,14 +291,3 @@ def _plain_logps(model: Any, ids: list[int]) -> Tensor:
     logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     check_logits(logits)
     return _logps(logits)
-
-
-def check_logits(logits: Tensor) -> None:
-    """Check that rows (..., V) have a largest logit; -inf beside it rules a token out.
-
-    Raises:
-        UserError: one has not.
-    """
-    if not logits.amax(-1).isfinite().all():
-        raise UserError("the model's logits are not finite (NaN or infinity), so no token can be chosen: its weights "
-                        "are not finite, or too large for the precision that it runs in")  # fmt: skip

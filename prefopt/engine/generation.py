@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefopt.data.images.inputs import inputs_of
-from prefopt.engine.decoders import Decoder, Mixture, PlainDecoder, StateDecoder, batches, check_logits, choose_decoder
+from prefopt.engine.decoders import Decoder, Mixture, PlainDecoder, StateDecoder, batches, choose_decoder
 from prefopt.engine.forward import evaluating, unwrap
 from prefopt.engine.image_decoders import choose_image_decoder
 from prefopt.engine.limits import learned_positions
+from prefopt.engine.next_token import draw, most_likely, scored
 from prefopt.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
@@ -184,11 +185,15 @@ def _write(
     unfinished = torch.ones_like(alive, dtype=torch.bool)
     for step in range(max_new_tokens):
         logits = texts.logits if unwritten is None else texts.logits.index_fill(-1, unwritten, -torch.inf)
-        chosen = _choose(logits, None if uniforms is None else uniforms[alive, step], temperature)
+        logp: Tensor | None = None
+        if uniforms is None:
+            chosen = most_likely(logits)
+        else:
+            scored_too = scored_at if unwritten is None else None
+            chosen, logp = draw(logits, uniforms[alive, step], temperature, scored_too)
         tokens[alive.cpu(), step] = chosen.cpu()
         if known is not None and scored_at is not None:
-            logits = texts.logits.to(wide) / scored_at
-            logp = logits.gather(-1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+            logp = scored(texts.logits, chosen, scored_at) if logp is None else logp
             known[alive.cpu(), step] = logp.cpu()
         ended = unfinished & torch.isin(chosen, ends)
         lengths[alive[ended].cpu()] = step + 1
@@ -205,27 +210,6 @@ def _write(
         (tokens[row, : lengths[row]].tolist(), None if known is None else known[row, : lengths[row]].numpy())
         for row in range(count)
     ]
-
-
-def _choose(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
-    """(B,) next tokens from logits (B, V): the largest, or the inverse of the cumulative distribution at `uniforms`.
-
-    Raises:
-        UserError: logits that are not finite.
-    """
-    if uniforms is None:
-        chosen = logits.argmax(-1)
-        check_logits(logits.gather(-1, chosen[:, None]))  # NaN counts as the largest
-        return chosen
-    # The running sum is float64: in float32 the rounding of 150,000 terms is as large as the rare tokens' shares.
-    cumulative = torch.softmax(logits.float() / temperature, -1).double().cumsum(-1)
-    targets = uniforms[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    known = cumulative[:, -1].isfinite()
-    if not known.all():  # the logits are not finite, or no longer so once divided by a tiny temperature
-        check_logits(logits)
-        drawn = torch.where(known, drawn, logits.argmax(-1))
-    return drawn
 
 
 def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, batch_size: int) -> None:

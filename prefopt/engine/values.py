@@ -30,13 +30,17 @@ class ValueModel(nn.Module):
     """A decoder with a scalar head, which shares no trained weight with the policy.
 
     Args:
-        body: a policy around a causal language model of its own, whose output layer is not used.
+        body: a policy around a model of its own. The estimates of a reward model are its scores at first; a causal
+            language model gets a head of zeros, and its output layer is not used.
     """
 
     def __init__(self, body: Policy) -> None:
         super().__init__()
         self.body = body
+        self.head: nn.Linear | None = None
         causal = body.causal
+        if body.is_reward_model:
+            return
         output, given = causal.get_output_embeddings().weight, causal.get_input_embeddings().weight
         if output is not given:
             output.requires_grad_(False)
@@ -47,6 +51,10 @@ class ValueModel(nn.Module):
 
     def forward(self, row: Row) -> Tensor:
         """(N,) the estimate before each scored token of a row."""
+        if self.head is None:
+            scored = self.body(row)
+            assert isinstance(scored, TokenStats)
+            return scored.logp
         hidden = self.body(row, Options(hidden_only=True))
         assert isinstance(hidden, Tensor)
         value: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
@@ -58,7 +66,7 @@ def estimate(model: ValueModel, records: Sequence[TokenRecord], *, max_tokens: i
     found: dict[int, Estimates] = {}
     # One more token, of any id, so that the last one is fed and has an estimate behind it.
     longer = [replace(r, completions=tuple(np.append(c, c[-1]) for c in r.completions)) for r in records]
-    device, layout = model.head.weight.device, model.body.layout.layout
+    device, layout = model.body.device, model.body.layout.layout
     with evaluating(model), torch.inference_mode():
         for chunk in batches_of(longer, max_tokens, layout):
             branches = [Branch(longer[i].prompt, c) for i in chunk for c in longer[i].completions]

@@ -52,10 +52,11 @@ class PPO:
 
     Differences: none from the code of the N+ implementation details but for these: rewards are not whitened (their
     `whiten_rewards`), the score stands at the end token itself and not behind it, the value model starts as the policy
-    with a head of zeros (theirs as the reward model), and a text that was cut off is not taken for one that ended:
-    it gets the value model's estimate of what would follow (`cut_off=BOOTSTRAP`), theirs a score of -1. N and the
-    whitening are those of the whole rollout. The policy's and the value model's gradients are clipped apart, so that
-    the value term never changes the policy. TRL 1.16 has no PPO.
+    with a head of zeros (theirs as the reward model: `model.value_model=RM`), and a text that was cut off is not taken
+    for one that ended: it gets the value model's estimate of what would follow (`cut_off=BOOTSTRAP`), theirs a score of
+    -1 (`cut_off=SCORE` reads its score, and `rollout.missing_end_penalty` with it). N and the whitening are those of
+    the whole rollout. The policy's and the value model's gradients are clipped apart, so that the value term never
+    changes the policy. TRL 1.16 has no PPO.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
@@ -87,6 +88,11 @@ class PPO:
         require(self, beta=0 <= self.beta < math.inf, epsilon=0 < self.epsilon < 1, gamma=0 < self.gamma <= 1,
                 lam=0 <= self.lam <= 1, value_coefficient=0 < self.value_coefficient < math.inf,
                 value_epsilon=0 < self.value_epsilon < math.inf)  # fmt: skip
+
+    @property
+    def scores_cut_off(self) -> bool:
+        """Whether the score of a text that was cut off is read."""
+        return self.cut_off is CutOff.SCORE
 
     def targets(self, rollout: ListLogps, /) -> Mapping[str, Tensor]:
         as_drawn, inside = rollout.completions, rollout.completions.mask

@@ -12,6 +12,7 @@ class ModelConfig:
     path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
     revision: str | None = None  # of a hub id
     reference: str | None = None  # another model as reference; None: the model as it starts
+    value_model: str | None = None  # a reward model that ppo's values start as; None: the model, with a head of zeros
     dtype: str = "float32"  # of the weights; bfloat16 rounds small learning rates away, prefer trainer.bf16=true
     trust_remote_code: bool = False  # runs code that the model's author wrote
     quantization: str | None = None  # nf4: frozen weights in 4 bits below an adapter (QLoRA); needs CUDA

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from prefopt.common.files import write_json
+from prefopt.data.tokenize import same_tokens
 from prefopt.errors import UserError
 from prefopt.models.adapters import (
     BASE,
@@ -80,6 +82,26 @@ def load_reward_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, 
         return merged(attach_saved(model, resolved, trainable=False))
     check_settings(saved, peft, config.path)
     return attach_saved(model, resolved, trainable=True)
+
+
+def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, seed: int) -> Any:
+    """Load the reward model that a value model starts as, with an adapter unless `peft.method=none`; None for none.
+
+    Raises:
+        UserError: `config.value_model` is no reward model, or has another tokenizer than the policy.
+    """
+    path = config.value_model
+    if path is None:
+        return None
+    if not is_reward_model(path):
+        raise UserError(f"model.value_model={path} is no reward model: give the folder of a run with "
+                        "loss=bradley_terry (or rm_list, pointwise), or of a classifier with one output")  # fmt: skip
+    config = replace(config, path=path, revision=None)
+    own = load_tokenizer(config)
+    if not same_tokens(own, tokenizer):
+        raise UserError(f"model.value_model={path} has another tokenizer than the policy, whose tokens it reads: train "
+                        "a reward model from the policy's model, or leave it out")  # fmt: skip
+    return load_reward_model(config, peft, tokenizer=own, seed=seed)
 
 
 def open_reward_model(path: str, dtype: str = "float32", *, merge: bool = True) -> tuple[Any, Any]:

@@ -88,6 +88,7 @@ class Traits:
         audit: what its formula and defaults were checked against, and when; None for no claim.
         updates: steps that learn from the same own samples, by default.
         shift_invariant: a constant that is added to all rewards of a rollout changes nothing.
+        scores_cut_off: it reads the scores of texts that were cut off, with `rollout.missing_end_penalty` in them.
     """
 
     needs: Needs = field(default_factory=lambda: Needs(data=Data.PAIRS, reference=True))
@@ -99,6 +100,7 @@ class Traits:
     audit: Audit | None = None
     updates: int = 1
     shift_invariant: bool = False
+    scores_cut_off: bool = True
 
 
 _RANKING = {Data.PAIRS: Ranking.PAIRWISE, Data.LISTS: Ranking.LISTWISE}  # of single completions: pointwise

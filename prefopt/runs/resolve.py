@@ -25,10 +25,9 @@ def resolve_path(path: str, data: DataConfig | None = None) -> str:
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration with models that can be loaded. What is written down keeps their names."""
     model = config.model
-    reference = model.reference and resolve_path(model.reference, config.data)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(model, path=resolve_path(model.path, config.data), reference=reference)
-    )
+    paths = {"path": model.path, "reference": model.reference, "value_model": model.value_model}
+    found: dict[str, Any] = {name: path and resolve_path(path, config.data) for name, path in paths.items()}
+    return dataclasses.replace(config, model=dataclasses.replace(model, **found))
 
 
 def resolved_data(data: DataConfig) -> DataConfig:

@@ -44,7 +44,7 @@ from prefopt.evaluate.texts import (
 from prefopt.models.load import load_policy, load_reference, load_tokenizer
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.processor import copy_processor
-from prefopt.models.reward_model import load_reward_model, write_facts
+from prefopt.models.reward_model import load_reward_model, load_value_model, write_facts
 from prefopt.rewards.reward import Reward
 from prefopt.runs.manifest import check_repetition, id_of, manifest, start_of, write_record
 from prefopt.runs.progress import RunProgress, run_progress
@@ -265,6 +265,7 @@ def _train(loaded: _Loaded, progress: RunProgress, checkpoint: Path | None, **op
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, loaded.model) if config.model.reference else None,
+            value_model=load_value_model(config.model, config.peft, tokenizer=tokenizer, seed=config.seed),
             store=Path(config.reference_folder) if config.reference_folder else None,
             tokenizer=tokenizer,
             weights=loaded.start["weights"],

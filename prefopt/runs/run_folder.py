@@ -32,7 +32,14 @@ from prefopt.train.trainer_config import TrainerConfig
 
 CONFIG, FINAL = "config.yaml", "final"
 # What may be a relative path, seen from where the run was started.
-_PATHS = (("model", "path"), ("model", "reference"), ("data", "path"), ("data", "eval_path"), ("data", "template"))
+_PATHS = (
+    ("model", "path"),
+    ("model", "reference"),
+    ("model", "value_model"),
+    ("data", "path"),
+    ("data", "eval_path"),
+    ("data", "template"),
+)
 _OF_ITS_FOLDER = ("output_dir", "resume", "progress", "stages")  # options that are not of the training itself
 
 

@@ -89,7 +89,7 @@ def fingerprint(config: RunConfig, before: str | None = None) -> str:
     """
     facts = options_with(config.plain(), Effect.WEIGHTS)
     del facts["stages"]  # `before` stands for them
-    facts["model"] |= {"path": before or state_of_model(config.model.path), "reference": None}
+    facts["model"] |= {"path": before or state_of_model(config.model.path), "reference": None, "value_model": None}
     files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
     facts["files"] = [content_of(Path(str(file))) for file in files if file]
     facts["reward_code"] = digest_of_reward(config)

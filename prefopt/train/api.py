@@ -88,9 +88,9 @@ def train(
         records: pairs, unpaired completions, lists or demonstrations in tokens (`prefopt.data.prepare`).
         output_dir: for checkpoints.
         resume: a checkpoint folder.
-        **settings: `eval`, `batch`, `seed`, `reference`, `store`, `tokenizer`, `callbacks`, `sentinels`, `probe`,
-            `progress`, `reward`, `rollout`, `log_ratios` and `look`, as `prefopt.train.settings.Settings` has them; and
-            `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
+        **settings: `eval`, `batch`, `seed`, `reference`, `value_model`, `store`, `tokenizer`, `callbacks`, `sentinels`,
+            `probe`, `progress`, `reward`, `rollout`, `log_ratios` and `look`, as `prefopt.train.settings.Settings` has
+            them; and `learning_rate`, `max_steps` and the other options of `prefopt.train.arguments`.
 
     Raises:
         UserError: what was given does not fit together.

@@ -42,7 +42,7 @@ def own_samples(
     assert given.reward is not None
     needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout.settled(loss)
     rollout.check(loss)
-    _check(args, given, rollout)
+    _check(loss, args, given, rollout)
     prompts = prompts_of(records)
     longest = max(len(prompt.tokens) for prompt in prompts)
     check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
@@ -53,8 +53,9 @@ def own_samples(
     is_start = given.reference is None or name == fingerprint(model, precision(args))
     policy, live = policies(model, twin(model, given.reference) if reads else None, batch.layout)
     if needs.values:
-        policy.values = ValueModel(Policy(twin(model), policy.layout))
-        remove_randomness(policy.values.body)
+        body = Policy(twin(model), policy.layout) if given.value_model is None else _estimating(given, policy)
+        policy.values = ValueModel(body)
+        remove_randomness(body)
     max_tokens = batch.budget(args.device.type, most_positions(longest, rollout, policy.layout.layout))
     source = Rollouts(
         prompts=prompts,
@@ -107,7 +108,17 @@ def most_positions(longest: int, rollout: RolloutConfig, layout: Layout) -> int:
     return longest + count * new if layout == "tree" else count * (longest + new)
 
 
-def _check(args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
+def _estimating(given: Settings, policy: Policy) -> Policy:
+    """The reward model that the values start as, in the layout of the policy's rows."""
+    body = Policy(given.value_model, policy.layout.layout)
+    if not body.is_reward_model:
+        raise UserError(f"{type(body.causal).__name__} as value_model: give a sequence classifier with one output")
+    return body
+
+
+def _check(loss: Loss, args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
+    if given.value_model is not None and not loss.needs.values:
+        raise UserError("this loss has no value model: leave value_model out")
     if given.tokenizer is None:
         raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
     if fsdp.settings(args) is not None:

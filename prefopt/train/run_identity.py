@@ -35,6 +35,7 @@ CONTENTS = {
     "tokenizer": ("another tokenizer", "model.path", "model.path"),
     "weights": ("other starting weights", "model.", "model.path"),
     "reference": ("another reference", "model.reference", "model.reference"),
+    "value_model": ("another value model", "model.value_model", "model.value_model"),
 }
 ORIGIN = "origin"  # the options that gave the contents; others that give the same are no other run
 # Of an adapter, what `peft` options set, and what says where it is from.
@@ -67,6 +68,7 @@ def identity_of(
         "tokenizer": None if tokenizer is None else digest_of_tokenizer(tokenizer),
         "weights": settings.weights or fingerprint(model),
         "reference": reference,
+        "value_model": None if settings.value_model is None else fingerprint(settings.value_model),
         ORIGIN: dict(settings.origin),
         "source": "rollouts" if train.options else "offline",
         **train.options,

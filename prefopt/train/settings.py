@@ -29,6 +29,8 @@ class Settings:
         batch: records of a step, tokens of a forward.
         seed: seeds the order of the records.
         reference: another model as reference; None: the model as it is now, adapters included.
+        value_model: a reward model that the value model starts as, and that is trained; None: the model as it is now,
+            with a head of zeros.
         store: the folder of reference log-probs; None: in prefopt's cache.
         tokenizer: saved with checkpoints.
         callbacks: transformers' callbacks; a `prefopt.train.signals.Signals` among them lets a run end at a signal.
@@ -51,6 +53,7 @@ class Settings:
     batch: BatchConfig | None = None
     seed: int = 0
     reference: Any = None
+    value_model: Any = None
     store: Path | None = None
     tokenizer: Any = None
     callbacks: Sequence[Any] = ()

@@ -189,7 +189,7 @@ class Step:
             epsilon = self.loss.epsilon if needs.vocab & PERTURBED else None  # type: ignore[attr-defined]
             options = Options(vocab=needs.vocab - {Vocab.REF_ENTROPY}, reference=seen, epsilon=epsilon,
                               temperature=work.temperature, values=needs.values,
-                              router=self.router_aux_loss > 0)  # fmt: skip
+                              router=self.router_aux_loss > 0 and self.wrapped.training)  # fmt: skip
             out = work.batch.forward(self.wrapped, options)
             if live is not None and needs.moving_reference:
                 with torch.no_grad():

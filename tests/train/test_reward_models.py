@@ -35,9 +35,13 @@ def reward_model(seed: int = 0, **settings: Any) -> LlamaForSequenceClassificati
 
 def own_scores(model: Any, data: Any) -> np.ndarray[Any, Any]:
     """The classifier's own forward on one unpadded text after the other."""
-    texts = [np.concatenate((r.prompt, c)).astype(np.int64) for r in data for c in r.completions]
+    return scores_of_texts(model, [np.concatenate((r.prompt, c)) for r in data for c in r.completions])
+
+
+def scores_of_texts(model: Any, texts: Any) -> np.ndarray[Any, Any]:
+    """The same of whole texts, token ids each."""
     with torch.no_grad():
-        return np.array([model(input_ids=torch.from_numpy(text)[None]).logits.item() for text in texts])
+        return np.array([model(input_ids=torch.from_numpy(t.astype(np.int64))[None]).logits.item() for t in texts])
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])

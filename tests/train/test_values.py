@@ -15,12 +15,15 @@ from prefopt.engine.forward import Options
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.engine.values import ValueModel, estimate
+from prefopt.errors import UserError
 from prefopt.losses.ppo import CutOff
 from prefopt.losses.registry import load
 from prefopt.models import adapters
 from prefopt.plugin import Data
 from prefopt.train import BatchConfig
+from prefopt.train.sources.rollouts import Rollout
 from tests.train import own_texts, tiny
+from tests.train.test_reward_models import own_scores, reward_model, scores_of_texts
 
 FOUR = dataclasses.replace(own_texts.ROLLOUT, updates=None)  # as the loss declares
 
@@ -79,6 +82,43 @@ def test_the_policy_gives_its_values_beside_log_probs(layout: Any) -> None:
     (found,) = estimate(policy.values, [record], max_tokens=200)
     assert out.stats.value is not None
     np.testing.assert_allclose(out.stats.value.detach().numpy(), np.concatenate(found.before), atol=1e-6)
+
+
+def test_the_first_values_are_those_of_a_reward_model(tmp_path: Path) -> None:
+    """Behind a text its score, and before each token the score of what stands before it."""
+    started, looked = reward_model(), list[Rollout]()
+    texts = tiny.records(Data.PAIRS, 4)
+    expected = own_scores(started, texts)
+    given = {"value_model": started, "max_steps": 2, "look": looked.append, "learning_rate": 1e-2}
+    kept = own_texts.run("ppo", tmp_path, **given)
+    drawn = [d for d in looked[0].batch.drawn or () if d.values is not None]
+    found = np.array([after for d in drawn for after in d.values.after])  # type: ignore[union-attr]
+    first = reward_model()
+    answers = [np.array([*a.prompt, *a.completion]) for a in looked[0].answers]
+    np.testing.assert_allclose(found, scores_of_texts(first, answers), rtol=0, atol=1e-6)
+    before = drawn[0].values.before[0]  # type: ignore[union-attr]
+    prompt = len(looked[0].answers[0].prompt)
+    prefixes = [answers[0][: prompt + t] for t in range(len(before))]
+    np.testing.assert_allclose(before, scores_of_texts(first, prefixes), rtol=0, atol=1e-6)
+    assert kept.trainer.policy.values.body.causal is started
+    assert np.abs(own_scores(started, texts) - expected).max() > 1e-3, "it is trained"
+
+
+def test_a_value_model_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LlamaForCausalLM as value_model: give a sequence classifier"):
+        own_texts.run("ppo", tmp_path, value_model=tiny.model())
+    with pytest.raises(UserError, match="this loss has no value model"):
+        own_texts.run("rloo", tmp_path, value_model=reward_model())
+
+
+def test_a_resume_with_another_value_model_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = own_texts.run("ppo", tmp_path / "a", value_model=reward_model(), **options)
+    folder = tmp_path / "a" / "checkpoint-2"
+    kept = own_texts.run("ppo", tmp_path / "b", value_model=reward_model(), **options, resume=folder)
+    assert kept.losses == whole.losses
+    with pytest.raises(UserError, match="another value model"):
+        own_texts.run("ppo", tmp_path / "c", value_model=reward_model(seed=1), **options, resume=folder)
 
 
 def test_splits_change_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ class RolloutConfig:
                 raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
         if not 0 <= self.missing_end_penalty < float("inf"):
             raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
+        if self.missing_end_penalty and not traits(loss).scores_cut_off:
+            raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty}: this loss does not read the "
+                            "scores of texts that were cut off: leave it out, or set loss.cut_off=SCORE")  # fmt: skip
         if loss.needs.reward_model:
             raise UserError("this loss trains a reward model, which writes no texts: leave source out")
         check_samples(loss.needs.data, self.num_generations)

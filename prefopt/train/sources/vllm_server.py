@@ -2,6 +2,15 @@
 
 The server speaks the protocol of OpenAI's completions with vLLM's extensions (token ids in and out). Weights travel
 through a folder that both can read: vLLM's own `reload_weights` for a whole model, `load_lora_adapter` for an adapter.
+
+Read in vllm-project/vllm, in files at the commits named: `reload_weights(weights_iterator, weights_path,
+is_checkpoint_format)` of vllm/v1/worker/gpu_model_runner.py@000fc94, called as here by
+tests/model_executor/model_loader/test_reload.py@026bb17; POST /pause?mode=wait and /resume of
+vllm/entrypoints/serve/dev/rlhf/api_router.py@0100a21; POST /collective_rpc {method, args, kwargs} of
+vllm/entrypoints/serve/rpc/api_router.py@09cb327, and /reset_prefix_cache of serve/cache/api_router.py@09cb327, both
+there under VLLM_SERVER_DEV_MODE alone; the fields of a request of
+vllm/entrypoints/openai/completion/protocol.py@002032e. Its `update_weights` (NCCL, CUDA IPC) needs the trainer's
+process in a group with the server's, and is not used.
 """
 
 from __future__ import annotations

@@ -363,6 +363,7 @@ def test_a_reward_that_cannot_be_used_is_named(given: Any, message: str, tmp_pat
         ("dpo", {"max_new_tokens": 0}, "at least 1"),
         ("dpo", {"label_temperature": 0.0}, "above 0"),
         ("dpo", {"missing_end_penalty": -1.0}, "0 or more"),
+        ("ppo", {"missing_end_penalty": 1.0}, "does not read the scores of texts that were cut off"),
         ("kto", {}, "completions of other prompts"),
         ("csft", {}, "control text"),
     ],

@@ -43,14 +43,28 @@ class Stub:
             if path == "/v1/completions":
                 assert not self.paused
                 return 200, {"choices": self._choices(body)}
-            if path == "/collective_rpc" and self.fault != "deaf":
-                assert self.paused, "weights change between requests only"
-                assert body["method"] == "reload_weights"
-                self.model.load_state_dict(load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors"))
-            elif path == "/v1/load_lora_adapter" and self.fault == "refuses":
+            if path == "/collective_rpc":
+                assert body.keys() <= {"method", "timeout", "args", "kwargs"}
+                getattr(self, body["method"])(*body.get("args", []), **body.get("kwargs", {}))
+                return 200, {"results": [None]}  # of each worker
+            if path == "/reset_prefix_cache":
+                return 200, None  # no body
+            if path in ("/pause?mode=wait", "/resume"):
+                self.paused = path != "/resume"
+                return 200, {"status": "paused" if self.paused else "resumed"}
+            if path == "/v1/load_lora_adapter" and self.fault == "refuses":
                 return 400, {"error": "LoRA is not enabled"}
-            self.paused = path.startswith("/pause") or (self.paused and path != "/resume")
-            return 200, {}
+            return 200, f"Success: LoRA adapter '{body['lora_name']}'."
+
+    def reload_weights(
+        self, weights_iterator: Any = None, weights_path: str | None = None, is_checkpoint_format: bool = True
+    ) -> None:
+        """With the signature of vLLM's model runner."""
+        assert self.paused, "weights change between requests only"
+        if self.fault != "deaf":
+            assert weights_iterator is None
+            assert weights_path is not None
+            self.model.load_state_dict(load_file(Path(weights_path) / "model.safetensors"))
 
     def _choices(self, body: Any) -> list[dict[str, Any]]:
         assert body.items() >= WHOLE_DISTRIBUTION.items()
@@ -93,7 +107,7 @@ def stub() -> Iterator[tuple[Stub, str]]:
 
         def _reply(self, body: Any) -> None:
             code, answer = served.answer(self.path, body)
-            content = json.dumps(answer).encode()
+            content = b"" if answer is None else json.dumps(answer).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
