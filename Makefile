@@ -38,9 +38,12 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Tables and pictures of README.md, benchmarks/README.md and docs/img from the committed benchmarks/results/*.json.
+# Tables and pictures of README.md, benchmarks/README.md, docs/errata.md, docs/vectors.md and docs/img from the committed
+# benchmarks/results/*.json.
 results: $(VENV)/.test
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.errata
+	$(BIN)/python -m benchmarks.referee --pages
 
 # A wheel in dist/. setuptools would pack what an earlier build left in build/.
 wheel: $(VENV)/.test

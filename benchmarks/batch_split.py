@@ -1,15 +1,17 @@
-"""Measures how one step of TRL's trainers moves when the same global batch comes in 1, 2 or 4 micro-batches.
+"""Measures how one step of TRL's trainers, and of prefopt, moves when a global batch comes in 1, 2 or 4 micro-batches.
 
     python benchmarks/batch_split.py
 
 A tiny model in float32 takes one step of plain SGD at learning rate 1 without clipping, so the change of its weights is
 the gradient. The reference is another model, since at policy = reference little is coupled. The data, their order and
-the seeds are the same each time; only `per_device_train_batch_size` and `gradient_accumulation_steps` change. Writes
-benchmarks/results/batch_split.json, for docs/errata.md.
+the seeds are the same each time; only `per_device_train_batch_size` and `gradient_accumulation_steps` change, and of
+prefopt `batch.max_tokens`. Writes benchmarks/results/batch_split.json, for docs/errata.md; `--prefopt` measures
+prefopt's rows alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib
 import importlib.metadata
@@ -22,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -145,6 +148,63 @@ def step(module: str, prefix: str, kind: str, settings: dict[str, Any], parts: i
     return loss, torch.cat([w.detach().flatten() for w in policy.parameters()]) - before
 
 
+OURS: dict[str, dict[str, Any]] = {
+    "dpo": {}, "aot": {"beta": 0.1}, "irpo": {"alpha": 1.0}, "kto": {}, "cpo": {}, "simpo": {}, "orpo": {}, "bco": {},
+    "sft_token_mean": {}, "dr_dpo": {}, "beta_dpo": {}, "epsilon_dpo": {"epsilon": 0.05},
+}  # fmt: skip
+
+
+def token_records(kind: Any) -> list[Any]:
+    """The same texts in tokens, the closing token included."""
+    from prefopt.data.tokens import TokenRecord
+    from prefopt.plugin import Data
+
+    words = tokenizer()
+
+    def ids(text: str, *end: int) -> Any:
+        return np.array([*words(text)["input_ids"], *end], dtype=np.int32)
+
+    made = []
+    for i, pair in enumerate(texts()):
+        sides = [ids(pair[side], 1) for side in ("chosen", "rejected")]
+        given: dict[str, Any] = {"completions": tuple(sides)}
+        if kind is Data.UNPAIRED:
+            given = {"completions": (sides[i % 2],), "desirable": i % 2 == 0}
+        elif kind is Data.DEMONSTRATIONS:
+            given = {"completions": (sides[0],)}
+        made.append(TokenRecord(id=str(i), kind=kind, prompt=ids(pair["prompt"]), **given))
+    return made
+
+
+def own_step(name: str, settings: dict[str, Any], parts: int) -> tuple[float, torch.Tensor]:
+    """As `step`, by prefopt: the largest `max_tokens` at which the batch comes in so many parts."""
+    from prefopt.engine.packing import Packer
+    from prefopt.losses.registry import load
+    from prefopt.train import BatchConfig, Feed, build
+
+    loss: Any = load(name, **settings)
+    records = token_records(loss.needs.data)
+    lengths = Feed(records, loss.needs, whole=False, seed=7).lengths()
+    widest = BATCH * int(lengths.tokens("padded").max())
+    limit = next(
+        tokens
+        for tokens in range(widest, 0, -1)
+        if len(Packer(lengths, max_tokens=tokens, layout="padded").pack(np.arange(BATCH))[0]) == parts
+    )
+    before = torch.cat([w.detach().flatten() for w in model(1).parameters()])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(
+            model(1), loss, records, output_dir=folder, store=Path(folder), reference=model(2), seed=7, use_cpu=True,
+            batch=BatchConfig(records=BATCH, max_tokens=limit, layout="padded"), max_steps=1, learning_rate=1.0,
+            lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, warmup_steps=0,
+        )  # fmt: skip
+        (share,) = trainer.shares("train")
+        assert len(share.work) == parts
+        trainer.train(None)
+    value = next(entry["loss"] for entry in trainer.state.log_history if "learning_rate" in entry)
+    return value, torch.cat([w.detach().flatten() for w in trainer.model.parameters()]) - before
+
+
 def moved(run: Callable[[int], tuple[float, torch.Tensor]]) -> dict[str, dict[str, float]]:
     """Changes against the undivided batch, relative to it: of the loss, and of the gradient by its norm."""
     loss, gradient = run(1)
@@ -158,8 +218,15 @@ def moved(run: Callable[[int], tuple[float, torch.Tensor]]) -> dict[str, dict[st
 
 def main() -> None:
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"trainers": {}, "absent": {}}
-    for name, (module, prefix, kind, settings) in trainer_names().items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prefopt", action="store_true", help="keep the rows of TRL as they were measured")
+    alone = parser.parse_args().prefopt
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if alone else {"trainers": {}, "absent": {}}
+    results["prefopt"] = {}
+    for name, settings in OURS.items():
+        results["prefopt"][name] = moved(partial(own_step, name, settings))
+        print(name, results["prefopt"][name], flush=True)
+    for name, (module, prefix, kind, settings) in {} if alone else trainer_names().items():
         try:
             results["trainers"][name] = moved(partial(step, module, prefix, kind, settings))
         except (ImportError, AttributeError) as error:

@@ -6,12 +6,12 @@ python -m benchmarks.errata [--check]
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page_parts import filled, results, write
 from prefopt.losses._errata import CONVENTIONS, MISTAKES, VERSION, Erratum
 from prefopt.losses.registry import load, loss_class
 from prefopt.testing import evaluate, example
@@ -55,41 +55,34 @@ def entries(errata: Iterable[Erratum]) -> str:
     return "\n".join(found)
 
 
-def split_table(results: dict[str, Any]) -> str:
+def split_table(measured: dict[str, Any]) -> str:
     """How far loss and gradient of one step move with the number of micro-batches."""
     rows = [
         "| trainer | loss, 2 parts | loss, 4 parts | gradient, 2 parts | gradient, 4 parts |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, moved in results["trainers"].items():
+    ours = {f"prefopt, `{name}`": moved for name, moved in measured["prefopt"].items()}
+    for name, moved in {**measured["trainers"], **ours}.items():
         cells = [f"{100 * moved[kind][parts]:.2f} %" for kind in ("loss", "gradient") for parts in ("2", "4")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", f"{results['versions']}; {results['date']}."]) + "\n"
+    return "\n".join([*rows, "", f"{measured['versions']}; {measured['date']}."]) + "\n"
 
 
 def page() -> str:
     """The page with its generated parts put in."""
-    text = PAGE.read_text()
     parts = {
         "version": f"Version {VERSION}, {max(entry.date for entry in (*MISTAKES, *CONVENTIONS))}.\n",
         "mistakes": entries(MISTAKES),
         "conventions": entries(CONVENTIONS),
-        "split": split_table(json.loads(SPLIT.read_text())),
+        "split": split_table(results(SPLIT, "python benchmarks/batch_split.py")),
     }
-    for name, part in parts.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + part + end + rest.partition(end)[2]
-    return text
+    return filled(PAGE, parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.errata", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only check that the page is that of the data")
-    if parser.parse_args().check:
-        assert page() == PAGE.read_text(), "run `python -m benchmarks.errata`"
-        return
-    PAGE.write_text(page())
+    write(PAGE, page(), check=parser.parse_args().check, command="python -m benchmarks.errata")
 
 
 if __name__ == "__main__":

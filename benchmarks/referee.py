@@ -1,6 +1,7 @@
 """Judges the losses of every installed library by the conformance vectors, for docs/vectors.md.
 
-    python -m benchmarks.referee [--install FOLDER] [--check]
+    python -m benchmarks.referee [--install FOLDER]
+    python -m benchmarks.referee --pages | --check        # the tables alone, from what was measured
 
 Writes benchmarks/results/referee.json, which keeps what is known of versions that are not installed here, and the
 tables: the rulings, and how far a loss moves when the same batch is split into micro-batches. `--install` first makes
@@ -28,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.page_parts import filled, write
+from benchmarks.page_parts import results as committed_results
 from prefopt.losses.registry import loss_class
 from prefopt.testing.kit import example
 from prefopt.testing.peers import PEERS, load_peer
@@ -236,7 +239,6 @@ def _matrix(results: dict[str, Any], key: str, cell: Callable[[Any], str]) -> st
 
 def page(results: dict[str, Any]) -> str:
     """The documentation page with the tables put in."""
-    text = PAGE.read_text()
     judged_ones = {name: entry for name, entry in results.items() if "error" not in entry}
     tables = {
         "referee": rulings_table(judged_ones),
@@ -244,15 +246,12 @@ def page(results: dict[str, Any]) -> str:
         "missing": missing_table({name: entry for name, entry in results.items() if "error" in entry}),
         "split": split_table(judged_ones),
     }
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + table + end + rest.partition(end)[2]
-    return text
+    return filled(PAGE, tables)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.referee", description=__doc__)
+    parser.add_argument("--pages", action="store_true", help="only write the tables of the results")
     parser.add_argument("--check", action="store_true", help="only check that the tables are those of the results")
     parser.add_argument("--measure", metavar="NAME", help="only print what is found of one installed library, as JSON")
     parser.add_argument(
@@ -262,12 +261,13 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if args.check:
-        assert page(results) == PAGE.read_text(), "run `python -m benchmarks.referee`"
+    if args.check or args.pages:
+        found = committed_results(RESULTS, "python -m benchmarks.referee --install FOLDER")
+        write(PAGE, page(found), check=args.check, command="python -m benchmarks.referee --pages")
         return
-    found = [measure(name) for name, (_, package) in PEERS.items() if find_spec(package) is not None]
-    results |= {entry["version"]: entry for entry in found}
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    here = [measure(name) for name, (_, package) in PEERS.items() if find_spec(package) is not None]
+    results |= {entry["version"]: entry for entry in here}
     results |= dict(judged(library, args.install) for library in LIBRARIES if args.install)
     results = dict(sorted(results.items(), key=lambda item: _order(item[0])))
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

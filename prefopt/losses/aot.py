@@ -34,7 +34,7 @@ class AOT:
     Identities: aot on one pair = dpo.
 
     Differences: each example has the value at the rank of its own d. The paper allows soft sorting; here it is hard, as
-    in TRL (`loss_type="aot"`), which sorts each micro-batch of each process separately.
+    in TRL 1.16 (`loss_type="aot"`), which sorts each micro-batch of each process separately.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"
@@ -72,9 +72,10 @@ class AOTUnpaired:
 
     Identities: aot_unpaired on one item of each label = dpo.
 
-    Differences: the paper and TRL (`loss_type="aot_unpaired"`) need equal counts; with n desirable and m undesirable
-    items the integral runs over the at most n + m - 1 steps of the two quantile functions. Each item's value is the
-    mean over its own 1/n or 1/m of u, so that the mean over either side, hence over the batch, is the integral.
+    Differences: the paper and TRL 1.16 (`loss_type="aot_unpaired"`) need equal counts; with n desirable and m
+    undesirable items the integral runs over the at most n + m - 1 steps of the two quantile functions. Each item's
+    value is the mean over its own 1/n or 1/m of u, so that the mean over either side, hence over the batch, is the
+    integral.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.05882"

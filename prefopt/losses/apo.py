@@ -19,7 +19,7 @@ class APOZero:
 
     Value at policy = reference: 1.
 
-    Differences: none from the paper or TRL (`loss_type="apo_zero"`). On single completions this is `kto_zero`.
+    Differences: none from the paper or TRL 1.16 (`loss_type="apo_zero"`). On single completions this is `kto_zero`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.06266"
@@ -55,7 +55,7 @@ class APODown:
 
     Identities: apo_down + 1 = apo_zero + 2 sigmoid(r_w) - sigmoid(r_l) + sigmoid(r_l - r_w), r = beta rho.
 
-    Differences: none from the paper or TRL (`loss_type="apo_down"`). At step 0 the two terms cancel on the chosen
+    Differences: none from the paper or TRL 1.16 (`loss_type="apo_down"`). At step 0 the two terms cancel on the chosen
     side: sigmoid'(0) - sigmoid'(0) = 0, so only the rejected side moves.
     """
 

@@ -142,7 +142,7 @@ class BCOPairZero:
 
     Value at policy = reference: 2 log 2.
 
-    Differences: this is TRL's `loss_type="bco_pair"` from 0.29 on; the author's has a running threshold (`bco_pair`).
+    Differences: this is `loss_type="bco_pair"` of TRL from 0.29 on; the author's has a running threshold (`bco_pair`).
     TRL's index of papers gives beta = 0.01.
     """
 

@@ -34,8 +34,8 @@ class BradleyTerry:
 
     Identities: bradley_terry = dpo(beta=1.0) on scores with a reference of 0.
 
-    Differences: none from InstructGPT on pairs (Eq. 1 at K = 2). Centring (Eisenstein et al., arXiv:2312.09244) is
-    TRL's `center_rewards_coefficient`. It is not free: it pulls large gaps together. A shift of all scores changes no
+    Differences: none from InstructGPT on pairs (Eq. 1 at K = 2). Centring (Eisenstein et al., arXiv:2312.09244) is TRL
+    1.16's `center_rewards_coefficient`. It is not free: it pulls large gaps together. A shift of all scores changes no
     gap and is exact: `centre: true` of a `reward` subtracts the mean of a run's held-out scores.
     """
 
@@ -68,7 +68,7 @@ class BradleyTerryMargin:
     with a reference of 0.
 
     Differences: none from Llama 2, whose margins are 1, 2/3, 1/3 and 0 by how sure the annotator was (or three times
-    that), nor from TRL's `margin` column.
+    that), nor from TRL 1.16's `margin` column.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2307.09288"

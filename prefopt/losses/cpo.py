@@ -60,7 +60,8 @@ class CPOSimPO:
     Identities: cpo_simpo(alpha=0.0, beta=2.0, gamma_beta_ratio=0.5) = simpo.
 
     Differences: from the repository of CPO, not its paper. Its gamma is absolute, 5.4 at beta = 10; here it is the
-    ratio 0.54, as in `simpo`. TRL: `CPOTrainer(loss_type="simpo")` with `simpo_gamma` = 5.4 and `cpo_alpha` = 0.05.
+    ratio 0.54, as in `simpo`. TRL 1.16: `CPOTrainer(loss_type="simpo")` with `simpo_gamma` = 5.4 and `cpo_alpha` =
+    0.05.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.08417"

@@ -18,7 +18,7 @@ class DFT:
 
     Identities: dft where every token has probability 1/2 = sft / 2.
 
-    Differences: the paper sums over tokens; here the loss is a mean over each demonstration's own tokens; TRL
+    Differences: the paper sums over tokens; here the loss is a mean over each demonstration's own tokens; TRL 1.16
     (`loss_type="dft"`) takes the mean over the batch's tokens.
     """
 

@@ -22,8 +22,8 @@ class DiscoPOPLRML:
 
     Identities: discopop_lrml where z < -40 tau = dpo.
 
-    Differences: none from the paper or TRL (`loss_type="discopop"`). It is not monotone: with L'(0) = -3/4 + (1 - log
-    2) / (4 tau) it rises at step 0 for every tau below 0.102 (slope +0.784 at 0.05, where it rises between z/tau =
+    Differences: none from the paper or TRL 1.16 (`loss_type="discopop"`). It is not monotone: with L'(0) = -3/4 + (1 -
+    log 2) / (4 tau) it rises at step 0 for every tau below 0.102 (slope +0.784 at 0.05, where it rises between z/tau =
     -2.37 and 1.44). A tau above 1 would let e^-z grow without bound, and is refused.
     """
 

@@ -21,7 +21,7 @@ class DPONorm:
 
     Identities: dpo_norm with a zero reference = simpo(gamma_beta_ratio=0).
 
-    Differences: none from the paper or TRL (`loss_type="sigmoid_norm"`).
+    Differences: none from the paper or TRL 1.16 (`loss_type="sigmoid_norm"`).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.15124"

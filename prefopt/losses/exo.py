@@ -21,7 +21,7 @@ class EXO:
 
     Value at policy = reference: log(1 / (4 epsilon (1 - epsilon))) / 2.
 
-    Differences: none from TRL (`loss_type="exo_pair"`). The authors' code smooths with epsilon = e^-10, and their
+    Differences: none from TRL 1.16 (`loss_type="exo_pair"`). The authors' code smooths with epsilon = e^-10, and their
     scripts use beta 0.5; at epsilon = 0 the KL is infinite. The KL in the other direction is `cdpo` minus the entropy
     of the label. Past z = log((1 - epsilon) / epsilon) the loss turns back, by design.
     """

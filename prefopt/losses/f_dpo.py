@@ -34,7 +34,7 @@ class FDPO:
     Identities: f_dpo(divergence=reverse_kl) = dpo; f_dpo(alpha, alpha=1) = f_dpo(forward_kl); f_dpo(alpha, alpha to 0)
     = dpo.
 
-    Differences: where alpha * rho < -20, u^-alpha continues along its tangent, so that it stays finite; TRL
+    Differences: where alpha * rho < -20, u^-alpha continues along its tangent, so that it stays finite; TRL 1.16
     (`f_divergence_type`) clamps the exponent of the alpha divergence, which stops the gradient there. TRL's
     `f_alpha_divergence_coef` is alpha up to 0.28 and 1 - alpha from 0.29 on.
     """

@@ -20,7 +20,7 @@ class Hinge:
     Value at policy = reference: 1.
 
     Differences: RSO's rejection sampling of pairs concerns the data, not the loss. The paper uses beta = 0.05; the
-    default here is that of TRL (`loss_type="hinge"`).
+    default here is that of TRL 1.16 (`loss_type="hinge"`).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.06657"

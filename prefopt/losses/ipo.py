@@ -60,7 +60,7 @@ class IPOSum:
 
     Value at policy = reference: 1 / (4 tau^2).
 
-    Differences: none from the paper. TRL's `loss_type="ipo"` divides by the lengths (`ipo` here).
+    Differences: none from the paper. TRL 1.16's `loss_type="ipo"` divides by the lengths (`ipo` here).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.12036"

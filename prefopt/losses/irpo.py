@@ -22,7 +22,7 @@ class IRPO:
 
     Identities: irpo(alpha=0.0) = dpo.
 
-    Differences: none in the loss; the paper's iterations (new samples in each) concern the data. TRL has it as
+    Differences: none in the loss; the paper's iterations (new samples in each) concern the data. TRL 1.16 has it as
     `loss_type=["sigmoid", "sft"]` with `loss_weights=[1, alpha]`, where the mean is over all tokens of the micro-batch.
     """
 

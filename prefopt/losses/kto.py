@@ -24,9 +24,9 @@ class KTO:
 
     Identities: kto where the mismatched mean is below 0 = kto_zero.
 
-    Differences: z0 is the mean over the global batch, whatever the micro-batches and processes (TRL gathers it over
-    processes, but per micro-batch). `metrics` holds `z0` and, before the clamp, `z0_unclamped`: a z0 that stays at 0
-    makes this `kto_zero`.
+    Differences: z0 is the mean over the global batch, whatever the micro-batches and processes (TRL 1.16 gathers it
+    over processes, but per micro-batch). `metrics` holds `z0` and, before the clamp, `z0_unclamped`: a z0 that stays at
+    0 makes this `kto_zero`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.01306"

@@ -24,8 +24,8 @@ class LDDPO:
 
     Identities: ld_dpo(alpha=1.0) = dpo.
 
-    Differences: none from the paper or TRL (`ld_alpha`). LLaMA-Factory's `ld_alpha` weights only the policy's tokens,
-    not the reference's, so its loss is not log 2 at policy = reference.
+    Differences: none from the paper or TRL 1.16 (`ld_alpha`). LLaMA-Factory's `ld_alpha` weights only the policy's
+    tokens, not the reference's, so its loss is not log 2 at policy = reference.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.06411"

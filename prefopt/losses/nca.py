@@ -20,8 +20,8 @@ class NCA:
 
     Value at policy = reference: 2 log 2.
 
-    Differences: none from TRL (`loss_type="nca_pair"`) or from `nca_list` with two completions and a one-hot target.
-    The chosen side turns back past r_w = log 2, where sigmoid(-r_w) = sigmoid(r_w) / 2.
+    Differences: none from TRL 1.16 (`loss_type="nca_pair"`) or from `nca_list` with two completions and a one-hot
+    target. The chosen side turns back past r_w = log 2, where sigmoid(-r_w) = sigmoid(r_w) / 2.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.05369"

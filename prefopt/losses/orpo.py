@@ -24,8 +24,8 @@ class ORPO:
     Identities: orpo(lam=0) = sft.
 
     Differences: the likelihood is that of the completion alone (the authors' code trains on the prompt too) and is a
-    mean over each example's own tokens (TRL: over all tokens of the micro-batch, prompt included for a decoder). TRL
-    calls lambda `beta`, as do its metrics. A mean log-prob above -2^-24 counts as -2^-24, where odds stay finite.
+    mean over each example's own tokens (TRL 1.16: over all tokens of the micro-batch, prompt included for a decoder).
+    TRL calls lambda `beta`, as do its metrics. A mean log-prob above -2^-24 counts as -2^-24, where odds stay finite.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07691"

@@ -26,8 +26,8 @@ class RobustDPO:
     Identities: robust_dpo(label_smoothing=0.0) = dpo; robust_dpo = dpo - epsilon / (1 - 2 epsilon) beta Delta; mean of
     robust_dpo over flips at rate epsilon = dpo on clean labels.
 
-    Differences: none from the paper or TRL (`loss_type="robust"`). The minus is right: with a plus it is `cdpo` over
-    (1 - 2 epsilon). Unbounded below, by -epsilon / (1 - 2 epsilon) * z.
+    Differences: none from the paper or TRL 1.16 (`loss_type="robust"`). The minus is right: with a plus it is `cdpo`
+    over (1 - 2 epsilon). Unbounded below, by -epsilon / (1 - 2 epsilon) * z.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.00409"

@@ -17,7 +17,7 @@ class SFT:
     Value at policy = reference: none, it has no reference.
 
     Differences: the mean is over a demonstration's own tokens, then over demonstrations, so that an example's value
-    does not depend on its batch. TRL averages over all tokens of the batch, which is `sft_token_mean`.
+    does not depend on its batch. TRL 1.16 averages over all tokens of the batch, which is `sft_token_mean`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
@@ -43,7 +43,7 @@ class SFTTokenMean:
 
     Identities: sft_token_mean at equal lengths = sft.
 
-    Differences: this is TRL's loss, over the global batch whatever the micro-batches and processes.
+    Differences: this is TRL 1.16's loss, over the global batch whatever the micro-batches and processes.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.02155"

@@ -23,7 +23,7 @@ class SimPO:
     error at most log 2 / beta.
 
     Differences: gamma = beta * gamma_beta_ratio, as in the authors' code (the paper's gamma is the product). No SFT
-    term and no label smoothing; TRL offers both behind `CPOTrainer(loss_type="simpo")`, whose default adds
+    term and no label smoothing; TRL 1.16 offers both behind `CPOTrainer(loss_type="simpo")`, whose default adds
     `cpo_alpha=1` of NLL unless it is set to 0.
     """
 

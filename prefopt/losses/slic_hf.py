@@ -22,7 +22,7 @@ class SLiCHF:
     Identities: slic_hf(lam=0) at lengths 1 = re_po(gamma=delta).
 
     Differences: the paper's likelihood term is on a separate target y_ref; here, as in HALOs, it is on the chosen side.
-    TRL's `loss_type="hinge"` under this paper's name has a reference and no likelihood term: it is `hinge`.
+    TRL 1.16's `loss_type="hinge"` under this paper's name has a reference and no likelihood term: it is `hinge`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.10425"

@@ -23,8 +23,8 @@ class SPPO:
 
     Identities: sppo = 2 (cal_dpo - dpo(beta=1)).
 
-    Differences: none from TRL (`loss_type="sppo_hard"`). The authors' code halves every form of it, and has win rates
-    from a model: its `sppo_single` is `sppo_soft` here, its default, `sppo`, is `sppo_list`. The paper draws new
+    Differences: none from TRL 1.16 (`loss_type="sppo_hard"`). The authors' code halves every form of it, and has win
+    rates from a model: its `sppo_single` is `sppo_soft` here, its default, `sppo`, is `sppo_list`. The paper draws new
     samples in each iteration, which concerns the data.
     """
 

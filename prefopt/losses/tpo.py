@@ -23,7 +23,7 @@ class TPO:
 
     Identities: tpo(alpha=0) = cpo(alpha=0).
 
-    Differences: in a list of at least 3, gold is the best-scored completion, y_w the second, y_l the worst. TRL
+    Differences: in a list of at least 3, gold is the best-scored completion, y_w the second, y_l the worst. TRL 1.16
     (`TPOTrainer`) takes the likelihood's mean over all gold tokens of the micro-batch.
     """
 
@@ -60,7 +60,7 @@ class TPOL:
 
     Identities: tpo_l(alpha=0) = alpha_po(alpha=0).
 
-    Differences: gamma is absolute, as in TRL (`loss_type="tpo-l"`, `tpo_l_gamma`); the defaults are those of the
+    Differences: gamma is absolute, as in TRL 1.16 (`loss_type="tpo-l"`, `tpo_l_gamma`); the defaults are those of the
     authors' Llama-3-Base model on 5,000 records. The rest as `tpo`.
     """
 

@@ -21,7 +21,7 @@ class TRDPO:
 
     Identities: tr_dpo(beta=0.3) = dpo(beta=0.3).
 
-    Differences: none in the loss. alpha = 1 is the paper's hard update. In TRL this is `sync_ref_model=True` with
+    Differences: none in the loss. alpha = 1 is the paper's hard update. In TRL 1.16 this is `sync_ref_model=True` with
     `ref_model_mixup_alpha` and `ref_model_sync_steps`, whose defaults are those here.
     """
 

@@ -24,8 +24,8 @@ class WPO:
 
     Identities: wpo where tokens are as likely as sum_v p_v^2 = dpo.
 
-    Differences: TRL (`use_weighting`) omits the min, open-instruct the sum over the vocabulary; the authors' code has
-    both. w_w * w_l can exceed 1, since a token likelier than sum_v pi(v)^2 counts more than average.
+    Differences: TRL 1.16 (`use_weighting`) omits the min, open-instruct the sum over the vocabulary; the authors' code
+    has both. w_w * w_l can exceed 1, since a token likelier than sum_v pi(v)^2 counts more than average.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11827"

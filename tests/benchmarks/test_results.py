@@ -18,6 +18,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 import controlled  # noqa: E402
 import hh_rlhf  # noqa: E402
 import overoptimisation  # noqa: E402
+import page_parts  # noqa: E402
 import planner  # noqa: E402
 import rlhf  # noqa: E402
 import rlhf_tables  # noqa: E402
@@ -38,6 +39,26 @@ from prefopt.worlds.build import WorldFiles  # noqa: E402
 def test_pages_match_the_results(page: Path) -> None:
     text = page.read_text()
     assert tables.rewritten(text) == text, "run `python benchmarks/tables.py`"
+
+
+def test_pages_of_the_referee_come_from_the_results_too(tmp_path: Path) -> None:
+    """`make results` writes them; a missing file names the command that measures it, and an old page is noticed."""
+    recipe = (BENCHMARKS.parent / "Makefile").read_text().partition("\nresults:")[2].partition("\n\n")[0]
+    assert "-m benchmarks.errata\n" in recipe
+    assert recipe.endswith("-m benchmarks.referee --pages")
+    with pytest.raises(
+        SystemExit, match=r"batch_split.json is missing: `python benchmarks/batch_split.py` measures it"
+    ):
+        page_parts.results(tmp_path / "batch_split.json", "python benchmarks/batch_split.py")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a: begin -->\nold\n<!-- a: end -->\n")
+    text = page_parts.filled(page, {"a": "new\n"})
+    with pytest.raises(SystemExit, match=r"page.md is out of date: run `make results`"):
+        page_parts.write(page, text, check=True, command="make results")
+    page_parts.write(page, text, check=False, command="make results")
+    assert page.read_text() == "<!-- a: begin -->\nnew\n<!-- a: end -->\n"
+    with pytest.raises(ValueError, match=r"page.md needs one <!-- b: begin -->"):
+        page_parts.filled(page, {"b": ""})
 
 
 def test_pictures_match_the_results() -> None:

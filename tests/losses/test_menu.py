@@ -232,6 +232,13 @@ def test_an_audit_names_the_equation_or_the_file() -> None:
     assert found == WITHOUT_A_PLACE.keys()
 
 
+@pytest.mark.parametrize("name", MENU)
+def test_what_is_said_of_trl_names_a_version(name: str) -> None:
+    """Its conventions, a loss's name by name, changed between versions."""
+    said = " ".join((load_class(name).__doc__ or "").partition("Differences:")[2].split())
+    assert "TRL" not in said or re.search(r"TRL (?:from |up to )?\d|TRL PR #\d", said), said
+
+
 def test_a_claim_without_a_source_or_a_date_is_refused() -> None:
     with pytest.raises(ValueError, match="without a source"):
         Audit(Level.DERIVED, " ", "2026-11-29")

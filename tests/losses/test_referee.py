@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.referee import PAGE, RESULTS, page, reproduction
 from prefopt.cli import main
+from prefopt.losses import MENU
 from prefopt.testing.peers.shared import log_ratios
 from prefopt.testing.referee import Case, Ruling, Way, judge
 from prefopt.testing.vectors import vectors
@@ -25,7 +26,9 @@ def ruling(name: str) -> Ruling:
     return judge(PEER, vectors(name))
 
 
-@pytest.mark.parametrize("name", ["dpo", "hinge", "ipo", "kto", "ld_dpo", "aot", "sft_token_mean", "robust_dpo"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "hinge", "ipo", "kto", "ld_dpo", "aot", "sft_token_mean", "robust_dpo", "bradley_terry_margin"]
+)
 def test_trl_passes(name: str) -> None:
     assert ruling(name).verdict == "pass"
 
@@ -38,11 +41,36 @@ def test_trl_passes(name: str) -> None:
         ("simpo", "γ absolute"),
         ("cpo_simpo", "γ absolute; token mean"),
         ("wpo", "weight not limited to 1"),
+        ("tpo", "token mean"),
+        ("mix", "threshold of 0; token mean"),
+        ("rloo", "ratio clipped at 1 ± 0.2; mean over all samples of the batch; not exact at extremes"),
+        ("grpo", "mean over all samples of the batch; not exact at extremes"),
     ],
 )
 def test_trl_differs_by_a_known_convention(name: str, convention: str) -> None:
     found = ruling(name)
     assert (found.verdict, found.convention) == ("differs", convention)
+
+
+# Our names of losses of each trainer that TRL exports; DPO's loss types are compared with its configuration in
+# test_menu.py.
+OF_TRAINER = {
+    "DPOTrainer": {"dpo", "tr_dpo", "wpo", "ld_dpo", "f_dpo", "mix"},
+    "KTOTrainer": {"kto", "kto_zero"},
+    "GRPOTrainer": {"grpo", "dr_grpo"},
+    "RLOOTrainer": {"rloo"},
+    "RewardTrainer": {"bradley_terry", "bradley_terry_margin"},
+    "SFTTrainer": {"sft_token_mean", "dft"},
+    "DistillationTrainer": set(),  # from a teacher's distributions: no loss of this kind is in the menu
+}
+
+
+def test_every_trainer_of_trl_is_judged() -> None:
+    """A trainer that TRL adds is noticed, and so is a loss that no adapter calls."""
+    assert {name for name in dir(trl) if name.endswith("Trainer")} == OF_TRAINER.keys()
+    of_experiments = {"cpo", "cpo_simpo", "simpo", "alpha_po", "orpo", "tpo", "tpo_l"}
+    assert set().union(*OF_TRAINER.values()) | of_experiments <= PEER.keys()
+    assert set(MENU) >= PEER.keys()
 
 
 def test_a_mistake_fails_by_name_and_not_as_a_convention() -> None:

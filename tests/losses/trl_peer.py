@@ -5,7 +5,6 @@ Tests of parity compare with it to 1e-6. Where we differ on purpose, the test sa
 
 from __future__ import annotations
 
-from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,22 +48,9 @@ def trl_dpo(numbers: Named, loss_type: str | list[str], **settings: Any) -> floa
 
 def trl_reward(numbers: Named, *, margin: bool, centre: float | None) -> float:
     """TRL's RewardTrainer on the batch, whose scores are the policy's sums."""
-    from trl import RewardTrainer
+    from prefopt.testing.peers.trl_list_losses import reward_loss
 
-    def scores(**inputs: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=torch.cat([numbers["chosen"], numbers["rejected"]])[:, None])
-
-    accelerator = SimpleNamespace(gather=_same, gather_for_metrics=_same)
-    trainer: Any = SimpleNamespace(
-        model=SimpleNamespace(training=False), args=SimpleNamespace(center_rewards_coefficient=centre),
-        accelerator=accelerator, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0,
-    )  # fmt: skip
-    inputs = {"margin": numbers["margin"]} if margin else {}
-    return float(RewardTrainer.compute_loss(trainer, scores, inputs))
-
-
-def _same(value: Any) -> Any:
-    return value
+    return float(reward_loss(dict(numbers), centre=centre or 0.0, margin=numbers["margin"] if margin else None))
 
 
 def as_items(numbers: Named) -> Named:
@@ -98,39 +84,14 @@ def trl_cpo(chosen: Tensor, rejected: Tensor, loss_type: str, **settings: Any) -
     return float(losses.mean())
 
 
-def sequences(sides: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, ids and completion mask of completions behind a prompt of one token."""
-    from prefopt.testing.peers.shared import logits_with
-
-    tokens = torch.cat([token for token, _ in sides])
-    lengths = torch.cat([length for _, length in sides])
-    mask = torch.nn.functional.pad((torch.arange(TOKENS) < lengths.unsqueeze(-1)).long(), (1, 0))
-    logits = logits_with(torch.where(tokens < 0, tokens, -0.5))
-    return torch.nn.functional.pad(logits, (0, 0, 0, 1)), torch.ones_like(mask), mask
-
-
 def trl_tpo(batch: Named, loss_type: str) -> float:
     """TRL's TPOTrainer on the batch of `with_gold`.
 
     Its likelihood is the mean over all gold tokens, ours over each gold completion's own: equal here.
     """
-    from trl.experimental.tpo import TPOTrainer
+    from prefopt.testing.peers.trl_list_losses import tpo_loss
 
-    sides = [(batch[f"{s}_token"], batch[f"{s}_num_tokens"]) for s in ("chosen", "rejected")]
-    logits, ids, mask = sequences([*sides, _gold()])
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False),
-        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
-        _metrics={"eval": defaultdict(list)},
-        _total_train_tokens=0,
-        loss_type=loss_type,
-        label_smoothing=0.0,
-        beta=0.5,
-        tpo_alpha=0.7,
-        tpo_l_gamma=0.5,
-    )
-    inputs = {"input_ids": ids, "completion_mask": mask, "attention_mask": torch.ones_like(mask)}
-    return float(TPOTrainer._compute_loss(trainer, lambda **kw: SimpleNamespace(logits=logits), inputs, False))
+    return float(tpo_loss(with_gold(batch), loss_type, beta=0.5, tpo_alpha=0.7))
 
 
 def with_gold(batch: Named) -> Named:
@@ -155,32 +116,14 @@ def demonstrations(batch: Named) -> Named:
 
 
 def trl_on_policy(loss_type: str, loss: Any, numbers: Named) -> float:
-    """TRL's RLOOTrainer (`rloo`) or GRPOTrainer (`grpo`, `dr_grpo`) on lists with our advantages."""
-    from trl import GRPOTrainer, RLOOTrainer
+    """TRL's RLOOTrainer (`rloo`) or GRPOTrainer (`grpo`, `dr_grpo`) on lists with our advantages, nothing clipped."""
+    from prefopt.testing.peers.trl_list_losses import sampled_loss
 
     batch: Any = whole(loss, build(loss.needs, declared(loss.needs, numbers)))
-    completions, old = batch.completions, batch.old
-    width = numbers["completions_token"].shape[-1]
-    inside = (torch.arange(width) < numbers["num_tokens"].unsqueeze(-1)).double().flatten(0, 1)
-    token = numbers["completions_token"].flatten(0, 1)
-    cls = RLOOTrainer if loss_type == "rloo" else GRPOTrainer
-    unclipped = 1e9 if loss_type == "rloo" else 0.2
-    trainer = object.__new__(cls)
-    vars(trainer).update(
-        model=SimpleNamespace(training=False), aux_loss_enabled=False, loss_type=loss_type, beta=loss.beta,
-        epsilon_low=unclipped, epsilon_high=unclipped, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
-        importance_sampling_level="token", use_vllm=False, _entropy_bonus_enabled=False,
-        max_completion_length=getattr(loss, "length", 1), current_gradient_accumulation_steps=1,
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None), _metrics=defaultdict(lambda: defaultdict(list)),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, gather_for_metrics=lambda x: x),
-        _get_per_token_logps_and_entropies=lambda *_, **__: (token, torch.zeros_like(token), None),
-    )  # fmt: skip
-    inputs = {
-        "prompt_ids": torch.ones(len(token), 1), "prompt_mask": torch.ones(len(token), 1),
-        "completion_ids": inside, "completion_mask": inside, "advantages": batch.targets["advantage"].flatten(),
-        "old_logps": old.sum.flatten(),
-    }  # fmt: skip
-    if loss.needs.tokens:
-        inputs |= {"old_per_token_logps": old.per_token.flatten(0, 1)}
-        inputs |= {"ref_per_token_logps": completions.ref_per_token.flatten(0, 1)}
-    return float(trainer._compute_loss(None, inputs))
+    samples = {"advantage": batch.targets["advantage"].flatten(), "num_tokens": numbers["num_tokens"].flatten()}
+    for name, prefix in (("token", ""), ("old_token", "old_"), ("ref_token", "ref_")):
+        samples[name] = numbers[f"{prefix}completions_token"].flatten(0, 1)
+    trainer, epsilon = ("RLOO", 1e9) if loss_type == "rloo" else ("GRPO", 0.2)
+    return float(
+        sampled_loss(trainer, loss_type, samples, beta=loss.beta, epsilon=epsilon, length=getattr(loss, "length", 1))
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from prefopt.testing.peers.shared import Options, of_ours, pair_sums, per_token, renamed
+from prefopt.testing.peers.shared import OVER_SAMPLES, Options, of_ours, over_samples, pair_sums, per_token, renamed
 from prefopt.testing.referee import Case, UnsupportedError, Way
 
 
@@ -67,12 +68,6 @@ def _policy(case: Case) -> Tensor:
     return loss(tokens, old, advantage, action_mask=inside)[0]  # type: ignore[no-any-return]
 
 
-def _over_samples(case: Case) -> Tensor:
-    """GRPO where every sample weighs the same, also those of prompts with fewer samples."""
-    samples = (case.inputs["num_tokens"] > 0).sum(-1)
-    return of_ours("grpo", case) * samples * len(samples) / samples.sum()
-
-
 def _ipo(given: Options) -> Options:
     return {"ipo": True, **renamed(given, tau="beta")}
 
@@ -84,5 +79,5 @@ PEER: dict[str, tuple[Way, ...]] = {
     "ipo": (_pairs(_ipo, convention="not divided by lengths", expected=lambda case: of_ours("ipo_sum", case)),),
     "sft": (_sft(token_level_loss=False),),
     "sft_token_mean": (_sft(token_level_loss=True),),
-    "grpo": (Way(_policy), Way(_policy, "mean over all samples of the batch", _over_samples)),
+    "grpo": (Way(_policy), Way(_policy, OVER_SAMPLES, partial(over_samples, "grpo"))),
 }

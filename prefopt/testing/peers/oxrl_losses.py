@@ -184,6 +184,15 @@ def _cal_dpo_of_oxrl(case: Case) -> Tensor:
     return -F.logsigmoid(chosen - rejected) + (chosen - target) ** 2 + (rejected + target) ** 2  # type: ignore[no-any-return]
 
 
+def _spo(given: Options) -> Options:
+    return {"beta": given["beta"]}
+
+
+def _spo_of_oxrl(case: Case) -> Tensor:
+    chosen, rejected = log_ratios(case.inputs)
+    return -F.silu(case.hyperparameters["beta"] * (chosen - rejected))
+
+
 def _constant_offset(case: Case) -> Tensor:
     chosen, rejected = log_ratios(case.inputs)
     return -F.logsigmoid(case.hyperparameters["beta"] * (chosen - rejected) - case.hyperparameters["alpha"])
@@ -229,6 +238,7 @@ def _alpha_dpo(given: Options) -> Options:
 
 WPO_MISTAKE = "the weight carries gradient, lacks the sum over the vocabulary, and is divided by its sum"
 KTO_MISTAKE = "log-sigmoid in place of KTO's value; z0 from the chosen texts' own prompts, by a moving average from 0"
+SPO_MISTAKE = "minus SiLU of the margin, which has no minimum, against a reference, of sums"
 F_DPO_MISTAKE = "forward KL with the sign of its term turned; Jensen-Shannon and alpha outside beta"
 
 PEER: dict[str, tuple[Way, ...]] = {
@@ -260,6 +270,9 @@ PEER: dict[str, tuple[Way, ...]] = {
     "minor_dpo": (_pairs("minor_dpo:MinorDPO"),),
     "discopop_lrml": (_pairs("discopop:DiscoPOP", partial(renamed, tau="discopop_tau")),),
     "gpo": (_pairs("gpo:GPO", _gpo),),
+    "c2_dpo": (_pairs("c2dpo:C2DPO", partial(renamed, lam="c2_lambda")),),
+    "spo": (_pairs("spo:SPO", _spo),
+            _pairs("spo:SPO", _spo, convention=SPO_MISTAKE, expected=_spo_of_oxrl, mistake=True)),
     "cal_dpo": (_pairs("caldpo:CalDPO"),
                 _pairs("caldpo:CalDPO", convention="calibration not halved", expected=_cal_dpo_of_oxrl)),
     "focal_dpo": (_pairs("focalpo:FocalPO", partial(renamed, gamma="focalpo_gamma")),

@@ -18,6 +18,7 @@ from prefopt.testing.referee import Case, UnsupportedError
 Inputs = dict[str, Tensor]
 Options = dict[str, Any]
 SIDES = ("chosen", "rejected")
+OVER_SAMPLES = "mean over all samples of the batch"
 
 
 def pair_sums(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,6 +87,12 @@ def of_ours(name: str, case: Case, **changed: Any) -> Tensor:
     kinds = {key: type(getattr(usual, key)) for key in given}
     loss = load(name, **{k: kinds[k](v) if issubclass(kinds[k], Enum) else v for k, v in given.items()})
     return call(loss, build(loss.needs, case.inputs)).loss
+
+
+def over_samples(name: str, case: Case) -> Tensor:
+    """(B,) the values of a loss of ours on samples if every sample weighed the same, also those of shorter lists."""
+    samples = (case.inputs["num_tokens"] > 0).sum(-1)
+    return of_ours(name, case) * samples * len(samples) / samples.sum()
 
 
 def renamed(given: Options, **names: str) -> Options:

@@ -15,9 +15,10 @@ from torch import Tensor
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+from prefopt.testing.peers import trl_list_losses
 from prefopt.testing.peers.shared import Options, of_ours, paired, per_token, renamed
 from prefopt.testing.peers.trl_shared import ACCELERATOR, odds_or_cpo_loss
-from prefopt.testing.referee import Case, Way
+from prefopt.testing.referee import Case, UnsupportedError, Way
 
 PROMPT = 3  # tokens of the prompt in front of each completion
 TRL: Any = trl  # it is not typed
@@ -163,6 +164,21 @@ def _bco_pair_zero(case: Case) -> Tensor:
     return of_ours("bco_pair_zero", case)
 
 
+def _mpo(given: Options) -> Options:
+    """The terms of a mix by TRL's names; their own hyper-parameters are the defaults of both."""
+    names = {"dpo": "sigmoid", "bco_pair": "bco_pair", "sft": "sft"}
+    if given["options"] or not set(given["terms"]) <= set(names):
+        raise UnsupportedError("it takes these terms at their defaults alone")
+    return {"loss_weights": list(given["terms"].values())}
+
+
+def _mpo_with_a_threshold_of_0(case: Case) -> Tensor:
+    terms = {
+        name.replace("bco_pair", "bco_pair_zero"): weight for name, weight in case.hyperparameters["terms"].items()
+    }
+    return of_ours("mix", case, terms=terms)
+
+
 def _plain_dpo(case: Case) -> Tensor:
     return of_ours("dpo", case)
 
@@ -233,6 +249,11 @@ PEER: dict[str, tuple[Way, ...]] = {
         _dpo("sigmoid", lambda given: given | {"use_weighting": True},
              convention="weight not limited to 1", expected=_wpo_without_min),
     ),
+    "mix": (
+        _dpo(["sigmoid", "bco_pair", "sft"], _mpo),
+        _dpo(["sigmoid", "bco_pair", "sft"], _mpo, convention="threshold of 0", expected=_mpo_with_a_threshold_of_0),
+    ),
+    "tr_dpo": (_dpo("sigmoid", lambda given: {"beta": given["beta"]}),),
     "kto": (_kto("kto"),),
     "kto_zero": (_kto("apo_zero_unpaired"),),
     "cpo": (_logits(CPOTrainer, lambda g: {"loss_type": "sigmoid", "beta": g["beta"], "cpo_alpha": g["alpha"]}),),
@@ -240,4 +261,5 @@ PEER: dict[str, tuple[Way, ...]] = {
     "simpo": _either_gamma(_simpo),
     "alpha_po": _either_gamma(_alpha_po),
     "orpo": (_logits(ORPOTrainer, lambda given: {"beta": given["lam"]}),),
+    **trl_list_losses.PEER,
 }  # fmt: skip
