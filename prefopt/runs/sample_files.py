@@ -61,6 +61,7 @@ class SampleGroup:
         texts: the same as a data file has completions: without end token.
         logps: the log-prob of each token of each sample.
         models: the model that wrote each.
+        weight: of the record that the prompt is of.
     """
 
     id: str
@@ -71,6 +72,7 @@ class SampleGroup:
     texts: tuple[str, ...]
     logps: tuple[tuple[float, ...], ...]
     models: tuple[str, ...]
+    weight: float = 1.0
 
     def plain(self) -> dict[str, Any]:
         """The group as JSON values."""
@@ -85,6 +87,7 @@ class SampleGroup:
             "prompt": first.prompt_text,
             "given": self.given,
             **({"arguments": dict(self.arguments)} if self.arguments else {}),
+            **({"weight": self.weight} if self.weight != 1 else {}),
             "prompt_tokens": list(first.prompt),
             "sampling": dict(self.sampling),
             "texts": texts,
@@ -110,6 +113,7 @@ class SampleGroup:
             texts=tuple(str(t["text"]) for t in texts),
             logps=tuple(tuple(map(float, t["logps"])) for t in texts),
             models=tuple(str(t["model"]) for t in texts),
+            weight=float(row.get("weight", 1.0)),
         )
 
 
@@ -142,8 +146,7 @@ def given_prompts(texts: Sequence[str], tokenizer: Any, written: DataConfig) -> 
 def _with_texts(tokens: Sequence[TokenRecord], records: Sequence[Record]) -> list[SourcePrompt]:
     wanted: dict[str, TokenRecord] = {}
     seen: set[bytes] = set()
-    for i in range(len(tokens)):
-        record = tokens[i]
+    for record in (tokens[i] for i in range(len(tokens))):
         if (key := record.prompt.tobytes()) not in seen:
             seen.add(key)
             wanted[record.id.partition(":")[0]] = record  # a tie that was split has its side in its id
@@ -171,8 +174,7 @@ def draw(
         raise UserError(f"num_generations={count} must be at least 1")
     if sampling.temperature <= 0:
         raise UserError("at temperature 0 all samples of a prompt are the same text: give --temperature 1")
-    options = dataclasses.asdict(sampling)
-    options |= {ARGUMENTS: dict(template_arguments)} if template_arguments else {}
+    options = dataclasses.asdict(sampling) | ({ARGUMENTS: dict(template_arguments)} if template_arguments else {})
     groups = []
     with opened(model) as policy:
         for start in range(0, len(prompts), TOGETHER):
@@ -197,6 +199,7 @@ def draw(
                         texts=tuple(_continuation(tokenizer, head, one.tokens, ends) for one in drawn),
                         logps=tuple(tuple(one.logps.tolist()) for one in drawn),
                         models=(name,) * count,
+                        weight=prompt.record.weight,
                     )
                 )
     return groups
@@ -327,7 +330,7 @@ def _pairs(
                              completions=())  # fmt: skip
         completions = tuple(np.array(a.completion, np.int32) for a in group.answers)
         draws = generator(how.seed, 0, record.stable_int, LABELS).random(len(completions) // 2)
-        prompts.append(SampledPrompt(group.id, record.prompt, completions, scores, draws))
+        prompts.append(SampledPrompt(group.id, record.prompt, completions, scores, draws, group.weight))
     found = labelled(prompts, Data.PAIRS, how.rule, how.temperature)
     made: set[tuple[int, frozenset[int]]] = set()
     for record, at, (chosen, rejected) in zip(found.records, found.group, found.members, strict=True):
@@ -388,6 +391,7 @@ def _prompt(group: SampleGroup) -> dict[str, Any]:
     """The columns of a prompt, and of what its chat template was given."""
     arguments = {**group.sampling.get(ARGUMENTS, {}), **group.arguments}
     tools = {"tools": arguments.pop("tools")} if "tools" in arguments else {}
+    tools |= {"weight": group.weight} if group.weight != 1 else {}
     return {"prompt": group.given, **tools, **({ARGUMENTS: arguments} if arguments else {})}
 
 

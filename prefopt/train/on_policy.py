@@ -96,7 +96,7 @@ def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
     found: dict[bytes, Prompt] = {}
     for i in range(len(records)):
         record = records[i]
-        found.setdefault(record.prompt.tobytes(), Prompt(record.id, record.prompt, record.stable_int))
+        found.setdefault(record.prompt.tobytes(), Prompt(record.id, record.prompt, record.stable_int, record.weight))
     if not found:
         raise UserError("there are no prompts to sample behind: see which rows were rejected, and why")
     return list(found.values())

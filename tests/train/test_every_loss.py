@@ -14,8 +14,8 @@ from prefopt.losses import load_class
 from prefopt.plugin import Data, value_at_reference
 from prefopt.testing import example
 from prefopt.train.examples import BatchLoss
-from tests.losses.names import OFFLINE
-from tests.train import tiny
+from tests.losses.names import OFFLINE, REWARD_MODELS
+from tests.train import test_reward_models, tiny
 
 DESIGN = {"loss", "logps/chosen", "logps_mean/chosen", "lengths/chosen"}
 
@@ -56,6 +56,28 @@ def test_first_loss_is_the_plugins_value_and_a_step_moves_the_weights(name: str,
     assert all(math.isfinite(value) for value in after.values())
     assert {f"eval_{figure}" for figure in DESIGN} <= after.keys()
     assert logs[0].keys() >= DESIGN | {"grad_norm", "learning_rate", "tokens_per_second"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*OFFLINE, *REWARD_MODELS])
+def test_a_weight_multiplies_the_term_of_its_record_and_nothing_else(name: str, tmp_path: Path) -> None:
+    """Nothing is normalised, and no statistic over the batch sees the weights."""
+    loss = loss_of(name)
+    data = data_of(loss)
+    made = test_reward_models.reward_model() if loss.needs.reward_model else None
+    trainer = tiny.make(loss, data, tmp_path, made)
+    (batch,) = trainer.shares("train")
+    (work,) = batch.work
+    with torch.no_grad():
+        logps = trainer.step.score(work)
+        logps = replace(logps, sum=logps.sum + torch.linspace(-0.5, 0.7, len(logps.sum)))
+        plain = trainer.step.outcome(work.facts, logps)
+        weights = [0.0, 0.5, 2.0, 1.0, 3.0, 0.25, 1.0, 0.0]
+        outcome = trainer.step.outcome([replace(f, weight=weights[i]) for i, f in enumerate(work.facts)], logps)
+    torch.testing.assert_close(outcome.output.loss, plain.weighted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        outcome.weighted, plain.weighted * torch.tensor(weights)[outcome.examples.record], rtol=1e-12, atol=0
+    )
 
 
 def _moved(name: str, tmp_path: Path, how: str) -> bool:

@@ -32,6 +32,7 @@ class SampledPrompt:
         completions: token ids of each sample.
         rewards: (K,).
         draws: (K // 2,) numbers in [0, 1) that labels are drawn with.
+        weight: of the prompt's records in the loss.
     """
 
     id: str
@@ -39,6 +40,7 @@ class SampledPrompt:
     completions: tuple[Ids, ...]
     rewards: NDArray[np.float64]
     draws: NDArray[np.float64]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ def _add(
             prompt=group.prompt,
             completions=tuple(group.completions[k] for k in members),
             scores=tuple(float(group.rewards[k]) for k in members) if several else None,
-            weight=weight,
+            weight=weight * group.weight,
         )
     )
     found.group.append(place)

@@ -43,11 +43,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt to sample behind; `seed` is the stable integer of its id."""
+    """A prompt to sample behind; `seed` is the stable integer of its id, `weight` that of its records in the loss."""
 
     id: str
     tokens: Ids
     seed: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,7 +160,8 @@ class Rollouts(RecordSource):
 
     def fingerprint(self) -> str:
         """A digest of the prompts and of the tokens that end a text."""
-        return of_json([[[p.id, p.tokens.tolist()] for p in self.prompts], list(self.ends)], size=16)
+        prompts = [[p.id, p.tokens.tolist(), *([p.weight] if p.weight != 1 else [])] for p in self.prompts]
+        return of_json([prompts, list(self.ends)], size=16)
 
     def roll(self, number: int) -> Rollout:
         """Sample, score and label the prompts of a rollout.
@@ -179,7 +181,7 @@ class Rollouts(RecordSource):
         rewards = rewards.reshape(len(chosen), -1)
         groups = [
             SampledPrompt(prompt.id, prompt.tokens, tuple(np.array(s.tokens, np.int32) for s in group), scores,
-                  self._random(number, prompt, LABELS).random(len(group) // 2))
+                  self._random(number, prompt, LABELS).random(len(group) // 2), prompt.weight)
             for prompt, group, scores in zip(chosen, samples, rewards, strict=True)
         ]  # fmt: skip
         needs, temperature = self.loss.needs, self.config.label_temperature

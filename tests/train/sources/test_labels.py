@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from prefopt.losses.registry import load
 from prefopt.plugin import Data, Logps, PairLogps
 from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
+from prefopt.train.sources.rollouts import Rollouts
+from tests.train import own_texts, tiny
 
 
 def group(rewards: Sequence[float], draws: Sequence[float] = (0.5, 0.5), name: str = "p") -> SampledPrompt:
@@ -120,3 +123,22 @@ def test_labels_that_are_certain_are_refused_where_they_drive_a_loss_ever_furthe
     assert "the policy drifts" in caplog.text
     sure.check(load("ipo_sum"))
     sure.check(load("plackett_luce"))
+
+
+@pytest.mark.parametrize("data", [Data.PAIRS, Data.LISTS, Data.DEMONSTRATIONS, Data.UNPAIRED])
+@pytest.mark.parametrize("rule", list(LabelRule))
+def test_the_weight_of_a_prompt_is_that_of_its_records(data: Data, rule: LabelRule) -> None:
+    plain = labelled([group([0.0, 1.0])], data, rule, 1.0).records
+    heavy = labelled([dataclasses.replace(group([0.0, 1.0]), weight=3.0)], data, rule, 1.0).records
+    assert [r.weight for r in heavy] == [3.0 * r.weight for r in plain]
+
+
+def test_prompts_bring_their_weights(tmp_path: Path) -> None:
+    """From the records of the data to those of a rollout, and into what a run is known by."""
+    weighted = [dataclasses.replace(record, weight=2.0) for record in own_texts.PROMPTS]
+    made = [tiny.make(load("rloo"), data, tmp_path, **own_texts.options()).sources["train"]
+            for data in (own_texts.PROMPTS, weighted)]  # fmt: skip
+    assert all(isinstance(one, Rollouts) for one in made)
+    batches = [one.step(0) for one in made]
+    assert [[batch.feed[i].weight for i in batch.index] for batch in batches] == [[1.0] * 3, [2.0] * 3]
+    assert made[0].fingerprint() != made[1].fingerprint()
