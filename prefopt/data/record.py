@@ -63,8 +63,8 @@ class Record:
         scores: one per completion, higher is better (LISTS always; PAIRS where the data has them).
         ended: for each completion whether its turn ends with it; None: all do.
         arguments: what the row gives its chat template beside the turns, such as `tools`; of JSON values.
-        weight: factor of this record's term in the loss, at least 0; weights are not normalised: a step's loss is the sum
-            of weight times term over the number of records.
+        weight: factor of this record's term in the loss, at least 0. Weights are not normalised: the loss of a step is
+            the sum of weight times term over the number of records.
         margin: by how much the chosen side of PAIRS is better, in the data's own unit.
         probability: that the chosen side of PAIRS is the better one, such as its share of the annotators.
         source: `file:row`, rows counted from 0; for messages.

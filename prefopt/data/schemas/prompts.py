@@ -92,7 +92,9 @@ def shared_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> 
     asked = any(turn["role"] == "user" for turn in shared) and shared[-1]["role"] != "assistant"
     if not asked or {chosen[parting]["role"], rejected[parting]["role"]} != {"assistant"}:
         raise RowError(
-            "prompt_mismatch", "the sides part at a turn that is not the assistant's: they answer different prompts"
+            "prompt_mismatch",
+            "the sides part at a turn that is not the assistant's, so they answer different prompts and cannot be "
+            "compared; each can be used with a label: as rows of `messages` and `label`, true for chosen, else false",
         )
     return shared, simple(chosen[parting:]), simple(rejected[parting:])
 
