@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-VERSION = 1  # rises when an entry is added, changed or withdrawn
+VERSION = 2  # rises when an entry is added, changed or withdrawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,31 @@ MISTAKES = (
         theirs="log(1 + exp(-2))",
     ),
     Erratum(
+        name="epsilon-dpo-smoothing",
+        loss="cdpo",
+        place="ε-DPO, oddqueue/e-dpo `trainer.py` (268c7ad), as it inherits `label_smoothing`",
+        says="-(1 − ε) log σ(z) − ε log σ(z)",
+        derivation="A flipped label is −log σ(−z); both terms have +z, and their sum is −log σ(z).",
+        effect="`label_smoothing` is accepted and changes nothing.",
+        date=TODAY,
+        numbers=_pair(1.0, 0.0),
+        settings={"beta": 1.0, "label_smoothing": 0.3},
+        theirs="log(1 + exp(-1))",
+    ),
+    Erratum(
+        name="spo-no-minimum",
+        loss="spo",
+        place="oxRL 1.7.2, `oxrl/algs/spo.py`",
+        says="−SiLU(βΔ), which its comment calls bounded",
+        derivation="SiLU has its minimum, −0.278, at −1.278, so that SiLU of minus the margin stops a margin from "
+        "growing, as the paper's abstract says; minus SiLU of the margin falls like the margin itself.",
+        effect="Margins grow without bound, faster than under DPO: what the method is there to prevent.",
+        date=TODAY,
+        numbers=_pair(-1.0, -4.0, **_lengths(1, 1)),
+        settings={"beta": 1.0, "gamma_beta_ratio": 0.0},
+        theirs="-3 / (1 + exp(-3))",
+    ),
+    Erratum(
         name="sft-token-id-0",
         loss="sft",
         place="TRL 0.19.1 to 0.28.0, `DPOTrainer` with `rpo_alpha` or the loss type `sft`",
@@ -312,6 +337,25 @@ CONVENTIONS = (
         date=TODAY,
         numbers=_pair(0.0, 0.0, chosen_score=[2.0], rejected_score=[1.0]),
         theirs="log(1 + exp(1))",
+    ),
+    Erratum(
+        name="rloo-ratio-clipped",
+        loss="rloo",
+        place="TRL 1.16.0, `RLOOTrainer` (`epsilon` 0.2 by default)",
+        says="−min(r A, clip(r, 0.8, 1.2) A), r the ratio of the whole text's probabilities",
+        derivation="RLOO is a policy gradient, −r A (2402.14740); the clip is PPO's.",
+        effect="None in the first update of a rollout, where r is 1. In later ones a text teaches nothing once its ratio "
+        "has left the clip towards its advantage.",
+        date=TODAY,
+        numbers={
+            "completions": [[-1.0, -3.0]],
+            "ref_completions": [[-2.0, -2.0]],
+            "old_completions": [[-2.0, -2.0]],
+            "scores": [[1.0, 0.0]],
+            "num_tokens": [[4, 4]],
+        },
+        settings={"kl": "none"},
+        theirs="-(1.2 - 0.8) / 2",
     ),
     Erratum(
         name="cpo-no-likelihood",
