@@ -137,7 +137,15 @@ def growth(result: Any) -> str:
 
 
 def profile_step(result: Any) -> str:
-    return formatted({"kind": ("", "{}"), "share": ("share of a step", "{:.0%}")}, result["rows"])
+    """The share of a step by kind, with a column for each processor."""
+    kinds = [row["kind"] for row in result[0]["rows"]]
+    shares = [{row["kind"]: row["share"] for row in one["rows"]} for one in result]
+    columns = {"kind": ("", "{}")} | {
+        str(i): (f"share of a step, {one['processor']}", "{:.0%}") for i, one in enumerate(result)
+    }
+    return formatted(
+        columns, [{"kind": kind} | {str(i): own.get(kind) for i, own in enumerate(shares)} for kind in kinds]
+    )
 
 
 def precision(result: Any) -> str:

@@ -60,7 +60,9 @@ def measured(width: int, workers: int) -> dict[str, Any]:
         found = dict(zip(order, results, strict=True))
         return [found[i] for i in range(len(jobs))]
 
-    found = run_comparison(comparison(width), OUT / str(width), command="python benchmarks/ladder.py", runner=run)
+    found = run_comparison(
+        comparison(width), OUT / str(width), workers=0, command="python benchmarks/ladder.py", runner=run
+    )
     rows = plain(found)["methods"]
     return {
         "width": width,

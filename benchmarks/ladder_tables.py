@@ -32,9 +32,11 @@ def _reward(one: Any, name: str) -> str:
     row = next((row for row in one["rows"] if row["name"] == name and row["point"] is not None), None)
     if row is None:
         return "–"
-    low, high = row["interval"] or (None, None)
     edge = ", edge" if row["edges"] else ""
-    return number(row["point"]) + (f" ({number(low)} to {number(high)}{edge})" if low is not None else "")
+    if row["interval"] is None:
+        return number(row["point"]) + edge
+    low, high = row["interval"]
+    return f"{number(row['point'])} ({number(low)} to {number(high)}{edge})"
 
 
 def _or_dash(value: float | None) -> str:

@@ -3,7 +3,7 @@
 Profiles one optimizer step on 16 pairs of hh-rlhf with SmolLM2-135M, as the trainer runs it: rows of at most 1,024
 tokens, forward and backward passes, AdamW. One thread, so that waiting does not count; one step before it is left out.
 
-    python benchmarks/profile_step.py --save
+    python benchmarks/profile_step.py --save      # profiles of other processors are kept
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import hh_rlhf
 import numpy as np
 import torch
+from machine import processor
 from torch.profiler import ProfilerActivity, profile
 
 from prefopt.engine.cpu import keep_large_buffers
@@ -41,13 +42,13 @@ KINDS = {
 Pair = tuple[list[int], list[int], list[int]]
 
 
-def rows(pairs: list[Pair]) -> Iterator[list[Branch]]:
-    """The pairs in rows of at most `ROW_TOKENS`, in order."""
+def rows(pairs: list[Pair], row_tokens: int) -> Iterator[list[Branch]]:
+    """The pairs in rows of at most so many tokens, in order."""
     row: list[Branch] = []
     taken = 0
     for prompt, *completions in pairs:
         size = len(prompt) + sum(map(len, completions)) - 2
-        if row and taken + size > ROW_TOKENS:
+        if row and taken + size > row_tokens:
             yield row
             row, taken = [], 0
         row += [Branch(np.array(prompt, np.int32), np.array(c, np.int32)) for c in completions]
@@ -60,6 +61,14 @@ def kind(name: str) -> str:
     return next((k for k, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
 
 
+def prepared(model: str, data: str | None, row_tokens: int = ROW_TOKENS) -> tuple[Any, list[list[Branch]]]:
+    """The model, and the pairs of a step in rows."""
+    config = ModelConfig(path=model)
+    tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(data)), load_tokenizer(config))
+    drawn = [tokens[i] for i in hh_rlhf.drawn(tokens, MAX_LENGTH)[:PAIRS]]
+    return load_model(config), list(rows(drawn, row_tokens))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder that holds hh-rlhf/ (default: $PREFOPT_SHARED_DATA)")
@@ -68,10 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_large_buffers()
-    config = ModelConfig(path=args.model)
-    tokens = hh_rlhf.tokenize(hh_rlhf.read_pairs(hh_rlhf.data_folder(args.data)), load_tokenizer(config))
-    batches = list(rows([tokens[i] for i in hh_rlhf.drawn(tokens, MAX_LENGTH)[:PAIRS]]))
-    model: Any = load_model(config)
+    model, batches = prepared(args.model, args.data)
     policy = Policy(model, "tree")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
@@ -88,9 +94,12 @@ def main() -> None:
     for event in recorded.key_averages():
         spent[kind(event.key)] += event.self_cpu_time_total / 1e6
     total = sum(spent.values())
-    report = {"pairs": PAIRS, "rows": [{"kind": k, "seconds": s, "share": s / total} for k, s in spent.items()]}
+    shares = [{"kind": k, "seconds": s, "share": s / total} for k, s in spent.items()]
+    report = {"pairs": PAIRS, "processor": processor(), "rows": shares}
     if args.save:
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        kept = [one for one in saved if one["processor"] != report["processor"]]
+        RESULTS.write_text(json.dumps([*kept, report], indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

@@ -56,8 +56,7 @@ def real_world(result: Any, suite: str) -> str:
         if row["point"] is None:
             rows.append({"name": row["name"], "value": row["reason"] or "not run"})
             continue
-        low, high = row["interval"] or (None, None)
-        spread = f" ({number(low)} to {number(high)})" if low is not None else ""
+        spread = "" if row["interval"] is None else " ({} to {})".format(*map(number, row["interval"]))
         chosen = ", ".join(f"{name} {value:.3g}" for name, value in (row["chosen"] or {}).items())
         rows.append({
             **row, **{name: row["cost"].get(name) or None for name in COSTS},

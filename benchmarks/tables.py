@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cost_tables
+import gpu_tables
 import ladder_tables
 import real_tables
 import real_world_tables
@@ -30,6 +31,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "img"
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     **cost_tables.TABLES,
+    **gpu_tables.TABLES,
     **ladder_tables.TABLES,
     **real_tables.TABLES,
     **real_world_tables.TABLES,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt import worlds
 from prefopt.compare.execute import data_of
@@ -28,31 +28,13 @@ from prefopt.runs.run import run
 from prefopt.worlds import InstructionWorld, instruction_files
 from prefopt.worlds.instruction_files import InstructionTask, files, split_prompts
 from prefopt.worlds.instructions import answer_reward
-from tests.data.tiny import tokenizer
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from tests.worlds.stand_in import overrides, stand_in
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> InstructionWorld:
     """Forty instructions and a model of random weights."""
-    folder = tmp_path_factory.mktemp("instructions")
-    made = tokenizer(CHATML, special=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>")
-    config = LlamaConfig(
-        vocab_size=len(made), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        eos_token_id=made.eos_token_id, bos_token_id=None, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    made.save_pretrained(folder / "model")
-    rows = [{"instruction": f"Name number {i}.", "input": "", "output": f"It is {i}."} for i in range(40)]
-    (folder / "prompts.json").write_text(json.dumps([*rows, rows[0]]))
-    return InstructionWorld(
-        model=str(folder / "model"), prompts=str(folder / "prompts.json"), pairs=40, max_new_tokens=12
-    )
+    return stand_in(tmp_path_factory.mktemp("instructions"))
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +46,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def chosen(world: InstructionWorld) -> list[str]:
-    """The overrides that choose a stand-in."""
-    knobs = {"model": world.model, "prompts": world.prompts, "pairs": world.pairs, "max_new_tokens": 12}
-    return [
-        "world=instructions", f"model.path={world.model}", *(f"data.world.{name}={v}" for name, v in knobs.items())
-    ]  # fmt: skip
 
 
 def test_pairs_have_their_exact_rewards_and_no_prompt_of_another_split(world: InstructionWorld) -> None:
@@ -172,7 +146,7 @@ def test_measures_of_the_start_and_of_another_policy(world: InstructionWorld) ->
 @pytest.mark.parametrize("own", [False, True])
 def test_training_offline_and_on_own_samples(world: InstructionWorld, own: bool, tmp_path: Path) -> None:
     how = ["loss=rloo", "source=rollouts", "rollout.max_new_tokens=8"] if own else ["loss=dpo"]
-    config = compose([*chosen(world), *how, "trainer.max_steps=1", "batch.records=4", "evaluation.max_new_tokens=8",
+    config = compose([*overrides(world), *how, "trainer.max_steps=1", "batch.records=4", "evaluation.max_new_tokens=8",
                       "evaluation.kl_prompts=2", f"output_dir={tmp_path}", "progress=quiet"])  # fmt: skip
     assert config.data.is_world
     assert resolved_data(config.data).eval_path == str(files(world).validation)
