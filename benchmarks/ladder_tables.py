@@ -33,7 +33,7 @@ def _reward(one: Any, name: str) -> str:
     if row is None:
         return "–"
     edge = ", edge" if row["edges"] else ""
-    if row["interval"] is None:
+    if None in (row["interval"] or [None]):
         return number(row["point"]) + edge
     low, high = row["interval"]
     return f"{number(row['point'])} ({number(low)} to {number(high)}{edge})"
@@ -56,7 +56,10 @@ def picture(result: Any) -> str:
     for name in dict.fromkeys(row["name"] for one in result["sizes"] for row in one["rows"]):
         rows = [(one["weights"], row) for one in result["sizes"] for row in one["rows"]
                 if row["name"] == name and row["point"] is not None]  # fmt: skip
-        errors = [(row["interval"][1] - row["interval"][0]) / (2 * 1.96) if row["interval"] else 0.0 for _, row in rows]
+        errors = [
+            (row["interval"][1] - row["interval"][0]) / (2 * 1.96) if None not in (row["interval"] or [None]) else 0.0
+            for _, row in rows
+        ]
         x, y = [float(np.log10(weights)) for weights, _ in rows], [row["point"] for _, row in rows]
         curves.append(Curve(label=name, x=x, y=y, y_se=errors))
     axes = Axes(x="log10 of the number of weights", y="true reward, ± one standard error")

@@ -56,7 +56,8 @@ def real_world(result: Any, suite: str) -> str:
         if row["point"] is None:
             rows.append({"name": row["name"], "value": row["reason"] or "not run"})
             continue
-        spread = "" if row["interval"] is None else " ({} to {})".format(*map(number, row["interval"]))
+        interval = row["interval"] or [None]
+        spread = "" if None in interval else " ({} to {})".format(*map(number, interval))
         chosen = ", ".join(f"{name} {value:.3g}" for name, value in (row["chosen"] or {}).items())
         rows.append({
             **row, **{name: row["cost"].get(name) or None for name in COSTS},
