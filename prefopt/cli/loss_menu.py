@@ -1,21 +1,23 @@
-"""Prints the menu of losses, from facts that are kept beside them: importing them all takes torch."""
+"""Prints the menu of losses, from facts that the cache keeps: importing all plugins takes torch."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from prefopt.common.cache import cache_dir
 from prefopt.common.digest import of_bytes
 from prefopt.common.escaping_console import Console
+from prefopt.common.files import write_text
 from prefopt.common.json_output import print_json
 from prefopt.config.options import choices
 from prefopt.losses import MENU
-
-FACTS = "facts.json"  # in prefopt.losses, as `prefopt losses docs` writes it
 
 
 def source() -> str:
@@ -26,12 +28,27 @@ def source() -> str:
     return of_bytes(b"".join(content for *_, content in code))
 
 
+def facts_file() -> Path:
+    """Where the cache keeps the facts of the menu as the plugins are now."""
+    return cache_dir() / "menu" / f"{source()}.json"
+
+
 def kept_facts() -> list[dict[str, Any]] | None:
-    """What each loss needs and declares; None where the file does not fit the plugins any more, or other packages have
-    some."""
-    kept = json.loads((files("prefopt.losses") / FACTS).read_text(encoding="utf-8"))
-    names = {loss["name"] for loss in kept["losses"]}
-    return list(kept["losses"]) if kept["source"] == source() and names == {*MENU, *choices()["loss"]} else None
+    """What each loss needs and declares, from the cache; None where it has no facts, or other packages have losses."""
+    if {*MENU} != {*choices()["loss"]}:
+        return None
+    try:
+        return list(json.loads(facts_file().read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def keep_facts(losses: Sequence[Mapping[str, Any]]) -> None:
+    """Put the facts of the menu into the cache; one that cannot be written only costs time."""
+    file = facts_file()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(losses))
 
 
 def print_menu(losses: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:

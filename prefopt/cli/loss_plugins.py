@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from prefopt.cli.loss_menu import FACTS, source
-from prefopt.common.files import write_json
 from prefopt.common.json_output import print_json
 from prefopt.errors import ThresholdError, UserError
-from prefopt.losses import MENU, registry
+from prefopt.losses import registry
 from prefopt.plugin import traits
 from prefopt.testing import check_loss, example
 
@@ -83,13 +81,9 @@ def check(names: list[str], *, everything: bool, as_json: bool) -> int:
 
 
 def write_docs(output: Path) -> int:
-    """Write the catalogue page, its figures and, beside the package's source, the facts that the menu shows."""
+    """Write the catalogue page and its figures."""
     from prefopt.report.catalogue import write
 
     for path in write(output):
         print(path)
-    losses = output.resolve().parent / "prefopt" / "losses"
-    if losses.is_dir():
-        write_json(losses / FACTS, {"source": source(), "losses": [describe(name) for name in sorted(MENU)]})
-        print(losses / FACTS)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from prefopt.cli.arguments import Parser
-from prefopt.cli.loss_menu import kept_facts, print_menu
+from prefopt.cli.loss_menu import keep_facts, kept_facts, print_menu
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
         return loss_plugins.check(args.names, everything=args.all, as_json=args.json)
     if args.command == "docs":
         return loss_plugins.write_docs(args.output)
-    return print_menu(loss_plugins.describe_all(), as_json=args.json)
+    losses = loss_plugins.describe_all()
+    keep_facts(losses)
+    return print_menu(losses, as_json=args.json)
 
 
 def _parser() -> argparse.ArgumentParser:

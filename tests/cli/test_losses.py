@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -13,22 +13,37 @@ from prefopt.cli import loss_menu, loss_plugins, main
 from prefopt.losses import MENU
 
 
-def kept() -> dict[str, object]:
-    return dict(json.loads((files("prefopt.losses") / loss_menu.FACTS).read_text(encoding="utf-8")))
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path))
 
 
-def test_the_kept_facts_are_those_of_the_plugins() -> None:
-    live = json.loads(json.dumps([loss_plugins.describe(name) for name in sorted(MENU)]))
-    assert kept() == {"source": loss_menu.source(), "losses": live}, "run `prefopt losses docs`"
+def shown(capsys: pytest.CaptureFixture[str]) -> object:
+    assert main(["losses", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_kept_facts_are_those_of_the_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    live = shown(capsys)
+    assert [loss["name"] for loss in live] == sorted(MENU)  # type: ignore[attr-defined]
+    assert loss_menu.kept_facts() == live
+    assert shown(capsys) == live
 
 
 def test_facts_of_another_source_are_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shown(capsys)
     monkeypatch.setattr(loss_menu, "source", lambda: "another")
     monkeypatch.setattr(loss_plugins, "describe_all", lambda: [{"name": "live"}])
-    assert main(["losses", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "live"}]
+    assert shown(capsys) == [{"name": "live"}]
+
+
+@pytest.mark.parametrize("content", ["", "[{", "{"])
+def test_a_broken_file_of_facts_is_made_again(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    live = shown(capsys)
+    loss_menu.facts_file().write_text(content)
+    assert shown(capsys) == live == loss_menu.kept_facts()
 
 
 def test_losses_of_other_packages_are_in_the_menu(
@@ -36,11 +51,11 @@ def test_losses_of_other_packages_are_in_the_menu(
 ) -> None:
     monkeypatch.setattr(loss_menu, "choices", lambda: {"loss": [*sorted(MENU), "own"]})
     monkeypatch.setattr(loss_plugins, "describe_all", lambda: [{"name": "own"}])
-    assert main(["losses", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "own"}]
+    assert shown(capsys) == [{"name": "own"}]
 
 
-def test_the_menu_loads_no_torch() -> None:
+def test_the_menu_loads_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    shown(capsys)
     code = ("import sys; from prefopt.cli import main; main(['losses', '--json'])\n"
             "print('torch' in sys.modules, file=sys.stderr)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
