@@ -14,7 +14,8 @@ from prefopt.errors import UserError
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives `input()` arrow keys and history
 
-HELP = "/reset starts a new conversation, /quit or Ctrl-D ends the chat, Ctrl-C stops an answer"
+HELP = ("/reset starts a new conversation, /image FILE shows an image with the next question, /quit or Ctrl-D ends the "
+        "chat, Ctrl-C stops an answer")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -54,7 +55,11 @@ def _chat(conversation: Any, name: str) -> None:
         print(printable(f"{name}. {HELP}."))
         if not conversation.in_turns:
             print("The model has no chat template: it continues each text that you write, and remembers nothing.")
+    images: list[str] = []
     for line in _lines():
+        if line.startswith("/image "):
+            images.append(line.removeprefix("/image ").strip())
+            continue
         if line.startswith("/"):
             if line in ("/quit", "/exit"):
                 return
@@ -65,15 +70,17 @@ def _chat(conversation: Any, name: str) -> None:
         if not line.strip():
             continue
         try:
-            _answer(conversation, line)
+            _answer(conversation, line, images)
         except UserError as error:
             print(printable(f"({error})"), file=sys.stderr)
         except KeyboardInterrupt:
             print("\n(stopped)", flush=True)
 
 
-def _answer(conversation: Any, line: str) -> None:
-    conversation.ask(line, lambda piece: print(printable(piece), end="", flush=True))
+def _answer(conversation: Any, line: str, images: list[str]) -> None:
+    shown = list(images)
+    images.clear()
+    conversation.ask(line, lambda piece: print(printable(piece), end="", flush=True), images=shown)
     print(flush=True)
     if conversation.forgotten:
         print(f"(the context is full: the first {conversation.forgotten} turns are left out)", file=sys.stderr)

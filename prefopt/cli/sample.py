@@ -50,6 +50,13 @@ def main(argv: list[str]) -> int:
                              "as data.path=FILE and num_generations=4")  # fmt: skip
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT",
                         help="a prompt, instead of those of the data; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image that each --prompt is about, in its place <image> or before it; may be repeated",
+    )
     parser.add_argument("--count", type=at_least(1), metavar="N",
                         help="how many prompts of the data to take (default: 3; with num_generations all)")  # fmt: skip
     add_sampling(parser, max_new_tokens=128, temperature=None)
@@ -58,6 +65,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if all(map(SETTING.fullmatch, args.what)):
         raise UserError("which models? give at least one folder, such as runs/mine")
+    if args.image and not args.prompt:
+        raise UserError("--image is for prompts that --prompt gives; the data's own prompts have theirs")
     settings = [word for word in args.what if SETTING.fullmatch(word)]
     several, settings = split_settings(settings, "num_generations")
     args.temperature = (0.0 if several is None else 1.0) if args.temperature is None else args.temperature
@@ -97,12 +106,19 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     for name in models:
         model, tokenizer = open_model(name)
         if args.prompt:
-            prompts = given_prompts(args.prompt, tokenizer, data)
+            prompts = given_prompts(_asked(args), tokenizer, data)
         else:
             train, held_out = source_prompts(data, tokenizer)
             prompts = (train if held_out is None else held_out)[: args.count]
         drawn.append(draw(name, model, tokenizer, prompts, count, sampling, data.chat_template_kwargs))
     return [group.plain() for group in joined(drawn)]
+
+
+def _asked(args: argparse.Namespace) -> list[Any]:
+    """The prompts of the command line with its images."""
+    from prefopt.data.images.image_places import asked_with
+
+    return [asked_with(text, args.image) if args.image else text for text in args.prompt]
 
 
 def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, Any]]:
@@ -136,7 +152,7 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
         own = format_of(name if is_run(name) else owner, settings)  # a run's model reads prompts as it learnt them
         if data is None:
             encoder = Encoder(tokenizer, own)
-            prompts, shown = [encoder.prompt(text) for text in args.prompt], list(args.prompt)
+            prompts, shown = [encoder.prompt(text) for text in _asked(args)], list(args.prompt)
         else:
             as_learnt = {option: getattr(own, option) for option in FORMAT}
             prepared = prepare(dataclasses.replace(data, **as_learnt), tokenizer, None)

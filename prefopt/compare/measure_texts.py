@@ -14,7 +14,7 @@ from prefopt.compare.measure_world import by_prompt
 from prefopt.compare.spec import MeasureConfig, Measurement
 from prefopt.config.run_config import RunConfig
 from prefopt.data.doctor.near_duplicates import near_copies
-from prefopt.data.images.inputs import decode_prompt
+from prefopt.data.images.inputs import decode_prompt, key_of
 from prefopt.engine.generation import end_tokens
 from prefopt.evaluate.held_out import HeldOut, score, wins
 from prefopt.evaluate.judge import encoder, is_callable
@@ -54,7 +54,8 @@ def measure(
     reference = _reference(frozenset(vars(config.model).items()))
     budget = config.batch.budget(policy.device.type)
     tuned, start = (score(model, records, max_tokens=budget) for model in (policy, reference))
-    alike = near_copies([decode_prompt(tokenizer, record.prompt.tolist()) for record in records])
+    names = near_copies([decode_prompt(tokenizer, record.prompt.tolist()) for record in records])
+    alike = [f"{key_of(record.prompt).hex()} {name}" for record, name in zip(records, names, strict=True)]  # one image
     arrays = _pairs(dataclasses.replace(tuned, prompts=alike), start)
     texts: list[dict[str, Any]] = []
     least = JUDGED_PROMPTS if settings.judge else 0

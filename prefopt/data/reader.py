@@ -14,7 +14,7 @@ from prefopt.common.digest import of_json
 from prefopt.data.annotators import Annotators
 from prefopt.data.data_config import DataConfig, Source
 from prefopt.data.images.image_files import FILES, ImageShelf, changed, state_of
-from prefopt.data.images.image_places import COLUMNS, with_images, with_marks, without_image_parts
+from prefopt.data.images.image_places import COLUMNS, with_images, with_marks, without_images
 from prefopt.data.make import with_facts
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, RecordTable, data_cache, stored
@@ -199,11 +199,12 @@ def _weight(row: Row) -> float | None:
 
 def _changed(row: Row, source: Source) -> Row:
     """The row as the settings of its source change it."""
-    renamed: Row = without(parsed(rename(parsed(row), source.fields)), source.ignore)
+    renamed: Row = parsed(rename(parsed(row), source.fields))
+    if not set(COLUMNS).isdisjoint(source.ignore):
+        renamed = without_images(renamed)
+    renamed = without(renamed, source.ignore)
     if not source.ended and renamed.get(ENDED) is None:
         renamed = {**renamed, ENDED: False}
-    if not set(COLUMNS).isdisjoint(source.ignore):
-        renamed = without_image_parts(renamed)
     return decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

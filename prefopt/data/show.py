@@ -12,11 +12,14 @@ from rich.text import Text as Styled
 from prefopt.common.escaping_console import Console
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.words import turns
+from prefopt.data.images.image_files import FILES, readable
+from prefopt.data.images.image_places import images_of
+from prefopt.data.images.inputs import inputs_of
 from prefopt.data.record import Record, Rejection, RowError, Text
 from prefopt.data.tokenize import Encoder, tokenize
 from prefopt.errors import UserError
 
-TEMPLATE, PROMPT, GIVEN, TRAINED = "magenta", "dim", "cyan", "green"
+TEMPLATE, PROMPT, GIVEN, TRAINED, IMAGE = "magenta", "dim", "cyan", "green", "yellow"
 SIDES = {"pairs": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
 
 
@@ -62,7 +65,7 @@ def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Con
     legend = Styled("  ").join(Styled.assemble(("■ ", style), meaning) for style, meaning in parts)
     console.print(legend + Styled("  │ a token ends"))
     console.print(Styled(f"\nprompt: {len(prompt)} tokens", style="bold"))
-    console.print(_tokens(tokenizer, prompt, PROMPT))
+    console.print(_prompt(tokenizer, prompt))
     open_ones = [not ended for ended in record.ended or (True,) * len(names)]
     for name, ids, is_open in zip(names, completions, open_ones, strict=True):
         trained = sum(token >= 0 for token in ids)
@@ -85,9 +88,25 @@ def _facts(record: Record) -> list[str]:
     facts += [f"desirable {record.desirable}"] if record.desirable is not None else []
     facts += [f"scores {', '.join(f'{s:g}' for s in record.scores)}"] if record.scores else []
     facts += [f"{name} {value:g}" for name in ("margin", "probability") if (value := getattr(record, name)) is not None]
+    for digest in images_of(record.prompt):
+        file = FILES[digest]
+        facts.append(f"image {file.width}x{file.height} {file.path}")
     facts += [f"weight {record.weight:g}"] if record.weight != 1 else []
     facts += [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in record.arguments.items()]
     return facts
+
+
+def _prompt(tokenizer: Any, ids: Sequence[int]) -> Styled:
+    """The tokens of a prompt, with the number of an image's tokens in place of them."""
+    inputs, shown = inputs_of(tokenizer), Styled()
+    for is_image, held in groupby(ids, lambda token: token < 0):
+        span = list(held)
+        if is_image and inputs is not None:
+            token = tokenizer.decode([inputs.token_id])
+            shown.append(f"[{len(span)} × {token}]│", style=f"bold {IMAGE}")
+        else:
+            shown += _tokens(tokenizer, span, PROMPT)
+    return shown
 
 
 def _tokens(tokenizer: Any, ids: Sequence[int], style: str) -> Styled:
@@ -118,7 +137,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int], special: set[int]) -> list[tuple
 def _part(console: Console, name: str, text: Text) -> None:
     console.print(Styled(f"\n{name}", style="bold"))
     if isinstance(text, str):
-        console.print(Styled(text))
+        console.print(Styled(readable(text)))
         return
     for turn, said in zip(text, turns(text), strict=True):
         console.print(Styled.assemble((f"{turn['role']}: ", TEMPLATE), said))

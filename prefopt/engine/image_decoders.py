@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from prefopt.data.images.inputs import ImageInputs, attach, inputs_of
+from prefopt.data.images.inputs import ImageInputs, attached, inputs_of
 from prefopt.engine.decoders import AHEAD, LOWEST, Decoder, Prompts
 from prefopt.engine.forward import decoder_of, unwrap
 from prefopt.engine.gates import rounding
 from prefopt.engine.image_arguments import image_call, rope_index
 from prefopt.engine.image_probes import image_probes
+from prefopt.engine.layout import Tree
 from prefopt.errors import Stopped, UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -106,27 +107,28 @@ def _reproduces(model: Any) -> bool:
     """Whether the cache gives the log-probs of plain forwards after prompts with random images."""
     causal, own = unwrap(model), _inputs(model)
     inputs, trees = image_probes(own, causal.config, closing=False)
-    attach(causal, inputs)
     try:
-        for tree in trees:
-            ahead = tree.branches[0][:AHEAD]
-            ids = torch.from_numpy(np.concatenate((inputs.ids(tree.prompt), ahead)).astype(np.int64))[None]
-            ids = ids.to(model.device)
-            plain = model(input_ids=ids, use_cache=False, **image_call(inputs, [tree.prompt], ids, model)).logits[0]
-            texts = ImageDecoder(model, [tree.prompt.tolist()] * 2)
-            for n in range(AHEAD + 1):
-                if n:
-                    texts.step(ids[0, len(tree.prompt) + n - 1].expand(2))
-                off = _logps(texts.logits) - _logps(plain[len(tree.prompt) + n - 1])
-                if not float(off.abs().max()) <= rounding(model):
-                    return False
+        with attached(causal, inputs):
+            return all(_follows(model, inputs, tree) for tree in trees)
     except (Stopped, torch.OutOfMemoryError):
         raise
     except Exception as problem:  # a model may do anything with a call it was not written for
         logger.info("%s does not work with a cache and images: %s", type(causal).__name__, first_line(problem))
         return False
-    finally:
-        attach(causal, own)
+
+
+def _follows(model: Any, inputs: ImageInputs, tree: Tree) -> bool:
+    """Whether the cache gives the log-probs of a plain forward after a prompt, and after the next tokens."""
+    ahead = tree.branches[0][:AHEAD]
+    ids = torch.from_numpy(np.concatenate((inputs.ids(tree.prompt), ahead)).astype(np.int64))[None].to(model.device)
+    plain = model(input_ids=ids, use_cache=False, **image_call(inputs, [tree.prompt], ids, model)).logits[0]
+    texts = ImageDecoder(model, [tree.prompt.tolist()] * 2)
+    for n in range(AHEAD + 1):
+        if n:
+            texts.step(ids[0, len(tree.prompt) + n - 1].expand(2))
+        off = _logps(texts.logits) - _logps(plain[len(tree.prompt) + n - 1])
+        if not float(off.abs().max()) <= rounding(model):
+            return False
     return True
 
 

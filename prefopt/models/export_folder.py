@@ -17,12 +17,14 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from prefopt.common.files import new_folder
+from prefopt.data.images.inputs import inputs_of
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.forward import is_reward_model, unwrap
 from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.limits import learned_positions
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, disk_full, first_line
+from prefopt.models.export_images import export_images, with_pictures
 from prefopt.models.processor import copy_processor
 from prefopt.models.reward_model import FACTS
 from prefopt.plugin import Data
@@ -97,7 +99,11 @@ def probes(model: Any, texts: Sequence[list[int]]) -> list[TokenRecord]:
         made = [ids[: len(ids) - n] for ids in made for n in range(2)]
         for ids in made:
             ids[-1] += int(ids[-1] == config.pad_token_id) * (1 if ids[-1] == 0 else -1)
+    seen = inputs_of(unwrap(model))
     made += [np.array(text[:longest]) for text in texts if len(text) >= 4]
+    if seen is not None:  # tokens that stand for images would ask for some
+        words = np.setdiff1d(np.arange(config.vocab_size), seen.reserved)
+        made = [np.where(np.isin(ids, seen.reserved), words[0], ids) for ids in made]
     return [
         TokenRecord(id=str(i), kind=Data.DEMONSTRATIONS, prompt=ids[: len(ids) // 2].astype(np.int32),
                     completions=(ids[len(ids) // 2 :].astype(np.int32),))
@@ -133,10 +139,12 @@ def check(
         "sequences": [[r.prompt.tolist(), r.completions[0].tolist()] for r in records],
         "turns": turns,
         "reward_model": scored,
+        "images": None,
     }
-    answer = _ask(folder, request)
     compared = _score_check if scored else _logp_check
-    found = compared(answer, trained, records, dtype)
+    with export_images(folder, trained) as (pictured, given):
+        answer = _ask(folder, with_pictures(request, given))
+        found = compared(answer, trained, [*records, *pictured], dtype)
     if not found.error <= found.tolerance:
         what, unit = ("a text's score", "") if scored else ("a token's log-prob", " nats")
         raise PrefoptError(f"the exported weights are not those of the run: {what} is {found.error:.2g}{unit} off, "
@@ -163,7 +171,8 @@ def _score_check(
     """A table of positions counts padding on the left, so that such a model must be padded on the right."""
     expected = np.array([s.sum[0] for s in score(trained, records, max_tokens=2**31)])
     ways = ["alone", "right", *(["left"] if learned_positions(unwrap(trained)) is None else [])]
-    off = max(float(np.abs(np.array(answer["scores"][way]) - expected).max()) for way in ways)
+    scores = {way: np.array(answer["scores"][way]) for way in ways}  # with images alone only
+    off = max(float(np.abs(got - expected[: len(got)]).max()) for got in scores.values())
     allowed = _tolerance(trained, dtype)
     tokens = sum(len(r.prompt) + len(r.completions[0]) for r in records)
     return ExportCheck(off, SCORES if allowed <= TOLERANCE[torch.float32] else allowed, tokens)

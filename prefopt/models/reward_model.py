@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from prefopt.common.files import write_json
+from prefopt.data.images.inputs import attach as attach_inputs
 from prefopt.data.tokenize import same_tokens
 from prefopt.errors import UserError
 from prefopt.models.adapters import (
@@ -33,6 +34,7 @@ from prefopt.models.folder import check_files, check_layers
 from prefopt.models.load import dtype_of, explaining, load_tokenizer, quantized, resolve
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.peft_config import PeftConfig
+from prefopt.models.processor import load_image_inputs, takes_images
 
 FACTS = "reward_model.json"  # beside a reward model: its figures on the held-out records of its run
 HEAD = "score"  # the output layer of transformers' classifiers on decoders
@@ -183,7 +185,8 @@ def _load(
                         + ("" if absent else ": is it a reward model?"))  # fmt: skip
     if about["missing_keys"]:
         _fresh(head, seed)
-    return model
+    inputs = load_image_inputs(path, revision) if takes_images(settings, path, revision) else None
+    return model if inputs is None else attach_inputs(model, inputs)
 
 
 def _fresh(head: nn.Linear, seed: int) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.data_config import DataConfig
-from prefopt.data.images.inputs import decode_prompt
+from prefopt.data.images.image_places import asked_with, images_of, with_places
+from prefopt.data.images.inputs import decode_prompt, remember
 from prefopt.data.make import content_hash
 from prefopt.data.prepare import prepare
 from prefopt.data.reader import read
@@ -85,7 +86,7 @@ class SampleGroup:
         return {
             "id": self.id,
             "prompt": first.prompt_text,
-            "given": self.given,
+            **as_columns(self.given, "given"),
             **({"arguments": dict(self.arguments)} if self.arguments else {}),
             **({"weight": self.weight} if self.weight != 1 else {}),
             "prompt_tokens": list(first.prompt),
@@ -97,6 +98,10 @@ class SampleGroup:
     def of(cls, row: Mapping[str, Any]) -> SampleGroup:
         """The group of a row that `plain` made; KeyError, TypeError or ValueError for any other."""
         prompt, texts = tuple(map(int, row["prompt_tokens"])), row["texts"]
+        given = row["given"] if isinstance(row["given"], str) else tuple(row["given"])
+        if images := row.get("images"):
+            given = asked_with(given, images)
+            remember(prompt, images_of(given))
         answers = tuple(
             Answer(prompt=prompt, completion=tuple(map(int, t["tokens"])), prompt_text=row["prompt"], text=t["raw"],
                    ended=bool(t["ended"]))
@@ -106,7 +111,7 @@ class SampleGroup:
             raise ValueError("a prompt without samples")
         return cls(
             id=str(row["id"]),
-            given=row["given"] if isinstance(row["given"], str) else tuple(row["given"]),
+            given=given,
             arguments=row.get("arguments", {}),
             sampling=row["sampling"],
             answers=answers,
@@ -392,7 +397,7 @@ def _prompt(group: SampleGroup) -> dict[str, Any]:
     arguments = {**group.sampling.get(ARGUMENTS, {}), **group.arguments}
     tools = {"tools": arguments.pop("tools")} if "tools" in arguments else {}
     tools |= {"weight": group.weight} if group.weight != 1 else {}
-    return {"prompt": group.given, **tools, **({ARGUMENTS: arguments} if arguments else {})}
+    return {**as_columns(group.given, "prompt"), **tools, **({ARGUMENTS: arguments} if arguments else {})}
 
 
 def _origin(group: SampleGroup, members: Sequence[int]) -> dict[str, Any]:

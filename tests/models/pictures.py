@@ -23,7 +23,7 @@ from transformers import (
 from prefopt.models.processor import image_processor
 from tests.data import tiny
 
-COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220)}
+COLOURS = {"r": (220, 20, 20), "b": (20, 20, 220)}  # by their answers, of one token each
 TEXT: dict[str, Any] = {
     "vocab_size": 420, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 1,
@@ -126,9 +126,9 @@ def write(folder: Path, count: int = 8, *, column: str = "images", **extra: Any)
     """A file of pairs about the colour of the image in the prompt, with its images beside it."""
     rows = []
     for i in range(count):
-        name, other = ("red", "blue") if i % 2 else ("blue", "red")
+        name, other = ("r", "b") if i % 2 else ("b", "r")
         size = (16 + 8 * (i % 3), 16)
-        colour = tuple(max(0, value - i) for value in COLOURS[name])
+        colour = tuple(value - i // 2 % 20 for value in COLOURS[name])
         Image.new("RGB", size, colour).save(folder / f"{i}.png")
         value: Any = [f"{i}.png"] if column == "images" else f"{i}.png"
         rows.append({"prompt": [{"role": "user", "content": "<image>What colour?"}], "chosen": name, "rejected": other,

@@ -12,6 +12,7 @@ from prefopt.data.account import account, pairing_line, stations, winner_side
 from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor.base_model import Scorer, base_model
 from prefopt.data.doctor.findings import MEANINGS, Finding, Histogram, Report, thresholds
+from prefopt.data.doctor.image_checks import Images, image_line
 from prefopt.data.doctor.near_duplicates import Leaks, NearDuplicates
 from prefopt.data.doctor.record_checks import Labels, Marks, RecordCheck, Repetitions, RowFacts
 from prefopt.data.doctor.rendering import thinking_lines, token_line
@@ -80,7 +81,7 @@ def _further_checks(config: DataConfig, tokenizer: Any) -> list[RecordCheck]:
     """Checks of words, formats and facts; and of prompts that are held out elsewhere."""
     held_out = config.held_out()
     leaks = [Leaks(read(held_out).records)] if held_out else []
-    return [WordRule(), FormatRule(), Labels(), RowFacts(), Marks(_marks(config, tokenizer)), *leaks]
+    return [WordRule(), FormatRule(), Labels(), RowFacts(), Images(), Marks(_marks(config, tokenizer)), *leaks]
 
 
 def _marks(config: DataConfig, tokenizer: Any) -> re.Pattern[str] | None:
@@ -101,7 +102,7 @@ def _with_tokens(
     findings: list[Finding] = []
     if result.counts["truncated_prompts"] or "rejected/too_long" in result.counts:
         uncut = tokenize(records, tokenizer, dataclasses.replace(config, max_length=NO_LIMIT)).records
-    lines = [token_line(result.records), *thinking_lines(records, tokenizer, config)]
+    lines = [token_line(result.records), *image_line(records, tokenizer), *thinking_lines(records, tokenizer, config)]
     report = dataclasses.replace(report, rejections=[*report.rejections, *result.rejections], kept=len(result.records),
                                  account=[*report.account, *lines])  # fmt: skip
     if len(uncut):

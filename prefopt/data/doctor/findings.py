@@ -85,6 +85,13 @@ MEANINGS: dict[str, Meaning] = {
         says="pairs with a margin below 0 or a probability below 1/2", share=True, fails=0.5, notice=0.0,
         advice="the label or the number is wrong: find out whether a low number is good, or drop these pairs",
     ),
+    "with_images": Meaning(
+        says="records with images in the prompt", advice="each image takes tokens of data.max_length",
+    ),
+    "duplicated_images": Meaning(
+        says="records with an image that an earlier record has, in whatever file", share=True, notice=0.1,
+        advice="records about one image are not independent evidence: hold out by image, and look for contradictions",
+    ),
     "winner_side": Meaning(
         says="how often the side that wins more often wins (0.5 is no bias)", notice=0.6,
         advice="the place gives the verdict away: check what the codes mean, and whether the judge saw both orders",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.doctor.findings import Finding
 from prefopt.data.doctor.words import turns, words
+from prefopt.data.images.image_places import images_of
 from prefopt.data.make import content_hash
 from prefopt.data.record import Record, Text
 
@@ -91,11 +93,14 @@ def _shared(texts: Sequence[Sequence[str]]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda found: len(set(found)) == 1, zip(*texts, strict=False)))
 
 
+Pictures = tuple[str, ...]  # the images of a prompt
+
+
 class NearDuplicates:
     """Finds records nearly the same as an earlier one in prompt and first completion, other than exact duplicates."""
 
     def __init__(self) -> None:
-        self._index = Index()
+        self._indices: dict[Pictures, Index] = defaultdict(Index)  # prompts about other images are others
         self._exact: set[str] = set()
         self._near: list[str] = []
         self._seen = 0
@@ -103,7 +108,8 @@ class NearDuplicates:
     def see(self, record: Record) -> None:
         """Look at one record."""
         text = _joined(record.prompt) + "\n" + "".join(map(_joined, record.completions[:1]))
-        name = content_hash([text, record.completions[1:]])
+        pictures = tuple(images_of(record.prompt))
+        name = content_hash([pictures, text, record.completions[1:]])
         if self._seen >= MOST_RECORDS or name in self._exact:
             return
         self._exact.add(name)
@@ -111,10 +117,10 @@ class NearDuplicates:
         one = signature(text)
         if one is None:
             return
-        if self._index.has_similar(one):
+        if self._indices[pictures].has_similar(one):
             self._near.append(record.id)
         else:
-            self._index.add(one)
+            self._indices[pictures].add(one)
 
     def findings(self) -> Iterator[Finding]:
         """The near duplicates."""
@@ -129,14 +135,14 @@ class Leaks:
 
     def __init__(self, held_out: Iterable[Record]) -> None:
         self._prompts: set[str] = set()
-        self._index = Index()
+        self._indices: dict[Pictures, Index] = defaultdict(Index)
         self._exact: list[str] = []
         self._near: list[str] = []
         self._total = 0
         for record in held_out:
             name = content_hash(record.prompt)
             if name not in self._prompts and (one := signature(_joined(record.prompt))) is not None:
-                self._index.add(one)
+                self._indices[tuple(images_of(record.prompt))].add(one)
             self._prompts.add(name)
 
     def see(self, record: Record) -> None:
@@ -144,7 +150,9 @@ class Leaks:
         self._total += 1
         if content_hash(record.prompt) in self._prompts:
             self._exact.append(record.id)
-        elif (one := signature(_joined(record.prompt))) is not None and self._index.has_similar(one):
+            return
+        index, one = self._indices[tuple(images_of(record.prompt))], signature(_joined(record.prompt))
+        if one is not None and index.has_similar(one):
             self._near.append(record.id)
 
     def findings(self) -> Iterator[Finding]:

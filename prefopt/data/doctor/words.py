@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from prefopt.data.images.image_files import readable
 from prefopt.data.record import Text
 
 # Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Chinese, Japanese. Each character counts as a word.
@@ -24,8 +25,8 @@ ALONE = re.compile(f"[{SPACELESS}]")
 
 
 def turns(text: Text) -> list[str]:
-    """The content of each turn."""
-    return [text] if isinstance(text, str) else [turn["content"] for turn in text]
+    """The content of each turn, with words in place of images."""
+    return [*map(readable, [text] if isinstance(text, str) else [turn["content"] for turn in text])]
 
 
 def words(text: str) -> list[str]:

@@ -60,6 +60,8 @@ def digests_in(text: str) -> list[str]:
 
 def readable(text: str) -> str:
     """A text with words in place of its images."""
+    if BORDERS[0] not in text:
+        return text
 
     def named(mark: re.Match[str]) -> str:
         file = FILES.get(mark[1])

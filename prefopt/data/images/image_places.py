@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from prefopt.data.images.image_files import BORDERS, ImageShelf, digests_in
-from prefopt.data.make import content_hash
+from prefopt.data.images.image_files import BORDERS, FILES, MARK, ImageShelf, digests_in
+from prefopt.data.make import content_hash, prompt_alone
 from prefopt.data.record import Message, Record, RowError, Text
+from prefopt.data.record_table import data_cache
 from prefopt.data.rows import Row
+from prefopt.errors import UserError
 
 COLUMNS = ("images", "image")
 PLACE = "<image>"  # where an image of the columns stands in a text
@@ -68,14 +71,46 @@ def with_images(record: Record, unplaced: str) -> Record:
     return dataclasses.replace(record, prompt=prompt, id=content_hash([record.id, unplaced]))
 
 
+def with_places(text: Text) -> tuple[Text, list[str]]:
+    """A prompt with `<image>` in place of its images, and their files, as a row of a data file has them."""
+    found = [FILES[digest].path for digest in images_of(text)]
+    if isinstance(text, str):
+        return MARK.sub(PLACE, text), found
+    return tuple({**turn, "content": MARK.sub(PLACE, turn["content"])} for turn in text), found
+
+
+def asked_with(text: Text, files: Sequence[str], folder: str = ".") -> Text:
+    """A prompt with images in its places `<image>`, or before it where it has none.
+
+    Args:
+        text: the prompt.
+        files: of its images.
+        folder: that their paths start from.
+
+    Raises:
+        UserError: one of them cannot be used, or there are as many places as there are no images.
+    """
+    shelf = ImageShelf([Path(folder)], data_cache(None) / "images")
+    asked: Any = text if isinstance(text, str) else list(text)
+    try:
+        row, unplaced = with_marks({"prompt": asked, "images": list(files)}, shelf)
+        prompt: Text = row["prompt"] if isinstance(text, str) else tuple(row["prompt"])
+        return with_images(prompt_alone(prompt), unplaced).prompt
+    except RowError as error:
+        raise UserError(f"an image of the prompt cannot be used: {error.detail}") from error
+
+
 def images_of(text: Text) -> list[str]:
     """The digests of the images in a prompt, in order."""
     return [digest for said in _texts(text) for digest in digests_in(said)]
 
 
-def without_image_parts(row: Row) -> Row:
-    """The row without the parts of messages that are images, for data that is read without them."""
-    return {name: _without_parts(value) for name, value in row.items()} if any(map(_has_parts, row.values())) else row
+def without_images(row: Row) -> Row:
+    """The row without the images that its columns and messages have, and without the places of these in its texts."""
+    has_some = any(not _is_empty(one) for name in COLUMNS for one in _listed(row.get(name)))
+    if not has_some and not any(map(_has_parts, row.values())):
+        return row
+    return {name: _without(value, PLACE if has_some else "") for name, value in row.items() if name not in COLUMNS}
 
 
 class _Places:
@@ -109,7 +144,7 @@ def _given(row: Row) -> tuple[str, list[Any]]:
     found = {}
     for column in COLUMNS:
         value = row.get(column)
-        values = value if isinstance(value, list | tuple) else [value]
+        values = _listed(value)
         if isinstance(value, Mapping) and isinstance(value.get("bytes"), list):  # a list of structs, as columns
             values = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
         if held := [one for one in values if not _is_empty(one)]:
@@ -135,12 +170,16 @@ def _has_parts(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_parts, value))
 
 
-def _without_parts(value: Any) -> Any:
+def _without(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_parts(held) for name, held in value.items()}
+        return {name: _without(held, place) for name, held in value.items()}
     if isinstance(value, list):
-        return [_without_parts(one) for one in value if not (isinstance(one, Mapping) and _is_part(one))]
-    return value
+        return [_without(one, place) for one in value if not (isinstance(one, Mapping) and _is_part(one))]
+    return value.replace(place, "") if isinstance(value, str) and place else value
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _holds_borders(value: Any) -> bool:

@@ -8,7 +8,8 @@ back: the placeholder's id for the model, and the pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -247,6 +248,17 @@ def attach(owner: Any, inputs: ImageInputs) -> Any:
     """Give a tokenizer or a model its processor's inputs; returns the owner."""
     setattr(owner, ATTRIBUTE, inputs)
     return owner
+
+
+@contextmanager
+def attached(owner: Any, inputs: ImageInputs) -> Iterator[None]:
+    """Give a model other inputs for a while."""
+    before = inputs_of(owner)
+    attach(owner, inputs)
+    try:
+        yield
+    finally:
+        setattr(owner, ATTRIBUTE, before)
 
 
 def inputs_of(owner: Any) -> ImageInputs | None:
