@@ -13,6 +13,7 @@ from prefopt.common.escaping_console import Console
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
+from prefopt.data.images.image_places import asked_with
 from prefopt.data.reader import read
 from prefopt.errors import UserError
 from prefopt.plugin import Data
@@ -21,6 +22,15 @@ from prefopt.runs.run_folder import RunFolder, is_run
 
 # For each kind of record a loss that is defined on it, so that the data is read as that kind.
 LOSS_FOR = {Data.PAIRS: "dpo", Data.LISTS: "plackett_luce", Data.UNPAIRED: "kto", Data.DEMONSTRATIONS: "sft"}
+
+
+def asked(prompts: Sequence[str], images: Sequence[str]) -> list[Any]:
+    """The prompts of a command line, each about the same images.
+
+    Raises:
+        UserError: an image that cannot be used.
+    """
+    return [asked_with(text, images) for text in prompts]
 
 
 def records_of(name: str, overrides: Sequence[str], tokenizer: Any) -> tuple[RunConfig, Any, bool]:

@@ -90,7 +90,7 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import data_of, format_of
+    from prefopt.cli.loading import asked, data_of, format_of
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.resolve import resolved_data
@@ -106,19 +106,12 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     for name in models:
         model, tokenizer = open_model(name)
         if args.prompt:
-            prompts = given_prompts(_asked(args), tokenizer, data)
+            prompts = given_prompts(asked(args.prompt, args.image), tokenizer, data)
         else:
             train, held_out = source_prompts(data, tokenizer)
             prompts = (train if held_out is None else held_out)[: args.count]
         drawn.append(draw(name, model, tokenizer, prompts, count, sampling, data.chat_template_kwargs))
     return [group.plain() for group in joined(drawn)]
-
-
-def _asked(args: argparse.Namespace) -> list[Any]:
-    """The prompts of the command line with its images."""
-    from prefopt.data.images.image_places import asked_with
-
-    return [asked_with(text, args.image) if args.image else text for text in args.prompt]
 
 
 def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, Any]]:
@@ -129,13 +122,12 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import data_of, format_of
+    from prefopt.cli.loading import asked, data_of, format_of
     from prefopt.common.quiet import quiet
     from prefopt.data.data_config import FORMAT
-    from prefopt.data.images.inputs import decode_prompt
     from prefopt.data.prepare import prepare
     from prefopt.data.tokenize import Encoder
-    from prefopt.evaluate.texts import Sampling, held_out_prompts, write_texts
+    from prefopt.evaluate.texts import Sampling, held_out_prompts, prompt_texts, write_texts
     from prefopt.runs.resolve import resolved_data
     from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
@@ -152,12 +144,12 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
         own = format_of(name if is_run(name) else owner, settings)  # a run's model reads prompts as it learnt them
         if data is None:
             encoder = Encoder(tokenizer, own)
-            prompts, shown = [encoder.prompt(text) for text in _asked(args)], list(args.prompt)
+            prompts, shown = [encoder.prompt(text) for text in asked(args.prompt, args.image)], list(args.prompt)
         else:
             as_learnt = {option: getattr(own, option) for option in FORMAT}
             prepared = prepare(dataclasses.replace(data, **as_learnt), tokenizer, None)
             prompts = held_out_prompts(prepared.train if prepared.eval is None else prepared.eval, args.count or 3)
-            shown = [decode_prompt(tokenizer, prompt) for prompt in prompts]
+            shown = prompt_texts(tokenizer, prompts)
         rows = rows or [{"prompt": text, "texts": []} for text in shown]
         written = write_texts(model, tokenizer, prompts, sampling)
         for row, text in zip(rows, written, strict=True):

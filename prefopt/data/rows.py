@@ -367,20 +367,19 @@ def _open_hub(source: Source, *, streaming: bool) -> Opened:
             f"({type(error).__name__}: {first_line(error)[:200]}); check the name and the network, or download the set "
             "and give its path"
         ) from error
-    loaded = _with_raw_images(loaded)
+    loaded = _with_raw_images(loaded, datasets.Image)
     features = getattr(loaded, "features", None)
     called = features is not None and _has_arguments(features.arrow_schema)
     rows = (_given_arguments(dict(row)) if called else dict(row) for row in loaded)
     return Opened(key, ((f"{source.path}:{i}", row) for i, row in enumerate(rows)))
 
 
-def _with_raw_images(loaded: Any) -> Any:
-    """A hub set whose images stay the bytes that they are, for the reader to check."""
-    from datasets import Image
+def _with_raw_images(loaded: Any, image: Any) -> Any:
+    """A hub set whose features of the class `image` stay the bytes that they are, for the reader to check."""
 
     def raw(feature: Any) -> Any:
-        if isinstance(feature, Image):
-            return Image(decode=False)
+        if isinstance(feature, image):
+            return image(decode=False)
         if hasattr(feature, "feature"):  # a list
             return type(feature)(raw(feature.feature))
         return feature

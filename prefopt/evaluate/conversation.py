@@ -78,7 +78,7 @@ class Conversation:
                 if text:
                     on_piece(text)
 
-        asked = asked_with(text, images) if images else text
+        asked = asked_with(text, images)
         assert isinstance(asked, str)
         turns: list[Message] = [*self.turns, {"role": "user", "content": asked}]
         try:

@@ -69,6 +69,21 @@ def held_out_prompts(records: Sequence[TokenRecord] | None, count: int) -> list[
     return [list(prompt) for prompt in found]
 
 
+def prompt_texts(tokenizer: Any, prompts: Tokens) -> list[str]:
+    """The texts of prompts, with one placeholder for each image."""
+    return [decode_prompt(tokenizer, prompt) for prompt in prompts]
+
+
+def continuation(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Sequence[int]) -> str:
+    """What a completion adds to its prompt: some tokenizers drop the space before a completion that stands alone.
+
+    A character that was cut in two is left out.
+    """
+    head, whole = (decode_prompt(tokenizer, i, skip_special_tokens=True) for i in (prompt, prompt + tokens))
+    said = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(tokens, skip_special_tokens=True)
+    return str(said) if tokens[-1] in ends else str(said).rstrip("\ufffd")
+
+
 def write_texts(model: Any, tokenizer: Any, prompts: Tokens, sampling: Sampling) -> list[list[int]]:
     """Continue each prompt once; returns tokens, with the closing end token where there is one.
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.data_config import DataConfig
-from prefopt.data.images.image_places import asked_with, images_of, with_places
-from prefopt.data.images.inputs import decode_prompt, remember
+from prefopt.data.images.image_places import as_columns, asked_with, images_of
+from prefopt.data.images.inputs import remember
 from prefopt.data.make import content_hash
 from prefopt.data.prepare import prepare
 from prefopt.data.reader import read
@@ -30,7 +30,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import end_tokens, sample
 from prefopt.engine.policy import opened
 from prefopt.errors import UserError, first_line
-from prefopt.evaluate.texts import Sampling
+from prefopt.evaluate.texts import Sampling, continuation
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
@@ -99,9 +99,8 @@ class SampleGroup:
         """The group of a row that `plain` made; KeyError, TypeError or ValueError for any other."""
         prompt, texts = tuple(map(int, row["prompt_tokens"])), row["texts"]
         given = row["given"] if isinstance(row["given"], str) else tuple(row["given"])
-        if images := row.get("images"):
-            given = asked_with(given, images)
-            remember(prompt, images_of(given))
+        given = asked_with(given, row.get("images", ()))
+        remember(prompt, images_of(given))
         answers = tuple(
             Answer(prompt=prompt, completion=tuple(map(int, t["tokens"])), prompt_text=row["prompt"], text=t["raw"],
                    ended=bool(t["ended"]))
@@ -201,23 +200,13 @@ def draw(
                         arguments=prompt.arguments,
                         sampling=options,
                         answers=tuple(answer(tokenizer, head, one.tokens, ends) for one in drawn),
-                        texts=tuple(_continuation(tokenizer, head, one.tokens, ends) for one in drawn),
+                        texts=tuple(continuation(tokenizer, head, one.tokens, ends) for one in drawn),
                         logps=tuple(tuple(one.logps.tolist()) for one in drawn),
                         models=(name,) * count,
                         weight=prompt.record.weight,
                     )
                 )
     return groups
-
-
-def _continuation(tokenizer: Any, prompt: list[int], tokens: list[int], ends: Sequence[int]) -> str:
-    """What a completion adds to its prompt: some tokenizers drop the space before a completion that stands alone.
-
-    A character that was cut in two is left out.
-    """
-    head, whole = (decode_prompt(tokenizer, i, skip_special_tokens=True) for i in (prompt, prompt + tokens))
-    said = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(tokens, skip_special_tokens=True)
-    return str(said) if tokens[-1] in ends else str(said).rstrip("\ufffd")
 
 
 def joined(several: Sequence[Sequence[SampleGroup]]) -> list[SampleGroup]:

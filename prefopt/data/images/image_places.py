@@ -71,12 +71,14 @@ def with_images(record: Record, unplaced: str) -> Record:
     return dataclasses.replace(record, prompt=prompt, id=content_hash([record.id, unplaced]))
 
 
-def with_places(text: Text) -> tuple[Text, list[str]]:
-    """A prompt with `<image>` in place of its images, and their files, as a row of a data file has them."""
+def as_columns(text: Text, column: str) -> dict[str, Any]:
+    """A prompt in a column of a row, and in another the files of its images, if it has some."""
     found = [FILES[digest].path for digest in images_of(text)]
+    if not found:
+        return {column: text}
     if isinstance(text, str):
-        return MARK.sub(PLACE, text), found
-    return tuple({**turn, "content": MARK.sub(PLACE, turn["content"])} for turn in text), found
+        return {column: MARK.sub(PLACE, text), "images": found}
+    return {column: [{**turn, "content": MARK.sub(PLACE, turn["content"])} for turn in text], "images": found}
 
 
 def asked_with(text: Text, files: Sequence[str], folder: str = ".") -> Text:
@@ -90,6 +92,8 @@ def asked_with(text: Text, files: Sequence[str], folder: str = ".") -> Text:
     Raises:
         UserError: one of them cannot be used, or there are as many places as there are no images.
     """
+    if not files:
+        return text
     shelf = ImageShelf([Path(folder)], data_cache(None) / "images")
     asked: Any = text if isinstance(text, str) else list(text)
     try:
