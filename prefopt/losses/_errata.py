@@ -344,8 +344,8 @@ CONVENTIONS = (
         place="TRL 1.16.0, `RLOOTrainer` (`epsilon` 0.2 by default)",
         says="−min(r A, clip(r, 0.8, 1.2) A), r the ratio of the whole text's probabilities",
         derivation="RLOO is a policy gradient, −r A (2402.14740); the clip is PPO's.",
-        effect="None in the first update of a rollout, where r is 1. In later ones a text teaches nothing once its ratio "
-        "has left the clip towards its advantage.",
+        effect="None in the first update of a rollout, where r is 1. In later ones a text teaches nothing once its "
+        "ratio has left the clip towards its advantage.",
         date=TODAY,
         numbers={
             "completions": [[-1.0, -3.0]],

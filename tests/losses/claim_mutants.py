@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from prefopt.losses import BCO, DPO, RLOO, Hinge
-from prefopt.plugin import ListLogps, LossOutput, SearchSpace, State, UnpairedLogps
+from prefopt.plugin import Data, ListLogps, LossOutput, Needs, PairLogps, SearchSpace, State, UnpairedLogps, Vocab
 
 mutant = dataclass(frozen=True, kw_only=True)
 
@@ -63,3 +63,14 @@ class PooledRLOO(RLOO):
 
     def targets(self, rollout: ListLogps, /) -> Mapping[str, Tensor]:
         return {"advantage": super().targets(rollout)["advantage"].sum(-1)}
+
+
+@mutant
+class UnmovedDPO(DPO):
+    """It reads what moved policies sum to, and does not say by how much they are moved."""
+
+    needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, vocab=frozenset({Vocab.LOG_AWAY}))
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        output = super().__call__(logps)
+        return replace(output, loss=output.loss + logps.chosen.vocab("log_away").sum(-1))

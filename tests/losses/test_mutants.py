@@ -53,6 +53,7 @@ CAUGHT_BY_THE_KIT = [
     (claim_mutants.ColdBCO, "state", "must start from its statistics"),
     (claim_mutants.NoBaselineRLOO, "targets", "shift_invariant is declared, but"),
     (claim_mutants.PooledRLOO, "targets", "not one value for each sample"),
+    (claim_mutants.UnmovedDPO, "needs", "there is no `epsilon`"),
     (mutants.StaleExceptionDPO, "direction", "passes, although"),
 ]
 
