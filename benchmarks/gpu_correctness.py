@@ -41,7 +41,8 @@ def model_of(family: str, *, width: int = 128, layers: int = 4, vocabulary: int 
         eos_token_id=2, **FAMILIES[family],
     )  # fmt: skip
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return model.eval()
 
 
 def branches_of(vocabulary: int, *, prompts: int = 3, each: int = 3, longest: int = 48) -> list[Branch]:

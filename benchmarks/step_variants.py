@@ -55,7 +55,7 @@ class _AddedInPlace(torch.autograd.Function):
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         weight = ctx.weight
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -152,7 +152,7 @@ def main() -> None:
         return
     given = ["--model", args.model, "--steps", str(args.steps), *(["--data", args.data] if args.data else [])]
     names = [name for name in VARIANTS if args.only is None or name in (AS_IS, *args.only)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         row = in_a_process(name, given)
         if "error" not in row:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
 from prefopt.config.compose import KEYS
 from prefopt.config.grammar import literal
-from prefopt.config.options import ONLINE
+from prefopt.config.options import ONLINE, PRESETS
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 
@@ -72,7 +72,7 @@ def _sort(argv: Iterable[str]) -> tuple[list[tuple[str, Override]], list[str], R
     """Sort words into options of `prefopt compare`, overrides of `prefopt train`, and options of one method."""
     parser = OverridesParser.create()
     ours = [f.name for f in dataclasses.fields(CompareConfig)]
-    theirs = [*KEYS, "experiment"]
+    theirs = [*KEYS, *PRESETS]
     own: list[tuple[str, Override]] = []
     overrides: list[str] = []
     rows: Rows = {}

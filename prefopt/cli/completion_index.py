@@ -24,7 +24,7 @@ def collect() -> dict[str, Any]:
     options += [f"loss.{f.name}" for n in registry.names() for f in dataclasses.fields(registry.loss_class(n))]
     home = Path(str(files("prefopt.conf"))) / "experiment"
     experiments = [str(p.relative_to(home).with_suffix("")) for p in home.rglob("*.yaml")]
-    groups = {group: group_choices(group) for group in (*OBJECTS, "trainer")}
+    groups = {group: group_choices(group) for group in (*OBJECTS, "trainer", "world")}
     return {
         "verbs": {verb: _options_of(verb) for verb in VERBS},
         "groups": {**groups, "experiment": sorted({*experiments, *group_choices("experiment")})},

@@ -104,7 +104,9 @@ def default_workers(rounds: Rounds) -> int:
         return int(torch.cuda.device_count())
     model = rounds.base_config.model
     config: Any = AutoConfig.from_pretrained(
-        resolve_path(model.path, rounds.base_config.data), revision=model.revision, trust_remote_code=model.trust_remote_code
+        resolve_path(model.path, rounds.base_config.data),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
     ).get_text_config()
     weights = config.num_hidden_layers * 12 * config.hidden_size**2 + config.vocab_size * config.hidden_size
     return 1 if weights > LARGE else cores()

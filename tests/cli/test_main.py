@@ -92,8 +92,8 @@ def test_help_of_train_has_the_choices_that_hydra_has(capsys: pytest.CaptureFixt
         else:
             shown[group] = choices
     register()
-    assert set(shown) == {*OBJECTS, "trainer", "sweep", "experiment"}
-    for group in (*OBJECTS, "trainer", "sweep"):
+    assert set(shown) == {*OBJECTS, "trainer", "sweep", "world", "experiment"}
+    for group in (*OBJECTS, "trainer", "sweep", "world"):
         assert set(shown[group]) == set(group_choices(group)), group
     assert {"compat/trl_dpo", "sft_then_dpo"} <= set(shown["experiment"])
 

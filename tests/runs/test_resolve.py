@@ -39,3 +39,20 @@ def test_the_worlds_validation_pairs_are_held_out_where_nothing_else_is() -> Non
     assert resolved_data(DataConfig(path="world", eval_path="mine.jsonl")).eval_path == "mine.jsonl"
     other = DataConfig(path="pairs.jsonl")
     assert resolved_data(other) is other
+
+
+def test_a_worlds_model_is_the_one_that_the_knobs_of_its_data_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def found(knobs: object) -> WorldFiles:
+        given.append(knobs)
+        return FILES
+
+    monkeypatch.setattr(worlds, "resolve", found)
+    data = DataConfig(path="world", world={"width": 32})
+    assert resolve_path("world", data) == "/world/model"
+    resolve_path("world", DataConfig(path="pairs.jsonl"))
+    resolve_path("world")
+    config = compose(["data.world.seed=1", "model.reference=world/base"])
+    assert resolved(config).model.reference == "/world/base"
+    assert given == [{"width": 32}, None, None, {"seed": 1}, {"seed": 1}]

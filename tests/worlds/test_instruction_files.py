@@ -16,8 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt import worlds
+from prefopt.cli.compare_options import parse
 from prefopt.compare.execute import data_of
 from prefopt.compare.measure_world import measure
+from prefopt.compare.rounds import configuration
 from prefopt.config.compose import compose
 from prefopt.engine.generation import generate
 from prefopt.errors import UserError
@@ -179,3 +181,12 @@ def test_the_real_model_answers(world: InstructionWorld, tmp_path: Path, monkeyp
     noise = [row[f"score_{side}"] for row in read(files(world, tmp_path).train) for side in ("chosen", "rejected")]
     assert sum(rewards) / len(rewards) > 2 * sum(noise) / len(noise)
     assert len(set(rewards)) > 8
+
+
+def test_a_comparison_on_it_has_its_reward_for_rows_on_samples() -> None:
+    _, said = parse(["losses=[dpo,rloo]", "world=instructions"])
+    configs = {method.name: configuration(said, method) for method in said.methods}
+    assert {config.data.path for config in configs.values()} == {"world/instructions"}
+    assert (configs["dpo"].reward, configs["rloo"].reward) == (None, "world")
+    with pytest.raises(UserError, match="all rows need the same data"):
+        configuration(said, replace(said.methods[0], overrides=("world=reviews",)))
