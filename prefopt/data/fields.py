@@ -163,17 +163,27 @@ def message(value: Any, name: str, default_role: str | None = None) -> Message:
 
 
 def tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
-    """The tool calls of a turn. Arguments that are written as JSON are parsed, so that templates encode them once."""
+    """The tool calls of a turn as templates expect them: {type: function, function: {name, arguments}}.
+
+    Arguments that are written as JSON are parsed, so that templates encode them once.
+    """
     value = _json(value, f"{name}.tool_calls") if isinstance(value, str) else value
     calls = []
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, Mapping):
             raise RowError("bad_tool_call", f"a tool call in {name!r} must be an object, not {shown(call)}")
         made = {key: held for key, held in json.loads(json.dumps(call, default=str)).items() if held is not None}
-        inner = made.get("function", made)
-        if isinstance(inner, dict) and isinstance(arguments := inner.get("arguments"), str):
+        if "function" not in made:
+            inner = {key: made.pop(key) for key in ("name", "arguments") if key in made}
+            made |= {"type": "function", "function": inner}
+        inner = made["function"]
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or blank(inner["name"]):
+            raise RowError("bad_tool_call", f"a tool call in {name!r} has no function with a name: {shown(call)}")
+        if isinstance(arguments := inner.get("arguments"), str):
             inner["arguments"] = {} if blank(arguments) else _json(arguments, f"the arguments of a call in {name!r}")
-        if not isinstance(inner, dict) or not isinstance(inner.get("arguments", {}), dict):
+        elif arguments is None:
+            inner["arguments"] = {}
+        if not isinstance(inner["arguments"], dict):
             raise RowError("bad_tool_call", f"a tool call in {name!r} needs an object of arguments: {shown(call)}")
         calls.append(made)
     return calls

@@ -51,7 +51,9 @@ def common_fact(what: str, given: Iterable[Any]) -> Any:
 
 def row_ended(row: Mapping[str, Any]) -> bool | tuple[bool, ...] | None:
     """Whether the row's completions end their turns: the column `ended`, one value or one for each."""
-    value = _structure(row.get(ENDED), ENDED) if isinstance(row.get(ENDED), str) else row.get(ENDED)
+    value = row.get(ENDED)
+    if isinstance(value, str):
+        value = _structure(value, ENDED) if value.lstrip().startswith("[") else None if blank(value) else value
     if value is None:
         return None
     return tuple(label(one, ENDED) for one in value) if isinstance(value, list) else label(value, ENDED)

@@ -39,7 +39,7 @@ def called(arguments: Any, name: str = "weather") -> dict[str, Any]:
 def test_arguments_are_decoded_once(given: Any, arguments: Any) -> None:
     assert message(turn(called(given)), "x")["tool_calls"] == [called(arguments)]
     bare = {"name": "weather", "arguments": given}
-    expected = [{"name": "weather", "arguments": arguments}]
+    expected = [called(arguments)]
     assert message(turn(bare), "x")["tool_calls"] == expected
     assert message({**turn(), "tool_calls": None, "function_call": bare}, "x")["tool_calls"] == expected
     assert message({**turn(), "tool_calls": json.dumps([bare])}, "x")["tool_calls"] == expected

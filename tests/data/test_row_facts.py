@@ -188,3 +188,27 @@ def test_the_doctor_lists_facts(tmp_path: Path) -> None:
     assert (found["with_probability"].figure, found["ties"].figure) == (10, 1)
     assert found["margin_against_label"].figure == 2
     assert "margin_against_label" not in examine(written(tmp_path, PAIR)).findings
+
+
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [("False", (False, False)), ("false", (False, False)), ("0", (False, False)), ("True", None), ("", None),
+     ("[true, false]", (True, False)), ([True, False], (True, False)), (0, (False, False))],
+)  # fmt: skip
+def test_ended_in_every_spelling(tmp_path: Path, ended: Any, expected: tuple[bool, bool] | None) -> None:
+    assert only(tmp_path, PAIR | {"ended": ended}).ended == expected
+
+
+@pytest.mark.parametrize("ended", ["no", 2, [True], "[true", [None, True], float("nan")])
+def test_ended_that_says_nothing_is_rejected(tmp_path: Path, ended: Any) -> None:
+    found = read(written(tmp_path, PAIR | {"ended": ended}, PAIR))
+    assert (len(found.records), ["ended" in r.detail for r in found.rejections]) == (1, [True])
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_an_empty_cell_is_no_fact(tmp_path: Path, fact: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,chosen,rejected,{fact}\nQ?,good,bad,\nR?,good,bad,0.5\nS?,good,bad,nan\n")
+    found = read(DataConfig(path=str(path)))
+    assert [getattr(r, fact) for r in found.records] == [1.0 if fact == "weight" else None, 0.5]
+    assert [r.reason for r in found.rejections] == ["not_finite"]

@@ -15,7 +15,10 @@ from prefopt.errors import UserError
 from prefopt.plugin import Data, outside
 
 Q, GOOD, BAD = "How high is it?", "Eight thousand metres.", "No idea."
-CALL: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{"name": "map"}]}
+CALL: dict[str, Any] = {
+    "role": "assistant", "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "map", "arguments": {}}}],
+}  # fmt: skip
 USER, SYSTEM = {"role": "user", "content": Q}, {"role": "system", "content": "Be brief."}
 
 

@@ -132,3 +132,51 @@ def test_an_argument_for_all_rows_must_be_one_of_the_template() -> None:
             Encoder(made(), DataConfig(path="x", template=template, chat_template_kwargs={name: 1}))
     with pytest.raises(UserError, match="tokenize"):
         DataConfig(path="x", chat_template_kwargs={"tokenize": True}).check()
+
+
+CALL_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+        {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"name": "add", "arguments": {"a": 1}},
+        {"id": "c1", "type": "function", "name": "add", "arguments": '{"a": 1}'},
+    ],
+)
+def test_calls_in_every_spelling_are_given_to_the_template_in_one(tmp_path: Path, call: dict[str, Any]) -> None:
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"prompt": [{"role": "user", "content": "1?"}], "chosen": [turn], "rejected": "no"}
+    (record,) = prepare(DataConfig(path=written(tmp_path, row), eval_records=0), made(CALL_TEMPLATE), None).train
+    assert made().decode(record.completions[0]) == '<add {"a": 1}><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"type": "function", "function": {"arguments": {}}}, "no function with a name"),
+        ({"arguments": {"a": 1}}, "no function with a name"),
+        ({"type": "function", "function": "add"}, "no function with a name"),
+        ({"name": "add", "arguments": [1]}, "needs an object of arguments"),
+        ({"name": "add", "arguments": "{"}, "are not JSON"),
+    ],
+)
+def test_calls_that_are_none_are_rejected(tmp_path: Path, call: dict[str, Any], message: str) -> None:
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    (rejection,) = read(DataConfig(path=written(tmp_path, {**ROW, "chosen": [turn]}, ROW))).rejections
+    assert (rejection.reason, message in rejection.detail) == ("bad_tool_call", True)
+
+
+@pytest.mark.parametrize("arguments", [None, "", " ", {}])
+def test_a_call_may_have_no_arguments(tmp_path: Path, arguments: Any) -> None:
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": arguments}}]}
+    (record,) = read(DataConfig(path=written(tmp_path, {**ROW, "chosen": [turn]}))).records
+    said = record.completions[0]
+    assert not isinstance(said, str)
+    assert said[0]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from prefopt.data.fields import number
+from prefopt.data.fields import blank, number
 from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
@@ -50,8 +50,11 @@ FACTS = {
 
 
 def fact(row: Row, name: str) -> float | None:
-    """The number of a fact of `FACTS`, under the first of its names that the row has; None where it has none."""
-    column = next((column for column in FACTS[name] if has(row, column)), None)
+    """The number of a fact of `FACTS`, under the first of its names that the row has; None where it has none.
+
+    An empty cell of a CSV file is none.
+    """
+    column = next((c for c in FACTS[name] if has(row, c) and not (isinstance(row[c], str) and blank(row[c]))), None)
     return None if column is None else number(row[column], column)
 
 
