@@ -36,7 +36,7 @@ from prefopt.models.folder import check_files, check_layers, check_path
 from prefopt.models.gguf import PACKAGE, from_package
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.peft_config import PeftConfig
-from prefopt.models.processor import load_image_inputs, takes_images
+from prefopt.models.processor import has_processor, load_image_inputs, takes_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -220,9 +220,13 @@ def _no_causal_model(path: str) -> str:
     """Why transformers has no causal language model for a config, and what to do."""
     settings = PreTrainedConfig.get_config_dict(path)[0]
     kind = (settings.get("architectures") or [settings.get("model_type", "it")])[0]
+    if has_processor(path):
+        return (f"transformers has no class of this kind for {kind}: it trains as AutoModelForImageTextToText loads "
+                "it, and reward models for images need a family with a classifier, such as Gemma 3")  # fmt: skip
     if "text_config" not in settings:
         return f"{kind} is not a causal language model (transformers has no AutoModelForCausalLM for it); give one"
     return (
-        f"{kind} has a language model among other parts, such as one for images, and prefopt trains language models: "
-        "save its language model with the output layer as a folder of its own, and give that"
+        f"{kind} has a language model among other parts, such as one for images, and no processor beside it: copy its "
+        "processor_config.json or preprocessor_config.json into the folder, or save its language model with the output "
+        "layer as a folder of its own, and give that"
     )

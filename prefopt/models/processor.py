@@ -39,7 +39,7 @@ def copy_processor(source: str, target: Path, revision: str | None = None) -> No
 def takes_images(config: Any, path: str, revision: str | None = None) -> bool:
     """Whether transformers has a model for images and text, and its processor, for a config and the files beside it."""
     known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in PROCESSOR_MAPPING
-    return known and _placeholder(config) is not None and _has_processor(path, revision)
+    return known and _placeholder(config) is not None and has_processor(path, revision)
 
 
 def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = None) -> ImageInputs | None:
@@ -55,7 +55,7 @@ def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = N
     saved = saved_settings(path)
     if saved is not None:
         return load_image_inputs(saved[BASE], None, tokenizer)
-    if not _has_processor(path, revision):
+    if not has_processor(path, revision):
         return None
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     if not takes_images(config, path, revision):
@@ -93,7 +93,8 @@ def _placeholder(config: Any) -> int | None:
     return found if found is not None else getattr(config, "image_token_index", None)
 
 
-def _has_processor(path: str, revision: str | None) -> bool:
+def has_processor(path: str, revision: str | None = None) -> bool:
+    """Whether the settings of a processor for images stand beside a model."""
     return any(_file(path, name, revision) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME))
 
 

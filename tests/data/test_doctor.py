@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.cli import main
 from prefopt.data import DataConfig
 from prefopt.data.doctor import MEANINGS, Report, examine
-from prefopt.data.templates import NAMED
+from prefopt.data.jinja_source import NAMED
 from tests.data.test_shared_files import FILES
 from tests.data.tiny import tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.data import DataConfig, prepare
-from prefopt.data.templates import NAMED
+from prefopt.data.jinja_source import NAMED
 from prefopt.losses import registry
 from prefopt.train import BatchConfig, train
 from tests.data.test_shared_files import FILES

@@ -115,6 +115,10 @@ class VllmServer:
         """
         shared = {"n": count, "max_tokens": max_new_tokens, "temperature": temperature, "stop_token_ids": list(ends)}
 
+        if any(min(prompt) < 0 for prompt in prompts):
+            raise UserError("a prompt has an image, and a vLLM server is given token ids alone: sample with the policy "
+                            "itself (rollout.sampler=own)")  # fmt: skip
+
         def one(prompt: Sequence[int], seed: int) -> list[SampledText]:
             asked = {"model": self.name, "prompt": list(prompt), "seed": seed, **shared, **WHOLE_DISTRIBUTION}
             choices = self._call("/v1/completions", asked).get("choices", [])
