@@ -49,13 +49,14 @@ class OtherLoad:
 def until_quiet(run: Callable[[], _T], tries: int, say: Callable[[str], None]) -> tuple[_T, Timed]:
     """Run something again until other processes left the cores alone; of `tries` disturbed ones the least disturbed."""
     found: list[tuple[_T, float]] = []
-    for _ in range(tries):
+    for left in reversed(range(tries)):
         load = OtherLoad()
         result = run()
         found.append((result, load.share()))
         if found[-1][1] <= QUIET:
             break
-        say(f"  other processes took {found[-1][1]:.0%} of the cores: discarded")
+        what = "discarded, and run again" if left else "no try is left"
+        say(f"  other processes took {found[-1][1]:.0%} of the cores: {what}")
     result, others = min(found, key=lambda one: one[1])
     return result, Timed(others, len(found))
 
