@@ -11,12 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
-from rich.table import Table
 
 from prefopt import __version__
 from prefopt.cli.arguments import Parser
 from prefopt.common.cache import cache_dir
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.json_output import print_json
 from prefopt.common.versions import version_of
 from prefopt.errors import PrefoptError

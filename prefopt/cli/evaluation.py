@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from prefopt.cli.loading import progress_bar, records_of
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.estimate import Estimate
 from prefopt.common.quiet import quiet
 from prefopt.config.run_config import RunConfig

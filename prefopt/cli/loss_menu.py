@@ -9,15 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from prefopt.common.cache import cache_dir
 from prefopt.common.digest import of_bytes
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.files import write_text
 from prefopt.common.json_output import print_json
 from prefopt.config.options import choices
 from prefopt.losses import MENU
+
+COLUMNS = ("name", "data", "ranking", "needs", "hyper-parameters", "paper", "audit", "source")
 
 
 def source() -> str:
@@ -56,16 +56,24 @@ def print_menu(losses: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
     if as_json:
         print_json(losses, indent=2)
         return 0
-    columns = ("name", "data", "ranking", "needs", "hyper-parameters", "paper", "audit", "source")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for loss in losses:
-        flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
-        settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
-        paper = loss["paper"].removeprefix("https://")
-        table.add_row(
-            loss["name"], loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings), paper,
-            loss["audit"], loss["source"],
-        )  # fmt: skip
+    rows = [_row(loss) for loss in losses]
     console = Console()
-    (console if console.is_terminal else Console(width=360)).print(table)  # a pipe has no width to fit into
+    if not console.is_terminal:
+        console = Console(width=360)  # a pipe has no width to fit into
+    for count in range(len(COLUMNS), 2, -1):  # the last columns go first where the terminal is narrow
+        table = Table(*COLUMNS[:count], box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*row[:count])
+        if table.fits(console, console.width):
+            break
+    console.print(table)
+    if count < len(COLUMNS):
+        console.print(f"A wider terminal, or --json, also shows: {', '.join(COLUMNS[count:])}.", style="dim")
     return 0
+
+
+def _row(loss: Mapping[str, Any]) -> tuple[str, ...]:
+    flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
+    settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
+    return (loss["name"], loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings),
+            loss["paper"].removeprefix("https://"), loss["audit"], loss["source"])  # fmt: skip

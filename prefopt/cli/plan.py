@@ -6,10 +6,8 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from prefopt.cli.arguments import Parser, at_least
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.json_output import print_json
 from prefopt.config.options import ADAPTER_RATE, rate_of_adapters
 from prefopt.errors import UserError

@@ -11,11 +11,10 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from prefopt.cli.arguments import Parser, at_least
 from prefopt.common.cache import cache_dir
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import ThresholdError, UserError

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from prefopt.cli.arguments import Parser
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.redact import printable, redact
 from prefopt.errors import ThresholdError, UserError
 

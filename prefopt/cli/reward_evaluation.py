@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
-from rich.table import Table
 
 from prefopt.cli.loading import format_of, records_of
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.quiet import quiet
 from prefopt.data.data_config import Source
 from prefopt.data.rows import open_source

@@ -24,6 +24,7 @@ from prefopt.common.files import write_json
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
+from prefopt.report.readable import readable
 from prefopt.report.text_diff import marked
 
 EXAMPLES = """examples:
@@ -161,7 +162,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     """Print the texts below each other; words that the first model does not write are underlined in the others'."""
     console = Console()
     for row in rows:
-        console.print(Text(printable(row["prompt"]).strip(), style="bold"))
+        console.print(Text(printable(readable(row["prompt"])).strip(), style="bold"))
         for model, pieces in _marked(row["texts"]):
             text = Text(f"{printable(model)}: ", style="cyan")
             for piece, new in pieces:

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from prefopt.config.tracking import MODULES
-from prefopt.migrate.no_equivalent import ASKED_BY_FALSE, has_no_effect, would_do
-from prefopt.migrate.translation import Translation, is_set
+from prefopt.migrate.no_equivalent import asks, has_no_effect, would_do
+from prefopt.migrate.translation import Translation
 from prefopt.train.trainer_config import EXPOSED
 
 RENAMED = {
@@ -91,15 +91,10 @@ def record_unconverted(t: Translation) -> None:
     """
     for name in list(t.given):
         value = t.given.pop(name)
-        if value is False and name in ASKED_BY_FALSE:
-            t.no_equal[name] = would_do(name) or ""
-        elif (
-            not is_set(value)
-            or value == f"<{name.upper()}>"
-            or (name in STOCK and value in (STOCK[name], str(STOCK[name])))
-        ):
+        stock = name in STOCK and value in (STOCK[name], str(STOCK[name]))
+        if stock or not asks(name, value) or value == f"<{name.upper()}>":
             continue
-        elif has_no_effect(name):
+        if has_no_effect(name):
             t.no_effect.append(name)
         else:
             t.no_equal[name] = would_do(name) or f"not a known option of {t.source}: look up what it does there"

@@ -12,6 +12,7 @@ import yaml
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from prefopt.config.grammar import value_of
+from prefopt.migrate.no_equivalent import asks
 
 COMPAT = "experiment/compat"  # presets; the third comment line of each says how the formula differs
 
@@ -49,12 +50,12 @@ class Translation:
 
     def drop(self, name: str, why: str) -> None:
         """Remove one of their options; if it was given, record that it has no equivalent."""
-        if is_set(self.given.pop(name, None)):
+        if asks(name, self.given.pop(name, None)):
             self.no_equal[name] = why
 
     def ignore(self, *names: str) -> None:
         """Remove options that change no result; those that were given are listed."""
-        self.no_effect += [name for name in names if is_set(self.given.pop(name, None))]
+        self.no_effect += [name for name in names if asks(name, self.given.pop(name, None))]
 
     def rename(self, **names: str) -> None:
         """Give options the name that another program has for them: `theirs="other"`."""
@@ -128,11 +129,6 @@ class Translation:
         defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in self.groups.items())
         body = yaml.safe_dump(nested, sort_keys=False, allow_unicode=True, width=120) if nested else ""
         return f"# @package _global_\n{head}defaults:\n{defaults}\n{body}"
-
-
-def is_set(value: Any) -> bool:
-    """Whether a value asks for anything."""
-    return value not in (None, False, "", "no", "none", [], {})
 
 
 def difference(preset: str) -> str | None:

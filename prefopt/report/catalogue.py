@@ -26,6 +26,7 @@ from prefopt.testing.kit import example
 from prefopt.testing.numbers import build, call
 
 PICTURES = Path("img") / "losses"
+FORMULA_WIDTH = 80  # characters
 
 # methods that were considered and left out, with the reason
 LEFT_OUT = {
@@ -142,13 +143,13 @@ def _needs_text(needs: Needs) -> str:
 
 
 def _overview() -> str:
-    rows = ["| name | data | needs | value at policy = reference | paper |", "|---|---|---|---|---|"]
+    rows = ["| name | what it is | data | needs | paper |", "|---|---|---|---|---|"]
     for name in MENU:
         cls = load_class(name)
         needs = example(cls).needs
         paper = f"[{cls.paper.removeprefix('https://').removeprefix('arxiv.org/abs/')}]({cls.paper})"
-        value = card(cls).at_reference.rstrip(".").replace("|", "\\|")
-        rows.append(f"| [`{name}`](#{name}) | {needs.data.value} | {_needs_text(needs)} | {value} | {paper} |")
+        summary = card(cls).summary.rstrip(".").replace("|", "\\|")
+        rows.append(f"| [`{name}`](#{name}) | {summary} | {needs.data.value} | {_needs_text(needs)} | {paper} |")
     return "\n".join(rows) + "\n"
 
 
@@ -157,7 +158,16 @@ def _section(name: str) -> str:
     parts, declared = card(cls), traits(example(cls))
     needs = declared.needs
     title = inspect.cleandoc(importlib.import_module(cls.__module__).__doc__ or "").splitlines()[0].rstrip(".")
-    lines = [f"## {name}", "", f"[{title}]({cls.paper}). {parts.summary}", "", "```", parts.formula, "```", ""]
+    lines = [
+        f"## {name}",
+        "",
+        f"[{title}]({cls.paper}). {parts.summary}",
+        "",
+        "```",
+        _wrapped(parts.formula),
+        "```",
+        "",
+    ]
     if picture_range(name) is not None:
         lines += [f"![{name}: value and slope]({(PICTURES / name).as_posix()}.svg)", ""]
     fields = dataclasses.fields(cls)
@@ -172,12 +182,20 @@ def _section(name: str) -> str:
         lines += [f"- Checked on {audit.date} against {_CHECKED[audit.level]}: {audit.source}."]
     lines += [f"- Value at policy = reference: {parts.at_reference}"]
     if claims := identities_with(name):
-        lines += ["- Identities:", *(f"  - {claim}" for claim in claims)]
+        lines += ["- Identities:", *(f"    - `{claim}`" for claim in claims)]
     if parts.fixed_points:
         lines += [f"- Fixed points: {parts.fixed_points}"]
     for check, reason in getattr(cls, "exceptions", {}).items():
         lines += [f"- Does not pass the check `{check}`: {reason}."]
     return "\n".join([*lines, f"- Differences: {parts.differences}", ""])
+
+
+def _wrapped(formula: str) -> str:
+    """Put the statements of a long line below each other, where a page would cut it."""
+    return "\n".join(
+        re.sub(r"([,;]) {3,}", r"\1\n    ", line) if len(line) > FORMULA_WIDTH else line
+        for line in formula.splitlines()
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.redact import printable
 from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import Interval, verdict_of
-from prefopt.report.formatting import listed
+from prefopt.report.formatting import listed, number
 
 TASK = "task/"  # prefix of the figures of tasks
 ONE_RUN = {  # costs of one final run
@@ -87,7 +86,7 @@ def markdown(result: ComparisonOutcome) -> str:
     lines = ["# Comparison", "", *finding(result), "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for s in result.standings:
         value = _with_interval(s.value, 3) if s.value else "failed"
-        figures = [f"{s.figures[name]:.3g}" if name in s.figures else "–" for name in shown]
+        figures = [number(s.figures[name], 3) if name in s.figures else "–" for name in shown]
         one_run = ["–" if math.isnan(s.cost[name]) else f"{s.cost[name]:,.0f}" for name in ONE_RUN]
         cost = [f"{s.cost['trials']:.0f}", f"{s.cost['train_seconds']:.1f}", *one_run, f"{s.cost['tokens']:,.0f}",
                 f"{s.cost['peak_memory_mib']:.0f}"]  # fmt: skip

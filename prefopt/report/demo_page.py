@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 from rich import box
-from rich.table import Table
 
+from prefopt.common.escaping_console import Table
 from prefopt.compare.demo import BASE, SFT, DemoFacts, DemoRow
 from prefopt.evaluate.world import Sample, paired_difference
 from prefopt.report.figures import REFERENCE_STYLE, Axes, Curve, Point, Style, scatter, small_chart, styles

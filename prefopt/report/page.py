@@ -11,8 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from prefopt.common.files import write_text
 from prefopt.common.redact import without_control
 from prefopt.report.formatting import number, signed
+from prefopt.report.readable import readable
 
 PAGE = "report.html"
+TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
+ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+CELL = re.compile(r"<th\b([^>]*)>(.*?)</th>", re.DOTALL)
 
 
 def render(template: str, *, escape: bool = True, **context: Any) -> str:
@@ -30,8 +34,37 @@ def render(template: str, *, escape: bool = True, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": markdown_line}
-    return without_control(environment.get_template(template).render(**context))
+    environment.filters |= {"number": number, "signed": signed, "plain": markdown_line, "readable": readable}
+    text = without_control(environment.get_template(template).render(**context))
+    return label_cells(text) if escape else text
+
+
+def label_cells(html: str) -> str:
+    """Give each cell of a table the name of its column (`data-label`), which a narrow screen shows in front of it."""
+
+    def label(table: re.Match[str]) -> str:
+        head, body = table[0].split("</thead>", 1) if "</thead>" in table[0] else ("", table[0])
+        names = [_attribute(attributes, text) for attributes, text in CELL.findall(head)]
+        return f"{head}</thead>{ROW.sub(lambda row: _labelled(row[0], names), body)}" if names else table[0]
+
+    return TABLE.sub(label, html)
+
+
+def _attribute(attributes: str, text: str) -> str:
+    """Return the name of a column as the value of an attribute: its text, or its `aria-label`."""
+    hidden = re.search(r'aria-label="([^"]*)"', attributes)
+    words = hidden[1] if hidden else " ".join(re.sub(r"<[^>]+>", " ", text).split())
+    return words.replace('"', "&quot;")
+
+
+def _labelled(row: str, names: list[str]) -> str:
+    columns = iter(names)
+
+    def cell(found: re.Match[str]) -> str:
+        name = next(columns, "")
+        return f'<td data-label="{name}"{found[2]}>' if found[1] == "td" and name else found[0]
+
+    return re.sub(r"<(td|th)\b([^>]*)>", cell, row)
 
 
 def write_page(path: Path, html: str) -> None:

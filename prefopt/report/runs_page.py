@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.common.estimate import Estimate
 from prefopt.common.redact import printable, redact
 from prefopt.report.bands import State

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from prefopt.common.escaping_console import Console
+from prefopt.common.escaping_console import Console, Table
 from prefopt.report.bands import State
 from prefopt.report.before_after import held_out_rows, reward_model_rows, written_rows
 from prefopt.report.run_facts import RunFacts

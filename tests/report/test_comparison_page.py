@@ -13,6 +13,7 @@ from prefopt.compare.jobs import JobResult
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.search import Setting
 from prefopt.compare.spec import Method
+from prefopt.losses.registry import load
 from prefopt.report.comparison_page import compare_page
 from tests.compare.outcomes import outcome
 
@@ -34,7 +35,9 @@ def run(name: str, number: int, reward: float, kl: float, cost: dict[str, float]
 
 
 def row(name: str, reward: float, cost: dict[str, float], **figures: float) -> MethodRuns:
-    config: Any = SimpleNamespace(model=SimpleNamespace(path="m"), data=SimpleNamespace(path="d"))
+    config: Any = SimpleNamespace(
+        model=SimpleNamespace(path="m"), data=SimpleNamespace(path="d"), loss=load("dpo"), loss_name="dpo"
+    )
     if name == "base":
         first, last = run(name, 0, reward, 0.0, cost), run(name, 1, reward, 0.0, cost, **figures)
         return MethodRuns(name=name, method=None, config=config, trials=[first], finals=[last])

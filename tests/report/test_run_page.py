@@ -55,7 +55,7 @@ def test_the_page_says_what_happened(run: RunFolder, html: str) -> None:
                   f"prefopt report {run.path}"):  # fmt: skip
         assert words in said, words
     assert "+1.00 ± 0.06" in said  # 0.4 / sqrt(39), record by record
-    assert '<th scope="row">empty_completion</th><td>2</td>' in html
+    assert '<th scope="row">empty_completion</th><td data-label="Rows">2</td>' in html
 
 
 def test_differences_between_texts_are_marked(html: str) -> None:
