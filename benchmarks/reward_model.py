@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from prefopt import worlds
-from prefopt.common.estimate import Estimate
+from prefopt.common.estimate import Estimate, shares_won
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.data.tokens import TokenRecord
@@ -47,7 +47,7 @@ def true_accuracy(model: Any, pairs: Sequence[TokenRecord], *, cut: int = 0) -> 
     scores = np.stack([one.sum for one in score(model, read)])
     exact = np.array([pair.scores for pair in pairs])
     gap = (scores[:, 0] - scores[:, 1]) * np.sign(exact[:, 0] - exact[:, 1])
-    return Estimate.of(np.heaviside(gap[exact[:, 0] != exact[:, 1]], 0.5)).plain()
+    return Estimate.of(shares_won(gap[exact[:, 0] != exact[:, 1]])).plain()
 
 
 def main() -> None:

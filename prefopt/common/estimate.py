@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
 
 
+def shares_won(margin: Any) -> NDArray[np.float64]:
+    """What each pair counts in an accuracy or win rate: 1 where the margin is positive, 0 where it is negative, and 1/2
+    for a tie."""
+    won: NDArray[np.float64] = np.heaviside(np.asarray(margin, dtype=np.float64), 0.5)
+    return won
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean, its standard error (nan where there is only one independent value), and the number of values."""

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.estimate import shares_won
 from prefopt.compare.measure_world import by_prompt
 from prefopt.compare.spec import MeasureConfig, Measurement
 from prefopt.config.run_config import RunConfig
 from prefopt.data.doctor.near_duplicates import near_copies
 from prefopt.data.images.inputs import decode_prompt, key_of
 from prefopt.engine.generation import end_tokens
-from prefopt.evaluate.held_out import HeldOut, score, wins
+from prefopt.evaluate.held_out import HeldOut, score
 from prefopt.evaluate.judge import encoder, is_callable
 from prefopt.evaluate.kl import kl_divergence
 from prefopt.evaluate.tasks import run_tasks
@@ -81,9 +82,10 @@ def _pairs(policy: HeldOut, start: HeldOut) -> dict[str, Floats]:
         gap = chosen - rejected
         means = {side: policy.sums[side] / policy.tokens[side] for side in ("chosen", "rejected")}
         found |= {
-            "accuracy": wins(gap),
-            "accuracy_sum": wins(policy.sums["chosen"] - policy.sums["rejected"]),
-            "accuracy_mean": wins(means["chosen"] - means["rejected"]),
+            "accuracy": shares_won(gap),
+            "accuracy_sum": shares_won(policy.sums["chosen"] - policy.sums["rejected"]),
+            "accuracy_mean": shares_won(means["chosen"] - means["rejected"]),
+            "ties": (gap == 0).astype(np.float64),
             "margin": gap,
         }
     return {name: by_prompt(values, policy.prompts) for name, values in found.items()}

@@ -144,6 +144,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("Held-out accuracy, by log-ratio", "", 1, SHARE, moved=True),
     "accuracy_sum": Metric("Held-out accuracy, by log-prob", "", 1),
     "accuracy_mean": Metric("Held-out accuracy, by log-prob per token", "", 1),
+    "ties": Metric("Held-out ties, by log-ratio", "", 0),
     "margin": Metric("Held-out margin of log-ratios", "nats", 0),
     "kl": Metric("KL to the start", "nats", 0),
     "chosen_change": Metric("Change of chosen log-prob", "nats", 0),

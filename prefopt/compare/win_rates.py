@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.common.digest import of_bytes
+from prefopt.common.estimate import shares_won
 from prefopt.common.files import make_folder, write_json
 from prefopt.compare.jobs import JobResult
 from prefopt.compare.measure_world import by_prompt
@@ -33,7 +34,7 @@ def with_win_rate(result: JobResult, against: JobResult, judge: str, folder: Pat
         array = by_prompt(_kept_wins(result, against, judge, folder), prompts)
     elif "judge" in result.arrays:
         gap = result.arrays["judge"] - against.arrays["judge"]
-        array = np.heaviside(gap, 0.5)
+        array = shares_won(gap)
     else:
         return result
     return dataclasses.replace(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.common.estimate import Estimate
+from prefopt.common.estimate import Estimate, shares_won
 from prefopt.common.files import write_lines
 from prefopt.data.tokens import TokenRecord, num_trained
 from prefopt.engine.reference.table import ReferenceTable
@@ -61,16 +61,10 @@ class HeldOut:
         return found | {f"lengths/{side}": self.tokens[side] for side in SIDES}
 
 
-def wins(margin: Floats) -> Floats:
-    """1 where the chosen side is the likelier one, 0 where the other is, and 1/2 for a tie."""
-    found: Floats = np.heaviside(margin, 0.5)
-    return found
-
-
 def _wins(margin: Floats, name: str) -> dict[str, Floats]:
     absent = np.isnan(margin)
     return {
-        f"accuracies/{name}": np.where(absent, np.nan, wins(margin)),
+        f"accuracies/{name}": np.where(absent, np.nan, shares_won(margin)),
         f"ties/{name}": np.where(absent, np.nan, margin == 0),
     }
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.common.estimate import Estimate
-from prefopt.evaluate.held_out import SIDES, HeldOut, wins
+from prefopt.common.estimate import Estimate, shares_won
+from prefopt.evaluate.held_out import SIDES, HeldOut
 
 Floats = NDArray[np.float64]
 BINS = np.linspace(0.5, 1.0, 6)  # of how sure the model is, whichever side it prefers
@@ -40,7 +40,7 @@ def figures(scores: HeldOut) -> dict[str, Any]:
         return found
     margin = scores.sums["chosen"] - scores.sums["rejected"]
     longer = scores.tokens["chosen"] - scores.tokens["rejected"]
-    right = np.where(np.isnan(margin), np.nan, wins(margin))
+    right = np.where(np.isnan(margin), np.nan, shares_won(margin))
     strict = np.where(np.isnan(margin), np.nan, margin > 0)
     tied = np.where(np.isnan(margin), np.nan, margin == 0)
     columns = {"accuracy": right, "accuracy_strict": strict, "ties": tied, "margin": margin}
@@ -56,7 +56,7 @@ def figures(scores: HeldOut) -> dict[str, Any]:
 
 def calibration(margin: Floats) -> dict[str, Any]:
     """The bins of confidence of (n,) margins, and the mean distance of confidence and share ranked right."""
-    confidence, right = 1 / (1 + np.exp(-np.abs(margin))), wins(margin)
+    confidence, right = 1 / (1 + np.exp(-np.abs(margin))), shares_won(margin)
     place = np.clip(np.digitize(confidence, BINS) - 1, 0, len(BINS) - 2)
     bins, error = [], 0.0
     for i in range(len(BINS) - 1):

@@ -14,6 +14,7 @@ Figures of held-out pairs are (n,)
 
 - `accuracy`: whether the log-ratio to the reference is larger on the chosen side; a tie is half;
 - `accuracy_sum`, `accuracy_mean`: the same by log-prob, and by log-prob per token, without the reference;
+- `ties`: the share of pairs whose log-ratios are equal;
 - `true_accuracy`: as `accuracy`, of the side with the larger exact reward, whatever the label says;
 - `chosen_change`, `rejected_change`: log-ratios to the reference, nats; `margin`: their difference;
 - `chosen_logp`: log-prob of the chosen side, nats.
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.common.estimate import Estimate
+from prefopt.common.estimate import Estimate, shares_won
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.generation import generate
 from prefopt.engine.scoring import score
@@ -151,8 +152,8 @@ def figures(
 
 
 # Figures of held-out pairs, of which several may have one prompt; the others are of a prompt's samples.
-OF_PAIRS = ("accuracy", "accuracy_sum", "accuracy_mean", "true_accuracy", "chosen_change", "rejected_change", "margin",
-            "chosen_logp")  # fmt: skip
+OF_PAIRS = ("accuracy", "accuracy_sum", "accuracy_mean", "true_accuracy", "ties", "chosen_change", "rejected_change",
+            "margin", "chosen_logp")  # fmt: skip
 
 
 def _of_pairs(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> dict[str, Floats]:
@@ -166,6 +167,7 @@ def _of_pairs(policy: Any, reference: Any, pairs: Sequence[TokenRecord]) -> dict
         "accuracy_sum": _wins(own),
         "accuracy_mean": _wins(own / tokens),
         "true_accuracy": _wins(by_reward),
+        "ties": (ratio[:, 0] == ratio[:, 1]).astype(np.float64),
         "chosen_change": ratio[:, 0],
         "rejected_change": ratio[:, 1],
         "margin": ratio[:, 0] - ratio[:, 1],
@@ -191,9 +193,7 @@ def win_share(ratio: Floats) -> Estimate:
 
 def _wins(values: Floats) -> Floats:
     """(n,) 1 where the first of two values is larger, 1/2 where they are equal."""
-    gap = values[:, 0] - values[:, 1]
-    wins: Floats = np.heaviside(gap, 0.5)
-    return wins
+    return shares_won(values[:, 0] - values[:, 1])
 
 
 def sampled_reward(world: World, policy: Any, prompts: Sequence[Sequence[int]], *, seed: int = 0) -> Estimate:

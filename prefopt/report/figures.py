@@ -100,7 +100,7 @@ class Axes:
 
 def scatter(*args: Any, summary: str, **options: Any) -> Markup:
     """Draw `scatter_figure` for a page."""
-    return _svg(scatter_figure(*args, **options), summary)
+    return svg(scatter_figure(*args, **options), summary)
 
 
 def scatter_figure(
@@ -136,12 +136,12 @@ def small_chart(lines: Sequence[Curve], style: Style, axes: Axes, *, summary: st
         )  # fmt: skip
     plot.margins(x=0.04)
     plot.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure, summary)
+    return svg(figure, summary)
 
 
 def line_chart(*args: Any, summary: str, **options: Any) -> Markup:
     """Draw `line_figure` for a page."""
-    return _svg(line_figure(*args, **options), summary)
+    return svg(line_figure(*args, **options), summary)
 
 
 def line_figure(
@@ -214,7 +214,7 @@ def dot_chart(
     if zero:
         plot.axvline(0, color=FAINT, lw=0.9, zorder=0)
     plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False, fontsize=8.5)
-    return _svg(figure, summary)
+    return svg(figure, summary)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -287,7 +287,7 @@ def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _svg(figure: Figure, summary: str) -> Markup:
+def svg(figure: Figure, summary: str) -> Markup:
     """Return the figure as one `<svg>` element that scales with the page and that screen readers can name."""
     buffer = io.StringIO()
     # A fixed salt: the same figure gives the same bytes, so that pages can be compared.

@@ -33,7 +33,7 @@ def write_paper(folder: Path, result: ComparisonOutcome) -> Path:
     to = folder / FOLDER
     to.mkdir(parents=True, exist_ok=True)
     how = sentence(result)
-    table = pd.DataFrame([_numbers(result, s) for s in result.standings])
+    table = pd.DataFrame([numbers(result, s) for s in result.standings])
     write_text(to / "results.csv", redact(table.to_csv(index=False)))
     write_text(to / "results.tex", redact(latex(result, how)))
     write_text(to / "how.txt", redact(f"{how}\n\n{result.command}\n"))
@@ -82,7 +82,8 @@ def latex(result: ComparisonOutcome, how: str) -> str:
     return "".join(["% \\usepackage{booktabs}\n", *(f"% {line}\n" for line in how.splitlines()), body])
 
 
-def _numbers(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
+def numbers(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
+    """Every number of a row as it is, with its verdict against the best."""
     value = s.value
     return {
         "method": s.name,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from rich.progress import (
@@ -281,8 +282,8 @@ def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProg
     """The display for a run named `label`.
 
     Args:
-        mode: auto (rich on a terminal, else plain), rich, plain, quiet or json. In a distributed run only the first
-            process prints; the others are quiet.
+        mode: auto (rich on a terminal and in a notebook with ipywidgets, else plain), rich, plain, quiet or json. In a
+            distributed run only the first process prints; the others are quiet.
         label: the name of the run: its method.
         stream: where it prints; None: stdout.
 
@@ -296,8 +297,13 @@ def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProg
     if not is_first_process():
         mode = "quiet"
     elif mode == "auto":
-        mode = "rich" if stream.isatty() else "plain"
+        mode = "rich" if stream.isatty() or in_notebook() else "plain"
     return DISPLAYS[mode](label, stream)
+
+
+def in_notebook() -> bool:
+    """Whether a notebook shows what this process prints, and has the widgets of a live bar."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -324,7 +330,7 @@ def _held_out(figures: Mapping[str, float]) -> dict[str, float]:
 @functools.cache
 def _console(stream: TextIO) -> Console:
     """The one console of a stream: its lines stay above its bar."""
-    return Console(file=stream, force_terminal=True)
+    return Console(file=stream, force_terminal=None if in_notebook() else True)
 
 
 class _Bar(Progress):

@@ -193,6 +193,7 @@ def _tally_logps(tally: Tally, facts: Sequence[Facts], logps: Logps, *, scores: 
 
 
 def _wins(margin: Tensor) -> Tensor:
+    """`prefopt.common.estimate.shares_won` of a tensor, on its device."""
     return torch.heaviside(margin, margin.new_tensor(0.5))
 
 

@@ -34,6 +34,7 @@ def test_records_of_one_prompt_are_averaged() -> None:
         "chosen_change": [-0.5, 0.0],
         "rejected_change": [-1.0, 0.0],
         "accuracy": [0.5, 0.5],  # won and lost; a tie
+        "ties": [0.0, 1.0],
         "accuracy_sum": [0.5, 0.5],
         "accuracy_mean": [0.5, 0.0],  # -.5 to -.75, -2 to -.75; -1 to -.5
         "margin": [0.5, 0.0],

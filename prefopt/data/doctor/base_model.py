@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prefopt.common.estimate import shares_won
 from prefopt.data.doctor.findings import Finding
 from prefopt.data.token_table import TokenTable
 from prefopt.data.tokens import TokenRecord
@@ -30,9 +31,9 @@ def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Fi
         return
     scored = score(records, max_tokens=max(4096, max_length), tokens=True)
     if table.kind is Data.PAIRS:
-        wins = np.heaviside([float(one.sum[0] - one.sum[1]) for one in scored], 0.5)  # a tie is half
+        wins = shares_won([float(one.sum[0] - one.sum[1]) for one in scored])
         means = [one.sum / one.num_tokens for one in scored]
-        per_token = np.heaviside([float(mean[0] - mean[1]) for mean in means], 0.5)
+        per_token = shares_won([float(mean[0] - mean[1]) for mean in means])
         error = 0.5 / np.sqrt(len(wins))
         yield Finding(
             name="base_prefers_chosen", figure=round(float(np.mean(wins)), 4),

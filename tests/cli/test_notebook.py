@@ -1,0 +1,104 @@
+"""`prefopt.train` and `prefopt.compare` in Python: what they return shows itself; the notebook runs as committed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+import prefopt
+from prefopt.cli import notebook
+from prefopt.cli.notebook import TrainResult
+from prefopt.data import DataConfig, prepare
+from prefopt.errors import UserError
+from prefopt.runs import progress
+from prefopt.train import BatchConfig
+from tests.data.tiny import tokenizer
+
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_look.ipynb"
+
+
+@pytest.fixture(scope="module")
+def result(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    loss = prefopt.load("dpo")
+    data = prepare(DataConfig(path=str(pairs_file), eval_records=8), tokenizer(), loss.needs.data)
+    return prefopt.train(
+        LlamaForCausalLM.from_pretrained(model_folder), loss, data.train, eval=data.eval, display="plain",
+        output_dir=tmp_path_factory.mktemp("run"), batch=BatchConfig(records=8), max_steps=3, learning_rate=1e-2,
+        warmup_steps=0,
+    )  # fmt: skip
+
+
+def test_a_result_shows_itself(result: TrainResult) -> None:
+    table = result.table()
+    assert list(table.columns) == ["base", "tuned", "change"]
+    assert table.loc["rewards/margins", "tuned"] == result.after["rewards/margins"]
+    assert table.loc["rewards/margins", "change"] == pytest.approx(result.after["rewards/margins"], abs=1e-6)
+    assert repr(result).splitlines()[0].startswith("DPO: 3 steps in ")
+    assert "rewards/margins" in result._repr_html_()
+    assert result.log().index.tolist() == [1, 2, 3]
+
+
+def test_a_result_draws_itself(result: TrainResult, tmp_path: Path) -> None:
+    plot = result.plot("rewards/chosen", "rewards/rejected")
+    assert repr(plot).startswith("DPO: rewards/chosen 0 to ")
+    assert plot._repr_svg_().startswith("<svg")
+    plot.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "rewards/margins" in repr(result.plot())
+    with pytest.raises(UserError, match="rewards/margin was not logged; did you mean 'rewards/margins'"):
+        result.plot("rewards/margin")
+
+
+@pytest.mark.parametrize(
+    ("widgets", "kernel", "live"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_a_notebook_with_widgets_has_a_live_bar(
+    widgets: bool, kernel: bool, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets else None)
+    monkeypatch.setattr(progress.sys, "modules", {"ipykernel": None} if kernel else {})
+    assert isinstance(progress.run_progress("auto", "dpo"), progress.RichProgress) is live
+
+
+def test_a_comparison_shows_itself(
+    model_folder: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {
+        "model.path": str(model_folder), "data.path": str(pairs_file), "data.eval_records": 16, "batch.records": 8,
+        "trainer.max_steps": 2, "evaluation.max_new_tokens": 4, "evaluation.kl_prompts": 6, "budget.trials": 1,
+        "seeds": 2, "methods.mild.loss": "dpo", "methods.mild.loss.beta": 0.5,
+    }  # fmt: skip
+    found = prefopt.compare(["dpo"], options, output_dir=tmp_path / "out", display="quiet", workers=0)
+    assert capsys.readouterr().out == ""
+    assert set(found.table().index) == {"base", "sft", "dpo", "mild"}
+    assert len(found.verdicts()) == 6
+    assert repr(found).splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert "<table" in found._repr_html_()
+    assert found.plot()._repr_svg_().startswith("<svg")
+    assert (tmp_path / "out" / "paper" / "results.csv").is_file()
+    with pytest.raises(UserError, match="there is no plot 'final'"):
+        found.plot("final")
+    with pytest.raises(UserError, match=r"options: workers is an argument of prefopt\.compare"):
+        prefopt.compare(["dpo"], {"workers": 2})
+
+
+@pytest.mark.slow  # the world's model and a comparison on it
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells in order, without a kernel; those whose last line is an expression show something, as committed."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        code = "".join(cell["source"])
+        exec(compile(code, NOTEBOOK.name, "exec"), names)  # this project's own
+        last = code.splitlines()[-1]
+        shown = [output for output in cell["outputs"] if output["output_type"] == "execute_result"]
+        assert not any(output["output_type"] == "error" for output in cell["outputs"])
+        if last.isidentifier() or last.startswith(("prefopt.", "result.", "compared.")):
+            assert shown, f"run it: jupyter execute --inplace examples/{NOTEBOOK.name}"
+    assert isinstance(names["result"], notebook.TrainResult)
+    assert isinstance(names["compared"], notebook.CompareResult)
