@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -19,6 +20,7 @@ from prefopt.evaluate.rewardbench import cases_of, run
 from prefopt.models.reward_model import is_reward_model, open_reward_model
 from prefopt.report.before_after import reward_model_rows
 from prefopt.runs.run_folder import model_path
+from prefopt.worlds import MODELS
 
 
 def is_one(name: str) -> bool:
@@ -35,6 +37,8 @@ def evaluate_reward_model(
         UserError: no reward model, or a file or data that cannot be used.
     """
     quiet(keep_data_bars=True)
+    if not {"/", ":"} & set(name) and name not in MODELS and not Path(name).exists():  # before the hub is asked
+        raise UserError(f"there is no folder {name}; a reward model on the hub is OWNER/NAME")
     if not is_one(name):
         raise UserError(f"rewardbench=... is for reward models, and {name} is none: train one with loss=bradley_terry")
     if against is not None:

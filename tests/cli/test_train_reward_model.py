@@ -119,6 +119,8 @@ def test_eval_of_a_reward_model(
 def test_a_policy_has_no_scores_and_a_reward_model_no_texts(
     reward_runs: dict[str, Path], model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["eval", "nothing", "rewardbench=x.jsonl"]) == 2  # and no hub is asked
+    assert "there is no folder nothing; a reward model on the hub is OWNER/NAME" in capsys.readouterr().err
     assert main(["eval", str(model_folder), "rewardbench=x.jsonl"]) == 2
     assert "rewardbench=... is for reward models" in capsys.readouterr().err
     assert main(["sample", str(reward_runs["none"]), "--prompt", "Hi"]) == 2
