@@ -7,6 +7,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from prefopt.data.record import Message, RowError, Text, is_trained
@@ -64,7 +65,7 @@ def plain(value: float) -> str:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number, also as a string (as in CSV files), but not a boolean."""
+    """A finite number, also as a string (as in CSV files) or a decimal (as in Parquet), but not a boolean."""
     if value is None:
         raise RowError("missing_field", f"no {name!r} in this row")
     if isinstance(value, str):
@@ -72,7 +73,7 @@ def number(value: Any, name: str) -> float:
             value = float(value)
         except ValueError:
             raise RowError("wrong_type", f"{name!r} must be a number, not {shown(value)}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise RowError("wrong_type", f"{name!r} must be a number, not {type_of(value)}")
     try:
         found = float(value)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -212,3 +215,12 @@ def test_an_empty_cell_is_no_fact(tmp_path: Path, fact: str) -> None:
     found = read(DataConfig(path=str(path)))
     assert [getattr(r, fact) for r in found.records] == [1.0 if fact == "weight" else None, 0.5]
     assert [r.reason for r in found.rejections] == ["not_finite"]
+
+
+def test_numbers_of_columnar_files(tmp_path: Path) -> None:
+    columns = {name: pa.array([value, value], "string") for name, value in PAIR.items()}
+    facts = {"weight": pa.array([Decimal("1.5"), Decimal("2")], pa.decimal128(5, 1)),
+             "probability": pa.array([0.25, 1], pa.float32()), "margin": pa.array([1, None], pa.int8())}  # fmt: skip
+    pyarrow.parquet.write_table(pa.table(columns | facts), tmp_path / "rows.parquet")
+    found = read(DataConfig(path=str(tmp_path / "rows.parquet"))).records
+    assert [(r.weight, r.probability, r.margin) for r in found] == [(1.5, 0.25, 1.0), (2.0, 1.0, None)]
