@@ -266,12 +266,19 @@ def main() -> None:
         write(PAGE, page(found), check=args.check, command="python -m benchmarks.referee --pages")
         return
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    here = [measure(name) for name, (_, package) in PEERS.items() if find_spec(package) is not None]
-    results |= {entry["version"]: entry for entry in here}
-    results |= dict(judged(library, args.install) for library in LIBRARIES if args.install)
-    results = dict(sorted(results.items(), key=lambda item: _order(item[0])))
-    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    for name in (name for name, (_, package) in PEERS.items() if find_spec(package) is not None):
+        entry = measure(name)
+        results = _kept(results | {entry["version"]: entry})
+    for library in LIBRARIES if args.install else ():
+        results = _kept(results | dict([judged(library, args.install)]))
     PAGE.write_text(page(results))
+
+
+def _kept(results: dict[str, Any]) -> dict[str, Any]:
+    """Write the results in order, as they come: a run that is ended keeps what was judged."""
+    found = dict(sorted(results.items(), key=lambda item: _order(item[0])))
+    RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
 
 
 def _order(version: str) -> tuple[str, tuple[int, ...]]:
