@@ -1,0 +1,88 @@
+"""Processors for images load without torchvision and without their authors' code, and survive copies."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefopt.data.images.inputs import inputs_of
+from prefopt.errors import PrefoptError, UserError
+from prefopt.models.export_folder import check, export_model
+from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_tokenizer
+from prefopt.models.processor import load_image_inputs
+from tests.models import pictures
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "gemma3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return pictures.save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_a_processor_loads_with_pillow_alone(folder: str) -> None:
+    inputs = load_image_inputs(folder)
+    assert inputs is not None
+    assert type(inputs.processor.image_processor).__name__.endswith("Pil")
+    assert find_spec("torchvision") is None or "torchvision" not in sys.modules
+    part = inputs.expansions(((16, 16),))[0]
+    assert part.places > 0
+
+
+def test_copies_of_a_model_and_processes_of_a_loader_keep_it(folder: str) -> None:
+    model = load_model(ModelConfig(path=folder))
+    inputs = inputs_of(model)
+    assert inputs is not None
+    assert inputs_of(copy.deepcopy(model)) is inputs
+    other = pickle.loads(pickle.dumps(inputs))
+    assert other.expansions(((16, 16),)) == inputs.expansions(((16, 16),))
+    assert other.settings == inputs.settings
+
+
+def test_code_of_the_author_is_not_run(folder: str, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    load_model(ModelConfig(path=folder)).save_pretrained(target)
+    for file in Path(folder).iterdir():
+        if not (target / file.name).exists():
+            (target / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((target / "processor_config.json").read_text())
+    settings["auto_map"] = {"AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}
+    settings["image_processor"]["auto_map"] = {"AutoImageProcessor": "evil.Evil"}
+    (target / "processor_config.json").write_text(json.dumps(settings))
+    (target / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    assert inputs_of(load_tokenizer(ModelConfig(path=str(target), trust_remote_code=True))) is not None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_its_processor_names_the_file(folder: str, tmp_path: Path) -> None:
+    model = load_model(ModelConfig(path=folder))
+    model.save_pretrained(tmp_path)
+    load_tokenizer(ModelConfig(path=folder)).save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").unlink(missing_ok=True)
+    if type(model).__name__.startswith("Gemma3"):  # transformers has a class for its texts alone
+        assert inputs_of(load_model(ModelConfig(path=str(tmp_path)))) is None
+        return
+    with pytest.raises(UserError, match=r"processor_config\.json"):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_an_export_sees_what_the_model_sees(folder: str, tmp_path: Path) -> None:
+    config = ModelConfig(path=folder)
+    model, tokenizer, target = load_model(config), load_tokenizer(config), tmp_path / "exported"
+    found = export_model(model, load_as_trained(config), tokenizer, target, source=folder)
+    assert found.error <= found.tolerance
+    assert found.tokens > 72  # 24 + 20 + 16 + 12 of texts, and those of images
+    weights = load_file(target / "model.safetensors")
+    name = next(name for name in weights if "visual" in name or ("vision_tower" in name and weights[name].ndim > 1))
+    weights[name] = torch.from_numpy(np.random.default_rng(0).normal(size=weights[name].shape).astype(np.float32))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PrefoptError, match="not those of the run"):  # texts alone would not show it
+        check(target, load_as_trained(config), tokenizer, torch.float32)
