@@ -103,6 +103,7 @@ class Chat:
         self.tokenizer, self.source, self.system = tokenizer, source, system
         self.arguments: Mapping[str, Any] = arguments or {}
         self._others: dict[str, Chat] = {}
+        self._starts: dict[str, Start] = {}  # of the record that is rendered
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
@@ -183,6 +184,7 @@ class Chat:
             given = self._text([*asked, ANSWER]).rpartition(SENTINEL)[0]
             header, block = given or header, None
         start = Start(asked, header, begun or "", block)
+        self._starts = {}
         ended = ended or (True,) * len(completions)
         answers = [self._answer(start, said, end) for said, end in zip(completions, ended, strict=True)]
         return Rendered(start.joined(""), answers)
@@ -216,11 +218,13 @@ class Chat:
         return span_of(header, *self._one(start, turn), text, self._special)
 
     def _start(self, asked: list[Message]) -> Start:
-        """What comes before an answer to these turns."""
-        header = self._text(asked, answer_next=True)
-        if lost := not_printed(asked, header):
-            raise left_out(lost)
-        return Start(asked, header, "", self._block)
+        """What comes before an answer to these turns, which the completions of a record often share."""
+        if (found := self._starts.get(key := repr(asked))) is None:
+            header = self._text(asked, answer_next=True)
+            if lost := not_printed(asked, header):
+                raise left_out(lost)
+            found = self._starts[key] = Start(asked, header, "", self._block)
+        return found
 
     def _check_marked(self, turns: list[Message], text: str, spans: list[tuple[int, int]]) -> None:
         """Compare spans with what the template marks as generated, where it does.

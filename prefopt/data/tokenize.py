@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +253,12 @@ class Encoder:
         if not offsets:  # a slow tokenizer: by the tokens of what comes before each border
             before = [[self._ids(answer.text[:border]) for border in span] for span in answer.spans]
             return [(_common(start, ids), (n := _common(stop, ids)) + (n < len(stop))) for start, stop in before]
-        ends = list(accumulate((end for _, end in offsets), max))
-        starts = [min(start, end) for (start, _), end in zip(offsets, [0, *ends], strict=False)]
-        return [(bisect_right(ends, start), bisect_left(starts, stop)) for start, stop in answer.spans]
+        starts, ends = np.array(offsets).T
+        ends = np.maximum.accumulate(ends)
+        starts = np.minimum(starts, np.concatenate([[0], ends[:-1]]))
+        borders = np.array(answer.spans).T
+        first, last = ends.searchsorted(borders[0], side="right"), starts.searchsorted(borders[1])
+        return list(zip(first.tolist(), last.tolist(), strict=True))
 
     def prompt(self, prompt: Text, arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Tokens of a prompt to be answered, with what is given to the chat template beside its turns."""
