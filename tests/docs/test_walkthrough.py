@@ -1,26 +1,25 @@
-"""The commands of docs/walkthrough.md run in their order, on a tiny model instead of the real one."""
+"""The commands of docs/walkthrough.md run in their order, on a tiny model; its output is generated."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from benchmarks.walkthrough import DATA, PAGE, RESULTS, commands, criterion, excerpt, filled, judged
 from prefopt.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "walkthrough.md"
-DATA = "instruction-data-with-preference.json"
 # Makes the runs small; everything else is as on the page.
-SMALL = ["model=local", "model.path=model", "trainer.max_steps=2", "data.eval_records=8", "evaluation.max_new_tokens=4",
-         "evaluation.kl_prompts=2"]  # fmt: skip
+SMALL = {"trainer.max_steps": "2", "data.eval_records": "8", "evaluation.max_new_tokens": "4", "evaluation.texts": "2",
+         "evaluation.kl_prompts": "2", "model": "local", "model.path": "model"}  # fmt: skip
 
 
-def commands() -> list[list[str]]:
-    found = re.findall(r"^```text\n(prefopt .*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    return [shlex.split(line) for block in found for line in block.splitlines()]
+def smaller(words: list[str]) -> list[str]:
+    """A command with the options of SMALL in place of its own."""
+    kept = [word for word in words if word.partition("=")[0] not in SMALL]
+    return [*kept, *(f"{name}={value}" for name, value in SMALL.items())]
 
 
 def test_the_walkthrough_leads_from_data_to_an_exported_model(
@@ -31,10 +30,37 @@ def test_the_walkthrough_leads_from_data_to_an_exported_model(
     rows = [{"instruction": f"Is {i} even?", "input": "", "output": "", "chosen": f"Kindly: {i % 2 == 0}.",
              "rejected": f"Duh, {i}."} for i in range(40)]  # fmt: skip
     Path(DATA).write_text(json.dumps(rows))
-    walk = commands()
-    assert [words[1] for words in walk] == ["data", "plan", "train", "eval", "sample", "export"]
-    for words in walk:
-        small = SMALL if words[1] in ("plan", "train") else ["--max-new-tokens", "4"] if words[1] == "sample" else []
-        assert main([*words[1:], *small]) in (0, 3), words  # 3: the data doctor's warnings on so few rows
+    walk = commands(PAGE.read_text())
+    assert list(walk) == ["data", "train", "sample", "export"]
+    for verb, words in walk.items():
+        words = smaller(words) if verb == "train" else words
+        words = [*words[:-1], "4"] if verb == "sample" else words
+        assert main(words[1:]) in (0, 3), words  # 3: the data doctor's warnings on so few rows
     assert (tmp_path / "polite" / "model.safetensors").exists()
     assert (tmp_path / "runs" / "polite" / "final" / "adapter_model.safetensors").exists()
+
+
+def test_the_page_shows_what_its_commands_said() -> None:
+    page, results = PAGE.read_text(), json.loads(RESULTS.read_text())
+    assert filled(page, results) == page
+    assert {verb: shlex.join(words) for verb, words in commands(page).items()} == {
+        verb: result["command"] for verb, result in results["outputs"].items()
+    }
+
+
+def test_the_texts_became_polite_by_the_pairs_own_criterion() -> None:
+    found = json.loads(RESULTS.read_text())["judged"]
+    assert found["polite_after"] > found["texts"] / 2 > found["polite_before"]
+
+
+def test_the_criterion_is_read_from_the_pairs() -> None:
+    rows = [{"chosen": f"Kindly note {i}", "rejected": f"Duh note {i}"} for i in range(12)]
+    marks = criterion(rows)
+    assert marks == {"polite": {"kindly"}, "rude": {"duh"}}
+    sample = {"prompt": "<|im_start|>user\nq<|im_end|>", "before": "duh", "after": "Kindly, yes"}
+    counts = judged([sample], marks)
+    assert (counts["polite_after"], counts["polite_before"], counts["rude_before"]) == (1, 0, 1)
+
+
+def test_left_out_lines_are_an_ellipsis() -> None:
+    assert excerpt("a 1\nb\nc\na 2\nd\n", "^a") == "a 1\n…\na 2"
