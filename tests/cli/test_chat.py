@@ -17,17 +17,20 @@ Capture = pytest.CaptureFixture[str]
 
 def test_chat_answers_what_is_piped_in(tuned: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
+    shown: list[list[str]] = []
 
-    def ask(self: Conversation, text: str, tell: Any) -> str:
+    def ask(self: Conversation, text: str, tell: Any, images: Any) -> str:
         heard.append(text)
+        shown.append(images)
         tell("an \x1b[31manswer")
         return ""
 
     monkeypatch.setattr(Conversation, "ask", ask)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n\n/reset\n/what\nsecond\n/quit\nthird\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n\n/reset\n/what\n/image a b.png\nsecond\n/quit\nthird\n"))
     assert main(["chat", str(tuned)]) == 0
     out = capsys.readouterr().out
     assert heard == ["first", "second"]
+    assert shown == [[], ["a b.png"]]
     assert "\x1b" not in out
     assert out.splitlines()[0].endswith("[31manswer")
     assert "(new conversation)" in out
