@@ -299,16 +299,43 @@ def generation(result: Any) -> str:
 
 
 def sampling(result: Any) -> str:
-    columns = {
+    speed = {
         "samples": ("samples of each prompt", "{}"),
         "own_processor_s": ("prefopt, seconds, CPU", "{:.1f}"),
         "generate_processor_s": ("`generate`, seconds, CPU", "{:.1f}"),
         "speedup": ("speed-up", "{:.2f}"),
-        "ratio_deviation_token": ("largest ratio − 1, a token", "{:.1e}"),
-        "ratio_deviation_text": ("a text", "{:.1e}"),
-        "load": ("load of the machine", "{:.0f}"),
+        "others": ("cores that others took", "{:.0%}"),
     }
-    return formatted(columns, result)
+    errors = {
+        "samples": ("samples of each prompt", "{}"),
+        "ratio_deviation_token": ("sampler to scorer, a token", "{:.1e}"),
+        "ratio_deviation_text": ("a text", "{:.1e}"),
+        "sampler_error": ("sampler to float64, a token", "{:.1e}"),
+        "scorer_error": ("scorer to float64", "{:.1e}"),
+        "plain_error": ("transformers in float32 to float64", "{:.1e}"),
+    }
+    return f"{formatted(speed, result)}\n\nThe largest |ratio − 1|:\n\n{formatted(errors, result)}"
+
+
+def rloo(result: Any) -> str:
+    columns = {
+        "samples": ("samples of each prompt", "{}"),
+        "program": ("program", "{}"),
+        "step_s": ("seconds per step", "{:.1f}"),
+        "tokens_per_s": ("sampled tokens/s of whole steps", "{:.1f}"),
+        "peak_gib": ("peak GiB", "{:.2f}"),
+        "speed_ratio": ("prefopt against TRL", "{:.2f}×"),
+        "memory_ratio": ("memory against TRL", "{:.2f}×"),
+        "others": ("cores that others took", "{}"),
+    }
+    rows = [row | {"others": f"{row['others']:.0%}{'' if row['quiet'] else ' (not quiet)'}"} for row in result["rows"]]
+    s = result["setting"]
+    versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
+    facts = (
+        f"{s['model'].rpartition('-')[0]}, {s['dtype']}, {s['processor']}, {s['threads']} threads; a step has "
+        f"{s['prompts']} prompts of {s['prompt_tokens']} tokens, each sample {s['new_tokens']}. {versions}."
+    )
+    return f"{facts}\n\n{formatted(columns, rows)}"
 
 
 TABLES: dict[str, Callable[[Any], str]] = {
@@ -320,6 +347,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "precision": precision,
     "generation": generation,
     "sampling": sampling,
+    "rloo": rloo,
     "data_prep": data_prep,
     "reference_store": reference_store,
     "plan_memory": plan_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -32,6 +33,11 @@ def group_std(values: Tensor, mask: Tensor) -> Tensor:
     """(B, 1) the standard deviation over each list's completions, with K - 1 below."""
     squares = ((values - group_mean(values, mask)) * mask).square().sum(-1, keepdim=True)
     return (squares / (mask.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
+
+
+def divisor(deviation: Tensor, values: Tensor) -> Tensor:
+    """The standard deviation of values, to divide them by; infinite where they differ by rounding alone."""
+    return deviation.masked_fill(deviation <= TIE * values.abs().amax(), math.inf)
 
 
 def log_ratio(now: Tensor, other: Tensor) -> Tensor:

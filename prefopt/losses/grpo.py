@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.losses._rollouts import KL, TIE, group_mean, group_std, k3, penalised, surrogate, token_ratio
+from prefopt.losses._rollouts import KL, divisor, group_mean, group_std, k3, penalised, surrogate, token_ratio
 from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
@@ -53,7 +53,7 @@ class GRPO:
         reward, mask = penalised(rollout, self), rollout.mask
         deviation = group_std(reward, mask)
         centred = (reward - group_mean(reward, mask)) * mask
-        return {"advantage": centred / deviation.masked_fill(deviation <= TIE * reward.abs().amax(), math.inf)}
+        return {"advantage": centred / divisor(deviation, reward)}
 
     def __call__(self, logps: ListLogps, /) -> LossOutput:
         return _clipped(self, logps, logps.completions.num_tokens.clamp(min=1))

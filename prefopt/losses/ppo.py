@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.losses._rollouts import drawn, gae, surrogate, token_ratio
+from prefopt.losses._rollouts import divisor, drawn, gae, surrogate, token_ratio
 from prefopt.plugin import (
     Audit,
     Data,
@@ -105,10 +105,10 @@ class PPO:
         after = torch.where(whole, 0.0, as_drawn.value_after)
         advantage = gae(reward, as_drawn.values, after, inside, gamma=self.gamma, lam=self.lam)
         mean = advantage[inside].mean()
-        deviation = (advantage[inside] - mean).square().mean().add(1e-8).sqrt()
+        deviation = divisor((advantage[inside] - mean).square().mean().sqrt(), advantage[inside])
         lists = len(rollout.scores)
         return {
-            "advantage": (advantage - mean) / deviation * inside,
+            "advantage": (advantage - mean) / deviation.square().add(1e-8).sqrt() * inside,
             "return": (advantage + as_drawn.values) * inside,
             "share": (lists / as_drawn.num_tokens.sum()).expand(as_drawn.num_tokens.shape),
         }

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prefopt.losses._rollouts import surrogate, token_ratio
+from prefopt.losses._rollouts import divisor, surrogate, token_ratio
 from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
 
 
@@ -59,7 +59,7 @@ class ReinforcePP:
         deviation = ((gain[inside] - mean).square().sum() / (count - 1).clamp(min=1)).sqrt()
         lists = len(rollout.scores)
         return {
-            "advantage": (gain - mean) * inside / (deviation + 1e-8),
+            "advantage": (gain - mean) * inside / (divisor(deviation, gain[inside]) + 1e-8),
             "share": (lists / drawn.num_tokens.sum()).expand(drawn.num_tokens.shape),
         }
 

@@ -85,7 +85,7 @@ def scores_of(given: Any, answers: Sequence[Answer], name: str) -> NDArray[np.fl
     """
     try:
         found = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, of tensors that are not plain numbers
         raise UserError(f"reward={name} must give numbers, one for each completion: {first_line(error)}") from error
     if found.shape != (len(answers),):
         raise UserError(f"reward={name} gave numbers of shape {found.shape} for {len(answers)} completions: it must "

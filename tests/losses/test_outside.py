@@ -50,9 +50,28 @@ def test_the_menu_knows_it(installed: dict[str, str]) -> None:
 
 
 def test_the_kit_checks_it(installed: dict[str, str]) -> None:
-    result = prefopt(installed, "losses", "check", "mypo", "--json")
+    result = prefopt(installed, "losses", "check", "mypo", "mypg", "--json")
     assert result.returncode == 0, result.stderr
-    assert list(json.loads(result.stdout)) == ["mypo"]
+    assert list(json.loads(result.stdout)) == ["mypo", "mypg"]
+
+
+ON_POLICY = """
+import sys
+from pathlib import Path
+
+from tests.train import own_texts
+
+for log in own_texts.run("mypg", Path(sys.argv[1])).logs:
+    print(log["step"], abs(log["loss"]) < 1, log["ratio/max_deviation"] < 1e-5)
+"""
+
+
+def test_it_learns_from_own_samples(installed: dict[str, str], tmp_path: Path) -> None:
+    """The trainer checks the value of the first step, and the sampler against the scorer."""
+    result = subprocess.run([sys.executable, "-c", ON_POLICY, str(tmp_path)], env=installed, capture_output=True,
+                            text=True)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == ["1 True True", "2 True True"]
 
 
 def test_its_own_test_passes(installed: dict[str, str]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from prefopt.errors import UserError
 from prefopt.rewards import Answer, from_function
-from prefopt.rewards.reward import answer
+from prefopt.rewards.reward import answer, scores_of
 
 
 def decode(ids: list[int], skip_special_tokens: bool = False) -> str:
@@ -64,3 +66,39 @@ def test_a_function_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def f(prompts, completions):\n    return [1 / 0]\n")
     with pytest.raises(UserError, match=r"reward=.*f\.py:f failed: ZeroDivisionError"):
         from_function(f"{tmp_path / 'f.py'}:f")(ANSWERS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [1, 2],
+        (True, False),
+        torch.tensor([0.5, 1.0]),
+        [torch.tensor(0.5), torch.tensor(1.0)],
+        np.array([1.0, 2.0], np.float32),
+    ],
+)
+def test_numbers_of_any_kind_are_scores(given: Any) -> None:
+    found = scores_of(given, ANSWERS, "mine")
+    assert found.dtype == np.float64
+    assert found.tolist() == [float(value) for value in given]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "shape"),
+        ([None, 1.0], "gave nan for the completion"),
+        ([1.0, float("inf")], "gave inf for the completion"),
+        (torch.ones(2, requires_grad=True), "must give numbers"),
+        (torch.ones(2, device="meta"), "must give numbers"),
+        (torch.ones(2, dtype=torch.bfloat16), "must give numbers"),
+        (np.ones((2, 1)), "shape"),
+        (3.0, "shape"),
+        ({"a": 1.0}, "must give numbers"),
+        ((x for x in (1.0, 2.0)), "must give numbers"),
+    ],
+)
+def test_what_is_not_one_number_a_text_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"reward=mine .*{message}"):
+        scores_of(given, ANSWERS, "mine")

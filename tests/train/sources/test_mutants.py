@@ -105,6 +105,11 @@ MISTAKES = {
         (Edit(layout.Tree, "fed", "branch if self.closing else branch[:-1]", "branch[:-1]"),),
         test_reward_models.test_the_score_is_read_at_the_last_token,
     ),
+    "2 padding": Mistake(
+        "the padding token ends texts, so a classifier reads them one token early", "TRL #1893",
+        (Edit(test_model, "set_padding", "token is not None and token not in ends", "token is not None"),),
+        test_model.test_padding_that_ends_texts_is_refused_or_replaced,
+    ),
     "3 missing": Mistake(
         "texts are scored without their end token", "TRL",
         (Edit(test_reward, "answer", "decode(list(completion))",
@@ -160,6 +165,11 @@ MISTAKES = {
         (Edit(rollouts.Rollouts, "_drawn", "scored_at=self.temperature", "scored_at=1.0"),),
         test_rollouts.test_ratios_are_of_the_distribution_drawn_from, {"name": "rloo"},
     ),
+    "7 top-p": Mistake(
+        "top-p cuts the distribution that ratios are of", "TRL #6789",
+        (Edit(vllm_server.VllmServer, "draw", "**WHOLE_DISTRIBUTION}", "**{**WHOLE_DISTRIBUTION, 'top_p': 0.9}}"),),
+        test_vllm_server.test_a_run_learns_from_texts_of_the_server, {"name": "rloo"},
+    ),
     "8": Mistake(
         "a log-prob that the sampler did not give is filled with 0", "NeMo #4218",
         (Edit(vllm_server, "_text", "    missing =", "    found = [value or 0.0 for value in found]\n    missing ="),),
@@ -170,6 +180,11 @@ MISTAKES = {
         (Edit(steps.Step, "_check_drawn", "work.fresh and work.real", "False"),),
         test_rollouts.test_another_sampler_stops_the_run,
     ),
+    "9 cache": Mistake(
+        "the server keeps the prefix cache of the old weights", "NeMo #4018",
+        (Edit(vllm_server.VllmServer, "_reload", 'self._call("/reset_prefix_cache", {})', "None"),),
+        test_vllm_server.test_a_run_learns_from_texts_of_the_server, {"name": "rloo"},
+    ),
     "10": Mistake(
         "dropout stays on", "TRL #3234",
         (Edit(api, "_build", "remove_randomness(parts.policy)", "None"),),
@@ -177,8 +192,7 @@ MISTAKES = {
     ),
     "11": Mistake(
         "a group whose deviation is rounding has advantages of thousands", "NeMo #4158",
-        (Edit(grpo.GRPO, "targets", "deviation.masked_fill(deviation <= TIE * reward.abs().amax(), math.inf)",
-              "deviation"),),
+        (Edit(grpo.GRPO, "targets", "divisor(deviation, reward)", "deviation"),),
         test_grpo.test_a_group_of_equal_rewards_teaches_nothing,
     ),
     "12": Mistake(
