@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,7 +20,14 @@ from prefopt.config.options import (
 )
 from prefopt.errors import UserError, nearest
 
-VERBS = ("train", "plan", "compare", "eval", "sample", "reference")
+VERBS = ("train", "plan", "compare", "eval", "sample", "chat", "data", "reference")
+# What a verb reads of the options of a run; the others are refused instead of ignored. The rest of `VERBS` reads all.
+READS = {
+    "eval": ("data", "loss", "batch.max_tokens", "evaluation.kl_prompts", "evaluation.max_new_tokens", "seed"),
+    "sample": ("data",),
+    "chat": ("data",),
+    "data": ("data",),
+}
 OF_A_RUN = ("train", "plan")  # all their words KEY=VALUE are options of a run
 # Options of other trainers, by the last part of their names -> ours. Those that have the same name here, in some group,
 # are found without this list.
@@ -80,6 +88,8 @@ def check_overrides(verb: str, argv: list[str]) -> None:
             raise UserError(f"there is no option {name!r}; did you mean {meant}={value if equals else following}?")
         if verb == "train" and name.startswith("--") and not any(flag.startswith(name) for flag in FLAGS):
             raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and {ALL}")
+        if verb in READS and OVERRIDE.fullmatch(word) and not os.path.exists(word):
+            _check_read(verb, name, known)
         if verb in OF_A_RUN and not more and OVERRIDE.fullmatch(word):
             _check_option(name, known)
             _check_choice(name, value)
@@ -119,6 +129,16 @@ def _meant(verb: str, name: str, has_value: bool, known: Mapping[str, Sequence[s
         return ""
     same = [option for option in options if option.endswith(f".{last}")]
     return same[0] if len(same) == 1 else ""
+
+
+def _check_read(verb: str, key: str, known: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for an option of a run that this verb would ignore."""
+    group, dot, _ = key.partition(".")
+    is_option = key in known[""] if not dot else group == "loss" or group in known
+    reads = READS[verb]
+    if is_option and key not in reads and not (dot and group != "loss" and group in reads):
+        shown = ", ".join(f"{name}.*" if name == "data" else name for name in reads)
+        raise UserError(f"{key}: `prefopt {verb}` does not read it (of a run's options it reads {shown}); leave it out")
 
 
 def _check_option(key: str, known: Mapping[str, Sequence[str]]) -> None:

@@ -1,0 +1,69 @@
+"""No verb accepts an option of a run that it then ignores: what it reads is what it declares."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.cli import loading, main
+from prefopt.cli.overrides import OF_A_RUN, READS, VERBS, check_overrides
+from prefopt.config.options import CLASSES, group_options, root_keys
+from prefopt.config.run_config import RunConfig
+from prefopt.errors import UserError
+
+OPTIONS = [*root_keys(), *(option.name for group in CLASSES for option in group_options(group)), "loss.beta"]
+
+
+@pytest.mark.parametrize("verb", READS)
+def test_every_option_is_read_or_refused(verb: str) -> None:
+    assert verb in VERBS
+    assert verb not in OF_A_RUN
+    for option in OPTIONS:
+        group, _, _ = option.partition(".")
+        if option in READS[verb] or (group == "data" and "data" in READS[verb]):
+            check_overrides(verb, ["model", f"{option}=1"])
+            continue
+        with pytest.raises(UserError, match=f"{option}: `prefopt {verb}` does not read it .*; leave it out"):
+            check_overrides(verb, ["model", f"{option}=1"])
+
+
+def test_files_and_a_verbs_own_options_are_no_options_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("seed=1").touch()
+    check_overrides("data", ["check", "seed=1"])
+    check_overrides("eval", ["model", "against=other", "rewardbench=file.jsonl"])
+    check_overrides("sample", ["model", "num_generations=4"])
+
+
+class Recorder:
+    """Passes a configuration on, and notes which options are read; `data` and `loss` are read as a whole."""
+
+    def __init__(self, config: Any, seen: set[str], prefix: str = "") -> None:
+        self._config, self._seen, self._prefix = config, seen, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._config, name)
+        if dataclasses.is_dataclass(value) and name not in ("data", "loss") and not self._prefix:
+            return Recorder(value, self._seen, f"{name}.")
+        self._seen |= {"batch.max_tokens"} if name == "budget" else {self._prefix + name}
+        return value
+
+
+def test_eval_reads_what_it_declares(
+    model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: set[str] = set()
+    made = loading.configuration
+
+    def recorded(name: str, overrides: Any) -> RunConfig:
+        config: Any = Recorder(made(name, overrides), seen)
+        return config  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(loading, "configuration", recorded)
+    words = [f"against={model_folder}", f"data.path={pairs_file}", "evaluation.max_new_tokens=2", "loss=dpo"]
+    assert main(["eval", str(model_folder), *words]) == 0
+    assert seen - {"source"} == set(READS["eval"])  # source: the kind of data, which other verbs set
+    capsys.readouterr()
