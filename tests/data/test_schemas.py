@@ -17,7 +17,7 @@ from prefopt.plugin import Data, outside
 Q, GOOD, BAD = "How high is it?", "Eight thousand metres.", "No idea."
 CALL: dict[str, Any] = {
     "role": "assistant", "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "map", "arguments": {}}}],
+    "tool_calls": [{"type": "function", "function": {"name": "map", "arguments": {"top": 1}}}],
 }  # fmt: skip
 USER, SYSTEM = {"role": "user", "content": Q}, {"role": "system", "content": "Be brief."}
 
@@ -143,7 +143,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, Data, tuple[Any, ...], bool | N
     ),
     "tool call": (
         "dialogue",
-        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "map"}]},
+        {"messages": [USER, {"role": "assistant", "content": None,
+                             "tool_calls": [{"name": "map", "arguments": {"top": 1}}]},
                       {"role": "tool", "content": "8848"}, says(GOOD)]},
         asked(USER, CALL,  # type: ignore[dict-item]
               {"role": "tool", "content": "8848"}),
