@@ -349,6 +349,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "sampling": sampling,
     "rloo": rloo,
     "data_prep": data_prep,
+    "data_prep_spans": data_prep_spans,
     "reference_store": reference_store,
     "plan_memory": plan_memory,
     "soak": soak,
