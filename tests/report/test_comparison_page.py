@@ -26,7 +26,7 @@ TRIED = [Setting({"beta": beta}, rate) for beta, rate in ((0.1, 1e-3), (0.3, 1e-
 def run(name: str, number: int, reward: float, kl: float, cost: dict[str, float], **figures: float) -> JobResult:
     rng = np.random.default_rng([number, *name.encode()])
     values = reward + PROMPTS + rng.normal(0, 0.3, len(PROMPTS))
-    curve = [{"step": step, "logps/chosen": -9.0 - number * step, "logps/rejected": -9.5} for step in (1.0, 2.0, 3.0)]
+    curve = [{"step": step, "ratios/chosen": -number * (step - 1), "ratios/rejected": 0.0} for step in (1.0, 2.0, 3.0)]
     return JobResult(
         key=f"{name}{number}", method=name, label=name, status="ok", cost=cost, curve=curve if name != "base" else [],
         figures={"true_reward": float(values.mean()), "kl": kl, **figures},
