@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefopt.data.doctor import MEANINGS
+from prefopt.data.jinja_source import NAMED
 from prefopt.data.schemas import SCHEMAS
-from prefopt.data.templates import NAMED
 from tests.config.test_presets import PRESETS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
