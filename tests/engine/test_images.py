@@ -49,11 +49,11 @@ class Family:
         asked = processor.apply_chat_template(turns, add_generation_prompt=True)
         image = Image.open(self.folder / f"{i}.png").convert("RGB")
         end = self.tokenizer.decode([int(self.pairs[i].completions[0][-1])])
-        made = [processor(images=image, text=text, return_tensors="pt") for text in (asked, f"{asked}{answer}{end}")]
-        start = made[0]["input_ids"].shape[1]
+        made = processor(images=image, text=f"{asked}{answer}{end}", return_tensors="pt")
+        start = len(self.pairs[i].prompt)  # what both answers share: a space may merge with what follows
         with torch.no_grad():
-            logp = self.model(**made[1]).logits[0].double().log_softmax(-1)
-        ids = made[1]["input_ids"][0]
+            logp = self.model(**made).logits[0].double().log_softmax(-1)
+        ids = made["input_ids"][0]
         return float(logp[torch.arange(start - 1, len(ids) - 1), ids[start:]].sum())
 
 
