@@ -8,7 +8,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -191,11 +192,25 @@ class Demo:
         prepared = prepare(data, self.tokenizer, Data.PAIRS)
         assert prepared.eval is not None
         self.data, self.pairs = prepared.train, prepared.eval
+        self._reference_log_probs = log_probs(self.reference, self.pairs)
+        self._curve_prompts = task_of(world).prompts(self.size.curve_prompts, seed, "validation")
 
     def rows(self) -> list[DemoRow]:
         """Measure the base and the SFT model, then train and measure every method from the same weights on the same
         pairs in the same order."""
         return [self._untuned(BASE), self._untuned(SFT), *map(self._tuned, METHODS)]
+
+    @cached_property
+    def start(self) -> CurvePoint:
+        """The first point of every learning curve: the reference."""
+        return self.point(0, self.reference)
+
+    def point(self, step: int, policy: Any) -> CurvePoint:
+        """Measure a policy for its learning curve."""
+        ratio = log_probs(policy, self.pairs) - self._reference_log_probs
+        reward = sampled_reward(self.world, policy, self._curve_prompts, seed=self.seed)
+        chosen, rejected = ratio.mean(0).tolist()
+        return CurvePoint(step, reward.value, win_share(ratio).value, chosen, rejected)
 
     def facts(self) -> DemoFacts:
         """Measure best-of-n sampling from SFT, and collect what the page states about the run."""
@@ -227,7 +242,7 @@ class Demo:
     def _tuned(self, method: DemoMethod) -> DemoRow:
         policy = load_model(ModelConfig(path=str(self.files.model)))
         loss = registry.load(method.loss, **method.hyperparameters)
-        curve, count = _LearningCurve(self, policy), SampleCount()
+        curve, count = _LearningCurve(self, policy, [self.start]), SampleCount()
         own: dict[str, Any] = {}
         seconds = 0.0
         with tempfile.TemporaryDirectory() as scratch:
@@ -288,19 +303,12 @@ class _Advance(TrainerCallback):
 
 @dataclass(eq=False)
 class _LearningCurve(TrainerCallback):
-    """Measures the policy before training and `CURVE_POINTS` times during it."""
+    """Measures the policy `CURVE_POINTS` times during training; before it, it is the reference."""
 
     demo: Demo
     policy: Any
-    points: list[CurvePoint] = field(default_factory=list)
+    points: list[CurvePoint]
     seconds: float = 0.0  # that measuring took
-
-    def __post_init__(self) -> None:
-        self._start = log_probs(self.demo.reference, self.demo.pairs)
-        self._prompts = task_of(self.demo.world).prompts(self.demo.size.curve_prompts, self.demo.seed, "validation")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._measure(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, steps = state.global_step, self.demo.size.steps
@@ -309,8 +317,5 @@ class _LearningCurve(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         start = time.perf_counter()
-        ratio = log_probs(self.policy, self.demo.pairs) - self._start
-        reward = sampled_reward(self.demo.world, self.policy, self._prompts, seed=self.demo.seed)
-        chosen, rejected = ratio.mean(0).tolist()
-        self.points.append(CurvePoint(step, reward.value, win_share(ratio).value, chosen, rejected))
+        self.points.append(self.demo.point(step, self.policy))
         self.seconds += time.perf_counter() - start
