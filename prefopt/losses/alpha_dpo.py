@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, State, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    Logps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    SearchSpace,
+    State,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +39,15 @@ class AlphaDPO:
     Differences: M and S are updated before use, once per global batch, and corrected for their start, so that the first
     batch has its own mean and deviation. The authors' code updates them from 0 in each forward: with 16 accumulated
     forwards they have 81 % of their weight after the first step. Where S is 0, as at step 0, z is 0 (the authors' code
-    divides 0 by 0). The defaults are those of the authors' Llama-3 recipe; the others have beta 10, ratios of 0.15 and
-    0.4, and alpha 0.05. Logged rewards are the authors': beta * (l - alpha * (l - l_ref)), l = log pi(y|x) / n.
+    divides 0 by 0). The defaults are those of the authors' first recipe for Llama-3; their second has beta 10 and ratio
+    0.4, as that for Gemma-2, which has alpha 0.05; that for Mistral has ratio 0.15 and alpha 0.05. Logged rewards are
+    the authors': beta * (l - alpha * (l - l_ref)), l = log pi(y|x) / n.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.10148"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(6e-7, 1e-6, "junkangwu/alpha-DPO training_configs")
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "junkangwu/alpha-DPO scripts/simpo_trainer.py@fab3209", "2026-11-29"
     )

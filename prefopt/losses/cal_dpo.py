@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,9 @@ class CalDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "tengxiao1/Cal-DPO zephyr-selm/dpo_config_full.yaml"
+    )
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "tengxiao1/Cal-DPO scripts/dpo_trainer.py@7d16b46", "2026-11-30")
 
     beta: float = 1e-3  # per nat: the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1

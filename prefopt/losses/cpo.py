@@ -68,6 +68,7 @@ class CPOSimPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
+    learning_rates: ClassVar[LearningRates] = LearningRates(1e-6, 1e-6, "fe1ixxu/CPO_SIMPO training_configs")
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "fe1ixxu/CPO_SIMPO scripts/cpo_trainer.py@dd6caf5", "2026-11-29")
 
     beta: float = 10.0  # reward per (nat/token); useful range 2 to 10

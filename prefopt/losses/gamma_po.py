@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 _STEPS = 20
 _SMALLEST_SHARE = 1e-10
@@ -37,6 +37,7 @@ class GammaPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.03690"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(6e-7, 1e-6, "sunjie279/gammaPO training_configs")
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "sunjie279/gammaPO scripts/simpo_trainer.py@4f2e09c", "2026-11-30"
     )

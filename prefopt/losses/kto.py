@@ -65,8 +65,9 @@ class KTOZero:
 
     Identities: kto_zero, both items of a pair = apo_zero.
 
-    Differences: the authors' class of this form (`KTOZeroTrainer`, in earlier versions of HALOs) is not meant for use,
-    only to show what z0 does in `kto`. In TRL 1.16 it is `KTOTrainer(loss_type="apo_zero_unpaired")`. No mismatched
+    Differences: of their class of this form (`KTOZeroTrainer`, in earlier versions of HALOs) the authors say that it is
+    there to understand the importance of the KL term (z0), and not for use in practice, "as its performance is usually
+    inferior". In TRL 1.16 it is `KTOTrainer(loss_type="apo_zero_unpaired")`. No mismatched
     completions, and no coupling.
     """
 

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, State, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    Logps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    SearchSpace,
+    State,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,7 @@ class LMPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.14643"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "gengxuli/LMPO training_configs")
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "gengxuli/LMPO scripts/lmpo_trainer.py@cdfd99f", "2026-11-30")
 
     beta: float = 2.0  # reward per (nat/token); useful range 2 to 10

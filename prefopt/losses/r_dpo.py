@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class RDPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.19159"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2403.19159, the reward with a length penalty", "2026-11-29")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

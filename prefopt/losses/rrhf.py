@@ -9,7 +9,18 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.losses._lists import best, better_pairs
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,7 @@ class RRHF:
     search_space: ClassVar[SearchSpace] = {"lam": (0.3, 1.0, 3.0, 10.0)}
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "GanjinZero/RRHF train.py@e1a2b61", "2026-11-29")
 
     lam: float = 1.0  # lambda, weight of the ranking term, no unit; useful range 0.1 to 10

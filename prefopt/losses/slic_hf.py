@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class SLiCHF:
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"delta": (0.5, 1.0, 3.0, 10.0)}
     chosen_rises: ClassVar[bool] = True
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "arXiv:2405.14734, appendix (3e-7 to 1e-6)")
     audit: ClassVar[Audit] = Audit(
         Level.DERIVED,
         "arXiv:2305.10425, the calibration loss; ContextualAI/HALOs train/trainers.py@4831988",

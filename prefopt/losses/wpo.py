@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    Logps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    SearchSpace,
+    Vocab,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,7 @@ class WPO:
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.11827"
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, vocab=frozenset({Vocab.LOG_SUM_SQ}))
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
+    learning_rates: ClassVar[LearningRates] = LearningRates(5e-7, 1e-6, "wzhouad/WPO training_configs")
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2406.11827, Eq. 2", "2026-11-29")
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1

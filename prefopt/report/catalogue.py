@@ -67,6 +67,7 @@ _CHECKED = {
     Level.AUTHORS_CODE: "the authors' code",
     Level.CONFIRMED: "an author's confirmation",
 }
+_RISES = {True: "Raises", False: "Lowers, by design,"}
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ def _section(name: str) -> str:
         lines += [f"| `{f.name}` | {_default(f)} | {about[f.name].replace('|', chr(92) + '|')} |" for f in fields]
         lines.append("")
     lines += [f"- Data: {needs.data.value}. Needs: {_needs_text(needs)}. Ranking: {declared.ranking.value}."]
+    if declared.chosen_rises is not None:
+        lines += [f"- {_RISES[declared.chosen_rises]} the chosen completion's own log-prob."]
+    if (rates := declared.learning_rates) is not None:
+        low, high = (f"{rate:g}".replace("e-0", "e-") for rate in (rates.low, rates.high))
+        lines += [f"- Published learning rates: {low if low == high else f'{low} to {high}'}; {rates.source}."]
     if declared.audit is not None:
         audit = declared.audit
         lines += [f"- Checked on {audit.date} against {_CHECKED[audit.level]}: {audit.source}."]

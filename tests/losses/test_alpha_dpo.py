@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from prefopt.losses._running import update_moments
+from prefopt.losses._running import update_moments, z_score
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.numbers import build, call, to_tensor
 from tests.losses.hand import PAIR, THREE, close, softplus
-from tests.losses.identities import Sides, identity, pairs, values
+from tests.losses.identities import Sides, identity, output, pairs, values
 
 NOT_TESTED = {
     "alpha_dpo parity": "not in TRL",
@@ -36,6 +36,22 @@ def test_alpha_dpo_averages_are_corrected_for_their_start() -> None:
     for moved, mean, deviation in ((1.0, 1.0, 2**0.5), (2.0, 2.9 / 1.9, 2.9 / 1.9 * 2**0.5)):
         state = update_moments(state, torch.tensor([0.0, 2 * moved]), decay=0.9)
         assert (state["mean"].item(), state["deviation"].item()) == close((mean, deviation))
+
+
+def test_alpha_dpo_target_in_the_first_batch() -> None:
+    """At z = 0.45 it is 0.6 + 0.2 * 0.45 = 0.69. Averages that begin at 0 have a tenth of their weight after one batch,
+    and a target of 1.50; the authors', updated in each of 16 forwards, have 81 %, and 0.71."""
+    other = math.sqrt((2 - 1.5 * 0.45**2) / 2)  # the three have mean 0 and deviation 1
+    moved = torch.tensor([0.45, -0.225 + other, -0.225 - other], dtype=torch.float64)
+    still, one = torch.full_like(moved, -3.0), torch.ones(3, dtype=torch.int64)
+    numbers = {"chosen": still + moved, "ref_chosen": still, "rejected": still, "ref_rejected": still}
+    numbers |= {"chosen_num_tokens": one, "rejected_num_tokens": one}
+    assert output("alpha_dpo", numbers).metrics["target_margin"][0].item() == close(0.69)
+    of_16 = 1 - 0.9**16
+    assert of_16 == close(0.81, abs=5e-3)
+    for weight, target in ((0.1, 1.50), (of_16, 0.71)):
+        from_0 = {"mean": weight * moved.mean(), "deviation": weight * moved.std()}
+        assert 0.6 + 0.2 * z_score(moved, from_0)[0].item() == close(target, abs=5e-3)
 
 
 def test_alpha_dpo_rewards_are_the_authors() -> None:

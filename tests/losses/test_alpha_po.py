@@ -24,6 +24,8 @@ def test_alpha_po_margin_is_a_ratio() -> None:
     value = evaluate(load("alpha_po"), chosen=[-0.8], rejected=[-1.0], **one_token)[0]
     assert value == close(softplus(-2.5 * (4 * (math.exp(0.25) - math.exp(0.2)) - 0.1)))
     assert value == close(0.5226, abs=5e-5)
+    absolute = evaluate(load("alpha_po", gamma_beta_ratio=0.1 / 2.5), chosen=[-0.8], rejected=[-1.0], **one_token)
+    assert absolute == close([0.4643], abs=5e-5)
 
 
 @identity("alpha_po(alpha=0.0, beta=2.0, gamma_beta_ratio=0.5) = simpo")

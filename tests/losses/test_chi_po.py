@@ -7,7 +7,7 @@ import math
 import torch
 
 from tests.losses.hand import LOG2, close, on_pair, softplus
-from tests.losses.identities import Sides, identity, margin, output, pairs
+from tests.losses.identities import Sides, identity, margin, output, pairs, replaced
 from tests.losses.optima import recovers_the_reward
 from tests.losses.step_0 import at_reference, sides_at_step_0
 
@@ -24,6 +24,16 @@ def test_chi_po_by_hand() -> None:
 
 def test_chi_po_at_reference() -> None:
     assert at_reference("chi_po", r_max=2.0) == close(LOG2)
+
+
+def test_chi_po_rewards_at_reference_are_beta() -> None:
+    """u + log u is 1 where u = 1."""
+    numbers = pairs(0)
+    same = replaced(numbers, chosen=numbers["ref_chosen"], rejected=numbers["ref_rejected"])
+    found = output("chi_po", same, r_max=2.0, beta=0.3)
+    assert found.chosen_reward is not None
+    assert found.rejected_reward is not None
+    assert found.chosen_reward.tolist() == found.rejected_reward.tolist() == close([0.3] * len(numbers["ids"]))
 
 
 def test_chi_po_pulls_twice_as_hard_as_dpo_at_step_0() -> None:

@@ -19,6 +19,12 @@ def test_dpop_by_hand() -> None:
     assert evaluate(load("dpop", beta=0.5, lam=4.0), **fallen)[0] == close(softplus(-0.5 * (1.75 - 4 * 0.25)))
 
 
+def test_dpop_defaults_are_those_of_the_note() -> None:
+    """beta 0.3 and lambda 50: a chosen side that fell by 0.25 outweighs a Delta of 1.75."""
+    fallen = PAIR | {"chosen": [-3.25]}
+    assert evaluate(load("dpop"), **fallen)[0] == close(softplus(-0.3 * (1.75 - 50 * 0.25)))
+
+
 def test_dpop_at_reference() -> None:
     assert at_reference("dpop") == close(LOG2)
 

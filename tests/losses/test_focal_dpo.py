@@ -30,6 +30,8 @@ def test_focal_dpo_above_its_bound_would_unlearn() -> None:
     assert slope(FocalDPO(gamma=1.4)) < 0
     with pytest.raises(ValueError, match=r"below 1\.443"):
         FocalDPO(gamma=1.45)
+    with pytest.raises(ValueError, match=r"below 1\.443"):
+        FocalDPO(gamma=2.0)  # that of a third-party note
 
 
 @identity("focal_dpo(gamma=0.0) = dpo")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from tests.losses.hand import ENTROPY, LOG2, PAIR, close, softplus
-from tests.losses.identities import Sides, identity, pairs, uniform_statistic, values
+from tests.losses.identities import Sides, identity, output, pairs, uniform_statistic, values
 from tests.losses.step_0 import at_reference
 
 NOT_TESTED = {
@@ -25,6 +27,13 @@ def test_mallows_dpo_scale_is_a_field() -> None:
     phi = -0.5 * math.log((1.5 + 0.75) / 2 / math.log(50))
     value = evaluate(load("mallows_dpo", vocab_size=50, beta=0.5, neg_log_dispersion_mean=0.5), **PAIR, **ENTROPY)
     assert value == close([softplus(-0.5 * phi * 3)])
+
+
+@pytest.mark.parametrize(("dispersion", "phi"), [(3.45, 1.0), (3.45 / 2, 0.5)])
+def test_mallows_dpo_scale_fits_llama_3(dispersion: float, phi: float) -> None:
+    """Its mean of -log(H / log V) is 3.45, 1 / 0.29; a model with half of that has half of beta."""
+    numbers = uniform_statistic(pairs(0), "ref_entropy", math.log(100) * math.exp(-dispersion))
+    assert output("mallows_dpo", numbers, vocab_size=100).metrics["phi"].tolist() == close([phi] * 6, abs=1e-3)
 
 
 def test_mallows_dpo_at_reference() -> None:

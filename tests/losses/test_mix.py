@@ -31,6 +31,18 @@ def test_mix_is_that_of_mpo_by_default() -> None:
     assert on_pair("mix") == close(0.8 * softplus(-0.3) + 0.2 * bco + 1.0)
 
 
+def test_mix_has_the_threshold_of_mpo() -> None:
+    """Rewards of 2 and 1: the term of `bco_pair` is 0.948; a threshold of 0, that of TRL from 0.29 on, would make it
+    1.440."""
+    first = {"chosen": [2.0], "rejected": [1.0], "ref_chosen": [0.0], "ref_rejected": [0.0]}
+    one = {"chosen_num_tokens": [1], "rejected_num_tokens": [1]}
+    for term, value in (("bco_pair", 0.948), ("bco_pair_zero", 1.440)):
+        loss = load("mix", terms={"dpo": 0.8, term: 0.2, "sft": 1.0}, options={term: {"beta": 1.0}})
+        output = call(loss, build(loss.needs, {name: to_tensor(name, v) for name, v in (first | one).items()}))
+        assert output.metrics[term].item() == close(value, abs=5e-4)
+    assert load("mix").terms == {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # type: ignore[attr-defined]
+
+
 def test_mix_logs_each_term_unweighted() -> None:
     loss = load("mix", terms={"dpo": 0.5, "sft": 0.0, "simpo": 2.0})
     output = call(loss, build(loss.needs, {name: to_tensor(name, value) for name, value in PAIR.items()}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.samples import Named
@@ -55,6 +57,12 @@ def test_nca_list_at_reference() -> None:
 @identity("nca_list on two completions, one-hot target = nca")
 def test_nca_list_on_two_completions_is_nca(seed: int) -> Sides:
     return values("nca_list", as_list(pairs(seed)), alpha=1e-3), values("nca", pairs(seed))
+
+
+def test_nca_list_at_the_authors_temperature() -> None:
+    """At alpha 1e-4 the 0.01 that their code adds to the first score makes the target of a tie one-hot."""
+    tie = as_list(pairs(0)) | {"scores": torch.tensor([[0.01, 0.0]], dtype=torch.float64).repeat(6, 1)}
+    assert values("nca_list", tie, alpha=1e-4).tolist() == close(values("nca", pairs(0)).tolist())
 
 
 def test_info_nca_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from prefopt.losses.registry import load
@@ -41,6 +42,15 @@ def test_qrpo_at_reference() -> None:
 def test_qrpo_partition_function_is_the_mean_over_uniform_quantiles() -> None:
     beta, quantiles = 0.5, torch.linspace(0, 1, 100_001, dtype=torch.float64)
     assert log_z(beta) == close(float(torch.trapezoid((quantiles / beta).exp(), quantiles).log()), abs=1e-9)
+
+
+@pytest.mark.parametrize(("beta", "error"), [(0.1, 0.0), (0.2, 0.0014), (0.5, 0.0727), (1.0, 0.4587)])
+def test_qrpo_needs_the_1_in_its_partition_function(beta: float, error: float) -> None:
+    """Without it, as in the authors' code, beta log Z is beta log beta + 1: the same below 0.2."""
+    one = {"completions": [[-1.0]], "ref_completions": [[-1.0]], "num_tokens": [[1]], "scores": [[0.0]]}
+    value = evaluate(load("qrpo", beta=beta), **one)[0]  # one completion has quantile 1
+    without = 1 - (beta * math.log(beta) + 1)
+    assert math.sqrt(value) - without == close(error, abs=5e-5)
 
 
 @identity("qrpo where rho = q/beta - log Z = 0")

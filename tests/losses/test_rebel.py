@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prefopt.losses.registry import load
+from prefopt.planning.advice import outside_range
 from prefopt.testing import evaluate
 from tests.losses.hand import SAME_SIDES, close, on_pair
 from tests.losses.identities import Sides, identity, pairs, replaced, values
@@ -17,6 +18,12 @@ NOT_TESTED = {
 
 def test_rebel_by_hand() -> None:
     assert on_pair("rebel", eta=2.0) == close((3 / 2 - 1.25) ** 2)
+
+
+def test_rebel_takes_the_authors_step_size() -> None:
+    """eta 1e6, which they use with scores of a reward model, raises no warning."""
+    assert list(outside_range(load("rebel", eta=1e6))) == []
+    assert on_pair("rebel", eta=1e6) == close((3e-6 - 1.25) ** 2)
 
 
 def test_rebel_at_reference() -> None:

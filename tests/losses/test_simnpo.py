@@ -22,6 +22,8 @@ def test_simnpo_margin_is_in_nats_per_token() -> None:
     value = evaluate(load("simnpo", beta=2.5, gamma=1.0), **(PAIR | {"rejected": [-4.0]}))[0]
     assert value == close(2 / 2.5 * LOG2)
     assert value == close(0.5545, abs=5e-5)
+    absolute = evaluate(load("simnpo", beta=2.5, gamma=1 / 2.5), **(PAIR | {"rejected": [-4.0]}))
+    assert absolute == close([0.1611], abs=5e-5)
 
 
 def test_simnpo_moves_only_the_rejected_side() -> None:

@@ -38,6 +38,11 @@ def test_tpo_l_by_hand() -> None:
     assert evaluate(load("tpo_l", beta=2.0, alpha=0.3, gamma=0.5), **LIST) == close([expected])
 
 
+def test_tpo_l_defaults_are_those_of_llama_3_base() -> None:
+    """beta 0.01, alpha 1, gamma 0.5."""
+    assert evaluate(load("tpo_l"), **LIST) == close([softplus(-(0.01 * (-1.0 + 1.5) - 0.5)) + 1.25])
+
+
 @identity("tpo_l(alpha=0) = alpha_po(alpha=0)")
 def test_tpo_l_without_gold_is_alpha_po(seed: int) -> Sides:
     plain = values("alpha_po", pairs(seed), alpha=0.0, beta=2.0, gamma_beta_ratio=0.25)

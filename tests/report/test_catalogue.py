@@ -43,6 +43,16 @@ def test_a_card_has_all_its_parts(name: str) -> None:
     assert len(card.differences) > 10
 
 
+def test_a_section_has_the_facts_of_its_method() -> None:
+    sections = dict(part.split("\n", 1) for part in catalogue.page().split("\n## "))
+    assert "- Published learning rates: 3e-7 to 1e-6; arXiv:2405.14734, appendix" in sections["rrhf"]
+    assert "- Published learning rates: 5e-7; tengxiao1/Cal-DPO" in sections["cal_dpo"]
+    assert "- Raises the chosen completion's own log-prob." in sections["sft"]
+    assert "the chosen completion's own log-prob" not in sections["dpo"]
+    assert "Ranking: pointwise." in sections["bco_pair"]
+    assert "- Checked on 2026-11-29 against the authors' code: GanjinZero/RRHF train.py@e1a2b61." in sections["rrhf"]
+
+
 # --- presets
 
 
