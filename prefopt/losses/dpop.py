@@ -22,7 +22,8 @@ class DPOP:
     Identities: dpop(lam=0.0, beta=0.3) = dpo(beta=0.3).
 
     Differences: every run starts at the kink rho_w = 0; `relu` takes the subgradient 0 there, so step 0 is a step of
-    `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). The defaults rest on a secondary source.
+    `dpo` (`clamp` would take 1, a chosen gradient 1 + lambda times as large). The defaults are from a note on the
+    paper (lambda 50, beta 0.3); turbo-alignment, which has the same formula, sets lambda to 0.1.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.13228"

@@ -53,9 +53,8 @@ def test_a_beta_outside_its_useful_range() -> None:
 def test_learning_rates(rate: float, adapters: bool, weights: float, warned: bool) -> None:
     said = list(advice.learning_rate(load("dpo"), "dpo", rate, adapters=adapters, weights=int(weights)))
     assert bool(said) == warned
-    assert (
-        list(advice.learning_rate(load("tdpo1"), "tdpo1", rate, adapters=adapters, weights=int(weights))) == []
-    )  # none known
+    unknown = load("tdpo1")
+    assert list(advice.learning_rate(unknown, "tdpo1", rate, adapters=adapters, weights=int(weights))) == []
 
 
 def test_a_base_model_is_noticed(model_folder: Path, pairs_file: Path) -> None:
