@@ -2,7 +2,8 @@
 
 One JSON file a job in `benchmarks/results/jobs/SUITE/`, named by its recipe: what `Job.key` digests, without the
 digests of data and weights, which differ between processors by rounding. A file holds the figures, costs and logged
-rewards, the arrays that verdicts are made of, the digests, and the processor that the job ran on.
+rewards, the arrays that verdicts are made of, the digests, and the processor that the job ran on. A result of a loss
+whose file has changed since is run again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from machine import processor
 
+from prefopt.common.digest import of_files, source_files
 from prefopt.common.files import make_folder, write_text
 from prefopt.compare import jobs
 from prefopt.compare.jobs import Job, JobResult
@@ -34,22 +36,29 @@ def recipe(job: Job) -> str:
 
 def keep(suite: str, job: Job, result: JobResult, arrays: Collection[str]) -> None:
     """Write the file of a job that was measured or diverged; one that failed runs again."""
-    file = _file(suite, job)
-    if result.status == "failed" or file.exists():
+    file, before = _file(suite, job), _read(suite, job)
+    if result.status == "failed" or (before is not None and before["code"] == _code(job)):
         return
     make_folder(file.parent)
     plain = result.plain()
     curve = [{name: point[name] for name in LOGGED} for point in plain["curve"] if set(LOGGED) <= point.keys()]
     found = {name: [float(f"{x:.{DIGITS}g}") for x in result.arrays[name]] for name in arrays if name in result.arrays}
     facts = {name: plain[name] for name in KEPT}
-    facts |= {"curve": curve, "fingerprints": job.fingerprints, "processor": processor(), "arrays": found}
+    facts |= {
+        "code": _code(job),
+        "curve": curve,
+        "fingerprints": job.fingerprints,
+        "processor": processor(),
+        "arrays": found,
+    }
     write_text(file, json.dumps(facts, sort_keys=True) + "\n")
 
 
 def restore(suite: str, wanted: Sequence[Job], local: Path) -> None:
     """Put committed results where `run_jobs` finds them, for jobs that this machine has not run itself."""
     for job in wanted:
-        if (facts := _read(suite, job)) is None or (local / job.key).exists():
+        facts = _read(suite, job)
+        if facts is None or facts["code"] != _code(job) or (local / job.key).exists():
             continue
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in facts["arrays"].items()}
         fields = {name: facts[name] for name in ("status", "reason", "figures", "cost", "warnings", "curve")}
@@ -66,6 +75,12 @@ def provenance(suite: str, wanted: Sequence[Job]) -> dict[str, Any]:
         "processors": dict(Counter(facts["processor"] for _, facts in found)),
         "draws_in_several_versions": sum(len(own) > 1 for own in versions.values()),
     }
+
+
+def _code(job: Job) -> str:
+    """The digest of the file of the job's loss, and of what it inherits from."""
+    classes = [cls for cls in type(job.config.loss).__mro__ if cls.__module__.startswith("prefopt.")]
+    return of_files(source_files(cls.__module__ for cls in classes)) if job.trained else ""
 
 
 def _file(suite: str, job: Job) -> Path:

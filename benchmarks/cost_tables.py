@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from load import QUIET
+from machine import QUIET
 from markdown_tables import Row, formatted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from load import QUIET
+from machine import QUIET
 from markdown_tables import formatted
 
 

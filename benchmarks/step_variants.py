@@ -27,10 +27,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import load
 import torch
 import torch.nn.functional as F
-from machine import processor
+from machine import Others, processor
 from memory import peak_gib
 from profile_step import ROW_TOKENS, prepared
 from torch import Tensor, nn
@@ -111,7 +110,7 @@ def run(name: str, model: str, data: str | None, steps: int) -> dict[str, Any]:
         change(loaded)
     policy = Policy(loaded, "tree")
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-6, fused=True)
-    taken, norm, watch = [], 0.0, load.OtherLoad()
+    taken, norm, watch = [], 0.0, Others()
     for number in range(steps + 2):
         began = time.process_time()
         for branches in batches:

@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 import hh_rlhf
-import load
+import machine
 import numpy as np
 from machine import processor
 
@@ -166,7 +166,7 @@ class Bench:
             return json.loads((own / "answer.json").read_text()), own
 
         say(f"{contest.name} {'with tcmalloc ' if preload else ''}run {number + 1}: {contestant} {method}")
-        (answer, own), timed = load.until_quiet(measured, self.tries, say)
+        (answer, own), timed = machine.until_quiet(measured, self.tries, say)
         shutil.rmtree(cache)
         (own / "cache").rename(cache)
         steps = [round(seconds, 2) for seconds in answer["step_s"]]

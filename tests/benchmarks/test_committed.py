@@ -65,6 +65,17 @@ def test_other_settings_are_another_recipe(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_result_of_another_formula_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = job()
+    committed.keep("suite", here, result(here), ARRAYS)
+    monkeypatch.setattr(committed, "of_files", lambda files: "another")
+    committed.restore("suite", [here], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    committed.keep("suite", here, dataclasses.replace(result(here), figures={"kl": 2.0}), ARRAYS)
+    committed.restore("suite", [here], tmp_path / "runs")
+    assert (tmp_path / "runs" / here.key).exists()
+
+
 def test_a_failed_job_is_not_kept_and_a_diverged_one_is(folder: Path) -> None:
     failed, diverged = job("seed=1"), job("seed=2")
     committed.keep("suite", failed, result(failed, "failed"), ARRAYS)

@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import cost_tables
-import load
+import machine
 import throughput
 from throughput import FULL, METHODS, Bench, Contest
 
@@ -43,7 +43,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_a_repeated_process_starts_from_the_same_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.5, 0.0, 0.0])
-    monkeypatch.setattr(load.OtherLoad, "share", lambda self: next(shares))
+    monkeypatch.setattr(machine.Others, "share", lambda self: next(shares))
     contest = Contest("methods", ("prefopt",), records=2, steps=2, methods=METHODS)
     first = bench.run("prefopt", contest, "dpo", 0, None)
     assert (first["tries"], first["others"], first["found"]) == (2, 0.0, [])
@@ -51,7 +51,7 @@ def test_a_repeated_process_starts_from_the_same_cache(bench: Bench, monkeypatch
 
 
 def test_eight_completions_as_trees_and_as_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load.OtherLoad, "share", lambda self: 0.2)
+    monkeypatch.setattr(machine.Others, "share", lambda self: 0.2)
     line = bench.contest(BY_NAME["completions_8"], preload=None)
     assert throughput.compared(line) == {"speed_ratio": 4.0, "memory_ratio": 1.0}
     assert (line["others"], line["discarded"], line["runs"]) == (0.2, 2 * 2 * 2, 2)
