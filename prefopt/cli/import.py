@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", type=Path, metavar="FILE",
                         help="write an experiment for `prefopt train experiment=FILE`")  # fmt: skip
     parser.add_argument("--class", dest="kind", metavar="NAME",
-                        help="TRL's class, if the settings do not show it")  # fmt: skip
+                        help="TRL's class, 'swift rlhf' or 'swift sft', if the settings do not show it")  # fmt: skip
     parser.add_argument("--processes", type=at_least(1), default=1,
                         help="the number of processes of the original run (default: 1)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite FILE")

@@ -94,12 +94,12 @@ def _loss(t: Translation) -> int:
     elif kind == "dpo":
         t.rename(dpo_loss_type="loss_type", dpo_loss_weights="loss_weights", dpo_label_smoothing="label_smoothing",
                  dpo_use_weighting="use_weighting")  # fmt: skip
-        if alpha := t.take("rpo_alpha"):
-            t.no_equal["rpo_alpha"] = f"{alpha}: the likelihood term is the loss `irpo` (loss.alpha={alpha})"
     elif kind == "kto":
         t.rename(kto_desirable_weight="desirable_weight", kto_undesirable_weight="undesirable_weight")
     samples = convert_loss(t, CLASSES[kind])
-    t.ignore(*(name for name in t.given if name.startswith(("dpo_", "kto_", "cpo_", "simpo_", "center_"))))  # of others
+    t.ignore(
+        *(name for name in t.given if name.startswith(("dpo_", "kto_", "cpo_", "simpo_", "rpo_", "center_")))
+    )  # of others
     return samples
 
 

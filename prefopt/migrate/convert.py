@@ -28,7 +28,7 @@ def convert(source: str | Sequence[str], *, kind: str | None = None, processes: 
 
     Args:
         source: a JSON or YAML file, or the words of a command line (`trl dpo --beta 0.1 ...`, `swift rlhf ...`).
-        kind: TRL's class, if the settings do not show it.
+        kind: TRL's class, `swift rlhf` or `swift sft`, if the settings do not show it.
         processes: how many processes the original run had; its global batch was that many times the per-device one.
 
     Raises:
@@ -41,8 +41,14 @@ def convert(source: str | Sequence[str], *, kind: str | None = None, processes: 
     else:
         given, named = _read_words(source)
         kind, folder = kind or named, Path()
-    if kind in SWIFT or (kind is None and swift.MARKS & set(given)):
-        return swift.translate(given, processes, rlhf=kind != "swift sft")
+    if kind in SWIFT:
+        return swift.translate(given, processes, rlhf=kind == "swift rlhf")
+    if kind is None and swift.MARKS & set(given):
+        if given.get("rlhf_type") is None:
+            raise UserError("ms-swift's arguments without rlhf_type do not show what they train: give --class "
+                            "'swift sft' for demonstrations, or --class 'swift rlhf', whose rlhf_type is dpo unless "
+                            "it is given")  # fmt: skip
+        return swift.translate(given, processes)
     if kind is None and axolotl.MARKS & set(given):
         return axolotl.translate(given, processes)
     if kind is None and llamafactory.MARKS & set(given):

@@ -13,7 +13,7 @@ from prefopt.migrate.trainer_options import convert_trainer_options, record_unco
 from prefopt.migrate.translation import Translation
 from prefopt.migrate.trl import convert_loss, count_prompts
 
-MARKS = {"rlhf_type", "tuner_type", "train_type", "split_dataset_ratio", "rpo_alpha", "template_backend"}
+MARKS = {"rlhf_type", "tuner_type", "train_type", "split_dataset_ratio", "template_backend"}
 CLASSES = {"dpo": "DPOConfig", "kto": "KTOConfig", "orpo": "ORPOConfig", "cpo": "CPOConfig", "simpo": "CPOConfig",
            "rm": "RewardConfig", "grpo": "GRPOConfig"}  # fmt: skip
 BATCH = 16  # records of a step that gradient_accumulation_steps aims at where it is not given
@@ -33,7 +33,7 @@ def translate(given: dict[str, Any], processes: int, *, rlhf: bool = True) -> Tr
         UserError: a kind of training or a loss that prefopt does not offer.
     """
     t = Translation("ms-swift", dict(given))
-    if rlhf or "rlhf_type" in given:
+    if rlhf or given.get("rlhf_type") is not None:
         samples = _loss(t)
     else:
         t.set_loss("sft_token_mean", "trl_sft")
@@ -65,9 +65,6 @@ def _loss(t: Translation) -> int:
         t.given.setdefault("beta", 0.04)
         t.given.setdefault("temperature", 0.9)
         t.given.setdefault("loss_type", "grpo")
-    alpha = t.take("rpo_alpha")
-    if kind == "dpo" and alpha:
-        _add_likelihood(t, float(alpha))
     samples = convert_loss(t, CLASSES[kind])
     t.set(model__reference=t.take("ref_model"))
     t.ignore("ref_model_type")
@@ -76,22 +73,12 @@ def _loss(t: Translation) -> int:
     )
     t.drop("ref_adapters", "merge them into the reference, or give the adapter's folder as model.reference")
     others = ("cpo_alpha", "simpo_gamma", "desirable_weight", "undesirable_weight", "discopop_tau", "label_smoothing",
-              "loss_weights", "lmbda", "sft_alpha", "seq_kd", "gkd_logits_topk",
+              "loss_weights", "rpo_alpha", "lmbda", "sft_alpha", "seq_kd", "gkd_logits_topk",
               "center_rewards_coefficient")  # fmt: skip
     t.ignore(*others)  # of another rlhf_type
     if kind != "grpo":
         t.ignore("temperature", "max_new_tokens", "max_completion_length", "num_generations")
     return samples
-
-
-def _add_likelihood(t: Translation, alpha: float) -> None:
-    """`rpo_alpha`: the likelihood of the chosen side beside DPO's loss, which TRL has as a second loss."""
-    kinds = t.given.get("loss_type") or "sigmoid"
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    weights = list(t.given.get("loss_weights") or [1.0] * len(kinds))
-    t.given |= {"loss_type": [*kinds, "sft"], "loss_weights": [*weights, alpha]}
-    t.differs.append(f"rpo_alpha: {alpha:g} times the likelihood of the chosen side, as the term `sft_token_mean` of "
-                     "loss=mix; `irpo` is DPO with the mean of each answer")  # fmt: skip
 
 
 def _model(t: Translation) -> None:

@@ -42,6 +42,14 @@ LOSS_TYPES: dict[str, tuple[str, str, str | None]] = {
 }
 # Always so here: the store holds the reference's log-probs, rows have no padding, and the head skips prompt tokens.
 _ALWAYS_ON = ("precompute_ref_log_probs", "precompute_ref_batch_size", "padding_free", "use_logits_to_keep")
+_DPO_ONLY = {
+    "loss_type",
+    "loss_weights",
+    "precompute_ref_log_probs",
+    "f_divergence_type",
+    "sync_ref_model",
+    "rpo_alpha",
+}
 _DIVERGENCES = {"forward_kl": "FORWARD_KL", "js_divergence": "JENSEN_SHANNON", "alpha_divergence": "ALPHA"}
 
 
@@ -60,7 +68,7 @@ def class_of(given: dict[str, Any]) -> str:
         return "KTOConfig"
     if {"cpo_alpha", "simpo_gamma"} & set(given) or given.get("loss_type") == "simpo":
         return "CPOConfig"
-    if {"loss_type", "loss_weights", "precompute_ref_log_probs", "f_divergence_type", "sync_ref_model"} & set(given):
+    if _DPO_ONLY & set(given):
         return "DPOConfig"
     raise UserError("these settings do not show which of TRL's trainers they are for: give --class, one of "
                     f"{', '.join(CLASSES)}")  # fmt: skip
@@ -113,9 +121,7 @@ def count_prompts(t: Translation, samples: int) -> None:
 
 
 def _dpo(t: Translation) -> None:
-    kinds = t.take("loss_type", ["sigmoid"])
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    weights = [float(w) for w in t.take("loss_weights") or [1.0] * len(kinds)]
+    kinds, weights = _terms_of_dpo(t)
     beta, smoothing = float(t.take("beta", 0.1)), float(t.take("label_smoothing", 0.0))
     tau = float(t.take("discopop_tau", 0.05)) if "discopop" in kinds else 0.05
     t.ignore("discopop_tau")  # of another loss_type
@@ -149,6 +155,20 @@ def _dpo(t: Translation) -> None:
         t.set_loss(name, preset, **options(kinds[0]))
     _variants_of_dpo(t, kinds, beta)
     t.ignore(*_ALWAYS_ON)
+
+
+def _terms_of_dpo(t: Translation) -> tuple[list[str], list[float]]:
+    """The loss types and their weights; `rpo_alpha`, up to TRL 0.28, is the weight of `sft` beside them."""
+    given = t.take("loss_type", ["sigmoid"])
+    kinds = [given] if isinstance(given, str) else list(given)
+    weights = [float(w) for w in t.take("loss_weights") or [1.0] * len(kinds)]
+    if not (alpha := float(t.take("rpo_alpha", 0.0))):
+        return kinds, weights
+    if "sft" in kinds:
+        raise UserError("rpo_alpha is the weight of the loss type sft, which is given too: leave one of them out")
+    t.differs.append(f"rpo_alpha: {alpha:g} times the likelihood of the chosen side, as the term `sft_token_mean` of "
+                     "loss=mix; `irpo` is DPO with the mean of each answer")  # fmt: skip
+    return [*kinds, "sft"], [*weights, alpha]
 
 
 def _variants_of_dpo(t: Translation, kinds: list[str], beta: float) -> None:

@@ -12,6 +12,8 @@ from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.migrate.convert import convert
 
+# Of three programs, as their sources of July and August 2026 declare them, each with a value that is not its default.
+OPTIONS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text())
 GIVEN = ["model.path=model", "data.path=pairs.jsonl"]
 
 

@@ -67,6 +67,12 @@ def test_losses(tmp_path: Path, change: dict[str, Any], name: str, fields: dict[
     assert {k: getattr(config.loss, k) for k in fields} == pytest.approx(fields)
 
 
+def test_rpo_alpha_is_a_second_loss(tmp_path: Path) -> None:
+    found = convert(written(tmp_path, AXOLOTL | {"rpo_alpha": 0.5}, "theirs.yaml"))
+    assert (found.source, found.settings["model.path"]) == ("Axolotl", "org/model")
+    assert {name: w for name, w in found.settings["loss.terms"].items() if w} == {"dpo": 1.0, "sft_token_mean": 0.5}
+
+
 def test_types_of_data(tmp_path: Path) -> None:
     """Columns by their own names, texts as they are, and several sets; what a source loses is listed by its path."""
     own = {"path": "a.jsonl", "ds_type": "json", "split": "train", "shards": 4, "trust_remote_code": True,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from prefopt.config.compose import compose
 from prefopt.errors import UserError
+from prefopt.migrate import axolotl, llamafactory, swift
 from prefopt.migrate.convert import convert
-from tests.migrate.settings import composed
+from tests.migrate.settings import OPTIONS, composed
 
 
 def test_a_command_line(tmp_path: Path) -> None:
@@ -38,6 +41,7 @@ def test_a_command_line(tmp_path: Path) -> None:
         ("list.yaml", "[1, 2]", "not a mapping"),
         ("object.yaml", "!!python/object/apply:os.system ['true']", "cannot be read"),
         ("unknown.json", '{"beta": 0.1}', "--class"),
+        ("swift.yaml", "tuner_type: lora", "--class 'swift sft' .* --class 'swift rlhf'"),
         ("ppo.yaml", "stage: ppo", "not offered"),
         ("cpo.json", '{"loss_type": "hinge", "cpo_alpha": 1}', "slic_hf"),
     ],
@@ -47,3 +51,13 @@ def test_refusals_name_the_remedy(tmp_path: Path, name: str, text: str, says: st
     path.write_text(text)
     with pytest.raises(UserError, match=says):
         convert(str(path))
+
+
+def test_no_mark_of_a_program_is_an_option_of_another() -> None:
+    """Files are told apart by the options that only one program has."""
+    options = {name: set(given) for name, given in OPTIONS.items()}
+    for cls in (pytest.importorskip("trl", reason="the peers extra is not installed").DPOConfig, TrainingArguments):
+        options[cls.__name__] = {field.name for field in dataclasses.fields(cls)} | {"rpo_alpha"}  # of older versions
+    for program, marks in (("axolotl", axolotl.MARKS), ("swift", swift.MARKS), ("llamafactory", llamafactory.MARKS)):
+        others = {name: marks & known for name, known in options.items() if name != program}
+        assert not any(others.values()), (program, others)

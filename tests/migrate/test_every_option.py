@@ -1,12 +1,7 @@
-"""No option of another trainer is dropped without a word.
-
-`options.json` has the options of three programs as their sources of July and August 2026 declare them, each with
-a value that is not its default.
-"""
+"""No option of another trainer is dropped without a word."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +10,8 @@ import yaml
 
 from prefopt.migrate.convert import convert
 from prefopt.migrate.no_equivalent import asks
+from tests.migrate.settings import OPTIONS
 
-OPTIONS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text())
 GIVEN: dict[str, dict[str, Any]] = {
     "axolotl": {"base_model": "m", "rl": "dpo", "datasets": [{"path": "d.jsonl"}], "micro_batch_size": 2,
                 "adapter": "lora", "lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-5, "val_set_size": 0.1},

@@ -86,6 +86,12 @@ def test_sft(tmp_path: Path) -> None:
     assert config.loss_name == "sft_token_mean"
 
 
+def test_a_file_says_by_class_what_it_trains(tmp_path: Path) -> None:
+    path = written(tmp_path, {"model": "m", "dataset": ["d.jsonl"], "tuner_type": "lora", "rlhf_type": None})
+    assert convert(path, kind="swift sft").groups["loss"] == "sft_token_mean"
+    assert convert(path, kind="swift rlhf").groups["loss"] == "dpo"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

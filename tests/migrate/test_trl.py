@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.errors import UserError
 from prefopt.migrate.convert import convert
 from prefopt.migrate.trl import DEFAULTS, LOSS_TYPES, MAX_LENGTH
 from tests.migrate.settings import composed, written
@@ -67,6 +68,16 @@ def test_several_losses_keep_their_weights_and_betas(tmp_path: Path) -> None:
     weights = {name: weight for name, weight in loss.terms.items() if weight}
     assert weights == {"dpo": 0.8, "bco_pair_zero": 0.2, "sft_token_mean": 1.0}
     assert loss.options["dpo"] == loss.options["bco_pair_zero"] == {"beta": 0.3}
+
+
+def test_rpo_alpha_is_the_weight_of_the_likelihood(tmp_path: Path) -> None:
+    """An option up to TRL 0.28, whose JSON has it as null."""
+    null = convert(written(tmp_path, {"loss_type": ["sigmoid"], "rpo_alpha": None, "model_name_or_path": "m"}))
+    assert (null.source, null.groups["loss"], "peft" in null.groups) == ("TRL's DPOConfig", "dpo", False)
+    loss: Any = composed(written(tmp_path, {"rpo_alpha": 0.5, "beta": 0.3}), tmp_path).loss
+    assert {name: weight for name, weight in loss.terms.items() if weight} == {"dpo": 1.0, "sft_token_mean": 0.5}
+    with pytest.raises(UserError, match="leave one of them out"):
+        convert(written(tmp_path, {"rpo_alpha": 0.5, "loss_type": ["sigmoid", "sft"]}))
 
 
 @pytest.mark.parametrize(
