@@ -110,12 +110,13 @@ def frontier(points: Sequence[Sequence[JobResult]]) -> Runs | None:
 def compared(curves: Mapping[str, Runs], seeds: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, Any]]:
     """Compare every two methods at every KL that both reach at all seeds: difference, interval, verdict after Holm.
 
+    Without a smallest difference that matters: at one KL every sure difference is a finding, and nothing is a tie.
     `seeds` are the numbers of a method's runs; 0, 1, ... by default.
     """
     found = []
     for kl in KLS:
         values = {name: rewards for name, curve in curves.items() if (rewards := matched(curve, kl)) is not None}
-        for pair in compare(values, "true_reward", numbers=seeds) if len(values) > 1 else ():
+        for pair in compare(values, "true_reward", smallest=None, numbers=seeds) if len(values) > 1 else ():
             kept = {k: getattr(pair, k) for k in ("a", "b", "verdict", "seeds")}
             numbers = {k: getattr(pair, k) for k in ("difference", "low", "high", "p_holm")}
             found.append({"kl": kl, **kept, **rounded(numbers)})

@@ -27,7 +27,7 @@ from scipy.stats import kendalltau
 from prefopt.compare.comparison import compare as run_comparison
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.outcome import ComparisonOutcome
-from prefopt.compare.results import plain, seeds_by_prompts
+from prefopt.compare.results import plain, seeds_by_prompts, smallest_rule
 from prefopt.compare.spec import Budget, Comparison, MeasureConfig, Method
 from prefopt.compare.statistics import compare
 from prefopt.worlds.build import new_model
@@ -87,7 +87,7 @@ def groups(found: ComparisonOutcome) -> dict[str, Any] | None:
     if not seeds or not all(values.values()):
         return None
     means = {name: np.mean([array[:seeds] for array in own], axis=0) for name, own in values.items()}
-    (pair,) = compare(means, found.metric)
+    (pair,) = compare(means, found.metric, smallest=smallest_rule((), found.metric))
     sign = 1 if pair.a == GROUPS[0] else -1
     low, high = sorted((sign * pair.low, sign * pair.high))
     words = {"better": "worse", "worse": "better"} if sign < 0 else {}

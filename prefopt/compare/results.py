@@ -23,7 +23,7 @@ from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.rounds import MethodRuns, fingerprints
 from prefopt.compare.search import at_edge, strengths
 from prefopt.compare.spec import METRICS, PRIMARY, Comparison
-from prefopt.compare.statistics import Interval, TooSmall, compare, intervals
+from prefopt.compare.statistics import Interval, Smallest, compare, intervals
 from prefopt.errors import PrefoptError
 
 Floats = NDArray[np.float64]
@@ -54,10 +54,10 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
     pairs = compare(
         values,
         metric,
+        smallest=smallest_rule(rows, metric, common),
         better=better,
         numbers=numbers,
         untrained=untrained,
-        too_small=smallest_rule(rows, metric, common),
     )
     drawn = intervals(values, pairs)
     standings = sorted(
@@ -75,18 +75,19 @@ def outcome(comparison: Comparison, rows: Sequence[MethodRuns], *, command: str,
     )
 
 
-def smallest_rule(rows: Sequence[MethodRuns], metric: str, common: Sequence[int] | None) -> TooSmall:
-    """Whether two rows differ by less than the smallest that matters, or neither has moved by that."""
+def smallest_rule(rows: Sequence[MethodRuns], metric: str, common: Sequence[int] | None = None) -> Smallest:
+    """Return the smallest difference of two rows that matters: inf where neither has moved on the average pair."""
     about = METRICS[metric]
     margins = {row.name: found for row in rows if (found := seeds_by_prompts(row, "margin", common)) is not None}
+    moved = {name: float(np.abs(found).mean()) for name, found in margins.items()}  # in either direction
 
-    def too_small(a: str, b: str, difference: float, effect: float) -> bool:
-        moved = [abs(float(margins[name].mean())) for name in (a, b) if name in margins]
-        if about.moved and moved and max(moved) < MARGIN:
-            return True
-        return abs(effect if about.deviations else difference) < about.smallest
+    def smallest(a: str, b: str, spread: float) -> float:
+        known = [moved[name] for name in (a, b) if name in moved]
+        if about.moved and known and max(known) < MARGIN:
+            return math.inf
+        return about.smallest * (spread if about.deviations else 1)
 
-    return too_small
+    return smallest
 
 
 def common_seeds(rows: Sequence[MethodRuns], metric: str) -> list[int] | None:

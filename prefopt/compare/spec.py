@@ -118,8 +118,8 @@ class Metric:
         better: 1 where more is better, -1 where less is, 0 where neither.
         smallest: no method is better or worse than another by less; in the figure's unit.
         deviations: `smallest` is in standard deviations over prompts.
-        moved: the figure says nothing of a model whose margin of log-ratios is below the smallest that matters: it
-            counts signs, however small the numbers are.
+        moved: the figure says nothing of a model whose margins of log-ratios are, on average and without their sign,
+            below the smallest that matters: it counts signs, however small the numbers are.
     """
 
     title: str

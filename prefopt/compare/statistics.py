@@ -16,10 +16,10 @@ Prompts: the variance of the difference over prompts, after the mean over seeds.
 that a sample misses, t is too sure of itself; Hall's transformation (1992, JRSS B 54:221) says by how much, and only
 what widens the interval is taken from it.
 
-A verdict needs p below 5 % after Holm's correction over all pairs, and `MIN_PROMPTS` prompts. A difference that is sure
-but smaller than the smallest that matters is a tie. The intervals of pairs
-and rows are those of the same tests. `benchmarks/verdicts.py` is the study of errors and power by which this was
-chosen: pooled and moderated variances tell equal methods apart too often where one is noisier than the others.
+Better and worse need p below 5 % after Holm's correction over all pairs, and a difference of at least the smallest that
+matters. A tie is equivalence: the interval, corrected alike, lies within that smallest difference on either side of 0.
+All else is "cannot tell", and all on fewer than `MIN_PROMPTS` prompts. By `benchmarks/verdicts.py`, the study of errors
+and power, pooled and moderated variances tell equal methods apart too often where one is noisier than the others.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from prefopt.compare.spec import BASE
 
 Floats = NDArray[np.float64]
 Verdict = Literal["better", "worse", "tie", "cannot_tell"]
-TooSmall = Callable[[str, str, float, float], bool]  # of a, b, their difference and effect: does it matter to nobody?
+Smallest = Callable[[str, str, float], float]  # of a, b and their deviation over prompts; inf: no difference matters
 
 ALPHA = 0.05  # of a whole family of comparisons
-POWER = 0.8  # probability of finding a difference as large as the one observed
+POWER = 0.8  # probability of deciding if the difference is the one observed
 PAIRED = 0.2  # share of the error that the paired test over seeds may make
 # Means of skewed figures and of shares near 0 or 1 are far from normal on fewer prompts (of 20 prompts that are each
 # won 19 times in 20, a third of all draws has no variance at all).
@@ -69,14 +69,14 @@ class Pair:
 
     Attributes:
         difference: mean of a minus mean of b. Its 95 % interval `low` to `high` is corrected for the number of pairs as
-            p is: it excludes 0 where there is a verdict.
+            p is: it excludes 0 where one is better.
         effect: the difference in standard deviations over prompts (Cohen's d).
         p: two-sided, for a difference of 0; nan where either was trained once, or the two have one seed in common.
         p_holm: after Holm's correction over all pairs.
-        verdict: on a against b, by the direction of the metric; a tie where they differ by less than matters.
-        seeds, prompts: how many of either, with the other as it is, would reveal a difference as large as this one four
-            times in five; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing, where
-            the variance is unknown, and where there is a verdict.
+        verdict: on a against b, by the direction of the metric; a tie where its interval holds none that matters.
+        seeds, prompts: how many of either, with the other as it is, would decide four times in five, if this is the
+            true difference; `TOO_MANY + 1` is more than anybody will run. None where the other is what is missing,
+            where the variance is unknown, and where there is a verdict.
         together: neither alone suffices; `seeds` and `prompts` must both be raised.
     """
 
@@ -210,7 +210,7 @@ class _Draft:
     a: str
     b: str
     difference: float
-    effect: float
+    spread: float  # standard deviation over prompts
     criteria: Sequence[Criterion]  # none where a variance is unknown
     p: float
     seeds: int
@@ -247,18 +247,15 @@ def _draft(a: str, b: str, one: _Row, two: _Row) -> _Draft:
     made = criteria(x, y, seeded=(one.seeded, two.seeded), paired=paired) if known else ()
     found = [Criterion(_plain(of_seeds), _plain(of_prompts), share) for of_seeds, of_prompts, share in made]
     seeds = min((len(v) for v in (x, y) if len(v) > 1), default=2)
-    return _Draft(a, b, difference, _effect(x, y), found, _p(difference, found, x.shape[1]), seeds, x.shape[1])
+    return _Draft(a, b, difference, _spread(x, y), found, _p(difference, found, x.shape[1]), seeds, x.shape[1])
 
 
 def _plain(part: Variance) -> Variance:
     return Variance(float(part.value), float(part.freedom))
 
 
-def _effect(x: Floats, y: Floats) -> float:
-    if x.shape[1] < 2:
-        return math.nan
-    spread = math.sqrt(sum(float(v.mean(0).var(ddof=1)) for v in (x, y)) / 2)
-    return float(x.mean() - y.mean()) / spread if spread else math.nan
+def _spread(x: Floats, y: Floats) -> float:
+    return math.sqrt(sum(float(v.mean(0).var(ddof=1)) for v in (x, y)) / 2) if x.shape[1] > 1 else math.nan
 
 
 def _p(difference: float, found: Sequence[Criterion], prompts: int) -> float:
@@ -276,10 +273,10 @@ def compare(
     values: Mapping[str, Floats],
     metric: str,
     *,
+    smallest: Smallest | None,
     better: int = 1,
     numbers: Mapping[str, Sequence[int]] | None = None,
     untrained: Collection[str] = (BASE,),
-    too_small: TooSmall = lambda a, b, difference, effect: False,
 ) -> list[Pair]:
     """Compare every pair of methods, Holm-corrected together.
 
@@ -287,10 +284,10 @@ def compare(
         values: (S, P) by method, on the same prompts; each prompt is an independent draw, so records of one prompt, and
             near copies of a prompt, must be averaged before.
         metric: its name.
+        smallest: the smallest difference that matters; None: every one does, so that nothing is a tie.
         better: +1 where more is better, -1 where less is.
         numbers: the seeds of a method's S runs, by which rows are paired; 0, 1, ... for a method that is missing here.
         untrained: methods whose single row involves no seed. Any other row is a training run, even a single one.
-        too_small: whether the difference of two rows is below the smallest that matters.
     """
     given = numbers or {}
     rows = {
@@ -306,43 +303,46 @@ def compare(
     family = max(1, int(known.sum()))
     steps = family - np.argsort(np.argsort(np.where(known, p, math.inf), kind="stable"), kind="stable")
     return [
-        _judged(draft, float(holm), metric, better, ALPHA / (int(step) if holm < ALPHA else family), family, too_small)
+        _judged(draft, float(holm), metric, better, (ALPHA / (int(step) if holm < ALPHA else family), ALPHA / family),
+                smallest(draft.a, draft.b, draft.spread) if smallest is not None else 0.0)
         for draft, holm, step in zip(drafts, corrected, steps, strict=True)
-    ]
+    ]  # fmt: skip
 
 
-def _judged(
-    draft: _Draft, p_holm: float, metric: str, better: int, alpha: float, family: int, too_small: TooSmall
-) -> Pair:
-    significant = p_holm < ALPHA and better != 0 and draft.prompts >= MIN_PROMPTS
+def _judged(draft: _Draft, p_holm: float, metric: str, better: int, alphas: Sequence[float], least: float) -> Pair:
+    """Judge by the levels of the pair's step and of the first one, and by the least difference that matters."""
+    size, half = abs(draft.difference), draft.half_width(alphas[0])
     verdict: Verdict = "cannot_tell"
-    if significant:
-        tie = too_small(draft.a, draft.b, draft.difference, draft.effect)
-        verdict = "tie" if tie else "better" if draft.difference * better > 0 else "worse"
-    seeds, prompts, together = (None, None, False) if significant else _needed(draft, ALPHA / family)
-    half = draft.half_width(alpha)
+    if better != 0 and draft.prompts >= MIN_PROMPTS:
+        if p_holm < ALPHA and size >= least:
+            verdict = "better" if draft.difference * better > 0 else "worse"
+        elif size + half < least:
+            verdict = "tie"
+    missing = (None, None, False) if verdict != "cannot_tell" else _needed(draft, alphas[1], least)
     return Pair(
         a=draft.a, b=draft.b, metric=metric, difference=draft.difference, low=draft.difference - half,
-        high=draft.difference + half, effect=draft.effect, p=draft.p, p_holm=p_holm, verdict=verdict, seeds=seeds,
-        prompts=prompts, together=together,
+        high=draft.difference + half, effect=draft.difference / draft.spread if draft.spread else math.nan,
+        p=draft.p, p_holm=p_holm, verdict=verdict, seeds=missing[0], prompts=missing[1], together=missing[2],
     )  # fmt: skip
 
 
-def _needed(draft: _Draft, alpha: float) -> tuple[int | None, int | None, bool]:
+def _needed(draft: _Draft, alpha: float, least: float) -> tuple[int | None, int | None, bool]:
     """Return the seeds (or prompts) needed for the wanted power at the first step of Holm's procedure.
 
-    Where even endless seeds, or prompts, would not suffice, their number is None; where neither would, both are raised
-    by one factor: the third value.
+    Below `least` that is the power to find a tie. Where even endless seeds, or prompts, would not suffice, their number
+    is None; where neither would, both are raised by one factor: the third value.
     """
-    if not math.isfinite(draft.p) or not draft.difference:
+    size = abs(draft.difference)
+    target, power = (size, POWER) if size >= least else (least - size, (1 + POWER) / 2)
+    if not math.isfinite(draft.p) or not 0 < target < math.inf:
         return None, None, False
 
     def enough(seeds: float, prompts: float) -> bool:
-        return draft.half_width(alpha, seeds, prompts, POWER) <= abs(draft.difference)
+        return draft.half_width(alpha, seeds, prompts, power) <= target
 
-    def fewest(least: int, by_seeds: float, by_prompts: float) -> int:
-        counts = range(least, TOO_MANY + 1)
-        return least + bisect.bisect_left(counts, True, key=lambda n: enough(n * by_seeds, n * by_prompts))
+    def fewest(start: int, by_seeds: float, by_prompts: float) -> int:
+        counts = range(start, TOO_MANY + 1)
+        return start + bisect.bisect_left(counts, True, key=lambda n: enough(n * by_seeds, n * by_prompts))
 
     seeds, prompts = draft.seeds, draft.prompts
     more_prompts = fewest(max(prompts + 1, MIN_PROMPTS), 0, 1) if enough(0, ENDLESS) else None

@@ -141,7 +141,9 @@ def _with_interval(value: Interval, digits: int) -> str:
 
 def _caption(result: ComparisonOutcome) -> str:
     least = METRICS[result.metric].smallest_in_words()
-    return "rows whose intervals do not overlap have a verdict" + (f"; a tie: less than {least} apart" if least else "")
+    return "rows whose intervals do not overlap have a verdict" + (
+        f"; a tie: surely less than {least} apart" if least else ""
+    )
 
 
 def print_outcome(console: Console, result: ComparisonOutcome) -> None:

@@ -79,7 +79,7 @@ def test_matched_rewards_are_compared_in_pairs() -> None:
     """What prompts have in common cancels: a difference of 0.1 is told where each interval is 0.11 wide."""
     methods = {"a": runs(1.0, noise=0.4, seed=1), "b": runs(1.1, noise=0.4, seed=2), "c": runs(1.0, noise=0.4, seed=3)}
     values = {name: found for name, one in methods.items() if (found := matched(one, 1.0)) is not None}
-    pairs = compare(values, "true_reward")
+    pairs = compare(values, "true_reward", smallest=None)
     verdicts = {(pair.a, pair.b): pair.verdict for pair in pairs}
     assert verdicts == {("a", "b"): "worse", ("a", "c"): "cannot_tell", ("b", "c"): "better"}
     assert pairs[0].difference == pytest.approx(-0.1, abs=0.03)

@@ -97,8 +97,8 @@ def pair_of(difference: float, metric: str = "true_reward") -> Pair:
     """The comparison of two rows that differ by as much for every seed and prompt, up to little noise."""
     noise = np.random.default_rng(0).normal(0, 1e-3, (2, 3, 400))
     values = {"a": noise[0] + difference, "b": noise[1]}
-    rule = smallest_rule([], metric, None)
-    (pair,) = compare(values, metric, better=METRICS[metric].better, too_small=rule)
+    rule = smallest_rule([], metric)
+    (pair,) = compare(values, metric, better=METRICS[metric].better, smallest=rule)
     return pair
 
 
@@ -121,7 +121,7 @@ def test_a_judges_score_is_measured_in_its_own_standard_deviations() -> None:
     for scale in (1.0, 1000.0):
         for by, wanted in ((0.02, "tie"), (0.2, "better")):
             values = {"a": scale * (prompts + noise[0] + by), "b": scale * (prompts + noise[1])}
-            (pair,) = compare(values, "judge", too_small=smallest_rule([], "judge", None))
+            (pair,) = compare(values, "judge", smallest=smallest_rule([], "judge"))
             assert pair.verdict == wanted
 
 
@@ -149,3 +149,13 @@ def test_accuracy_of_a_model_that_has_not_moved_is_a_tie() -> None:
 
     assert verdict(1e-6) == "tie"
     assert verdict(0.5) == "better"
+
+
+def test_a_model_that_moved_in_both_directions_has_moved() -> None:
+    """Half of the margins grow by a nat and half shrink: their mean is 0, and the model is far from its start."""
+    moved, still = runs("moved", 0.0), runs("still", 0.0)
+    for row, by in ((moved, 1.0), (still, 0.05)):
+        for one in row.finals:
+            one.arrays["margin"] = by * np.resize([1.0, -1.0], 300)
+    assert smallest_rule([moved, still], "accuracy")("moved", "still", 1.0) == METRICS["accuracy"].smallest
+    assert smallest_rule([still], "accuracy")("still", "still", 1.0) == float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 from scipy import stats
 
 from prefopt.compare.measure_world import by_prompt
-from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, compare, intervals, reverse, verdict_of
+from prefopt.compare.statistics import ALPHA, MIN_PROMPTS, TOO_MANY, intervals, reverse, verdict_of
+from prefopt.compare.statistics import compare as compare_by
 
 SAME = 6  # methods that differ in nothing
 FAMILIES = 100
 OTHER = {"again": range(100, 103)}
+compare = partial(compare_by, smallest=None)  # every difference matters
 
 
 @pytest.fixture(autouse=True)
@@ -323,3 +326,33 @@ def test_intervals_of_few_prompts_overlap() -> None:
     values["1"] = values["1"] + 9
     rows = intervals(values, compare(values, "m"))
     assert rows["0"].high == pytest.approx(rows["1"].low)
+
+
+@pytest.mark.parametrize(
+    ("difference", "noise", "verdict"),
+    [(0.0, 0.01, "tie"), (0.02, 0.01, "tie"), (0.0455, 0.1, "cannot_tell"), (0.0, 0.6, "cannot_tell"),
+     (0.1, 0.1, "better"), (0.07, 0.6, "cannot_tell")],
+)  # fmt: skip
+def test_a_tie_is_an_interval_without_a_difference_that_matters(difference: float, noise: float, verdict: str) -> None:
+    """[-0.002, 0.002] is a tie though it holds 0; [0.03, 0.06] is none though it does not."""
+    draw = np.random.default_rng(0).normal(0, noise, (2, 5, 200))
+    draw -= draw.mean((1, 2), keepdims=True)  # the difference is exact
+    values = {"a": draw[0] + difference, "b": draw[1]}
+    (pair,) = compare_by(values, "m", smallest=lambda a, b, spread: 0.05)
+    assert pair.verdict == verdict
+    assert (max(-pair.low, pair.high) < 0.05) == (verdict == "tie")
+    assert (pair.seeds or pair.prompts or 0) > 0 if verdict == "cannot_tell" else pair.seeds is pair.prompts is None
+    assert compare(values, "m")[0].verdict != "tie"
+
+
+def test_more_prompts_decide_what_is_too_close_to_the_smallest_that_matters() -> None:
+    draw = np.random.default_rng(0).normal(0, 0.1, (2, 5, 200))
+    draw -= draw.mean((1, 2), keepdims=True)
+    (pair,) = compare_by({"a": draw[0] + 0.04, "b": draw[1]}, "m", smallest=lambda a, b, spread: 0.05)
+    assert pair.low > 0, "sure of its sign"
+    assert pair.verdict == "cannot_tell"
+    assert pair.prompts is not None
+    more = np.random.default_rng(1).normal(0, 0.1, (2, 5, pair.prompts))
+    more -= more.mean((1, 2), keepdims=True)
+    (decided,) = compare_by({"a": more[0] + 0.04, "b": more[1]}, "m", smallest=lambda a, b, spread: 0.05)
+    assert decided.verdict == "tie"
