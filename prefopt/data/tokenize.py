@@ -151,7 +151,7 @@ class Encoder:
         }
         try:
             row["prompt"], completions, row["truncated"] = self._fit(record)
-            row["images"] = images_of(record.prompt) and self._images_in(row["prompt"])
+            row["images"] = self._images_in(row["prompt"]) if images_of(record.prompt) else None
             row["given"] = sum(token < 0 for ids in completions for token in ids) if _has_given(record) else 0
             row["completions"] = [self.control.get(record.desirable, []) + tokens for tokens in completions]
         except RowError as error:
@@ -213,13 +213,12 @@ class Encoder:
         self, render: Plain | Chat, prompt: Text, completions: tuple[Text, ...], ended: tuple[bool, ...] | None = None
     ) -> tuple[Rendered, list[Expansion]]:
         """The texts of a record with what stands for each image of its prompt, and these parts."""
-        made, digests = render.render(prompt, completions, ended), images_of(prompt)
-        if not digests:
-            return made, []
-        if self.images is None:
+        digests = images_of(prompt)
+        if digests and self.images is None:  # before its template, which may have no words for images
             raise RowError("images_unsupported", "the prompt has an image, and this model takes none: give one that "
                                                  "does, with its processor, or data.ignore=[images]")  # fmt: skip
-        return expanded(self.images, made, digests)
+        made = render.render(prompt, completions, ended)
+        return expanded(self.images, made, digests) if self.images is not None and digests else (made, [])
 
     def _coded_images(self, ids: list[int], prompt: Text, parts: list[Expansion]) -> list[int]:
         return self.images.coded(ids, images_of(prompt), parts) if self.images is not None and parts else ids
@@ -367,8 +366,9 @@ def _result(table: pa.Table) -> TokenResult:
     rejections = [Rejection(**row) for row in listed]
     kept = np.flatnonzero(~bad.to_numpy())
     pictured = table.select(["prompt", "images"]).filter(pc.is_valid(table.column("images")))
-    for row in pictured.to_pylist():  # other processes may have made them
-        remember(row["prompt"], row["images"])
+    for batch in pictured.to_batches():  # other processes may have made them
+        for row in batch.to_pylist():
+            remember(row["prompt"], row["images"])
     counts = Counter(f"rejected/{rejection.reason}" for rejection in rejections)
     counts["records"] = len(kept)
     counts["truncated_prompts"] = pc.sum(pc.greater(table.column("truncated"), 0)).as_py() or 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,25 @@ def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = N
 
 def image_processor(kind: Any, images: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
     """A processor of this class for images and text alone, because those of videos need torchvision."""
-    if sorted(kind.get_attributes()) == PARTS:
-        return kind(image_processor=images, tokenizer=tokenizer, **settings)
+    made = kind if sorted(kind.get_attributes()) == PARTS else _for_images(kind)
+    return made(image_processor=images, tokenizer=tokenizer, **settings)
 
+
+@cache
+def _for_images(kind: Any) -> Any:
     class ImageProcessor(kind):  # type: ignore[misc]
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
             super().__init__(image_processor=image_processor, tokenizer=tokenizer, **kwargs)
 
-        def __reduce__(self) -> Any:  # for the processes of a loader
-            return image_processor, (kind, images, tokenizer, settings)
+        def __reduce__(self) -> Any:  # for other processes; its tokenizer, which holds it, may not be whole yet there
+            return _empty, (kind,), vars(self)
 
-    return ImageProcessor(image_processor=images, tokenizer=tokenizer, **settings)
+    return ImageProcessor
+
+
+def _empty(kind: Any) -> Any:
+    made = _for_images(kind)
+    return made.__new__(made)
 
 
 def _placeholder(config: Any) -> int | None:

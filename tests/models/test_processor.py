@@ -44,6 +44,8 @@ def test_copies_of_a_model_and_processes_of_a_loader_keep_it(folder: str) -> Non
     other = pickle.loads(pickle.dumps(inputs))
     assert other.expansions(((16, 16),)) == inputs.expansions(((16, 16),))
     assert other.settings == inputs.settings
+    tokenizer = pickle.loads(pickle.dumps(load_tokenizer(ModelConfig(path=folder))))
+    assert inputs_of(tokenizer).processor.tokenizer is tokenizer  # type: ignore[union-attr]
 
 
 def test_code_of_the_author_is_not_run(folder: str, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class ImageInputs:
             raise RowError("image_marks", "a text has the token that stands for an image; remove it")
         codes = [self._code(digest, part.places) for digest, part in zip(digests, parts, strict=True)]
         coded[places] = np.concatenate(codes)
-        remember(coded, digests)
+        self.prompts[key_of(coded)] = tuple(digests)  # not PROMPTS, of which another process has a copy here
         found: list[int] = coded.tolist()
         return found
 

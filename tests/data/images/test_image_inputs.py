@@ -15,6 +15,8 @@ from prefopt.data.data_config import DataConfig
 from prefopt.data.doctor import examine
 from prefopt.data.images.inputs import decode_prompt, has_images, inputs_of
 from prefopt.data.prepare import Prepared, prepare
+from prefopt.data.reader import read
+from prefopt.data.tokenize import Encoder
 from prefopt.models.load import ModelConfig, load_tokenizer
 from prefopt.plugin import Data
 from tests.data import tiny
@@ -67,6 +69,29 @@ def test_tokens_are_made_anew_when_an_image_changes(tokenizer: Any, tmp_path: Pa
     assert not np.array_equal(before, prepared(tokenizer, file).train[0].prompt)
 
 
+def test_several_processes_give_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
+    file = pictures.write(tmp_path, 4)
+    for i in range(4):  # images that no other test has read: each process begins with what this one knows
+        Image.new("RGB", (16, 16), (1, 2, i)).save(tmp_path / f"{i}.png")
+    several = prepared(tokenizer, file, num_proc=2, cache_dir=str(tmp_path / "several"))
+    assert not several.rejections
+    one = prepared(tokenizer, file, num_proc=1, cache_dir=str(tmp_path / "one"))
+    for ours, theirs in zip(several.train, one.train, strict=True):
+        assert np.array_equal(ours.prompt, theirs.prompt)
+        assert len(inputs_of(tokenizer).images_of(ours.prompt)) == 1  # type: ignore[union-attr]
+
+
+def test_rows_without_images_store_none(tokenizer: Any, tmp_path: Path) -> None:
+    file = pictures.write(tmp_path, 1)
+    (row,) = map(json.loads, file.read_text().splitlines())
+    file.write_text("\n".join(map(json.dumps, [row, {**row, "prompt": [{"role": "user", "content": "What?"}],
+                                                     "images": None}])))  # fmt: skip
+    config = DataConfig(path=str(file))
+    with_image, without = Encoder(tokenizer, config).rows(read(config).records)
+    assert len(with_image["images"]) == 1
+    assert without["images"] is None
+
+
 def test_other_shapes_and_spans_come_after_the_image(tokenizer: Any, tmp_path: Path) -> None:
     pictures.write(tmp_path, 1)
     turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "r"},
@@ -104,11 +129,12 @@ def test_what_has_no_tokens_is_rejected(
     assert [r.reason[: len(reason)] for r in found.rejections] == [reason]
 
 
-def test_a_model_for_texts_alone_names_the_remedy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content + '' }}{% endfor %}"])
+def test_a_model_for_texts_alone_names_the_remedy(tmp_path: Path, template: str | None) -> None:
     file = pictures.write(tmp_path, 2)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "prompt": "What?", "images": None}])))
-    found = prepared(tiny.tokenizer(), file)
+    found = prepared(tiny.tokenizer(template), file)
     assert [r.reason for r in found.rejections] == ["images_unsupported"] * 2
     assert "data.ignore=[images]" in found.rejections[0].detail
 
