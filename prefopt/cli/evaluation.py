@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.cli.loading import progress_bar, records_of
+from prefopt.cli.loading import data_of, opened, progress_bar, records_of
 from prefopt.common.escaping_console import Console, Table
 from prefopt.common.estimate import Estimate
 from prefopt.common.quiet import quiet
@@ -17,7 +17,7 @@ from prefopt.evaluate.held_out import HeldOut
 from prefopt.evaluate.texts import Drift, Sampling, drift, held_out_prompts
 from prefopt.report.before_after import ROWS, held_out_rows, written_rows
 from prefopt.report.formatting import with_error
-from prefopt.runs.run_folder import RunFolder, is_run, open_model
+from prefopt.runs.run_folder import RunFolder, is_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,13 @@ def evaluate(name: str, against: str | None, overrides: Sequence[str]) -> Evalua
     quiet(keep_data_bars=True)
     start = RunFolder.open(name).start if is_run(name) else None
     against = start if against is None else against
-    model, tokenizer = open_model(name)
+    data = data_of(name, overrides)
+    model, tokenizer = opened(name, name, data)
     config, records, is_held_out = records_of(name, overrides, tokenizer)
     own = _score(name, model, records, config)
     compared: dict[str, Any] = {}
     if against is not None:
-        other, other_tokenizer = open_model(against)
+        other, other_tokenizer = opened(against, name, data)
         if other_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{name} and {against} have different vocabularies, so their log-probs are of different "
                             "tokens: evaluate each on its own")  # fmt: skip

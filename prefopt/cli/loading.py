@@ -18,7 +18,7 @@ from prefopt.data.reader import read
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 from prefopt.runs.resolve import prepared_data
-from prefopt.runs.run_folder import RunFolder, is_run
+from prefopt.runs.run_folder import RunFolder, is_run, open_model
 
 # For each kind of record a loss that is defined on it, so that the data is read as that kind.
 LOSS_FOR = {Data.PAIRS: "dpo", Data.LISTS: "plackett_luce", Data.UNPAIRED: "kto", Data.DEMONSTRATIONS: "sft"}
@@ -94,6 +94,19 @@ def data_of(name: str, overrides: Sequence[str]) -> DataConfig:
 def format_of(name: str, overrides: Sequence[str] = ()) -> DataConfig:
     """How prompts are written for a model: as in the training of its run, with overrides."""
     return data_of(name, [*overrides, "data.path=prompts"])
+
+
+def opened(name: str, owner: str, data: DataConfig | None) -> tuple[Any, Any]:
+    """Load (model, tokenizer) of a name that is given beside the run or model `owner`, to be used on `data`.
+
+    What the run `owner` started from is of the world that it was trained on; other models of worlds are of `data`'s.
+
+    Raises:
+        UserError: no model can be loaded from there.
+    """
+    if is_run(owner) and name == (run := RunFolder.open(owner)).start:
+        return open_model(run.start_folder)
+    return open_model(name, data=data)
 
 
 def _format_of(name: str, given: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from prefopt.worlds import MODELS
 
 def is_one(name: str) -> bool:
     """Whether a model as a user names it is a reward model."""
-    return is_reward_model(model_path(name))
+    return name not in MODELS and is_reward_model(model_path(name))
 
 
 def evaluate_reward_model(

@@ -91,21 +91,22 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import asked, data_of, format_of
+    from prefopt.cli.loading import asked, data_of, format_of, opened
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.resolve import resolved_data
-    from prefopt.runs.run_folder import is_run, open_model
+    from prefopt.runs.run_folder import is_run
     from prefopt.runs.sample_files import draw, given_prompts, joined, source_prompts
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if not SETTING.fullmatch(word)]
     owner = next((name for name in models if is_run(name)), models[0])
     sampling = Sampling(**sampling_options(args))
-    data = format_of(owner, settings) if args.prompt else resolved_data(data_of(owner, settings))
+    named = (format_of if args.prompt else data_of)(owner, settings)
+    data = resolved_data(named)
     drawn = []
     for name in models:
-        model, tokenizer = open_model(name)
+        model, tokenizer = opened(name, owner, named)
         if args.prompt:
             prompts = given_prompts(asked(args.prompt, args.image), tokenizer, data)
         else:
@@ -123,14 +124,14 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     Raises:
         UserError: models or prompts that cannot be used.
     """
-    from prefopt.cli.loading import asked, data_of, format_of
+    from prefopt.cli.loading import asked, data_of, format_of, opened
     from prefopt.common.quiet import quiet
     from prefopt.data.data_config import FORMAT
     from prefopt.data.prepare import prepare
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, prompt_texts, write_texts
     from prefopt.runs.resolve import resolved_data
-    from prefopt.runs.run_folder import RunFolder, is_run, open_model
+    from prefopt.runs.run_folder import RunFolder, is_run
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if not SETTING.fullmatch(word)]
@@ -138,10 +139,11 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     if len(models) == 1 and is_run(models[0]):
         models = [RunFolder.open(models[0]).start, models[0]]
     sampling = Sampling(**sampling_options(args))
-    data = None if args.prompt else resolved_data(data_of(owner, settings))
+    named = None if args.prompt else data_of(owner, settings)
+    data = None if named is None else resolved_data(named)
     rows: list[dict[str, Any]] = []
     for name in models:
-        model, tokenizer = open_model(name)
+        model, tokenizer = opened(name, owner, named)
         own = format_of(name if is_run(name) else owner, settings)  # a run's model reads prompts as it learnt them
         if data is None:
             encoder = Encoder(tokenizer, own)

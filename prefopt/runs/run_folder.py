@@ -158,6 +158,12 @@ class RunFolder:
         return str(model.get("reference") or model.get("path"))
 
     @property
+    def start_folder(self) -> str:
+        """The folder or hub id of `start`: of a world's models that of the run's own world (`data.world.seed=3`)."""
+        data = self.located.get("data", {})
+        return resolve_path(self.start, DataConfig(path=data.get("path"), world=data.get("world") or {}))
+
+    @property
     def format(self) -> DataConfig:
         """How the prompts of training were written."""
         data = self.located.get("data", {})
@@ -287,8 +293,9 @@ def is_run(path: str | Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def model_path(name: str) -> str:
-    """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model.
+def model_path(name: str, data: DataConfig | None = None) -> str:
+    """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model, and the name of a
+    world's model for that of the world that `data` is of.
 
     Raises:
         UserError: no such folder, beside folders of runs.
@@ -299,17 +306,17 @@ def model_path(name: str) -> str:
     beside = [one.name for one in folder.parent.iterdir() if is_run(one)] if folder.parent.is_dir() else []
     if beside and not folder.exists() and "/" in name:  # the hub would be asked for it
         raise UserError(f"there is no run {name}{nearest(folder.name, beside)}")
-    return resolve_path(name)
+    return resolve_path(name, data)
 
 
-def open_model(name: str, dtype: str = "float32") -> tuple[Any, Any]:
+def open_model(name: str, dtype: str = "float32", *, data: DataConfig | None = None) -> tuple[Any, Any]:
     """Load (model, tokenizer) of a run folder, a model folder, a PEFT adapter folder, a hub id, `package:NAME` or
-    `world`.
+    `world`, which is the model of the world that `data` is of.
 
     Raises:
         UserError: no model can be loaded from there.
     """
-    path = model_path(name)
+    path = model_path(name, data)
     config = ModelConfig(path=path, dtype=dtype)
     model = load_model(config)
     if (saved := saved_settings(path)) and not Path(path, "tokenizer_config.json").is_file():

@@ -16,6 +16,7 @@ from prefopt.common.digest import of_file
 from prefopt.common.files import write_json, write_lines
 from prefopt.common.processes import from_first_process
 from prefopt.config.run_config import RunConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.engine.cpu import give_back
 from prefopt.errors import UserError
 from prefopt.evaluate.texts import Sampling
@@ -57,7 +58,9 @@ def with_samples(config: RunConfig, log: Log) -> RunConfig:
         eval_records=0, eval_fraction=0.0, max_records=None, pairs_from=None,
         ties="split" if config.rollout.label is LabelRule.ARGMAX else "keep",
     )  # fmt: skip
-    return dataclasses.replace(config, source="offline", reward=None, data=data)
+    # Names of a world's models would be those of the default world on this data.
+    model = resolved(config).model if config.data.is_world else config.model
+    return dataclasses.replace(config, source="offline", reward=None, data=data, model=model)
 
 
 def _make(config: RunConfig, log: Log) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _made_of(config: RunConfig) -> dict[str, Any]:
     data = dataclasses.asdict(config.data)
     files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
     about = {
-        "model.path": state_of_model(config.model.path),
+        "model.path": state_of_model(config.model.path, config.data),
         "data": {name: value for name, value in data.items() if name not in ("num_proc", "cache_dir")},
         "the content of data.path": [content_of(Path(str(file))) for file in files if file],
         "reward": config.reward,
@@ -162,9 +165,9 @@ def _line(found: Mapping[str, Any], config: RunConfig) -> str:
     )
 
 
-def state_of_model(path: str) -> Any:
-    """The state of a model's files; of a hub id its name."""
-    folder = Path(resolve_path(path))
+def state_of_model(path: str, data: DataConfig) -> Any:
+    """The state of a model's files; of a hub id its name. The names of a world's models are of the world of `data`."""
+    folder = Path(resolve_path(path, data))
     if not folder.is_dir():
         return path
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(folder.iterdir()) if f.is_file()]

@@ -89,7 +89,12 @@ def fingerprint(config: RunConfig, before: str | None = None) -> str:
     """
     facts = options_with(config.plain(), Effect.WEIGHTS)
     del facts["stages"]  # `before` stands for them
-    facts["model"] |= {"path": before or state_of_model(config.model.path), "reference": None, "value_model": None}
+    model = config.model
+    facts["model"] |= {
+        "path": before or state_of_model(model.path, config.data),
+        "reference": model.reference and state_of_model(model.reference, config.data),
+        "value_model": model.value_model and state_of_model(model.value_model, config.data),
+    }
     files = [config.data.path, config.data.eval_path, *(source.path for source in config.data.sources())]
     facts["files"] = [content_of(Path(str(file))) for file in files if file]
     facts["reward_code"] = digest_of_reward(config)

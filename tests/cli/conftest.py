@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prefopt import worlds
 from prefopt.cli import main
+from prefopt.worlds.build import WorldFiles
 from tests.data.tiny import tokenizer
 
 
@@ -78,6 +82,28 @@ def tuned(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPat
     run = tmp_run(model_folder, pairs_file, tmp_path_factory)
     assert run("trainer.learning_rate=1e-2", "trainer.max_steps=8") == 0
     return run.out
+
+
+@pytest.fixture
+def world_run(
+    tuned: Path, model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The folder of a run on a world with another seed; to name the default world's model fails."""
+    files = WorldFiles(base=model_folder, model=model_folder, train=pairs_file, validation=pairs_file,
+                       test=pairs_file, seconds={})  # fmt: skip
+
+    def found(knobs: object = None, path: str = "world") -> WorldFiles:
+        assert knobs == {"seed": 3}, f"the world of {knobs} was asked for"
+        return files
+
+    monkeypatch.setattr(worlds, "resolve", found)
+    folder = tmp_path / "world_run"
+    shutil.copytree(tuned, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["path"] = "world"
+    config["data"] |= {"path": "world", "world": {"seed": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
 
 
 @pytest.fixture

@@ -80,3 +80,15 @@ def test_eval_of_labels_and_of_an_adapter(model_folder: Path, tmp_path: Path, ca
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"{finished}t"]) == 2
     assert capsys.readouterr().err == f"prefopt: there is no run {finished}t; did you mean 'out'?\n"
+
+
+def test_the_model_of_a_world_is_of_the_world_that_the_run_was_on(
+    world_run: Path, model_folder: Path, pairs_file: Path, capsys: Capture
+) -> None:
+    truth = evaluated(capsys, str(world_run), f"against={model_folder}")
+    assert evaluated(capsys, str(world_run)) == {**truth, "against": "world"}
+    other = evaluated(capsys, str(world_run), f"data.path={pairs_file}", "data.eval_records=8")
+    assert (other["against"], other["data"]["path"]) == ("world", str(pairs_file))
+    itself = evaluated(capsys, "world", "against=world/base", "data.path=world", "data.world.seed=3",
+                       "data.eval_records=8", "evaluation.max_new_tokens=4")  # fmt: skip
+    assert itself["differences"]["logps/chosen"]["value"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from prefopt import worlds
 from prefopt.config.compose import compose
 from prefopt.data.data_config import DataConfig
+from prefopt.runs import sampling_rounds
 from prefopt.runs.resolve import resolve_path, resolved, resolved_data
 from prefopt.worlds.build import WorldFiles
 
@@ -56,3 +58,15 @@ def test_a_worlds_model_is_the_one_that_the_knobs_of_its_data_name(monkeypatch: 
     config = compose(["data.world.seed=1", "model.reference=world/base"])
     assert resolved(config).model.reference == "/world/base"
     assert given == [{"width": 32}, None, None, {"seed": 1}, {"seed": 1}]
+
+
+def test_what_is_trained_on_samples_of_a_world_is_the_model_that_wrote_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(worlds, "resolve", lambda knobs: replace(FILES, model=Path("/world", str(knobs["seed"]))))
+    monkeypatch.setattr(sampling_rounds, "_make", lambda *_: {"held_out": False})
+    given = ["source=samples", "reward=world", f"output_dir={tmp_path}"]
+    config = compose([*given, "model=world_base", "model.reference=world", "data.world.seed=3"])
+    after = sampling_rounds.with_samples(config, print)
+    assert not after.data.is_world
+    assert (resolved(after).model.path, resolved(after).model.reference) == ("/world/base", "/world/3")

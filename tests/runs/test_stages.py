@@ -136,6 +136,15 @@ def test_a_fingerprint_follows_what_the_model_depends_on(pairs_file: Path, tmp_p
     assert len(different) == 5
     copied.write_text(copied.read_text() + '{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert of(f"data.path={copied}") != base
+    for option in ("model.reference", "model.value_model"):
+        other = tmp_path / option
+        other.mkdir()
+        (other / "model.safetensors").write_bytes(b"1")
+        of_ppo = [] if option == "model.reference" else ["loss=ppo", "source=rollouts", "reward=world"]
+        before = of(*of_ppo, f"{option}={other}")
+        assert before not in {of(*of_ppo), base}
+        (other / "model.safetensors").write_bytes(b"12")
+        assert of(*of_ppo, f"{option}={other}") != before, f"{option} with other weights"
     assert fingerprint(compose(["loss=sft"]), "one") != fingerprint(compose(["loss=sft"]), "other")
 
 
