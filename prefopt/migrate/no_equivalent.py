@@ -9,18 +9,25 @@ from typing import Any
 import yaml
 
 _KNOWN: dict[str, Any] = yaml.safe_load((files(__package__) / "no_equivalent.yaml").read_text())
+_OFF: dict[str, str | None] = _KNOWN["turned_off"]
 
 
 def asks(name: str, value: Any) -> bool:
-    """Whether a value of an option asks for anything."""
-    return name in _KNOWN["asked_by_false"] if value is False else value not in (None, "", "no", "none", [], {})
+    """Whether a value of an option asks for anything: is not off, or is off where the program has it on."""
+    if isinstance(value, bool) and name in _OFF:
+        return not value or _OFF[name] == ""
+    return value not in (None, False, "", "no", "none", [], {})
 
 
-def has_no_effect(name: str) -> bool:
-    """Whether an option changes no result here."""
+def has_no_effect(name: str, value: Any) -> bool:
+    """Whether a value of an option changes no result here."""
+    if value is False and _OFF.get(name) is not None:
+        return not _OFF[name]
     return any(fnmatchcase(name, pattern) for pattern in _KNOWN["no_effect"])
 
 
-def would_do(name: str) -> str | None:
-    """What an option would have done in its own program, or None if it is not known."""
+def would_do(name: str, value: Any) -> str | None:
+    """What a value of an option would have done in its own program, or None if it is not known."""
+    if value is False and _OFF.get(name):
+        return _OFF[name]
     return next((text for pattern, text in _KNOWN["would"].items() if fnmatchcase(name, pattern)), None)

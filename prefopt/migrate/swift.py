@@ -19,7 +19,7 @@ CLASSES = {"dpo": "DPOConfig", "kto": "KTOConfig", "orpo": "ORPOConfig", "cpo": 
 BATCH = 16  # records of a step that gradient_accumulation_steps aims at where it is not given
 # Where ms-swift's defaults are not transformers'.
 DEFAULTS = {"lr_scheduler_type": "cosine", "weight_decay": 0.1, "adam_beta2": 0.95, "logging_steps": 5,
-            "gradient_checkpointing": True}  # fmt: skip
+            "logging_first_step": True, "gradient_checkpointing": True}  # fmt: skip
 QUANTIZED = "quantized weights; peft=qlora has 4 bits, nothing else is offered"
 NAMES = {"query": "query", "prompt": "prompt", "instruction": "instruction", "input": "input", "response": "completion",
          "rejected_response": "rejected_response", "messages": "messages", "label": "label", "system": "system",

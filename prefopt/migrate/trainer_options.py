@@ -94,7 +94,7 @@ def record_unconverted(t: Translation) -> None:
         stock = name in STOCK and value in (STOCK[name], str(STOCK[name]))
         if stock or not asks(name, value) or value == f"<{name.upper()}>":
             continue
-        if has_no_effect(name):
+        if has_no_effect(name, value):
             t.no_effect.append(name)
         else:
-            t.no_equal[name] = would_do(name) or f"not a known option of {t.source}: look up what it does there"
+            t.no_equal[name] = would_do(name, value) or f"not a known option of {t.source}: look up what it does there"

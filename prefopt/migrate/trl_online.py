@@ -22,7 +22,7 @@ MARKS = {
 }
 # Where TRL's defaults leave the model's own distribution as it is; ratios would be of another one.
 _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
-_OF_GENERATION = ("ds3_gather_for_generation", "cache_implementation", "generation_batch_size", "shuffle_dataset",
+_OF_GENERATION = ("ds3_gather_for_generation", "cache_implementation", "generation_batch_size",
                   "num_completions_to_print", "log_completions", "log_unique_prompts", "log_multimodal",
                   "use_transformers_continuous_batching", "use_transformers_paged", "num_generations_eval")  # fmt: skip
 _REWARD = "TRL's reward functions are code: give reward=module:function, or a reward model's folder"
@@ -65,7 +65,9 @@ def grpo(t: Translation) -> int:
     wanted = {"none", "false"} if kind == "dr_grpo" else {"group", "true"}
     if scaled not in wanted:
         t.no_equal["scale_rewards"] = f"{scaled}: `grpo` divides by the group's deviation, `dr_grpo` does not divide"
-    if t.take("use_bias_correction_kl", True) and beta:
+    if not beta:
+        t.ignore("use_bias_correction_kl")  # without a KL
+    elif t.take("use_bias_correction_kl", True):
         t.differs.append("use_bias_correction_kl: TRL multiplies k3 by the importance ratio, which is 1 in the first "
                          "update of a rollout but changes its gradient; here k3 stands alone, as in the paper"
                          )  # fmt: skip
@@ -121,6 +123,8 @@ def _groups(t: Translation, default: int) -> int:
           rollout__max_new_tokens=int(t.take("max_completion_length", 512)),
           rollout__temperature=float(t.take("temperature", 1.0)))  # fmt: skip
     t.drop("mask_truncated_completions", "a text that was cut off keeps its reward (rollout.missing_end_penalty)")
+    if t.take("disable_dropout", False):  # off there unless it is given
+        t.no_effect.append("disable_dropout")
     t.drop("sync_ref_model", "only `tr_dpo` has a moving reference")
     t.ignore("ref_model_mixup_alpha", "ref_model_sync_steps")
     t.differs.append("batches: TRL counts completions, batch.records prompts")

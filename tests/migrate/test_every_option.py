@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import yaml
 
 from prefopt.migrate.convert import convert
-from prefopt.migrate.no_equivalent import asks
+from prefopt.migrate.trainer_options import STOCK
+from prefopt.migrate.trl import CLASSES
 from tests.migrate.settings import OPTIONS
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -28,9 +31,9 @@ REFUSED = {"axolotl": {"dpo_loss_type", "pretraining_dataset", "process_reward_m
            "llamafactory": set()}  # fmt: skip
 
 
-def plain(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def plain(path: Path, settings: dict[str, Any], kind: str | None = None) -> dict[str, Any]:
     path.write_text(yaml.safe_dump(settings))
-    return convert(str(path)).plain()
+    return convert(str(path), kind=kind).plain()
 
 
 @pytest.mark.parametrize("program", OPTIONS)
@@ -39,13 +42,37 @@ def test_every_option_leaves_a_trace(program: str, tmp_path: Path) -> None:
     given, path = GIVEN[program], tmp_path / "theirs.yaml"
     before = plain(path, given)
     for name, value in OPTIONS[program].items():
-        off = value == 0 and not (value is False and asks(name, value))  # turned off: nothing is asked for
+        off = value == 0 and value is not False  # turned off: nothing is asked for
         if name in given or off or name in SAME[program] | REFUSED[program]:
             continue
         after = plain(path, given | {name: value})
         assert after != before, name
         unknown = [name for name, why in after["no_equal"].items() if "look up what it does" in why]
         assert unknown == [], "prefopt/migrate/no_equivalent.yaml has no text for them"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_switch_of_trl_leaves_a_trace(kind: str, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="the peers extra is not installed")
+    verb = {"ORPOConfig": "orpo", "CPOConfig": "cpo", "OnlineDPOConfig": "online_dpo"}.get(kind)
+    cls = getattr(trl if verb is None else importlib.import_module(f"trl.experimental.{verb}"), kind)
+    given, path = {"use_peft": True}, tmp_path / "theirs.yaml"
+    before = plain(path, given, kind)
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, bool) and STOCK.get(field.name) is not (not field.default):
+            assert plain(path, given | {field.name: not field.default}, kind) != before, field.name
+
+
+def test_what_is_on_there_asks_for_something_where_it_is_off(tmp_path: Path) -> None:
+    trl = plain(tmp_path / "trl.yaml", {"disable_dropout": False}, "DPOConfig")
+    assert trl["no_equal"]["disable_dropout"].startswith("trains with dropout")
+    off = {"ignore_pad_token_for_loss": False, "freeze_vision_tower": False}
+    factory = plain(tmp_path / "factory.yaml", GIVEN["llamafactory"] | off)
+    assert "ignore_pad_token_for_loss" in factory["no_equal"]
+    assert "freeze_vision_tower" in factory["no_effect"]  # it is trained here
+    on = plain(tmp_path / "swift.yaml", GIVEN["swift"] | {"dataset_shuffle": True, "freeze_vit": True})
+    assert "dataset_shuffle" not in on["no_equal"]
+    assert "freeze_vit" in on["no_equal"]
 
 
 def test_an_option_that_nobody_knows_is_named(tmp_path: Path) -> None:
