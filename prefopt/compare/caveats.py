@@ -41,7 +41,12 @@ def caveats(
             found.append(f"{s.name}: {s.reason}")
         found += [f"{s.name}: {w}" for w in dict.fromkeys(w for result in s.runs.finals for w in result.warnings)]
     prompts = max((v.shape[1] for v in values.values()), default=0)
-    found += [*_of_search(comparison, standings), *_of_samples(comparison, prompts, shared), *_of_models(standings)]
+    found += [
+        *_of_search(comparison, standings),
+        *_of_bound(comparison, standings),
+        *_of_samples(comparison, prompts, shared),
+        *_of_models(standings),
+    ]
     return found
 
 
@@ -58,6 +63,20 @@ def _of_search(comparison: Comparison, standings: Sequence[Standing]) -> Iterato
         yield "one setting per method, taken without a trial: another may be better"
     elif trials < FEW_TRIALS:
         yield f"{trials} trials per method: too few to tell whether a setting is at its best"
+
+
+def _of_bound(comparison: Comparison, standings: Sequence[Standing]) -> Iterator[str]:
+    """Say where `budget.max_kl`, which rejects trials alone, was not kept or could not be."""
+    bound = comparison.budget.max_kl
+    if bound is None:
+        return
+    trained = [s for s in standings if s.runs.method is not None and not s.runs.control]
+    if any(r.ok and "kl" not in r.figures for s in trained for r in (*s.runs.trials, *s.runs.finals)):
+        yield "no KL was measured: budget.max_kl did not apply"
+    for s in trained:
+        kl = [r.figures["kl"] for r in s.runs.finals if r.ok and "kl" in r.figures]
+        if far := [value for value in kl if not value <= bound]:  # nan is past it
+            yield f"{s.name}: {len(far)} of {len(kl)} final runs are past budget.max_kl={bound:g} (KL {max(far):.3g})"
 
 
 def _of_samples(comparison: Comparison, prompts: int, shared: bool) -> Iterator[str]:

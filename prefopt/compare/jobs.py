@@ -28,7 +28,7 @@ from prefopt.losses import registry
 Status = Literal["ok", "diverged", "failed"]
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
 VERSIONS = ("prefopt", "torch", "transformers", "accelerate")
-MEASUREMENT = 3  # raise it when a figure or an array of a measurement changes its meaning
+MEASUREMENT = 4  # raise it when a figure or an array of a measurement changes its meaning
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -21,7 +21,7 @@ from prefopt.compare.caveats import caveats
 from prefopt.compare.jobs import VERSIONS, JobResult, finite
 from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.rounds import MethodRuns, fingerprints
-from prefopt.compare.search import at_edge, strengths
+from prefopt.compare.search import at_edge, strength
 from prefopt.compare.spec import METRICS, PRIMARY, Comparison
 from prefopt.compare.statistics import Interval, Smallest, compare, intervals
 from prefopt.errors import PrefoptError
@@ -151,7 +151,7 @@ def _standing(row: MethodRuns, value: Interval | None, places: Sequence[int]) ->
     broken = [result for result in (*row.trials, *row.finals) if not result.ok]
     reason = "; ".join(dict.fromkeys(f"{result.status}: {result.reason}" for result in broken))
     tried = [setting.plain() for setting in row.settings]
-    values = strengths(row.config.loss, row.config.loss_name)[1]
+    values = strength(row.config.loss, row.config.loss_name)[1]
     return Standing(
         runs=row,
         value=value,

@@ -165,7 +165,7 @@ class Rounds:
         bound = self.comparison.budget.max_kl
         return [
             dataclasses.replace(r, status="diverged", reason=f"KL {kl:.3g} is past budget.max_kl={bound:g}")
-            if bound is not None and r.ok and (kl := r.figures.get("kl", 0.0)) > bound else r
+            if bound is not None and r.ok and not (kl := r.figures.get("kl", 0.0)) <= bound else r  # nan is past it
             for r in trials
         ]  # fmt: skip
 

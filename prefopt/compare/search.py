@@ -176,26 +176,30 @@ def at_edge(
 ) -> list[str]:
     """Return on which axes, and why, a setting beyond the chosen one may be better.
 
-    A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared. Where
-    further strengths are declared but the budget ended before they were tried, the text says so.
+    A learning rate is at the edge where none beyond it was tried, a strength where none beyond it is declared (a
+    configured one may itself lie beyond those). Where further strengths are declared but the budget ended before they
+    were tried, the text says so.
 
     Args:
         chosen: a setting as `Setting.plain` gives it.
         tried: all settings.
-        values: those of the strength, as `strengths` gives them.
+        values: those declared for the strength, as `strength` gives them.
     """
     found = []
     for axis, value in chosen.items():
         known = {setting[axis] for setting in tried if axis in setting}
         if len(tried) < 2 or min(known) < value < max(known):
             continue
-        side, beyond = ("lowest", "lower") if value == min(known) else ("highest", "higher")
+        at = f"{axis}={value:g} is"
         if axis == "learning_rate":
-            found += [f"{axis}={value:g} is the {side} that was tried"] if len(known) > 1 else []
-        elif value in (values[0], values[-1]):
-            found.append(f"{axis}={value:g} is the {side} that is declared")
+            found += [f"{at} the {'lowest' if value == min(known) else 'highest'} that was tried"] * (len(known) > 1)
+        elif value < values[0] or value > values[-1]:
+            found.append(f"{at} configured, {'below' if value < values[0] else 'above'} all that are declared")
+        elif value in (min(values[0], *known), max(values[-1], *known)):
+            found.append(f"{at} the {'lowest' if value == values[0] else 'highest'} that is declared")
         elif len(known) == 1:
-            found.append(f"{axis}={value:g} is the only one that was tried: others are declared")
+            found.append(f"{at} the only one that was tried: others are declared")
         else:
+            beyond = "lower" if value == min(known) else "higher"
             found.append(f"{axis}={value:g} was not tried beyond: a {beyond} one is declared")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefopt.compare.spec import Comparison, Method
+from prefopt.compare.spec import Budget, Comparison, Method
 from tests.compare.outcomes import outcome, runs
 
 
@@ -40,3 +40,17 @@ def test_few_seeds_are_said(seeds: int, said: str) -> None:
     found = outcome(*rows, comparison=comparison)
     assert any(warning.startswith(said) for warning in found.warnings)
     assert seeds > 1 or {pair.verdict for pair in found.pairs} == {"cannot_tell"}
+
+
+def test_where_the_bound_of_kl_did_not_apply_is_said() -> None:
+    """It rejects trials alone: final runs past it stay, and a run without a KL is within no bound."""
+    far, unmeasured = runs("far", 1.2, kl=30.0), runs("unmeasured", 1.0)
+    said = outcome(runs("base", 0.0), runs("sft", 0.0), far).warnings
+    assert "far: 3 of 3 final runs are past budget.max_kl=10 (KL 30)" in said
+    assert not any("no KL was measured" in warning for warning in said)
+    for one in (*unmeasured.trials, *unmeasured.finals):
+        del one.figures["kl"]
+    rows = [runs("base", 0.0), runs("sft", 0.0), unmeasured]
+    assert "no KL was measured: budget.max_kl did not apply" in outcome(*rows).warnings
+    unbounded = Comparison(methods=(Method(name="unmeasured", loss="dpo"),), budget=Budget(max_kl=None))
+    assert not any("max_kl" in warning for warning in outcome(*rows, comparison=unbounded).warnings)

@@ -113,9 +113,9 @@ def test_the_code_of_a_loss_from_outside_matters(job: Job, tmp_path: Path, monke
     assert first.key == again.key
     assert base.key == dataclasses.replace(job, trained=False).key  # no loss plays a part
     with monkeypatch.context() as patch:
-        patch.setattr("prefopt.compare.jobs.version_of", lambda package: "99" if package == "numpy" else "1")
+        patch.setattr(jobs, "version_of", lambda package: "99" if package == "numpy" else "1")
         newer = dataclasses.replace(first).key
-        patch.setattr("prefopt.compare.jobs.version_of", lambda package: "98" if package == "numpy" else "1")
+        patch.setattr(jobs, "version_of", lambda package: "98" if package == "numpy" else "1")
         assert dataclasses.replace(first).key != newer
     file.write_text(PLUGIN + "# another formula\n")
     assert dataclasses.replace(first).key != first.key

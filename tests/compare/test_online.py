@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prefopt.cli import main
+from prefopt.compare import rounds
 from prefopt.compare.costs import ChangedReward, SampleCount
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.rounds import Rounds
@@ -67,7 +68,7 @@ def test_in_a_world_the_exact_reward_is_the_default_and_texts_a_step_are_equal(w
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
     """No world is built: only its name is asked for."""
-    monkeypatch.setattr("prefopt.compare.rounds.data_of", lambda config: pytest.fail("data were prepared"))
+    monkeypatch.setattr(rounds, "data_of", lambda config: pytest.fail("data were prepared"))
 
 
 def test_on_policy_losses_do_not_learn_from_data(world: None) -> None:

@@ -96,9 +96,11 @@ def test_a_trial_that_moved_too_far_counts_as_diverged_and_the_rate_goes_down(
     def far(job: Job, result: JobResult) -> None:
         rate = job.config.trainer["learning_rate"]
         result.figures["kl"] = 17.0 if job.method == "wild" or (job.method == "simpo" and rate > 0.005) else 1.0
+        if job.method == "lost":
+            result.figures["kl"] = float("nan")
 
     made_up(far)
-    given = ("losses=[dpo,simpo]", "methods.wild.loss=ipo", "seeds=1")
+    given = ("losses=[dpo,simpo]", "methods.wild.loss=ipo", "methods.lost.loss=orpo", "seeds=1")
     rows = {row["name"]: row for row in hold(*given, "budget.trials=2")["methods"]}
     assert [trial["status"] for trial in rows["simpo"]["trials"]] == ["diverged", "ok"]
     assert rows["simpo"]["trials"][0]["reason"] == "KL 17 is past budget.max_kl=10"
@@ -106,6 +108,7 @@ def test_a_trial_that_moved_too_far_counts_as_diverged_and_the_rate_goes_down(
     assert [trial["setting"]["learning_rate"] for trial in rows["dpo"]["trials"]] == [0.01, 0.01]
     assert rows["wild"]["chosen"] is None
     assert rows["wild"]["reason"] == "diverged: KL 17 is past budget.max_kl=10"
+    assert rows["lost"]["reason"] == "diverged: KL nan is past budget.max_kl=10"
     assert "KL 17 is past budget.max_kl=10" in (tmp_path / "out" / "report.html").read_text()
     rows = {row["name"]: row for row in hold(*given, "budget.trials=2", "budget.max_kl=null")["methods"]}
     assert {trial["status"] for row in rows.values() for trial in row["trials"]} == {"ok"}

@@ -178,6 +178,16 @@ def test_the_edge_of_the_grid() -> None:
     assert at_edge(tried[2], tried) == ["beta=0.03 is the lowest that is declared"]
     assert at_edge(tried[3], tried) == ["beta=1 is the highest that is declared"]
     assert at_edge(tried[0], tried[:1]) == []
+    only = [{"beta": 1.0, "learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]
+    assert at_edge(only[0], only) == ["beta=1 is the highest that is declared"]
+    for beta, side in ((5.0, "above"), (0.01, "below")):  # configured, not declared
+        own = [{"beta": beta, "learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]
+        assert at_edge(own[0], own) == [f"beta={beta:g} is configured, {side} all that are declared"]
+        nearest = {"beta": 1.0 if side == "above" else 0.03, "learning_rate": 1e-3}
+        beyond = "lower" if side == "above" else "higher"
+        assert at_edge(nearest, [*own, nearest]) == [
+            f"beta={nearest['beta']:g} was not tried beyond: a {beyond} one is declared"
+        ]
     slower = {"beta": 0.1, "learning_rate": 3e-4}
     assert "beta=0.1 is the only one that was tried: others are declared" in at_edge(tried[0], [tried[0], slower])
     rates = [{"learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]
