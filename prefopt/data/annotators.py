@@ -65,21 +65,31 @@ class Annotators:
         self._pairs: dict[str, Judged] = {}
         self._repeated = 0
 
+    def __len__(self) -> int:
+        """The pairs that are held."""
+        return len(self._pairs)
+
     def note(self, made: Sequence[Any], row: Mapping[str, Any]) -> None:
         """Note the annotator's column of a row as read, if it is used."""
         if self.rule != "separate" and any(isinstance(one, Record) and one.kind is Data.PAIRS for one in made):
             annotator_of(row)
 
-    def take(self, record: Record, row: Mapping[str, Any]) -> bool:
-        """Keep a record to be merged; False for one that stays as it is."""
+    def merges(self, record: Record, row: Mapping[str, Any]) -> bool:
+        """Whether a record is merged with others; one that is not stays as it is."""
         if self.rule == "separate" or record.kind is not Data.PAIRS:
             return False
-        who = annotator_of(row)
-        if self.rule == "auto" and not who:
+        return self.rule == "merge" or bool(annotator_of(row))
+
+    def holds(self, record: Record, row: Mapping[str, Any]) -> bool:
+        """Whether a record is one more vote on a pair that is held."""
+        return self.merges(record, row) and _key(record) in self._pairs
+
+    def take(self, record: Record, row: Mapping[str, Any]) -> bool:
+        """Keep a record to be merged; False for one that stays as it is."""
+        if not self.merges(record, row):
             return False
-        ended = record.ended or (True, True)
-        sides = sorted([encode(text), end] for text, end in zip(record.completions, ended, strict=True))
-        pair = self._pairs.setdefault(content_hash([record.prompt, record.arguments, sides]), Judged(record))
+        who = annotator_of(row)
+        pair = self._pairs.setdefault(_key(record), Judged(record))
         share = 0.5 if record.tied else 1.0 if record.probability is None else record.probability
         vote = Vote(record.id, who, record.weight, share, record.scores, record.margin)
         if record.completions != pair.record.completions:
@@ -105,6 +115,13 @@ class Annotators:
         })  # fmt: skip
         for pair in self._pairs.values():
             yield _merged(pair)
+
+
+def _key(record: Record) -> str:
+    """The same for pairs with the same prompt and the same two texts, in either order."""
+    ended = record.ended or (True, True)
+    sides = sorted([encode(text), end] for text, end in zip(record.completions, ended, strict=True))
+    return content_hash([record.prompt, record.arguments, sides])
 
 
 def _share(votes: Sequence[Vote]) -> float:

@@ -49,7 +49,7 @@ def with_facts(record: Record, arguments: Mapping[str, Any], ended: tuple[bool, 
     if ended is None or all(ended):
         ended = None
     if not arguments and ended is None:
-        return record
+        return record if record.ended is None else dataclasses.replace(record, ended=None)
     name = content_hash([record.id, arguments, *([ended] if ended else [])])
     return dataclasses.replace(record, id=name, arguments=arguments, ended=ended)
 

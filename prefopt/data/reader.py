@@ -18,10 +18,10 @@ from prefopt.data.images.image_places import COLUMNS, with_images, with_marks, w
 from prefopt.data.make import with_facts
 from prefopt.data.record import Record, Rejection, RowError
 from prefopt.data.record_table import Log, RecordTable, data_cache, stored
-from prefopt.data.row_facts import ENDED, common_fact, row_arguments, row_ended
+from prefopt.data.row_facts import common_fact, row_arguments, row_ended
 from prefopt.data.rows import Opened, Row, Rows, open_source
 from prefopt.data.schemas import named, recognise, rename
-from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, fact
+from prefopt.data.schemas.base import ENDED_DEFAULT, MEMBERS, PLACES, Made, Schema, fact
 from prefopt.data.schemas.verdicts import check_codes, decode
 from prefopt.data.string_forms import parsed
 from prefopt.data.unread import Watched, unread, unread_of_members, without
@@ -75,7 +75,7 @@ def _kept(config: DataConfig, sources: list[Source], opened: list[Opened], conte
     def make(log: Log) -> Iterator[Record]:
         store = data_cache(config.cache_dir) / "images"
         found = chain.from_iterable(
-            _records(s, one, config.annotators, log, store) for s, one in zip(sources, opened, strict=True)
+            _records(s, one, config, log, store) for s, one in zip(sources, opened, strict=True)
         )
         for i, record in enumerate(islice(found, config.max_records), 1):
             yield record
@@ -88,7 +88,7 @@ def _kept(config: DataConfig, sources: list[Source], opened: list[Opened], conte
     return stored("records", of_json([content, config.max_records, config.annotators]), make, config.cache_dir)
 
 
-def _records(source: Source, opened: Opened, annotators: str, log: Log, store: Path) -> Iterator[Record]:
+def _records(source: Source, opened: Opened, config: DataConfig, log: Log, store: Path) -> Iterator[Record]:
     sample = list(islice(opened.rows, SAMPLE_ROWS))
     good = [_changed(row, source) for _, row in sample if not isinstance(row, Rejection)]
     if not good:
@@ -101,15 +101,32 @@ def _records(source: Source, opened: Opened, annotators: str, log: Log, store: P
     schema = recognise(good, source.path) if source.schema == "auto" else named(source.schema)
     log.schema = "+".join(filter(None, [log.schema, schema.name]))
     rows = _readable(chain(sample, opened.rows), source, log)
-    judged, shelf = Annotators(annotators), ImageShelf(image_roots(source), store, log.images, log.image_states)
+    judged, shelf = Annotators(config.annotators), ImageShelf(image_roots(source), store, log.images, log.image_states)
     for where, row in rows if schema.gather is None else schema.gather(rows):
-        made = _made(schema, row, judged, log, None if schema.gather else shelf.beside(where))
+        facts: Counter[str] = Counter()
+        beside = None if schema.gather else shelf.beside(where)
+        made = _made(schema, {**row, ENDED_DEFAULT: source.ended}, judged, facts, beside)
+        if _enough(made, row, judged, log, config.max_records if source.weight >= 1 else None):
+            break
+        log.counts.update(facts)
         _account(made, where, len(row.get(PLACES, [where])), log)
         for record in made:
             if isinstance(record, Record) and not judged.take(record := dataclasses.replace(record, source=where), row):
                 yield from _copies(record, source.weight, log)
     for record in judged.merged(log):
         yield from _copies(record, source.weight, log)
+
+
+def _enough(made: list[Made], row: Row, judged: Annotators, log: Log, most: int | None) -> bool:
+    """Whether `most` records are there, counting each pair that is held as one, and a row is no vote on one of these.
+
+    Without pairs that are held, it is up to whoever takes the records.
+    """
+    records = [one for one in made if isinstance(one, Record)]
+    if most is None or not len(judged) or not records:
+        return False
+    given = log.counts["records_made"] - log.counts["left_out_by_weight"] + log.counts["copied_by_weight"]
+    return given + len(judged) >= most and not any(judged.holds(record, row) for record in records)
 
 
 def image_roots(source: Source) -> list[Path]:
@@ -135,7 +152,10 @@ def _account(made: list[Made], where: str, rows: int, log: Log) -> None:
         log.reject(Rejection(source=error.place or where, reason=error.reason, detail=error.detail, rows=covered))
 
 
-def _made(schema: Schema, row: Row, judged: Annotators, log: Log, shelf: ImageShelf | None = None) -> list[Made]:
+def _made(
+    schema: Schema, row: Row, judged: Annotators, counts: Counter[str], shelf: ImageShelf | None = None
+) -> list[Made]:
+    """What a row makes; `counts` gets its verdicts and what was not read of it."""
     names: Counter[str] = Counter()
     refused: dict[int, RowError] = {}
     try:
@@ -143,6 +163,7 @@ def _made(schema: Schema, row: Row, judged: Annotators, log: Log, shelf: ImageSh
         if shelf is not None:
             row, unplaced = with_marks(row, shelf)
         watched = Watched(row)
+        watched.read.add(ENDED_DEFAULT)
         made = schema.read(watched)
         if row is not original:
             made = [with_images(one, unplaced) if isinstance(one, Record) else one for one in made]
@@ -154,7 +175,7 @@ def _made(schema: Schema, row: Row, judged: Annotators, log: Log, shelf: ImageSh
             names, refused = unread_of_members(watched)
         if schema.verdict is not None:
             found = schema.verdict(row)
-            log.counts[f"verdict/{found.code}/{found.side}"] += 1
+            counts[f"verdict/{found.code}/{found.side}"] += 1
     except RowError as error:
         return [error]
     except RecursionError:
@@ -163,8 +184,8 @@ def _made(schema: Schema, row: Row, judged: Annotators, log: Log, shelf: ImageSh
         return [RowError("bad_unicode", "a text has a lone surrogate; fix the file's encoding")]
     if refused:  # read again without them
         rest = {key: [one for i, one in enumerate(row[key]) if i not in refused] for key in (MEMBERS, PLACES)}
-        return [*refused.values(), *(_made(schema, rest, judged, log) if rest[MEMBERS] else [])]
-    log.counts.update({f"unread/{name}": count for name, count in names.items()})
+        return [*refused.values(), *(_made(schema, row | rest, judged, counts) if rest[MEMBERS] else [])]
+    counts.update({f"unread/{name}": count for name, count in names.items()})
     return made
 
 
@@ -177,16 +198,22 @@ def _with_facts(made: list[Made], row: Row, rows: list[Row]) -> list[Made]:
         common_fact("weight", map(_weight, rows)),
         common_fact("template arguments", map(row_arguments, rows)),
     )
-    ended = row_ended(row) if rows[0] is row else None
-    return [one if isinstance(one, RowError) else _with(one, weight, arguments or {}, ended) for one in made]
+    own = row_ended(row) if rows[0] is row else None
+    return [
+        one if isinstance(one, RowError) else _with(one, weight, arguments or {}, own, row[ENDED_DEFAULT])
+        for one in made
+    ]
 
 
 def _with(
-    record: Record, weight: float | None, arguments: dict[str, Any], own: bool | tuple[bool, ...] | None
+    record: Record, weight: float | None, arguments: dict[str, Any], own: bool | tuple[bool, ...] | None, default: bool
 ) -> Record:
-    """A record with facts of its row. Whether completions end their turns the row says, else its schema."""
+    """A record with facts of its row. Whether completions end their turns the row says, else its schema, else
+    `default`."""
     record = record if weight is None else dataclasses.replace(record, weight=weight)
-    ended = (own,) * len(record.completions) if isinstance(own, bool) else record.ended if own is None else own
+    said = record.ended if own is None else own
+    said = default if said is None else said
+    ended = (said,) * len(record.completions) if isinstance(said, bool) else said
     return with_facts(record, arguments, ended)
 
 
@@ -203,8 +230,6 @@ def _changed(row: Row, source: Source) -> Row:
     if not set(COLUMNS).isdisjoint(source.ignore):
         renamed = without_images(renamed)
     renamed = without(renamed, source.ignore)
-    if not source.ended and renamed.get(ENDED) is None:
-        renamed = {**renamed, ENDED: False}
     return decode(renamed, source.verdicts) if source.verdicts else renamed
 
 

@@ -59,12 +59,12 @@ def row_ended(row: Mapping[str, Any]) -> bool | tuple[bool, ...] | None:
     return tuple(label(one, ENDED) for one in value) if isinstance(value, list) else label(value, ENDED)
 
 
-def all_ended(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, ...] | None:
-    """The column `ended` of rows with one completion each; None where no row has it."""
+def all_ended(rows: Iterable[Mapping[str, Any]], default: bool) -> tuple[bool, ...] | None:
+    """The column `ended` of rows with one completion each, `default` where a row says nothing; None where all do."""
     said = [row_ended(row) for row in rows]
     if any(isinstance(one, tuple) for one in said):
         raise RowError("wrong_type", f"{ENDED!r} must be one value: each row has one completion")
-    return None if set(said) == {None} else tuple(one is not False for one in said)
+    return None if set(said) == {None} else tuple(default if one is None else one is True for one in said)
 
 
 def reserved(arguments: Mapping[str, Any]) -> str | None:

@@ -130,3 +130,19 @@ def test_the_doctor_counts_what_was_merged(tmp_path: Path) -> None:
         "each row a pair",
     ]
     assert report.findings["contradictory_prompts"].figure == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_reading_ends_when_max_records_pairs_are_there(tmp_path: Path, streaming: bool) -> None:
+    votes = [named(PAIR | {"prompt": f"{i}?"}, SWAPPED | {"prompt": f"{i}?"}) for i in range(100)]
+    found = reading(tmp_path, *itertools.chain(*votes), max_records=3, streaming=streaming)
+    assert [(r.prompt, r.probability) for r in found.records] == [(f"{i}?", 0.5) for i in range(3)]
+    assert (found.counts["rows"], found.counts["rows_used"], found.counts["max_records"]) == (6, 6, 3)
+    assert found.counts["annotators/verdicts"] == 6
+
+
+def test_rows_without_an_annotator_count_towards_max_records(tmp_path: Path) -> None:
+    rows = [*named(PAIR, SWAPPED), *(PAIR | {"prompt": f"{i}?"} for i in range(9)), *named(PAIR, PAIR)]
+    found = reading(tmp_path, *rows, max_records=3)
+    assert [r.prompt for r in found.records] == ["0?", "1?", "Q?"]
+    assert found.counts["rows"] == 4

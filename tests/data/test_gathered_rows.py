@@ -84,6 +84,10 @@ def test_weights_of_gathered_rows_are_those_of_the_record(tmp_path: Path) -> Non
         ((None, False), {}, (True, False)),
         ((None, None), {}, None),
         ((None, True), {"ended": False}, (False, True)),
+        (("", True), {"ended": False}, (False, True)),
+        (("", " "), {"ended": False}, (False, False)),
+        ((True, "true"), {"ended": False}, None),
+        ((False, ""), {}, (False, True)),
     ],
 )
 def test_each_answer_says_whether_it_ends(
@@ -99,3 +103,24 @@ def test_a_list_for_one_completion_is_rejected(tmp_path: Path) -> None:
     good = [steer("3"), steer("4")]
     found = reading(tmp_path, *({**one, "prompt": "2?"} for one in good), steer("3", ended=[True, False]), steer("4"))
     assert (len(found.records), [r.reason for r in found.rejections]) == (1, ["wrong_type"] * 2)
+
+
+@pytest.mark.parametrize("more", [{}, {"ended": True}])
+def test_too_few_answers_are_named_as_such_whatever_ends(tmp_path: Path, more: dict[str, Any]) -> None:
+    alone = [
+        steer("3", prompt="2?", **more),
+        {**TREE[0], "message_tree_id": "u"},
+        {**TREE[1], **more, "message_tree_id": "u"},
+    ]
+    for row, good in ((alone[:1], [steer("3"), steer("4", 0)]), (alone[1:], TREE)):
+        found = reading(tmp_path, *row, *good, ended=False)
+        assert {r.reason for r in found.rejections} == {"too_few_completions"}
+        assert [r.ended for r in found.records] == [(False, False)]
+
+
+def test_a_tree_in_one_row_is_open_where_its_answers_say_nothing(tmp_path: Path) -> None:
+    replies = [
+        {"text": t, "role": "assistant", "rank": i, "ended": e} for i, (t, e) in enumerate((("a", True), ("b", None)))
+    ]
+    row = {"message_tree_id": "t", "prompt": {"text": "q", "role": "prompter", "replies": replies}}
+    assert [r.ended for r in reading(tmp_path, row, ended=False).records] == [(True, False)]

@@ -66,6 +66,8 @@ def test_turns_that_are_trained(tmp_path: Path, row: dict[str, Any], train_on: s
         ({"ended": [True, False]}, {}, (True, False)),
         ({"ended": "true"}, {"ended": False}, (True, True)),
         ({}, {"ended": False}, (False, False)),
+        ({"ended": " "}, {"ended": False}, (False, False)),
+        ({"ended": ""}, {}, (True, True)),
         ({"initial_reason_steps": "Step 1: so.\n"}, {}, (False, False)),
         ({"initial_reason_steps": "Step 1: so.\n", "ended": [False, True]}, {}, (False, True)),
     ],

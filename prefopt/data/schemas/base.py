@@ -12,6 +12,7 @@ from prefopt.data.record import Record, RowError
 from prefopt.data.rows import Row
 
 MEMBERS, PLACES = "rows of the record", "places of the rows"  # of a row that `gather` made
+ENDED_DEFAULT = "whether an answer ends its turn if it does not say so"  # `data.ended`, in every row that is read
 Made = Record | RowError  # a row may hold several records, of which some may fail
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from prefopt.data.fields import blank, first, label, number, string
-from prefopt.data.make import ranked, with_facts
+from prefopt.data.make import ranked
 from prefopt.data.record import RowError
 from prefopt.data.row_facts import ARGUMENTS, TOOLS, all_ended
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, is_turns, joined
+from prefopt.data.schemas.base import ENDED_DEFAULT, MEMBERS, PLACES, Made, Schema, has, is_turns, joined
 from prefopt.data.schemas.prompts import completion_of, instruction, open_transcript, prompt_of, user
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence")  # 0 to 4; not verbosity and complexity, which are no merit
@@ -84,7 +85,8 @@ def attribute_scores(row: Row) -> list[Made]:
         places.append(place)
         answers.append(answer)
     try:
-        made.append(with_facts(ranked(prompts[0] if prompts else "", texts, scores), {}, all_ended(answers)))
+        ended = all_ended(answers, row[ENDED_DEFAULT])
+        made.append(dataclasses.replace(ranked(prompts[0] if prompts else "", texts, scores), ended=ended))
     except RowError as error:
         detail = error.detail
         if error.reason == "too_few_completions":

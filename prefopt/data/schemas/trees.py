@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data.fields import ROLES, blank, number, shown, string, type_of
-from prefopt.data.make import ranked, with_facts
+from prefopt.data.make import ranked
 from prefopt.data.record import Message, RowError
 from prefopt.data.row_facts import all_ended
 from prefopt.data.rows import Row
-from prefopt.data.schemas.base import MEMBERS, PLACES, Made, Schema, has, joined
+from prefopt.data.schemas.base import ENDED_DEFAULT, MEMBERS, PLACES, Made, Schema, has, joined
 
 SHOWN = 10  # messages that are named in an error
 
@@ -53,7 +54,7 @@ def nested_tree(row: Row) -> list[Made]:
     except RowError as error:
         made.append(error)
     else:
-        made += _ranked(root)
+        made += _ranked(root, row[ENDED_DEFAULT])
     if all(isinstance(one, RowError) for one in made):
         made[0].rows = None  # type: ignore[union-attr]  # it accounts for the row, which no list uses
     return made
@@ -95,7 +96,7 @@ def tree_messages(row: Row) -> list[Made]:
     if len(roots) != 1:
         raise RowError("broken_tree", f"the tree has {len(roots)} first messages instead of one")
     broken += _apart(nodes)
-    made = [*broken, *_ranked(roots[0])]
+    made = [*broken, *_ranked(roots[0], row[ENDED_DEFAULT])]
     if broken and not roots[0].used:
         raise RowError(broken[0].reason, broken[0].detail)
     return made
@@ -127,9 +128,12 @@ def one_tree(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     return joined(rows, lambda row: row.get("message_tree_id"))
 
 
-def _ranked(root: Node) -> list[Made]:
-    """The ranked lists of a tree, and errors that account for all messages that are in none of them."""
-    made = list(_lists((root,), ()))
+def _ranked(root: Node, default: bool) -> list[Made]:
+    """The ranked lists of a tree, and errors that account for all messages that are in none of them.
+
+    `default` says whether an answer ends its turn if it does not say so.
+    """
+    made = list(_lists((root,), (), default))
     left = [node for node in root.below() if not (node.used or node.failed)]
     if deleted := [node for node in left if node.deleted()]:
         made.append(deleted[0].fail("deleted", f"deleted messages: {_names(deleted)}", len(deleted)))
@@ -143,7 +147,7 @@ def _ranked(root: Node) -> list[Made]:
     return made
 
 
-def _lists(path: tuple[Node, ...], before: tuple[Message, ...]) -> Iterator[Made]:
+def _lists(path: tuple[Node, ...], before: tuple[Message, ...], default: bool) -> Iterator[Made]:
     """The ranked lists at and below the last message of a path; rank 0 is the best, and only ranked answers count."""
     node = path[-1]
     try:
@@ -162,13 +166,14 @@ def _lists(path: tuple[Node, ...], before: tuple[Message, ...]) -> Iterator[Made
             except RowError as error:
                 yield reply.fail(error.reason, error.detail)
         try:
+            ended = all_ended((reply.row for reply, *_ in known), default)
             if len(known) < 2:
                 where = "; a tree's messages must be successive rows" if node.place else ""
                 raise RowError(
                     "too_few_completions", f"only {len(known)} of a turn's {len(answers)} answers are ranked{where}"
                 )
             made = ranked(here, [text for _, text, _ in known], [-rank for *_, rank in known])
-            made = with_facts(made, {}, all_ended(reply.row for reply, *_ in known))
+            made = dataclasses.replace(made, ended=ended)
             for used in (*path, *[reply for reply, *_ in known]):
                 used.used = True
             yield made
@@ -178,7 +183,7 @@ def _lists(path: tuple[Node, ...], before: tuple[Message, ...]) -> Iterator[Made
         yield RowError("too_few_completions", "the first message has no answers", rows=0, place=node.place)
     for reply in replies:
         if not reply.failed:
-            yield from _lists((*path, reply), here)
+            yield from _lists((*path, reply), here, default)
 
 
 def _said(row: Row) -> str:
