@@ -96,8 +96,8 @@ def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, s
     if path is None:
         return None
     if not is_reward_model(path):
-        raise UserError(f"model.value_model={path} is no reward model: give the folder of a run with "
-                        "loss=bradley_terry (or rm_list, pointwise), or of a classifier with one output")  # fmt: skip
+        raise UserError(f"model.value_model={path} is no reward model: give final/ of a run with loss=bradley_terry "
+                        "(or rm_list, pointwise), or the folder of a classifier with one output")  # fmt: skip
     config = replace(config, path=path, revision=None)
     own = load_tokenizer(config)
     if not same_tokens(own, tokenizer):

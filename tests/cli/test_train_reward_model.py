@@ -151,3 +151,25 @@ def test_the_card_of_a_reward_model(reward_runs: dict[str, Path], tmp_path: Path
     assert "AutoModelForSequenceClassification" in card
     assert "a tie is half" in card
     assert "{{" not in card
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_values_start_as_a_reward_model(
+    peft: str, reward_runs: dict[str, Path], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["loss=ppo", "source=rollouts", f"reward={reward_runs[peft]}", f"peft={peft}", "trainer.max_steps=2",
+             "rollout.max_new_tokens=4", "batch.records=2", "evaluation.texts=0"]  # fmt: skip
+    first = []
+    for more in ([], [f"model.value_model={reward_runs[peft]}/final"]):
+        out = run.out.parent / f"out_{len(first)}"
+        assert run(*given, *more, f"output_dir={out}") == 0
+        first.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0]))
+    fresh, started = first
+    assert fresh["reward"] == started["reward"], "the same texts"
+    assert fresh["loss"] == pytest.approx(0, abs=1e-6), "a text that was cut off has the value 0, and so each token"
+    assert started["loss"] > 1e-3, "the values of tokens are not that behind the text"
+    capsys.readouterr()
+    assert run(*given, f"model.value_model={reward_runs[peft]}") == 2
+    assert "is no reward model: give final/ of a run with loss=bradley_terry" in capsys.readouterr().err
