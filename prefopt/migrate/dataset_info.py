@@ -23,8 +23,11 @@ COLUMNS = {
     "system": ("system", "system_prompt"),
     "tools": ("tools", "functions"),
     "history": ("history",),
+    "images": ("images", "image"),
 }
-UNREAD = ("images", "videos", "audios")
+UNREAD = ("videos", "audios")
+TOWER = ("images: LLaMA-Factory leaves the vision tower and its projector as they are, unless freeze_vision_tower and "
+         "freeze_multi_modal_projector are false; here they are trained, too")  # fmt: skip
 SPEAKERS, SPOKEN = ("from", "role"), ("value", "content", "text")
 ROLE_TAGS = ("user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
@@ -83,11 +86,13 @@ def _fields(t: Translation, name: str, columns: dict[str, str]) -> dict[str, str
     fields = {}
     for key, column in columns.items():
         if key in UNREAD:
-            t.no_equal[f"{key} of {name}"] = "only text is trained"
+            t.no_equal[f"{key} of {name}"] = "videos and sound are not offered: prompts have texts and images"
         elif key not in COLUMNS:
             t.no_equal[f"{key} of {name}"] = f"not a known column of {NAME}"
         elif column and column not in COLUMNS[key]:
             fields[COLUMNS[key][0]] = column
+    if "images" in columns and t.given.get("freeze_vision_tower") is not False and TOWER not in t.differs:
+        t.differs.append(TOWER)
     return fields
 
 

@@ -23,7 +23,7 @@ DEFAULTS = {"lr_scheduler_type": "cosine", "weight_decay": 0.1, "adam_beta2": 0.
 QUANTIZED = "quantized weights; peft=qlora has 4 bits, nothing else is offered"
 NAMES = {"query": "query", "prompt": "prompt", "instruction": "instruction", "input": "input", "response": "completion",
          "rejected_response": "rejected_response", "messages": "messages", "label": "label", "system": "system",
-         "tools": "tools", "solution": "solution"}  # fmt: skip
+         "tools": "tools", "images": "images", "solution": "solution"}  # fmt: skip
 
 
 def translate(given: dict[str, Any], processes: int, *, rlhf: bool = True) -> Translation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from prefopt.migrate.convert import convert
+from prefopt.migrate.no_equivalent import has_no_effect, would_do
 from prefopt.migrate.trainer_options import STOCK
 from prefopt.migrate.trl import CLASSES
 from tests.migrate.settings import OPTIONS
@@ -73,6 +75,14 @@ def test_what_is_on_there_asks_for_something_where_it_is_off(tmp_path: Path) -> 
     on = plain(tmp_path / "swift.yaml", GIVEN["swift"] | {"dataset_shuffle": True, "freeze_vit": True})
     assert "dataset_shuffle" not in on["no_equal"]
     assert "freeze_vit" in on["no_equal"]
+
+
+def test_every_row_of_the_table_is_reached() -> None:
+    """A row below a pattern that has its name too would never be read."""
+    table = yaml.safe_load((files("prefopt.migrate") / "no_equivalent.yaml").read_text())
+    for name, text in table["would"].items():
+        assert not has_no_effect(name, True), name
+        assert would_do(name, True) == text, name
 
 
 def test_an_option_that_nobody_knows_is_named(tmp_path: Path) -> None:

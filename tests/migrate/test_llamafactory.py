@@ -59,6 +59,18 @@ def test_llama_factorys_data_are_found_by_name(tmp_path: Path) -> None:
     assert set(found.no_equal) == {"neftune_noise_alpha"}
 
 
+def test_images_are_a_column(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    entry = {"file_name": "mine.json", "columns": {"images": "photos", "videos": "films"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    found = convert(written(tmp_path, LLAMA_FACTORY, "theirs.yaml"))
+    assert found.settings["data.fields"] == {"images": "photos"}
+    assert "videos of mine" in found.no_equal
+    assert any("vision tower" in text for text in found.differs)
+    told = convert(written(tmp_path, LLAMA_FACTORY | {"freeze_vision_tower": False}, "told.yaml"))
+    assert not any("vision tower" in text for text in told.differs)
+
+
 def test_what_a_limit_of_each_data_set_means(tmp_path: Path) -> None:
     """`max_samples` is of each data set there, and of all together here; what else is left out is listed."""
     (tmp_path / "data").mkdir()

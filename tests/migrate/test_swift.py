@@ -68,11 +68,12 @@ def test_rpo_alpha_is_a_second_loss() -> None:
 def test_data(tmp_path: Path) -> None:
     """`path#count`, `HF::id:subset`, and columns by their own names; the defaults of LoRA are theirs."""
     words = ["swift", "rlhf", "--rlhf_type", "dpo", "--model", "m", "--dataset", "HF::org/a:part#50", "--columns",
-             '{"good": "response", "bad": "rejected_response", "x": "objects"}', "--use_hf", "true"]  # fmt: skip
+             '{"good": "response", "bad": "rejected_response", "photo": "images", "x": "objects"}',
+             "--use_hf", "true"]  # fmt: skip
     found = convert(words)
     assert {name: found.settings[f"data.{name}"] for name in ("path", "subset", "max_records", "fields")} == {
         "path": "org/a", "subset": "part", "max_records": 50,
-        "fields": {"chosen": "good", "rejected": "bad"},
+        "fields": {"chosen": "good", "rejected": "bad", "images": "photo"},
     }  # fmt: skip
     assert "columns: objects" in found.no_equal
     assert found.settings["data.eval_records"] == 0  # nothing is held out there
