@@ -40,7 +40,10 @@ def from_first_process(make: Callable[[], T]) -> T:
 
 
 def from_all_processes(make: Callable[[], dict[K, T]]) -> dict[K, T]:
-    """The union of what `make` gives in each process. What it raises in one is raised in all: none waits for it."""
+    """The union of what `make` gives in each process.
+
+    A `PrefoptError` that it raises in one is raised in all, and none waits for it; any other ends that process alone.
+    """
     part: dict[K, T] | PrefoptError
     try:
         part = make()

@@ -21,9 +21,8 @@ class C2DPO:
 
     Identities: c2_dpo(lam=0.0) = dpo.
 
-    Differences: the paper's own text was not read. Two accounts of it agree on the squared sum and on lam 2e-4: oxRL's
-    code, and notes on its second version, which apply the term to four losses; whether the paper has other forms of
-    its constraint is not known.
+    Differences: formula from oxRL's code; not checked against the paper. Notes on the paper's second version agree with
+    it on the squared sum and on lam 2e-4, and apply the term to four losses.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.17507"

@@ -24,8 +24,8 @@ class SPO:
 
     Identities: spo = spo(gamma_beta_ratio=0.0) on pairs whose margin is smaller by gamma_beta_ratio.
 
-    Differences: the paper's own text was not read but for its abstract (no reference, a SiLU with a finite minimum, an
-    upper bound), which VyvoTTS's form satisfies: its gamma is 0.8 = beta * gamma_beta_ratio. oxRL's `spo`,
+    Differences: formula from VyvoTTS's code; checked against the paper's abstract alone (no reference, a SiLU with a
+    finite minimum, an upper bound). VyvoTTS's gamma is 0.8 = beta * gamma_beta_ratio. oxRL's `spo`,
     -SiLU(beta * (rho_w - rho_l)) against a reference, falls without bound and so is none of these.
     """
 

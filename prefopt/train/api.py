@@ -152,6 +152,8 @@ def _build(
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
     if needs.only_own_samples and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
+    if given.value_model is not None and not needs.values:
+        raise UserError("this loss has no value model: leave value_model out")
     check_kind(model, needs)
     check_router_loss(model, given.trainer.get("router_aux_loss") or 0.0)
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)

@@ -79,14 +79,14 @@ def check_early_stopping(patience: Any, options: dict[str, Any]) -> None:
 def early_stopping(given: Mapping[str, Any]) -> list[EarlyStoppingCallback]:
     """The callback that the options ask for, if they do."""
     patience = given.get("early_stopping_patience")
-    threshold = given.get("early_stopping_threshold", 0.0)
+    threshold = given.get("early_stopping_threshold", DEFAULTS["early_stopping_threshold"])
     return [] if patience is None else [EarlyStoppingCallback(patience, threshold)]
 
 
 def _start_processes(options: Mapping[str, Any]) -> None:
     """Let the processes of a run find each other. transformers would do it, but without a timeout on CPUs."""
     cpu = bool(options.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    timeout = options.get("ddp_timeout", TrainingArguments.ddp_timeout)
+    timeout = options["ddp_timeout"]
     if not distributed.is_initialized():
         PartialState(cpu=cpu, backend=options.get("ddp_backend"), timeout=timedelta(seconds=timeout))
 

@@ -92,11 +92,20 @@ def server_of(rollout: RolloutConfig, folder: Path) -> VllmServer | None:
 
 
 def prompts_of(records: Sequence[TokenRecord]) -> list[Prompt]:
-    """The prompts of records, each once, in their order."""
+    """The prompts of records, each once, in their order.
+
+    Raises:
+        UserError: no records, or records of one prompt with different weights.
+    """
     found: dict[bytes, Prompt] = {}
     for i in range(len(records)):
         record = records[i]
-        found.setdefault(record.prompt.tobytes(), Prompt(record.id, record.prompt, record.stable_int, record.weight))
+        prompt = Prompt(record.id, record.prompt, record.stable_int, record.weight)
+        first = found.setdefault(record.prompt.tobytes(), prompt)
+        if first.weight != prompt.weight:
+            raise UserError(f"the records {first.id} and {prompt.id} have the same prompt and different weights "
+                            f"({first.weight:g}, {prompt.weight:g}), and samples are drawn once behind it: give the "
+                            "prompt one weight, or leave the column out with data.ignore")  # fmt: skip
     if not found:
         raise UserError("there are no prompts to sample behind: see which rows were rejected, and why")
     return list(found.values())
@@ -117,8 +126,6 @@ def _estimating(given: Settings, policy: Policy) -> Policy:
 
 
 def _check(loss: Loss, args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
-    if given.value_model is not None and not loss.needs.values:
-        raise UserError("this loss has no value model: leave value_model out")
     if given.tokenizer is None:
         raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
     if fsdp.settings(args) is not None:

@@ -109,6 +109,8 @@ def test_a_value_model_that_cannot_be_is_refused(tmp_path: Path) -> None:
         own_texts.run("ppo", tmp_path, value_model=tiny.model())
     with pytest.raises(UserError, match="this loss has no value model"):
         own_texts.run("rloo", tmp_path, value_model=reward_model())
+    with pytest.raises(UserError, match="this loss has no value model"):
+        tiny.make(load("dpo"), tiny.records(Data.PAIRS, 4), tmp_path, value_model=reward_model())
 
 
 def test_a_resume_with_another_value_model_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from prefopt.errors import UserError
 from prefopt.losses import registry
 from prefopt.losses.registry import load
 from prefopt.plugin import Data, Logps, PairLogps
+from prefopt.train.on_policy import prompts_of
 from prefopt.train.sources.labels import LabelRule, SampledPrompt, check_samples, labelled, win_rates
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.rollouts import Rollouts
@@ -142,3 +143,13 @@ def test_prompts_bring_their_weights(tmp_path: Path) -> None:
     batches = [one.step(0) for one in made]
     assert [[batch.feed[i].weight for i in batch.index] for batch in batches] == [[1.0] * 3, [2.0] * 3]
     assert made[0].fingerprint() != made[1].fingerprint()
+
+
+def test_records_of_one_prompt_with_different_weights_are_refused() -> None:
+    one = own_texts.PROMPTS[0]
+    other = dataclasses.replace(one, id="other", weight=2.0)
+    assert len(prompts_of([one, one])) == 1
+    with pytest.raises(
+        UserError, match=rf"the records {one.id} and other have the same prompt.*\(1, 2\).*data\.ignore"
+    ):
+        prompts_of([one, other])
