@@ -60,9 +60,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        inputs = load_image_inputs(path, config.revision, tokenizer)
     if not isinstance(tokenizer.model_max_length, int | float):  # compared with lengths at every call
         raise UserError(f"model.path={config.path}: model_max_length in tokenizer_config.json is not a number")
-    inputs = load_image_inputs(path, config.revision, tokenizer)
     return tokenizer if inputs is None else attach_inputs(tokenizer, inputs)
 
 
@@ -188,11 +188,11 @@ def _load(config: ModelConfig, resolved: str, revision: str | None = None, *, qu
         kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         loaded: Any = kind.from_pretrained(resolved, config=settings, output_loading_info=True, **how, **shared)
         model, about = loaded
+        inputs = load_image_inputs(resolved, revision) if sees else None
     if about["missing_keys"]:
         absent = sorted(about["missing_keys"])
         raise UserError(f"model.path={config.path}: {len(absent)} of the weights that its config asks for are not in "
                         f"its files ({', '.join(absent[:3])}); they would be random")  # fmt: skip
-    inputs = load_image_inputs(resolved, revision) if sees else None
     return model if inputs is None else attach_inputs(model, inputs)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     PROCESSOR_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
 )
 from transformers.utils import AUDIO_TOKENIZER_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
-from transformers.utils.hub import cached_file
 
 from prefopt.data.images.inputs import ImageInputs
 from prefopt.models.adapters import BASE, saved_settings
@@ -33,7 +37,11 @@ def copy_processor(source: str, target: Path, revision: str | None = None) -> No
     if saved is not None:
         copy_processor(saved[BASE], target)
     for name in FILES:
-        if (file := _file(source, name, revision)) is not None:
+        try:
+            file = _file(source, name, revision)
+        except OSError:  # what the model was loaded with is here; a run that ends does not fail for the rest
+            continue
+        if file is not None:
             shutil.copyfile(file, target / name)
 
 
@@ -51,13 +59,21 @@ def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = N
     Args:
         path: a folder, of an adapter too, or a hub id.
         revision: of a hub id.
-        tokenizer: the model's, where it is loaded already; it gets the processor's chat template.
+        tokenizer: the model's, where it is loaded already; it gets the processor's chat template, unless it is that of
+            an adapter, which was saved with the one in training.
+
+    Raises:
+        OSError: the hub does not answer, or has no such model.
     """
     saved = saved_settings(path)
     if saved is not None:
-        return load_image_inputs(saved[BASE], None, tokenizer)
-    if not has_processor(path, revision):
-        return None
+        template = getattr(tokenizer, "chat_template", None)
+        inputs = load_image_inputs(saved[BASE], None, tokenizer)
+        if tokenizer is not None:
+            tokenizer.chat_template = template
+        return inputs
+    if PreTrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type") not in CONFIG_MAPPING:
+        return None  # a tokenizer alone, or a model of its author's code
     config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     if not takes_images(config, path, revision):
         return None
@@ -70,7 +86,7 @@ def load_image_inputs(path: str, revision: str | None = None, tokenizer: Any = N
     own = {name: settings[name] for name in asked if name in settings}
     if own.get("chat_template") is not None:
         tokenizer.chat_template = own["chat_template"]
-    return ImageInputs.of(image_processor(kind, images, tokenizer, own), int(_placeholder(config) or 0))
+    return ImageInputs.of(image_processor(kind, images, tokenizer, own), int(_placeholder(config) or 0), own)
 
 
 def image_processor(kind: Any, images: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
@@ -103,13 +119,24 @@ def _placeholder(config: Any) -> int | None:
 
 
 def has_processor(path: str, revision: str | None = None) -> bool:
-    """Whether the settings of a processor for images stand beside a model."""
+    """Whether the settings of a processor for images stand beside a model; OSError where the hub does not say."""
     return any(_file(path, name, revision) for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME))
 
 
 def _file(path: str, name: str, revision: str | None) -> str | None:
+    """A file of a model; None if it has none, or if the hub is not to be asked and the cache has none.
+
+    Raises:
+        OSError: the hub does not answer, or has no such model.
+    """
+    if os.path.isdir(path):
+        file = os.path.join(path, name)
+        return file if os.path.isfile(file) else None
     try:
-        found: str | None = cached_file(path, name, revision=revision)
-    except OSError:  # most models have none
+        return hf_hub_download(path, name, revision=revision)
+    except LocalEntryNotFoundError:  # the hub was not asked, or did not answer
+        if try_to_load_from_cache(path, name, revision=revision) is None and not is_offline_mode():
+            raise
+        return None  # an earlier answer, that there is none, is in the cache
+    except EntryNotFoundError:
         return None
-    return found

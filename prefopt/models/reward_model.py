@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from prefopt.common.files import write_json
 from prefopt.data.images.inputs import attach as attach_inputs
+from prefopt.data.images.inputs import same_images
 from prefopt.data.tokenize import same_tokens
 from prefopt.errors import UserError
 from prefopt.models.adapters import (
@@ -90,7 +91,7 @@ def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, s
     """Load the reward model that a value model starts as, with an adapter unless `peft.method=none`; None for none.
 
     Raises:
-        UserError: `config.value_model` is no reward model, or has another tokenizer than the policy.
+        UserError: `config.value_model` is no reward model, or has another tokenizer or image processor than the policy.
     """
     path = config.value_model
     if path is None:
@@ -100,9 +101,9 @@ def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, s
                         "(or rm_list, pointwise), or the folder of a classifier with one output")  # fmt: skip
     config = replace(config, path=path, revision=None)
     own = load_tokenizer(config)
-    if not same_tokens(own, tokenizer):
-        raise UserError(f"model.value_model={path} has another tokenizer than the policy, whose tokens it reads: train "
-                        "a reward model from the policy's model, or leave it out")  # fmt: skip
+    if not (same_tokens(own, tokenizer) and same_images(own, tokenizer)):
+        raise UserError(f"model.value_model={path} has another tokenizer or image processor than the policy, whose "
+                        "tokens it reads: train a reward model from the policy's model, or leave it out")  # fmt: skip
     return load_reward_model(config, peft, tokenizer=own, seed=seed)
 
 
@@ -174,6 +175,7 @@ def _load(
             )
         finally:
             logging.set_verbosity(verbosity)
+        inputs = load_image_inputs(path, revision) if takes_images(settings, path, revision) else None
     model, about = loaded
     head = getattr(model, HEAD, None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
@@ -185,7 +187,6 @@ def _load(
                         + ("" if absent else ": is it a reward model?"))  # fmt: skip
     if about["missing_keys"]:
         _fresh(head, seed)
-    inputs = load_image_inputs(path, revision) if takes_images(settings, path, revision) else None
     return model if inputs is None else attach_inputs(model, inputs)
 
 

@@ -1,8 +1,8 @@
 """Scores answers with a reward model, each read at its last token: the end token of a text that ended.
 
-Where the reward model and the policy read texts alike (the same tokenizer and chat template), it is given the policy's
-own tokens. Otherwise the prompt, as the data has it, and the text are written anew with the reward model's tokenizer
-and template: another tokenizer's ids would be other words.
+Where the reward model and the policy read texts alike (the same tokenizer, chat template and image processor), it is
+given the policy's own tokens. Otherwise the prompt, as the data has it, and the text are written anew with the reward
+model's tokenizer and template: another tokenizer's ids would be other words.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from prefopt.data.data_config import DataConfig
+from prefopt.data.images.inputs import same_images
 from prefopt.data.jinja_source import template_source, trained_template
 from prefopt.data.record import Record, RowError, Text
 from prefopt.data.row_facts import unknown
@@ -96,6 +97,7 @@ class ModelReward:
         _, own, writer = self._loaded
         return same_tokens(own, writer.tokenizer) and (
             template_source("auto", own) == trained_template(writer.tokenizer, writer.data)
+            and same_images(own, writer.tokenizer)
         )
 
     @cached_property

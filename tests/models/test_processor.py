@@ -5,21 +5,29 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from prefopt.common.digest import of_json
 from prefopt.data.images.inputs import inputs_of
 from prefopt.errors import PrefoptError, UserError
+from prefopt.models import processor
 from prefopt.models.export_folder import check, export_model
 from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_tokenizer
 from prefopt.models.processor import load_image_inputs
 from tests.models import pictures
+
+RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "gemma3"])
@@ -73,6 +81,74 @@ def test_a_folder_without_its_processor_names_the_file(folder: str, tmp_path: Pa
         return
     with pytest.raises(UserError, match=r"processor_config\.json"):
         load_model(ModelConfig(path=str(tmp_path)))
+
+
+def copied(folder: str, target: Path, **config: Any) -> Path:
+    """A copy of a model with these entries in its config."""
+    shutil.copytree(folder, target)
+    settings = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(settings | config))
+    return target
+
+
+def test_a_model_of_its_authors_code_takes_no_images(folder: str, tmp_path: Path) -> None:
+    target = copied(folder, tmp_path / "model", model_type="of_its_author")
+    assert load_image_inputs(str(target)) is None
+    tokenizer = load_tokenizer(ModelConfig(path=str(target), trust_remote_code=True))
+    assert inputs_of(tokenizer) is None
+
+
+def test_an_adapter_keeps_the_template_of_its_training(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folder, "peft_type": "LORA"}))
+    tokenizer = load_tokenizer(ModelConfig(path=folder))
+    tokenizer.chat_template = "{{ 'trained' }}"
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelConfig(path=str(tmp_path)))
+    assert inputs_of(loaded) is not None
+    assert loaded.chat_template == "{{ 'trained' }}"
+
+
+def test_settings_of_the_processor_itself_are_part_of_the_digest(tmp_path: Path) -> None:
+    """By these LLaVA counts the places of an image, whose pixels stay the same."""
+    folder = pictures.save("llava", tmp_path / "llava")
+
+    def digest(**changed: Any) -> str:
+        other = shutil.copytree(folder, tmp_path / of_json(changed))
+        settings = json.loads((other / "processor_config.json").read_text())
+        (other / "processor_config.json").write_text(json.dumps(settings | changed))
+        inputs = load_image_inputs(str(other))
+        assert inputs is not None
+        return inputs.settings
+
+    before = digest()
+    assert digest(num_additional_image_tokens=2) != before
+    assert digest(chat_template="another") == before
+
+
+@pytest.mark.parametrize(
+    ("problem", "offline", "expected"),
+    [
+        (RemoteEntryNotFoundError("absent", response=RESPONSE), False, False),
+        (LocalEntryNotFoundError("not in the cache"), True, False),
+        (LocalEntryNotFoundError("no connection"), False, None),
+        (HfHubHTTPError("busy", response=RESPONSE), False, None),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problem: Exception, offline: bool, expected: bool | None
+) -> None:
+    def asked(*_: Any, **__: Any) -> str:
+        raise problem
+
+    monkeypatch.setattr(processor, "hf_hub_download", asked)
+    monkeypatch.setattr(processor, "is_offline_mode", lambda: offline)
+    if expected is None:
+        with pytest.raises(OSError, match=r"no connection|busy"):
+            processor.has_processor("some/model")
+    else:
+        assert processor.has_processor("some/model") is expected
+    processor.copy_processor("some/model", tmp_path)  # at the end of a run, which stays good
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from prefopt.data.data_config import DataConfig
+from prefopt.data.images.inputs import ImageInputs, attach
 from prefopt.data.tokens import TokenRecord
 from prefopt.errors import UserError
 from prefopt.losses.registry import load
@@ -88,6 +89,19 @@ def test_the_order_and_number_of_answers_change_nothing(plain: Path) -> None:
     together = reward(answers)
     np.testing.assert_allclose(reward(answers[::-1])[::-1], together, atol=1e-6)
     np.testing.assert_allclose([reward([a])[0] for a in answers], together, atol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "own", "same"), [("a", "a", True), ("a", "b", False), (None, "b", True)])
+def test_codes_of_images_are_read_by_the_same_processor_alone(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, policy: str | None, own: str, same: bool
+) -> None:
+    words = [tokenizer(), tokenizer()]
+    for one, settings in zip(words, (policy, own), strict=True):
+        if settings is not None:
+            attach(one, ImageInputs(None, 3, settings))
+    model, _ = open_reward_model(str(plain))
+    monkeypatch.setattr("prefopt.rewards.model.open_reward_model", lambda path: (model, words[1]))
+    assert ModelReward(path=str(plain), writer=lambda: writer(words[0])).reads_tokens is same
 
 
 def test_another_tokenizer_reads_the_text_anew(tmp_path: Path) -> None:

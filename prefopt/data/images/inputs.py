@@ -48,7 +48,7 @@ class ImageInputs:
     Attributes:
         processor: of transformers, for images and text.
         token_id: the token in whose place the model puts what it sees.
-        settings: digest of what the pixels depend on beside the image.
+        settings: digest of what the pixels and their places depend on beside the image.
         files: digest -> file.
         prompts: digest of a prompt's codes -> its images.
         held: digest -> image, of those in memory.
@@ -63,9 +63,11 @@ class ImageInputs:
     _expansions: dict[Sizes, list[Expansion]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, processor: Any, token_id: int) -> ImageInputs:
-        """The inputs by a processor of transformers, for a model whose placeholder has this id."""
-        facts = [type(processor).__name__, processor.image_processor.to_dict(), processor.image_token, token_id]
+    def of(cls, processor: Any, token_id: int, own: Mapping[str, Any]) -> ImageInputs:
+        """The inputs by a processor of transformers with these settings of its own, for a model whose placeholder has
+        this id."""
+        used = {name: value for name, value in own.items() if name != "chat_template"}
+        facts = [type(processor).__name__, processor.image_processor.to_dict(), processor.image_token, token_id, used]
         return cls(processor, token_id, of_json(facts))
 
     def __deepcopy__(self, memo: object) -> ImageInputs:
@@ -268,6 +270,12 @@ def inputs_of(owner: Any) -> ImageInputs | None:
     """The inputs that belong to a tokenizer or a model; None of one that takes no images."""
     found: ImageInputs | None = getattr(owner, ATTRIBUTE, None)
     return found
+
+
+def same_images(one: Any, other: Any) -> bool:
+    """Whether two tokenizers or models make the same of images, as far as both take any."""
+    mine, theirs = inputs_of(one), inputs_of(other)
+    return mine is None or theirs is None or mine.settings == theirs.settings
 
 
 def decode_prompt(tokenizer: Any, prompt: Sequence[int], **options: Any) -> str:
