@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefopt.cli.arguments import Parser, at_least
-from prefopt.common.cache import cache_dir
 from prefopt.common.escaping_console import Console, Table
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
@@ -36,16 +35,18 @@ def main(argv: list[str]) -> int:
         raise UserError("which store? give a name from `prefopt reference list`, or --all")
     if args.command == "prune" and (args.name is not None) + args.all + (args.older_than is not None) > 1:
         raise UserError("give only one of a name, --all and --older-than")
-    from prefopt.engine.reference.store import stores
+    from prefopt.engine.reference.store import store_root, stores
 
-    folder = args.folder or cache_dir() / "reference"
+    folders = [store_root(args.folder, figures=figures) for figures in (False, True)]
     tidies = args.command == "prune" and not args.all and args.name is None and args.older_than is None
-    found = [] if tidies else list(stores(folder))  # opening a store reads every byte
+    found = (
+        [] if tidies else [store for folder in folders for store in stores(folder)]
+    )  # opening a store reads every byte
     if args.command == "list":
-        return _list(folder, found, as_json=args.json)
+        return _list(folders, found, as_json=args.json)
     if args.name is not None and not args.all:
-        found = [_chosen(folder, found, args.name)]
-    return _verify(found) if args.command == "verify" else _prune(folder, found, args)
+        found = _chosen(folders[0], found, args.name)
+    return _verify(found) if args.command == "verify" else _prune(folders, found, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(overrides: list[str]) -> int:
     from prefopt.common.quiet import quiet
     from prefopt.config.compose import compose
+    from prefopt.engine.reference.store import store_root
     from prefopt.models.load import load_model, load_tokenizer
     from prefopt.runs.resolve import prepared_data, resolved
     from prefopt.train import build
@@ -79,7 +81,7 @@ def _build(overrides: list[str]) -> int:
     quiet(keep_data_bars=True)
     config = resolved(compose(overrides))
     prepared = prepared_data(config, load_tokenizer(config.model))
-    root = Path(config.reference_folder) if config.reference_folder else cache_dir() / "reference"
+    root = store_root(config.reference_folder)
     columns = (TextColumn("reference log-probs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as unused, Progress(*columns, transient=True) as bar:
@@ -104,12 +106,20 @@ def _build(overrides: list[str]) -> int:
     return 0
 
 
-def _list(root: Path, found: list[Any], *, as_json: bool) -> int:
+def _list(roots: list[Path], found: list[Any], *, as_json: bool) -> int:
     facts = [store.facts() for store in found]
     if as_json:
         print_json(facts, indent=1)
         return 0
-    table = Table(title=f"reference log-probs in {root}", title_justify="left", box=box.SIMPLE_HEAD)
+    for root in roots:
+        own = [f for f in facts if f["folder"] == str(root)]
+        if own or root == roots[0]:
+            Console().print(_table(f"reference log-probs in {root}", own))
+    return 0
+
+
+def _table(title: str, facts: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, min_width=12)
     table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=12)
     for column in ("texts", "tokens", "size", "unused", "damaged"):
@@ -119,8 +129,7 @@ def _list(root: Path, found: list[Any], *, as_json: bool) -> int:
         damaged = f["broken_parts"] + f["altered_parts"]
         numbers = (f"{f['entries']:,}", f"{f['tokens']:,}", _size(f["bytes"]), f"{f['unused_days']:.0f} d")
         table.add_row(f["name"][:12], model, *numbers, str(damaged or ""))
-    Console().print(table)
-    return 0
+    return table
 
 
 def _verify(found: list[Any]) -> int:
@@ -136,7 +145,7 @@ def _verify(found: list[Any]) -> int:
     return 0
 
 
-def _prune(root: Path, found: list[Any], args: argparse.Namespace) -> int:
+def _prune(roots: list[Path], found: list[Any], args: argparse.Namespace) -> int:
     from prefopt.engine.reference.store import leftovers, remove
 
     if args.older_than is not None:
@@ -146,7 +155,7 @@ def _prune(root: Path, found: list[Any], args: argparse.Namespace) -> int:
         size = remove([store.folder])
         print(f"{store.folder.name}: {len(store):,} completions, {_size(size)} freed")
         freed += size
-    if left := leftovers(root):
+    if left := [folder for root in roots for folder in leftovers(root)]:
         size = remove(left)
         print(f"{len(left)} leftovers of killed processes: {_size(size)} freed")
         freed += size
@@ -154,14 +163,14 @@ def _prune(root: Path, found: list[Any], args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(root: Path, found: list[Any], name: str) -> Any:
-    """The store whose name begins with `name`."""
+def _chosen(root: Path, found: list[Any], name: str) -> list[Any]:
+    """The store whose name begins with `name`; two where its reference was scored for figures, too."""
     chosen = [store for store in found if store.folder.name.startswith(name)]
-    if len(chosen) != 1:
+    if len({store.folder.name for store in chosen}) != 1:
         kept = ", ".join(store.folder.name[:12] for store in chosen or found) or "nothing"
         which = "is the beginning of several stores" if chosen else "is not a store"
         raise UserError(f"{name!r} {which} in {root}: {kept}")
-    return chosen[0]
+    return chosen
 
 
 def _size(count: int) -> str:

@@ -8,10 +8,8 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from prefopt.common.cache import cache_dir
 from prefopt.common.memory_usage import peak_memory_gib, reset_peak_memory
 from prefopt.compare import measure_texts, measure_world
 from prefopt.compare.costs import ChangedReward, SampleCount, offline_costs
@@ -20,6 +18,7 @@ from prefopt.compare.spec import Measurement, Split
 from prefopt.config.run_config import RunConfig
 from prefopt.data.record import reversed_sides
 from prefopt.engine.cpu import give_back
+from prefopt.engine.reference.store import store_root
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
 from prefopt.plugin import Data
@@ -89,6 +88,7 @@ def _train(
     job: Job, config: RunConfig, policy: Any, data: PreparedRecords
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     count, processor, reward = SampleCount(), time.process_time(), _reward(job)
+    reads = config.loss.needs.reads_reference
     with tempfile.TemporaryDirectory(prefix="prefopt-job-") as scratch:
         result = train(
             policy,
@@ -98,7 +98,7 @@ def _train(
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, policy) if config.model.reference else None,
-            store=_store(config),
+            store=store_root(config.reference_folder, figures=not reads),
             tokenizer=data.tokenizer,
             reward=reward,
             rollout=config.rollout,
@@ -107,13 +107,17 @@ def _train(
             **(config.trainer | {"save_strategy": "no", "eval_strategy": "no"}),
         )
     state = result.trainer.state
-    weights, reads = sum(p.numel() for p in policy.parameters()), config.loss.needs.reads_reference
+    weights = sum(p.numel() for p in policy.parameters())
+    processor += 0.0 if reads else result.reference_processor_seconds
+    # of a loss that reads none, the reference is scored for the figures alone, and is no cost of the method
+    scored, unscored = ("reference", "figures") if reads else ("figures", "reference")
     cost = {
         "train_seconds": round(result.seconds, 3),  # the steps alone
         "processor_seconds": round(time.process_time() - processor, 3),  # with the reference pass, of this process
-        # of a loss that reads none, the reference is scored for the figures alone, and is no cost of the method
-        "reference_seconds": round(result.reference_seconds, 3) if reads else 0.0,
-        "reference_texts": float(result.reference_misses) if reads else 0.0,  # scored now, not found in the store
+        f"{scored}_seconds": round(result.reference_seconds, 3),
+        f"{scored}_texts": float(result.reference_misses),  # scored now, not found in the store
+        f"{unscored}_seconds": 0.0,
+        f"{unscored}_texts": 0.0,
         # the trainer counts six operations per token and weight
         "tokens": float(round(state.total_flos / (6 * weights))),
         "steps": float(state.global_step),
@@ -126,13 +130,6 @@ def _train(
         {"step": h["step"]} | {name: h[name] for name in CURVE if name in h} for h in state.log_history if "loss" in h
     ]
     return cost, curve
-
-
-def _store(config: RunConfig) -> Path:
-    """The folder of reference log-probs. Those for the figures alone, of losses that read none, have another, so that
-    who pays for a reference does not depend on them."""
-    folder = Path(config.reference_folder) if config.reference_folder else cache_dir() / "reference"
-    return folder if config.loss.needs.reads_reference else folder.with_name(f"{folder.name}_figures")
 
 
 def _reward(job: Job) -> Reward | None:

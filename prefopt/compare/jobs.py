@@ -92,7 +92,8 @@ class JobResult:
         curve: the figures logged during training, by step.
         cost: `train_seconds`, `processor_seconds`, `measure_seconds`, `job_seconds`, `tokens` (of the steps),
             `tokens_sampled`, `tokens_scored`, `labels`, `reward_model_seconds`, `steps`, `peak_memory_mib`, and of the
-            reference pass `reference_seconds` and `reference_texts`.
+            reference pass `reference_seconds` and `reference_texts`. Of a loss that reads no reference, a pass for the
+            curves is `figures_seconds` and `figures_texts`, and of these only `job_seconds` includes it.
         warnings: what weakens it, as sentences.
         kept: it was read from an earlier call's folder.
     """

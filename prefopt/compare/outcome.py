@@ -23,7 +23,8 @@ class Standing:
         figures: means over the same seeds as `value`.
         cost: `trials`, `runs`; of one final run `train_seconds`, `peak_memory_mib`, `tokens_trained`, `tokens_sampled`,
             `tokens_scored`, `labels` and `reward_model_seconds`; of all runs `seconds` (training and measuring),
-            `job_seconds` (everything), `tokens`, `reference_seconds`, `reference_texts`. nan: not measured.
+            `job_seconds` (everything), `tokens`, `reference_seconds`, `reference_texts`, `figures_seconds`,
+            `figures_texts`. nan: not measured.
         edges: on which axes the chosen setting lies at the edge of what was tried.
         reason: why a run is missing, or empty.
     """

@@ -28,6 +28,7 @@ from prefopt.errors import PrefoptError
 
 Floats = NDArray[np.float64]
 RESULTS = "results.json"
+TOTALS = ("reference_seconds", "reference_texts", "figures_seconds", "figures_texts", "job_seconds")  # of all runs
 ONE_RUN = (
     "labels",
     "tokens_sampled",
@@ -186,7 +187,7 @@ def _cost(row: MethodRuns) -> dict[str, float]:
         "train_seconds": round(float(np.mean(column("train_seconds", row.finals) or [0.0])), 2),
         "tokens": sum(column("tokens", every)),
         "peak_memory_mib": max(column("peak_memory_mib", every), default=0.0),
-        **{name: total(name) for name in ("reference_seconds", "reference_texts", "job_seconds")},
+        **{name: total(name) for name in TOTALS},
         "tokens_trained": of_one("tokens"),
         **{name: of_one(name) for name in ("tokens_sampled", "tokens_scored", "labels", "reward_model_seconds")},
     }

@@ -16,7 +16,7 @@ from prefopt.common.redact import redact
 from prefopt.compare.frontier import KLS, AtKL, Runs, at_matched_kl
 from prefopt.compare.jobs import JobResult
 from prefopt.compare.outcome import ComparisonOutcome, Standing
-from prefopt.compare.results import train_command
+from prefopt.compare.results import TOTALS, train_command
 from prefopt.compare.rounds import MethodRuns
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import verdict_of
@@ -87,8 +87,7 @@ def compare_page(result: ComparisonOutcome) -> str:
             for setting, trial in zip(s.runs.settings, s.runs.trials, strict=False)
         ],
         tasks=_tasks(result),
-        reference_seconds=math.fsum(cost["reference_seconds"] for cost in trained),
-        reference_texts=math.fsum(cost["reference_texts"] for cost in trained),
+        total={name: math.fsum(cost[name] for cost in trained) for name in TOTALS},
         matched=_matched(result),
         kls=KLS,
         learning_curves=[chart for s in result.standings if (chart := _learning_curves(s, look[s.name])) is not None],

@@ -12,7 +12,6 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from prefopt.common.cache import cache_dir
 from prefopt.data.images.inputs import inputs_of
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.cpu import keep_large_buffers
@@ -23,7 +22,7 @@ from prefopt.engine.limits import check_length
 from prefopt.engine.packing import Indices, Packer, epoch_order
 from prefopt.engine.randomness import remove_randomness
 from prefopt.engine.reference.fingerprint import fingerprint
-from prefopt.engine.reference.store import ReferenceStore
+from prefopt.engine.reference.store import ReferenceStore, store_root
 from prefopt.engine.reference.table import ReferenceTable, reference_table
 from prefopt.errors import Stopped, ThresholdError, UserError
 from prefopt.models.adapters import twin
@@ -48,6 +47,8 @@ from prefopt.train.setup import (
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
+Clock = Callable[[float, float], None]  # told seconds, and those of the processor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -58,6 +59,7 @@ class Result:
         before, after: figures on the held-out records (empty without any), names without the `eval_` prefix.
         seconds: of training alone: its steps.
         reference_seconds: of the reference's log-probs before it; 0 for a loss that reads none ahead.
+        reference_processor_seconds: likewise, of this process on all its cores.
         reference_hits, reference_misses: log-probs of the reference found in the store, and computed.
     """
 
@@ -66,6 +68,7 @@ class Result:
     after: dict[str, float]
     seconds: float
     reference_seconds: float
+    reference_processor_seconds: float
     reference_hits: int
     reference_misses: int
 
@@ -99,8 +102,8 @@ def train(
         Stopped: a signal came, and `prefopt.train.signals.Signals` among the callbacks waited for it.
     """
     given = Settings.of(output_dir=output_dir, **settings)
-    reference_pass: list[float] = []
-    trainer = _build(model, loss, records, given, reference_pass.append)
+    reference_pass: list[tuple[float, ...]] = [(0.0, 0.0)]
+    trainer = _build(model, loss, records, given, lambda *spent: reference_pass.append(spent))
     if resume is not None:
         trainer.check_identity(resume)  # before anything is logged
     before = trainer.evaluate() if given.eval is not None else {}
@@ -124,7 +127,8 @@ def train(
         before={k.removeprefix("eval_"): v for k, v in before.items()},
         after={k.removeprefix("eval_"): v for k, v in after.items()},
         seconds=seconds,
-        reference_seconds=sum(reference_pass),
+        reference_seconds=reference_pass[-1][0],
+        reference_processor_seconds=reference_pass[-1][1],
         reference_hits=sum(table.hits for table in trainer.tables.values()),
         reference_misses=sum(table.misses for table in trainer.tables.values()),
     )
@@ -140,13 +144,12 @@ def build(model: Any, loss: Loss, records: Sequence[TokenRecord], **settings: An
     model, and with a fresh adapter the model below it. A live reference is then a copy of it that shares the weights
     which an adapter leaves frozen.
     """
-    return _build(model, loss, records, Settings.of(**settings), lambda seconds: None)
+    return _build(model, loss, records, Settings.of(**settings), lambda *spent: None)
 
 
-def _build(
-    model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, clock: Callable[[float], None]
-) -> PreferenceTrainer:
-    """`clock` is called with the seconds of the reference pass, if there is one: fingerprint, store and forwards."""
+def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, clock: Clock) -> PreferenceTrainer:
+    """`clock` is called with the seconds of the reference pass, if there is one: fingerprint, store and forwards; and
+    with those of the processor."""
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")
@@ -175,7 +178,7 @@ def _build(
 
 def _offline(
     model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, args: TrainingArguments,
-    clock: Callable[[float], None],
+    clock: Clock,
 ) -> Parts:  # fmt: skip
     """What learns from a data set: the order of its records, and the reference's log-probs of them."""
     needs, batch = loss.needs, given.batch or BatchConfig()
@@ -222,7 +225,7 @@ def _read(feed: Feed, args: TrainingArguments, batch: BatchConfig) -> Indices | 
 
 def _reference_pass(
     model: Any, feeds: Mapping[str, Feed], needs: Needs, given: Settings, args: TrainingArguments, batch: BatchConfig,
-    clock: Callable[[float], None],
+    clock: Clock,
 ) -> tuple[str | None, dict[str, ReferenceTable]]:  # fmt: skip
     """The reference's fingerprint and log-probs, of the splits that need them ahead of time."""
     read = needs.reference or given.log_ratios
@@ -232,10 +235,10 @@ def _reference_pass(
     referee = (model if given.reference is None else given.reference).to(args.device)
     choose_layout(referee, batch.layout)
     about = {"model": referee.config.name_or_path, "dtype": str(referee.dtype)}
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     name = fingerprint(referee, precision(args))
     check_same_weights(name)
-    store = ReferenceStore(given.store or cache_dir() / "reference", name, about)
+    store = ReferenceStore(store_root(given.store), name, about)
     tables = {}
     for split, feed in scored.items():
         with autocast(args):
@@ -249,5 +252,5 @@ def _reference_pass(
                 progress=given.progress,
                 read=_read(feed, args, batch) if split == "train" else None,
             )
-    clock(time.perf_counter() - start)
+    clock(time.perf_counter() - start[0], time.process_time() - start[1])
     return name, tables

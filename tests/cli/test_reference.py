@@ -116,6 +116,24 @@ def test_prune_chooses(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [p.name for p in cache.iterdir()] == ["notes"]
 
 
+def test_log_probs_for_figures_alone_are_listed_and_pruned(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One reference, scored for a loss that reads it and for the figures of one that does not."""
+    figures = cache.with_name("reference_figures")
+    for root in (cache, figures):
+        (root / ("a" * 32)).mkdir(parents=True)
+    (figures / ("b" * 32) / "part-cut").mkdir(parents=True)
+    assert [store["folder"] for store in listed(capsys)] == [str(cache), str(figures), str(figures)]
+    assert main(["reference", "list"]) == 0
+    said = "".join(capsys.readouterr().out.split())
+    assert "reference_figures" in said
+    assert main(["reference", "prune"]) == 0
+    assert "1 leftovers" in capsys.readouterr().out
+    assert main(["reference", "prune", "aa"]) == 0
+    assert [store["name"] for store in listed(capsys)] == ["b" * 32]
+    assert main(["reference", "prune", "--all"]) == 0
+    assert listed(capsys) == []
+
+
 def test_what_cannot_be(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reference", "verify"]) == 2
     assert main(["reference", "verify", "ffff"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,33 @@ def test_a_job_says_what_steps_reference_and_all_of_it_took(
     assert first["reference_seconds"] > 0
     assert second["reference_seconds"] > 0  # looking them up takes a little
     assert "reference_seconds" not in costs(ran, "base")[0]
+    assert first["figures_texts"] == second["figures_texts"] == 0
+    others = [*costs(ran, "sft"), *costs(ran, "orpo")]  # have curves of log-ratios: a pass that is no cost of theirs
+    assert sum(cost["figures_texts"] for cost in others) == 2 * 16
+    assert all(cost["figures_seconds"] > 0 for cost in others)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Here 32 texts were scored" in page
+    assert "of methods without a reference, 32 were scored" in page
     assert "orpo: by step" in page
     for _, result in ran:  # every method's log-ratios, that of the model before training being 0
         steps = [point["ratios/chosen"] for point in result.curve]
         assert len(steps) == (2 if result.method != "base" else 0)
         assert all(abs(first) < 1e-4 for first in steps[:1])
+
+
+def test_a_pass_for_curves_alone_takes_no_processor_of_the_method(
+    hold: Hold, ran: list[tuple[Job, JobResult]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every pass had taken an hour: that of DPO, which reads a reference, is its own."""
+
+    def slow(*args: Any, **given: Any) -> Any:
+        return dataclasses.replace(train(*args, **given), reference_processor_seconds=3600.0)
+
+    train = execute.train
+    monkeypatch.setattr(execute, "train", slow)
+    hold("losses=[orpo,dpo]", f"reference_folder={tmp_path / 'reference'}")
+    assert all(cost["processor_seconds"] < 0 for cost in costs(ran, "orpo"))
+    assert all(cost["processor_seconds"] > 0 for cost in costs(ran, "dpo"))
 
 
 def test_sides_are_swapped() -> None:

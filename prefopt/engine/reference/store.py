@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from prefopt.common.cache import whole_disk
+from prefopt.common.cache import cache_dir, whole_disk
 from prefopt.common.files import new_folder, remove_leftovers, write_text
 from prefopt.errors import UserError
 
@@ -48,6 +48,18 @@ COMPUTED = b"packed"  # how entries are computed: a change of it changes their b
 DIGEST = re.compile(r"[0-9a-f]{32}")
 # Nobody still writes a `tmp-` folder of this age: a part is written in seconds.
 LEFTOVER_SECONDS = 3600.0
+
+
+def store_root(folder: str | Path | None = None, *, figures: bool = False) -> Path:
+    """Return the folder of all stores.
+
+    Args:
+        folder: the one that was asked for; by default it is in prefopt's cache.
+        figures: return the folder beside it, of log-probs that only figures need: so that what a loss with a reference
+            pays for it does not depend on the others.
+    """
+    root = Path(folder) if folder else cache_dir() / "reference"
+    return root.with_name(f"{root.name}_figures") if figures else root
 
 
 def entry_key(prompt: Array, completion: Array) -> Key:
@@ -208,6 +220,7 @@ class ReferenceStore:
             about = {}
         return {
             "name": self.folder.name,
+            "folder": str(self.folder.parent),
             "entries": len(self),
             "tokens": self.num_tokens,
             "bytes": self.size_bytes,
