@@ -5,8 +5,8 @@
 
 A command whose output is in FOLDER/outputs already is not repeated, so that a walk that was stopped goes on.
 
-How polite a text is, is judged by the pairs themselves: the words that occur on their chosen side at least ten times as
-often as on their rejected side, and the other way round.
+The texts before and after are compared by words that are typical of a side of the pairs: those that occur there at
+least ten times as often as on the other.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def words_of(text: str) -> set[str]:
 
 
 def criterion(rows: Sequence[dict[str, str]]) -> dict[str, set[str]]:
-    """The words that mark a side of the pairs, where it differs from the other: `polite` and `rude`."""
+    """The words typical of the `chosen` and of the `rejected` side of the pairs, where it differs from the other."""
     chosen: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     for row in rows:
@@ -98,11 +98,11 @@ def criterion(rows: Sequence[dict[str, str]]) -> dict[str, set[str]]:
     def marks(side: Counter[str], other: Counter[str]) -> set[str]:
         return {word for word, count in side.items() if count >= MANY and count >= OFTEN * max(1, other[word])}
 
-    return {"polite": marks(chosen, rejected), "rude": marks(rejected, chosen)}
+    return {"chosen": marks(chosen, rejected), "rejected": marks(rejected, chosen)}
 
 
 def judged(samples: Sequence[dict[str, str]], marks: dict[str, set[str]]) -> dict[str, Any]:
-    """How many texts before and after have a polite or a rude word, and the texts."""
+    """How many texts before and after have words typical of each side, these words, and the texts."""
     counts = {
         f"{kind}_{when}": sum(bool(words_of(sample[when]) & marks[kind]) for sample in samples)
         for kind in marks
@@ -113,8 +113,10 @@ def judged(samples: Sequence[dict[str, str]], marks: dict[str, set[str]]) -> dic
          "before": sample["before"], "after": sample["after"]}
         for sample in samples
     ]  # fmt: skip
-    strongest = {kind: sorted(words)[:12] for kind, words in marks.items()}
-    return {"texts": len(samples), **counts, "samples": texts, "words": strongest}
+    said = set().union(*(words_of(sample[when]) for sample in samples for when in ("before", "after")))
+    found = {kind: sorted(words & said) for kind, words in marks.items()}
+    known = {kind: len(words) for kind, words in marks.items()}
+    return {"texts": len(samples), **counts, "samples": texts, "words": found, "known": known}
 
 
 def filled(page: str, results: dict[str, Any]) -> str:
@@ -137,17 +139,19 @@ def spelt(seconds: int) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The texts before and after, and how many of them have words that mark a side."""
+    """The texts before and after, and how many of them have words typical of a side, and which."""
 
     def cell(text: str) -> str:
         return re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
 
     lines = ["| prompt | base | tuned |", "|---|---|---|"]
     lines += [f"| {cell(s['prompt'])} | {cell(s['before'])} | {cell(s['after'])} |" for s in found["samples"]]
-    n = found["texts"]
-    lines += ["", f"A polite word is in {found['polite_before']} of the {n} texts of the base model and in "
-              f"{found['polite_after']} of the tuned model; a rude one in {found['rude_before']} and "
-              f"{found['rude_after']}."]  # fmt: skip
+    lines += ["", f"A word typical of the chosen side is in {found['chosen_before']} of the {found['texts']} texts "
+              f"of the base model and in {found['chosen_after']} of the tuned model; one typical of the rejected side "
+              f"in {found['rejected_before']} and {found['rejected_after']}.", ""]  # fmt: skip
+    for kind, words in found["words"].items():
+        shown = ", ".join(f'"{word}"' for word in words) or "none"
+        lines.append(f"- Of the {found['known'][kind]} words typical of the {kind} side, these texts have {shown}.")
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,7 @@ from prefopt.train.loop import PreferenceTrainer
 from prefopt.train.on_policy import own_samples
 from prefopt.train.settings import Parts, RunReference, Settings
 from prefopt.train.setup import (
+    check_images,
     check_kind,
     check_options,
     check_router_loss,
@@ -162,6 +163,7 @@ def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settin
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
     fsdp.check(args, moving_reference=needs.moving_reference)
+    check_images(model, args, {"train": records, "eval": given.eval})
     if args.device.type == "cpu":
         keep_large_buffers()
     given = replace(given, batch=batch, callbacks=[*given.callbacks, *early_stopping(given.trainer)])

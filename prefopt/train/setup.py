@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_sched
 from transformers.trainer_pt_utils import get_parameter_names
 
 from prefopt.common.environment import environment_kept
-from prefopt.engine.forward import evaluating, is_reward_model, unwrap
+from prefopt.data.images.inputs import has_images, inputs_of
+from prefopt.data.token_table import TokenTable
+from prefopt.data.tokens import Ids, TokenRecord
+from prefopt.engine.forward import decoder_of, evaluating, is_reward_model, unwrap
 from prefopt.engine.gates import TOLERANCE, choose_layout
 from prefopt.engine.packing import Cost
 from prefopt.engine.policy import Policy
@@ -34,6 +37,7 @@ NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(
 ROUTER_LOSSES = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")  # weights of a router's losses
 ALWAYS = ("records", "runtime")  # figures of every evaluation
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
+_NO_SEARCH = "trainer.activation_checkpointing, or trainer.ddp_find_unused_parameters=false"
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that step after an evaluation, by its metric
 
 
@@ -142,12 +146,59 @@ def check_parts(
     fsdp.check(args, moving_reference=needs.moving_reference)
 
 
+def check_images(model: Any, args: TrainingArguments, splits: Mapping[str, Sequence[TokenRecord] | None]) -> None:
+    """Check that the processes of a run need the weights for images all at once or never.
+
+    Every process gathers the shards of these weights where one has an image. DDP, unless it looks for weights without a
+    gradient, waits for theirs.
+
+    Args:
+        model: only one that was loaded with its processor takes images.
+        args: the options.
+        splits: `train` and `eval`; the latter has no gradients.
+
+    Raises:
+        UserError: they do not.
+    """
+    shards = fsdp.asked_for(args)
+    if args.world_size < 2 or inputs_of(unwrap(model)) is None:
+        return
+    if not shards and (finds_unused(args, model) or not _learns_to_see(unwrap(model))):
+        return
+    for split, records in splits.items():
+        if records is None or (split != "train" and not shards):
+            continue
+        found = {has_images(prompt) for prompt in _prompts(records)}
+        if len(found) > 1:
+            option = "trainer.fsdp" if shards else _NO_SEARCH
+            raise UserError("some records have images and some have none, and processes would wait for each other: "
+                            f"train image and text records apart, or without {option}")  # fmt: skip
+        if not shards and False in found:
+            raise UserError("the records have no images, and processes would wait for the gradients of the weights "
+                            f"that see: train without {_NO_SEARCH}")  # fmt: skip
+
+
+def _prompts(records: Sequence[TokenRecord]) -> Iterator[Ids]:
+    return records.prompts() if isinstance(records, TokenTable) else (record.prompt for record in records)
+
+
+def _learns_to_see(causal: Any) -> bool:
+    """Whether weights are trained that only images reach."""
+    head = causal.score if is_reward_model(causal) else causal.get_output_embeddings()
+    text = {id(weight) for part in (decoder_of(causal).get_decoder(), head) for weight in part.parameters()}
+    return any(weight.requires_grad and id(weight) not in text for weight in causal.parameters())
+
+
+def finds_unused(args: TrainingArguments, model: Any) -> bool:
+    """Whether DDP looks for weights without a gradient; it cannot where activations are computed again."""
+    if args.ddp_find_unused_parameters is not None:
+        return bool(args.ddp_find_unused_parameters)
+    return not (args.activation_checkpointing or getattr(model, "is_activation_checkpointing", False))
+
+
 def make_accelerator(args: TrainingArguments, model: Any) -> Accelerator:
     """accelerate for these options; it wraps in DDP, clips, scales, and lets processes exchange what they have."""
-    unused = args.ddp_find_unused_parameters
-    if unused is None:  # DDP cannot look for them where activations are computed again
-        unused = not (args.activation_checkpointing or getattr(model, "is_activation_checkpointing", False))
-    options: dict[str, Any] = {"find_unused_parameters": unused}
+    options: dict[str, Any] = {"find_unused_parameters": finds_unused(args, model)}
     if args.ddp_bucket_cap_mb is not None:
         options["bucket_cap_mb"] = args.ddp_bucket_cap_mb
     with environment_kept(fsdp.SWITCH):

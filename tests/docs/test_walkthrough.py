@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.walkthrough import DATA, PAGE, RESULTS, commands, criterion, excerpt, filled, judged
+from benchmarks.walkthrough import DATA, PAGE, RESULTS, commands, criterion, excerpt, filled, judged, words_of
 from prefopt.cli import main
 
 # Makes the runs small; everything else is as on the page.
@@ -48,18 +48,21 @@ def test_the_page_shows_what_its_commands_said() -> None:
     }
 
 
-def test_the_texts_became_polite_by_the_pairs_own_criterion() -> None:
+def test_the_texts_moved_to_the_words_of_the_chosen_side() -> None:
     found = json.loads(RESULTS.read_text())["judged"]
-    assert found["polite_after"] > found["texts"] / 2 > found["polite_before"]
+    assert found["chosen_after"] > found["texts"] / 2 > found["chosen_before"]
+    said = " ".join(s[when] for s in found["samples"] for when in ("before", "after"))
+    assert all(words and set(words) <= words_of(said) for words in found["words"].values())
 
 
 def test_the_criterion_is_read_from_the_pairs() -> None:
     rows = [{"chosen": f"Kindly note {i}", "rejected": f"Duh note {i}"} for i in range(12)]
     marks = criterion(rows)
-    assert marks == {"polite": {"kindly"}, "rude": {"duh"}}
+    assert marks == {"chosen": {"kindly"}, "rejected": {"duh"}}
     sample = {"prompt": "<|im_start|>user\nq<|im_end|>", "before": "duh", "after": "Kindly, yes"}
     counts = judged([sample], marks)
-    assert (counts["polite_after"], counts["polite_before"], counts["rude_before"]) == (1, 0, 1)
+    assert (counts["chosen_after"], counts["chosen_before"], counts["rejected_before"]) == (1, 0, 1)
+    assert counts["words"] == {"chosen": ["kindly"], "rejected": ["duh"]}
 
 
 def test_left_out_lines_are_an_ellipsis() -> None:

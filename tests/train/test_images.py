@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import TrainingArguments
 
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import prepare
 from prefopt.data.token_table import TokenTable
+from prefopt.data.tokens import TokenRecord
 from prefopt.engine.scoring import score
+from prefopt.errors import UserError
 from prefopt.losses.registry import load
 from prefopt.models.adapters import PeftConfig
 from prefopt.models.load import ModelConfig, load_model, load_policy, load_tokenizer
 from prefopt.models.reward_model import load_reward_model
 from prefopt.plugin import Data
-from prefopt.train import BatchConfig, train
+from prefopt.train import BatchConfig, build, train
+from prefopt.train.setup import check_images
 from tests.models import pictures
 
 TRAINED, HELD_OUT = 32, 16
@@ -99,3 +104,59 @@ def test_an_adapter_learns_from_the_image(files: tuple[Path, Path], tmp_path: Pa
     one = Setting("llava", files, tmp_path)
     model = load_policy(one.config, PeftConfig(method="lora", r=8, alpha=16), seed=0)
     assert one.learnt(model, "dpo", learning_rate=5e-3, max_steps=20) == 1.0
+
+
+def of_two(**options: Any) -> Any:
+    """The arguments of one process of two."""
+    known = {"fsdp": False, "activation_checkpointing": False, "ddp_find_unused_parameters": None}
+    return SimpleNamespace(world_size=2, **known | options)
+
+
+def prompt(*ids: int) -> TokenRecord:
+    sides = (np.array([7], np.int32), np.array([8], np.int32))
+    return TokenRecord(id="x", kind=Data.PAIRS, prompt=np.array(ids, np.int32), completions=sides)
+
+
+IMAGE, TEXT = [prompt(5, -9)], [prompt(5, 6)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava"])
+def test_processes_do_not_wait_for_each_others_images(family: str, tmp_path: Path) -> None:
+    model = load_model(ModelConfig(path=pictures.save(family, tmp_path / "m")))
+    sharded, again, named = (
+        of_two(fsdp=True),
+        of_two(activation_checkpointing=True),
+        of_two(ddp_find_unused_parameters=False),
+    )
+    for records in (IMAGE, TEXT):
+        check_images(model, sharded, {"train": records, "eval": records})
+    check_images(model, sharded, {"train": IMAGE, "eval": TEXT})
+    for splits in (
+        {"train": IMAGE + TEXT, "eval": None},
+        {"train": IMAGE, "eval": TokenTable.from_records(TEXT + IMAGE)},
+    ):
+        with pytest.raises(UserError, match=r"image and text records apart, or without trainer\.fsdp"):
+            check_images(model, sharded, splits)
+    for args in (again, named):
+        check_images(model, args, {"train": IMAGE, "eval": IMAGE + TEXT})
+        with pytest.raises(UserError, match=r"apart, or without trainer\.activation_checkpointing"):
+            check_images(model, args, {"train": IMAGE + TEXT, "eval": None})
+        with pytest.raises(UserError, match=r"have no images.*without trainer\.activation_checkpointing"):
+            check_images(model, args, {"train": TEXT, "eval": None})
+    one = SimpleNamespace(**vars(again) | {"world_size": 1})
+    for args in (one, of_two()):  # DDP looks for what has no gradient
+        check_images(model, args, {"train": IMAGE + TEXT, "eval": None})
+    model.requires_grad_(False).get_output_embeddings().requires_grad_(True)
+    check_images(model, again, {"train": IMAGE + TEXT, "eval": None})
+    with pytest.raises(UserError, match=r"without trainer\.fsdp"):  # shards of frozen weights are gathered, too
+        check_images(model, sharded, {"train": IMAGE + TEXT, "eval": None})
+
+
+def test_a_run_of_several_processes_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(ModelConfig(path=pictures.save("gemma3", tmp_path / "m")))
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(UserError, match="train image and text records apart"):
+        build(model, load("dpo"), IMAGE + TEXT, output_dir=tmp_path / "out", activation_checkpointing=True)
+    assert not (tmp_path / "out").exists()
