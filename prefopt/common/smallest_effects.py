@@ -1,7 +1,7 @@
 """States the smallest effects that matter, for runs and comparisons: nothing is called better or worse below them.
 
-A comparison calls two methods tied where the interval of their difference holds none of these sizes. A run, whose one
-seed leaves no such interval, calls its model a tie with the base model where the change is smaller or within its noise.
+A comparison calls two methods tied where the interval of their difference holds none of these sizes. A run says
+nothing of other seeds: it calls its model a tie with the base model where the change is smaller, or within its noise.
 """
 
 from __future__ import annotations
