@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from prefopt.data.fields import blank
-from prefopt.data.images.image_files import MARK
+from prefopt.data.images.image_files import IMAGE_MARK
 from prefopt.data.record import Message, RowError, Text, is_trained
 
 THOUGHT = re.compile(r"</?think>")
@@ -147,7 +147,7 @@ def not_printed(turns: list[Message], text: str, *, thoughts: bool = False) -> s
     """What a template left out of these turns; of earlier answers their thoughts may be."""
     for turn in turns:
         parts = [turn.get("reasoning_content", ""), *THOUGHT.split(turn["content"])]
-        said = [piece for part in (parts if thoughts else parts[-1:]) for piece in MARK.split(part)[::2]]
+        said = [piece for part in (parts if thoughts else parts[-1:]) for piece in IMAGE_MARK.split(part)[::2]]
         if not all(_printed(piece.strip(), text) for piece in said):
             return f"the turn of the {turn['role']}"
         for call in turn.get("tool_calls", ()):

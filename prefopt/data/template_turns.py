@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from prefopt.data.images.image_files import MARK
+from prefopt.data.images.image_files import IMAGE_MARK
 from prefopt.data.record import Message
 
 
 def for_template(turn: Message, in_parts: bool) -> dict[str, Any]:
     """A turn as templates expect it; they read thoughts under several names, and images as parts."""
     made: dict[str, Any] = {name: value for name, value in turn.items() if name != "train"}
-    if in_parts or MARK.search(turn["content"]):
-        pieces = MARK.split(turn["content"])  # texts, with digests of images between them
+    if in_parts or IMAGE_MARK.search(turn["content"]):
+        pieces = IMAGE_MARK.split(turn["content"])  # texts, with digests of images between them
         made["content"] = [{"type": "image"} if i % 2 else {"type": "text", "text": piece}
                            for i, piece in enumerate(pieces) if i % 2 or piece]  # fmt: skip
     if reasoning := turn.get("reasoning_content"):

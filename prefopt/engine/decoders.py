@@ -275,7 +275,7 @@ def _error(model: Any, decoder: type[Decoder], texts: list[list[int]], expected:
         for ahead in range(AHEAD + 1):
             if ahead:
                 batch.step(torch.tensor([texts[i][ahead - 1 - AHEAD] for i in rows], device=model.device))
-            off = (_logps(batch.logits) - torch.stack([expected[i][ahead] for i in rows])).abs().max()
+            off = (bounded_logps(batch.logits) - torch.stack([expected[i][ahead] for i in rows])).abs().max()
             error = float(off) if not off <= error else error
             if ahead == 0 and decoder.shrinks and len(rows) > 1:
                 batch.keep(torch.arange(1, len(rows), device=model.device))
@@ -283,11 +283,12 @@ def _error(model: Any, decoder: type[Decoder], texts: list[list[int]], expected:
     return error
 
 
-def _logps(logits: Tensor) -> Tensor:
+def bounded_logps(logits: Tensor) -> Tensor:
+    """Log-probs in float64 of logits (..., V), none below `LOWEST`."""
     return logits.double().log_softmax(-1).clamp(min=LOWEST)
 
 
 def _plain_logps(model: Any, ids: list[int]) -> Tensor:
     logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     check_logits(logits)
-    return _logps(logits)
+    return bounded_logps(logits)

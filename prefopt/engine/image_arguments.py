@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.data.images.inputs import ImageInputs, has_images
+from prefopt.data.images.inputs import BLOCK_TYPES, MEDIA_TYPES, ImageInputs, has_images
 from prefopt.data.tokens import Ids
 from prefopt.engine.layout import Row, TreePlan
 from prefopt.errors import UserError
-
-TYPES, BLOCK_TYPES = "mm_token_type_ids", "token_type_ids"  # the second of models that see images as blocks
 
 
 def with_images(row: Row, inputs: ImageInputs | None) -> Row:
@@ -94,8 +92,8 @@ def rope_index(
     """
     names = inspect.signature(decoder.get_rope_index).parameters
     call = {name: value for name, value in given.items() if name in names}
-    if TYPES in call and types is not None:
-        call[TYPES] = types(call[TYPES][0])
+    if MEDIA_TYPES in call and types is not None:
+        call[MEDIA_TYPES] = types(call[MEDIA_TYPES][0])
     found: tuple[Tensor, Tensor] = decoder.get_rope_index(input_ids=ids, attention_mask=mask, **call)
     return found
 

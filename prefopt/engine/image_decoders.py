@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prefopt.data.images.inputs import ImageInputs, attached, inputs_of
-from prefopt.engine.decoders import AHEAD, LOWEST, Decoder, Prompts
+from prefopt.engine.decoders import AHEAD, Decoder, Prompts, bounded_logps
 from prefopt.engine.forward import decoder_of, unwrap
 from prefopt.engine.gates import rounding
 from prefopt.engine.image_arguments import image_call, rope_index
@@ -85,7 +85,8 @@ class PlainImageDecoder(Decoder):
         self.logits = torch.cat(parts)
 
 
-DECODERS: weakref.WeakKeyDictionary[Any, type[Decoder]] = weakref.WeakKeyDictionary()
+# The decoder of each model that has been tried with images.
+IMAGE_DECODERS: weakref.WeakKeyDictionary[Any, type[Decoder]] = weakref.WeakKeyDictionary()
 
 
 def choose_image_decoder(model: Any) -> type[Decoder]:
@@ -95,12 +96,12 @@ def choose_image_decoder(model: Any) -> type[Decoder]:
         UserError: the model takes no images.
     """
     causal = unwrap(model)
-    if causal not in DECODERS:
-        DECODERS[causal] = ImageDecoder if _reproduces(model) else PlainImageDecoder
-        if DECODERS[causal] is PlainImageDecoder:
+    if causal not in IMAGE_DECODERS:
+        IMAGE_DECODERS[causal] = ImageDecoder if _reproduces(model) else PlainImageDecoder
+        if IMAGE_DECODERS[causal] is PlainImageDecoder:
             logger.warning("%s: its cache does not give the numbers of its plain forward with images, so every token "
                            "is computed from the whole text, which is slow", type(causal).__name__)  # fmt: skip
-    return DECODERS[causal]
+    return IMAGE_DECODERS[causal]
 
 
 def _reproduces(model: Any) -> bool:
@@ -126,14 +127,10 @@ def _follows(model: Any, inputs: ImageInputs, tree: Tree) -> bool:
     for n in range(AHEAD + 1):
         if n:
             texts.step(ids[0, len(tree.prompt) + n - 1].expand(2))
-        off = _logps(texts.logits) - _logps(plain[len(tree.prompt) + n - 1])
+        off = bounded_logps(texts.logits) - bounded_logps(plain[len(tree.prompt) + n - 1])
         if not float(off.abs().max()) <= rounding(model):
             return False
     return True
-
-
-def _logps(logits: Tensor) -> Tensor:
-    return logits.double().log_softmax(-1).clamp(min=LOWEST)
 
 
 def _inputs(model: Any) -> ImageInputs:

@@ -110,7 +110,7 @@ def test_greedy_texts_are_those_of_transformers(family: Family, monkeypatch: pyt
     assert inputs is not None
     prompts = [family.pairs[i].prompt for i in (0, 3, 1)]
     written = generate(family.model, [p.tolist() for p in prompts], max_new_tokens=5, eos_token_id=[-1], temperature=0)
-    assert image_decoders.DECODERS[unwrap(family.model)] is image_decoders.ImageDecoder
+    assert image_decoders.IMAGE_DECODERS[unwrap(family.model)] is image_decoders.ImageDecoder
     for prompt, found in zip(prompts, written, strict=True):
         ids = torch.from_numpy(inputs.ids(prompt).astype(np.int64))[None]
         given = image_arguments.image_call(inputs, [prompt], ids, family.model)
@@ -119,7 +119,7 @@ def test_greedy_texts_are_those_of_transformers(family: Family, monkeypatch: pyt
             eos_token_id=None, pad_token_id=2, suppress_tokens=inputs.reserved,
         )  # fmt: skip
         assert found == theirs[0, ids.shape[1] :].tolist()
-    monkeypatch.setitem(image_decoders.DECODERS, unwrap(family.model), image_decoders.PlainImageDecoder)
+    monkeypatch.setitem(image_decoders.IMAGE_DECODERS, unwrap(family.model), image_decoders.PlainImageDecoder)
     whole = generate(family.model, [p.tolist() for p in prompts], max_new_tokens=5, eos_token_id=[-1], temperature=0)
     assert whole == written
 

@@ -89,7 +89,8 @@ MEANINGS: dict[str, Meaning] = {
         says="records with images in the prompt", advice="each image takes tokens of data.max_length",
     ),
     "duplicated_images": Meaning(
-        says="records with an image that an earlier record has, in whatever file", share=True, notice=0.1,
+        says="records with an image that an earlier record with another prompt has, in whatever file",
+        share=True, notice=0.1,
         advice="records about one image are not independent evidence: hold out by image, and look for contradictions",
     ),
     "winner_side": Meaning(

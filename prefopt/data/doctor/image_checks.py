@@ -11,6 +11,7 @@ from prefopt.data.doctor.findings import Finding
 from prefopt.data.images.image_files import FILES
 from prefopt.data.images.image_places import images_of
 from prefopt.data.images.inputs import inputs_of
+from prefopt.data.make import content_hash
 from prefopt.data.record import Record, RowError
 
 
@@ -20,7 +21,7 @@ class Images:
     def __init__(self) -> None:
         self.total = self._with = self._images = 0
         self._sizes: list[tuple[int, int]] = []  # of different ones
-        self._first: dict[str, tuple[str, ...]] = {}  # digest of the pixels -> the images of the first prompt with it
+        self._first: dict[str, str] = {}  # digest of the pixels -> that of the first prompt with it
         self._again: list[str] = []
 
     def see(self, record: Record) -> None:
@@ -31,13 +32,14 @@ class Images:
             return
         self._with += 1
         self._images += len(found)
+        prompt = content_hash(record.prompt)
         repeated = False
         for file in found:
             if file.pixels not in self._first:
-                self._first[file.pixels] = (record.id,)
+                self._first[file.pixels] = prompt
                 self._sizes.append((file.width, file.height))
             else:
-                repeated |= self._first[file.pixels] != (record.id,)
+                repeated |= self._first[file.pixels] != prompt
         if repeated:
             self._again.append(record.id)
 

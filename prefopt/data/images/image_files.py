@@ -26,7 +26,7 @@ from prefopt.data.fields import shown, type_of
 from prefopt.data.record import RowError
 from prefopt.errors import UserError, first_line, of_machine
 
-MARK = re.compile("\ue0f2([0-9a-f]{32})\ue0f3")  # an image in a text
+IMAGE_MARK = re.compile("\ue0f2([0-9a-f]{32})\ue0f3")  # an image in a text
 BORDERS = "\ue0f2\ue0f3"
 MOST_BYTES = 2**26  # of a file
 MOST_PIXELS = 2**26  # of an image, such as 8192 x 8192
@@ -55,7 +55,7 @@ def mark_of(digest: str) -> str:
 
 def digests_in(text: str) -> list[str]:
     """The digests of the images in a text, in order."""
-    return MARK.findall(text)
+    return IMAGE_MARK.findall(text)
 
 
 def readable(text: str) -> str:
@@ -67,14 +67,14 @@ def readable(text: str) -> str:
         file = FILES.get(mark[1])
         return f"[image {file.width}x{file.height}]" if file else "[image]"
 
-    return MARK.sub(named, text)
+    return IMAGE_MARK.sub(named, text)
 
 
 def decoded(content: bytes) -> Image.Image:
     """The image of a file's content, upright and in RGB.
 
     Raises:
-        RowError: another format, several frames, too many pixels, or damage.
+        RowError: another format, several frames, too many pixels, more than 8 bits a channel, or damage.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata
@@ -86,7 +86,7 @@ def decoded(content: bytes) -> Image.Image:
                                                   "make it smaller")  # fmt: skip
             if frames > 1 and image.format != "MPO":
                 raise RowError("image_frames", f"{frames} frames or pages, and videos are not read; give one image")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return in_rgb(ImageOps.exif_transpose(image))
         except RowError:
             raise
         except Image.DecompressionBombError:
@@ -96,6 +96,17 @@ def decoded(content: bytes) -> Image.Image:
                 raise
             raise RowError("image_broken", f"it cannot be decoded ({first_line(error)[:120]}); it must be complete, "
                                            f"and one of {', '.join(FORMATS)}") from error  # fmt: skip
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB.
+
+    Raises:
+        RowError: a channel has more than 8 bits, of which Pillow would cut off all above 255 instead of scaling them.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise RowError("image_depth", f"more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+    return image.convert("RGB")
 
 
 def load(digest: str, files: Mapping[str, ImageFile]) -> Image.Image:
@@ -152,7 +163,7 @@ class ImageShelf:
             return self._of_mapping(value, name)
         if isinstance(value, Image.Image):
             buffer = io.BytesIO()
-            value.convert("RGB").save(buffer, "PNG")
+            in_rgb(value).save(buffer, "PNG")
             value = buffer.getvalue()
         if isinstance(value, bytes | bytearray):
             return self._stored(bytes(value), name)

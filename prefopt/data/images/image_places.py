@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.images.image_files import BORDERS, FILES, MARK, ImageShelf, digests_in
+from prefopt.data.images.image_files import BORDERS, FILES, IMAGE_MARK, ImageShelf, digests_in
 from prefopt.data.make import content_hash, prompt_alone
 from prefopt.data.record import Message, Record, RowError, Text
 from prefopt.data.record_table import data_cache
@@ -77,8 +77,8 @@ def as_columns(text: Text, column: str) -> dict[str, Any]:
     if not found:
         return {column: text}
     if isinstance(text, str):
-        return {column: MARK.sub(PLACE, text), "images": found}
-    return {column: [{**turn, "content": MARK.sub(PLACE, turn["content"])} for turn in text], "images": found}
+        return {column: IMAGE_MARK.sub(PLACE, text), "images": found}
+    return {column: [{**turn, "content": IMAGE_MARK.sub(PLACE, turn["content"])} for turn in text], "images": found}
 
 
 def asked_with(text: Text, files: Sequence[str], folder: str = ".") -> Text:

@@ -27,7 +27,8 @@ from prefopt.data.tokens import Ids
 from prefopt.errors import UserError, first_line, of_machine
 
 ATTRIBUTE = "prefopt_image_inputs"  # of a tokenizer or a model that takes images
-TYPES = ("mm_token_type_ids", "token_type_ids")  # names by which models read which tokens are images
+# Names by which models read which tokens are images; the second is of models that see images as blocks.
+TYPES = MEDIA_TYPES, BLOCK_TYPES = "mm_token_type_ids", "token_type_ids"
 Sizes = tuple[tuple[int, int], ...]
 
 PROMPTS: dict[bytes, tuple[str, ...]] = {}  # digest of a prompt's codes -> its images

@@ -152,3 +152,12 @@ def test_the_doctor_counts_images_and_finds_repeated_ones(tokenizer: Any, tmp_pa
     assert found["duplicated_images"].figure == 1
     assert found["near_duplicates"].figure == 0  # equal texts about other images are other prompts
     assert any(line.startswith("images: 6 in prompts, ") for line in report.account)
+
+
+def test_several_pairs_on_one_prompt_repeat_no_image(tmp_path: Path) -> None:
+    file = pictures.write(tmp_path, 1)
+    row = json.loads(file.read_text())
+    file.write_text("\n".join(json.dumps({**row, "rejected": text}) for text in ("green", "grey", "no colour")))
+    found = examine(DataConfig(path=str(file))).findings
+    assert found["with_images"].figure == 3
+    assert found["duplicated_images"].figure == 0

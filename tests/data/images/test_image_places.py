@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from prefopt.data.data_config import DataConfig
-from prefopt.data.images.image_files import MARK, MOST_PIXELS, readable
+from prefopt.data.images.image_files import IMAGE_MARK, MOST_PIXELS, ImageShelf, readable
 from prefopt.data.reader import ReadResult, read
+from prefopt.data.record import RowError
 from prefopt.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_every_spelling_puts_the_image_before_the_question(tmp_path: Path, more:
     found = reading(tmp_path, row(**more))
     assert not found.rejections
     assert readable(text_of(found)) == "[image 20x10]Which colour?"
-    assert not MARK.search(text_of(found, 1))  # a row without images stays as it is
+    assert not IMAGE_MARK.search(text_of(found, 1))  # a row without images stays as it is
 
 
 def test_bytes_in_parquet_as_datasets_stores_them(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_places_in_the_middle_keep_their_order(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "First <image>, then <image>?"}]
     found = reading(tmp_path, row(prompt=said, images=["red.png", "blue.jpg"]))
     assert readable(text_of(found)) == "First [image 20x10], then [image 20x10]?"
-    marks = MARK.findall(text_of(found))
+    marks = IMAGE_MARK.findall(text_of(found))
     assert len(set(marks)) == 2
 
 
@@ -132,6 +133,8 @@ def bomb(width: int, height: int) -> bytes:
         ({"images": ["bomb.png"]}, "image_too_large", "make it smaller"),
         ({"images": ["huge.png"]}, "image_too_large", "make it smaller"),
         ({"images": ["moving.gif"]}, "image_frames", "give one image"),
+        ({"images": ["deep.png"]}, "image_depth", "deep.png: more than 8 bits a channel (mode I;16)"),
+        ({"images": ["real.tif"]}, "image_depth", "convert it to 8 bits"),
         ({"images": ["https://example.com/cat.png"]}, "image_url", "download the images"),
         ({"images": ["data:image/png;base64,???"]}, "image_broken", "not base64"),
         ({"images": ["data:text/html,hi"]}, "image_broken", "data:image/FORMAT"),
@@ -153,6 +156,8 @@ def test_what_cannot_be_used_is_a_listed_rejection(
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "bomb.png").write_bytes(bomb(20_000, 20_000))
     (tmp_path / "huge.png").write_bytes(bomb(2**13 + 1, MOST_PIXELS // 2**13))
+    Image.new("I;16", (4, 4), 40_000).save(tmp_path / "deep.png")
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "real.tif")
     Image.new("RGB", (4, 4)).save(
         tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "red")], duration=10
     )
@@ -198,6 +203,12 @@ def test_images_are_upright_and_in_three_colours(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
     assert readable(text_of(reading(tmp_path, row(images=["turned.png"])))) == "[image 10x30]Which colour?"
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_an_image_of_more_than_8_bits_is_not_cut_off(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(RowError, match="convert it to 8 bits"):
+        ImageShelf([], tmp_path).mark(Image.new(mode, (4, 4)), "images")
 
 
 def test_no_usable_row_names_the_reason(tmp_path: Path) -> None:
