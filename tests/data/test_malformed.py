@@ -144,8 +144,11 @@ REJECTIONS: dict[str, tuple[str, bytes, dict[str, int]]] = {
     "message that is a string": (
         "a.jsonl", lines(OK, pair(prompt=[{"role": "user", "content": "Hi"}, "Hello"])), {"wrong_type": 1},
     ),
-    "picture": (
-        "a.jsonl", lines(OK, pair(prompt=turns(("user", [{"type": "image", "image": "x"}])))), {"not_text": 1},
+    "picture that is not there": (
+        "a.jsonl", lines(OK, pair(prompt=turns(("user", [{"type": "image", "image": "x"}])))), {"image_missing": 1},
+    ),
+    "film": (
+        "a.jsonl", lines(OK, pair(prompt=turns(("user", [{"type": "video", "video": "x"}])))), {"not_text": 1},
     ),
     "answer by the user": (
         "a.jsonl", lines(OK, pair(chosen=turns(("user", "Hi")))), {"not_an_answer": 1},
