@@ -141,8 +141,9 @@ class ModelReward:
             return np.array(answer.prompt, np.int32), np.array(answer.completion, np.int32)
         given = self._given.get(answer.prompt)
         if given is None:
-            raise UserError(f"reward={self.path} has another tokenizer or chat template than the policy, and cannot "
-                            f"read the prompt {answer.prompt_text[:80]!r}, which is not of the data")  # fmt: skip
+            raise UserError(f"reward={self.path} has another tokenizer, chat template or image processor than the "
+                            f"policy, and cannot read the prompt {answer.prompt_text[:80]!r}, which is not of the "
+                            "data")  # fmt: skip
         text = self._loaded[2].tokenizer.decode(list(answer.completion), skip_special_tokens=True)
         completion: Text = text if isinstance(given.text, str) else ({"role": "assistant", "content": text},)
         arguments = self._own(given.arguments)

@@ -54,5 +54,5 @@ def test_a_language_model_and_another_tokenizer_are_refused(tmp_path: Path) -> N
     config = saved(LlamaForSequenceClassification, tmp_path / "reward_model")
     other = tokenizer()
     other.add_tokens(["another"])
-    with pytest.raises(UserError, match="has another tokenizer than the policy"):
+    with pytest.raises(UserError, match="has another tokenizer or image processor than the policy"):
         load_value_model(config, PeftConfig(), tokenizer=other, seed=0)

@@ -128,7 +128,7 @@ def test_another_template_of_the_same_words_reads_the_text_anew(tmp_path: Path) 
     theirs, mine = tokenizer(CHATML, eos="<|im_end|>"), tokenizer(eos="<|im_end|>")
     reward = ModelReward(path=str(save(tmp_path, theirs)), writer=lambda: writer(mine))
     assert not reward.reads_tokens
-    with pytest.raises(UserError, match="another tokenizer or chat template than the policy"):
+    with pytest.raises(UserError, match="another tokenizer, chat template or image processor than the policy"):
         reward(answers_of(mine, "Is it?", "Yes."))
 
 
