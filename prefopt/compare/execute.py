@@ -21,6 +21,7 @@ from prefopt.engine.cpu import give_back
 from prefopt.engine.reference.store import store_root
 from prefopt.errors import PrefoptError, TrainingError, UserError
 from prefopt.models.load import load_model, load_policy, load_reference, load_tokenizer
+from prefopt.models.reward_model import load_value_model
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Reward
 from prefopt.runs.resolve import prepared_data, resolved
@@ -98,6 +99,7 @@ def _train(
             batch=config.batch,
             seed=config.seed,
             reference=load_reference(config.model, policy) if config.model.reference else None,
+            value_model=load_value_model(config.model, config.peft, tokenizer=data.tokenizer, seed=config.seed),
             store=store_root(config.reference_folder, figures=not reads),
             tokenizer=data.tokenizer,
             reward=reward,

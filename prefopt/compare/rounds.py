@@ -13,13 +13,14 @@ from prefopt.common import digest
 from prefopt.compare.execute import PreparedRecords, data_of
 from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.search import Setting, settings
-from prefopt.compare.spec import BASE, PRIMARY, Comparison, Method, Split, group_of
+from prefopt.compare.spec import BASE, PRIMARY, VALUE_MODEL, Comparison, Method, Split, group_of, option_of
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
 from prefopt.models.identity import digest_of_weights
+from prefopt.models.reward_model import check_value_model
 from prefopt.runs.resolve import resolve_path
 from prefopt.runs.resolve_reward import digest_of_reward
 from prefopt.runs.run_folder import model_path
@@ -75,12 +76,15 @@ class Rounds:
         self.configs = {method.name: configuration(comparison, method) for method in self.methods}
         for name in self.configs:
             self.tried(name, ())  # checks the search space
+        _check_value_models(comparison, list(self.configs.values()))
         self._measured_by = judge_and_tasks(comparison, self.base_config)
 
     @property
     def base_config(self) -> RunConfig:
-        """The configuration that the base model is measured with: the first method's, whose loss plays no part."""
-        return self.configs[self.comparison.methods[0].name]
+        """The configuration that the base model is measured with: the first method's, whose loss and value model play
+        no part."""
+        config = self.configs[self.comparison.methods[0].name]
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, value_model=None))
 
     @property
     def trials_each(self) -> int:
@@ -209,7 +213,7 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
             raise UserError(f"{override}: a comparison trains on the data (source=offline) or on the policy's own "
                             "samples (source=rollouts)")  # fmt: skip
     for override in method.overrides:
-        if group_of(override) in SHARED:
+        if group_of(override) in SHARED and option_of(override) != VALUE_MODEL:
             raise UserError(
                 f"methods.{method.name}.{override}: all rows need the same data, model and measurement to be "
                 f"comparable; give {override} to all, or run another comparison with it"
@@ -220,6 +224,16 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
                         "and give their model as model.path=FOLDER")  # fmt: skip
     config.trainer.setdefault("learning_rate", DEFAULTS["learning_rate"])
     return config if config.source == "offline" or _own_batch(method) else with_as_many_texts(config)
+
+
+def _check_value_models(comparison: Comparison, configs: Sequence[RunConfig]) -> None:
+    """Raise UserError where a value model is no reward model, or no row has one."""
+    paths = {config.model.value_model for config in configs} - {None}
+    for path in paths:
+        check_value_model(str(path))
+    given = next((override for override in comparison.overrides if option_of(override) == VALUE_MODEL), None)
+    if given is not None and not paths:
+        raise UserError(f"{given}: no row has a value model; add one whose loss has, such as ppo, or leave it out")
 
 
 def with_as_many_texts(config: RunConfig) -> RunConfig:
@@ -283,7 +297,8 @@ def best(tried: Sequence[Setting], trials: Sequence[JobResult]) -> Setting | Non
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Return the digests of the records, of the weights that a run starts from, and of a reward that is a function."""
-    paths = [resolve_path(path, config.data) for path in (config.model.path, config.model.reference) if path]
+    model = config.model
+    paths = [resolve_path(path, config.data) for path in (model.path, model.reference, model.value_model) if path]
     reward = digest_of_reward(config)
     found = {"data": _digest(data_of(config)), "weights": " ".join(digest_of_weights(path) for path in paths)}
     return found if reward is None else {**found, "reward": reward}

@@ -21,6 +21,7 @@ BASE, SFT = "base", "sft"  # rows of every comparison: the model before training
 AGAIN, WRONG_SIGN = "again", "wrong_sign"  # suffix and name of the controls
 CHANGES: tuple[RewardChange, ...] = ("negated", "shuffled")
 OF_SAMPLES = ("source", "reward", "rollout")  # options that rows without samples leave out
+VALUE_MODEL = "model.value_model"  # rows without a value model leave it out, and each may have its own
 _NAME = re.compile(r"[\w.+@-]{1,40}")
 
 
@@ -216,16 +217,20 @@ class Comparison:
         if own is None and (method.name == SFT or method.sides_swapped):
             return False
         said = own or shared
-        return said == "rollouts" if said is not None else registry.loss_class(method.loss).needs.only_own_samples
+        needs = _needs(method.loss)
+        return said == "rollouts" if said is not None else needs is not None and needs.only_own_samples
 
     def first_of(self, *, online: bool) -> Method | None:
         """The first method that learns from the policy's own samples, or from the data."""
         return next((method for method in self.methods if self.online(method) is online), None)
 
     def words(self, method: Method) -> list[str]:
-        """The options of a row, as `prefopt train` takes them: those of samples only where it has samples."""
+        """The options of a row, as `prefopt train` takes them: those of samples only where it has samples, and a value
+        model only where its loss has one."""
         online = self.online(method)
         shared = [o for o in self.overrides if online or group_of(o) not in OF_SAMPLES]
+        if not _has_values(method.loss):
+            shared = [o for o in shared if option_of(o) != VALUE_MODEL]
         said = ["source=rollouts"] if online and _source((*shared, *method.overrides)) is None else []
         chosen = {o.partition("=")[0].lstrip("+") for o in (*shared, *method.overrides)}
         if not online and _imitates(method.loss) and not chosen & {"trainer", "experiment"}:
@@ -245,9 +250,25 @@ class Comparison:
                 yield replace(online, name=f"{online.name}_{change}", reward_change=change)
 
 
-def _imitates(loss: str) -> bool:
+def _needs(loss: str) -> Needs | None:
+    """The needs of a loss; None where its options decide, as those of `mix`."""
     needs = registry.loss_class(loss).needs
-    return isinstance(needs, Needs) and needs.data is Data.DEMONSTRATIONS
+    return needs if isinstance(needs, Needs) else None
+
+
+def _imitates(loss: str) -> bool:
+    needs = _needs(loss)
+    return needs is not None and needs.data is Data.DEMONSTRATIONS
+
+
+def _has_values(loss: str) -> bool:
+    needs = _needs(loss)
+    return needs is not None and needs.values
+
+
+def option_of(override: str) -> str:
+    """The option that an override sets: `model.dtype` of `++model.dtype=float64`."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def group_of(override: str) -> str:

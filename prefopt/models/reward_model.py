@@ -87,6 +87,13 @@ def load_reward_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, 
     return attach_saved(model, resolved, trainable=True)
 
 
+def check_value_model(path: str) -> None:
+    """Raise UserError where `model.value_model=path` is no reward model."""
+    if not is_reward_model(path):
+        raise UserError(f"model.value_model={path} is no reward model: give final/ of a run with loss=bradley_terry "
+                        "(or rm_list, pointwise), or the folder of a classifier with one output")  # fmt: skip
+
+
 def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, seed: int) -> Any:
     """Load the reward model that a value model starts as, with an adapter unless `peft.method=none`; None for none.
 
@@ -96,9 +103,7 @@ def load_value_model(config: ModelConfig, peft: PeftConfig, *, tokenizer: Any, s
     path = config.value_model
     if path is None:
         return None
-    if not is_reward_model(path):
-        raise UserError(f"model.value_model={path} is no reward model: give final/ of a run with loss=bradley_terry "
-                        "(or rm_list, pointwise), or the folder of a classifier with one output")  # fmt: skip
+    check_value_model(path)
     config = replace(config, path=path, revision=None)
     own = load_tokenizer(config)
     if not (same_tokens(own, tokenizer) and same_images(own, tokenizer)):

@@ -161,7 +161,7 @@ def test_values_start_as_a_reward_model(
 ) -> None:
     given = ["loss=ppo", "source=rollouts", f"reward={reward_runs[peft]}", f"peft={peft}", "trainer.max_steps=2",
              "rollout.max_new_tokens=4", "batch.records=2", "evaluation.texts=0"]  # fmt: skip
-    first = []
+    first: list[dict[str, Any]] = []
     for more in ([], [f"model.value_model={reward_runs[peft]}/final"]):
         out = run.out.parent / f"out_{len(first)}"
         assert run(*given, *more, f"output_dir={out}") == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from prefopt.cli import main
 from prefopt.compare import rounds
@@ -39,12 +40,63 @@ def test_only_rows_with_samples_get_options_of_samples() -> None:
     assert comparison.words(RLOO) == ["loss=rloo", "source=rollouts", *shared]
 
 
+def test_only_rows_with_a_value_model_get_one() -> None:
+    shared, own = ("model.value_model=RM", "trainer.max_steps=4"), ("source=rollouts", "model.value_model=OTHER")
+    ppo, other = Method(name="ppo", loss="ppo"), Method(name="other", loss="ppo", overrides=own)
+    comparison = Comparison(methods=(DPO, ppo, other), overrides=shared)
+    assert comparison.words(DPO) == ["loss=dpo", "trainer.max_steps=4"]
+    assert comparison.words(ppo) == ["loss=ppo", "source=rollouts", *shared]
+    assert comparison.words(other) == ["loss=ppo", *shared, *own]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_value_models_of_rows_start_as_reward_models(
+    hold: Hold, words: list[str], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row with a value model of its own is another job than one without, and one with other weights."""
+    made = tmp_path / "rm"
+    few = [word for word in words if word.partition("=")[0] not in ("budget.trials", "seeds", "workers")]
+    assert main(["train", *few, "loss=bradley_terry", f"output_dir={made}"]) == 0
+    method = Method(name="ppo", loss="ppo", overrides=(f"model.value_model={made}/final",))
+    shared = (*few, f"reward={made}")
+
+    def keys() -> list[str]:
+        listed = Rounds(Comparison(methods=(method, DPO), overrides=shared, seeds=1))
+        return [job.key for job in listed.finals({row.name: listed.tried(row.name, ())[0] for row in listed.methods})]
+
+    found = hold("losses=[dpo]", "methods.ppo.loss=ppo", f"methods.ppo.model.value_model={made}/final", "seeds=1",
+                 f"reward={made}", "rollout.max_new_tokens=4")  # fmt: skip
+    assert {row["name"]: row["reason"] for row in found["methods"]} == dict.fromkeys(("base", "sft", "dpo", "ppo"), "")
+    ppo = next(row for row in found["methods"] if row["name"] == "ppo")
+    assert ppo["online"]
+    assert f"model.value_model={made}/final" in ppo["command"]
+    before = keys()
+    weights = made / "final" / "model.safetensors"
+    changed = {name: tensor + 1 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    after = keys()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True]
+    assert main(["compare", *words, "losses=[dpo]", f"model.value_model={made}/final"]) == 2
+    assert "no row has a value model; add one whose loss has, such as ppo" in capsys.readouterr().err
+    given = [f"reward={made}", f"model.value_model={model_folder}"]
+    assert main(["compare", *words, "losses=[dpo,ppo]", *given]) == 2
+    assert "is no reward model: give final/ of a run" in capsys.readouterr().err
+
+
 def test_one_option_puts_all_rows_but_sft_on_samples() -> None:
     comparison = Comparison(methods=(DPO, RLOO), overrides=("source=rollouts",), controls=True)
     online = {method.name: comparison.online(method) for method in comparison.rows()}
     assert online == {
         "sft": False, "dpo": True, "rloo": True, "dpo_again": True, "dpo_negated": True, "dpo_shuffled": True,
     }  # fmt: skip
+
+
+def test_a_loss_whose_options_say_what_it_needs_is_a_row() -> None:
+    mixed = Method(name="mixed", loss="mix")
+    comparison = Comparison(methods=(mixed,), overrides=("model.value_model=RM",))
+    assert not comparison.online(mixed)
+    assert comparison.words(mixed) == ["loss=mix"]
 
 
 def test_both_sources_have_controls() -> None:

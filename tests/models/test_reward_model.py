@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,18 @@ from tests.data.tiny import tokenizer
 TOKENIZER = tokenizer()
 
 
-def saved(kind: type, folder: Path) -> ModelConfig:
+def saved(kind: type[Any], folder: Path) -> ModelConfig:
     """The configuration of a run whose value model starts as what is saved in `folder`."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "num_labels": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     kind(
-        LlamaConfig(
-            vocab_size=len(TOKENIZER), num_labels=1, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None, **shape
-        )
+        LlamaConfig(vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None, **shape)
     ).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return ModelConfig(path="policy", revision="of the policy", value_model=str(folder))
