@@ -98,15 +98,22 @@ def measured(parts: list[str], minutes: float, device: torch.device) -> dict[str
         "card": torch.cuda.get_device_name(device), "torch": torch.__version__,
         "transformers": transformers.__version__, "installed": there, "left_out": [],
     }  # fmt: skip
+
+    def time_for(name: str) -> bool:
+        if time.monotonic() <= deadline:
+            return True
+        found["left_out"].append(f"{name}: no time left")
+        return False
+
     if "a" in parts:
-        compared = gpu_correctness.compared
-        found["correctness"] = [row for family in gpu_correctness.FAMILIES for row in compared(family, device)]
+        families = [family for family in gpu_correctness.FAMILIES if time_for(f"correctness, {family}")]
+        found["correctness"] = [row for family in families for row in gpu_correctness.compared(family, device)]
     if "c" in parts:
         found["memory"] = []
         for name, words in PLANNED.items():
             if words and not there["peft"]:
                 found["left_out"].append(f"memory, {name}: peft is not installed")
-            else:
+            elif time_for(f"memory, {name}"):
                 found["memory"].append(planned_memory(name, SIZES["SmolLM2-135M"], words, device))
     if "b" in parts:
         found["products_tflop_per_s"] = rate = gpu_speed.product_rate(device)
@@ -115,9 +122,7 @@ def measured(parts: list[str], minutes: float, device: torch.device) -> dict[str
             name = f"{case.size}, {case.lengths}, {case.completions} completions, {program}"
             if program == "TRL" and not there["trl"]:
                 found["left_out"].append(f"{name}: TRL is not installed")
-            elif time.monotonic() > deadline:
-                found["left_out"].append(f"{name}: no time left")
-            else:
+            elif time_for(name):
                 row = gpu_speed.measured(case, SIZES[case.size], program, device, rate)
                 print(json.dumps(row), flush=True)
                 found["speed"].append(row)

@@ -73,11 +73,15 @@ def test_what_is_not_installed_or_has_no_time_is_listed(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(gpu_speed, "product_rate", lambda device: 1.0)
     monkeypatch.setattr(gpu, "installed", lambda: {"trl": False, "peft": False})
-    found = gpu.measured(["b", "c"], 0.0, CPU)
+    found = gpu.measured(["a", "b", "c"], -1.0, CPU)
     assert found["card"] == "a card"
-    assert found["speed"] == []
+    assert found["correctness"] == found["memory"] == found["speed"] == []
     assert any(line.endswith("TRL is not installed") for line in found["left_out"])
-    assert any(line.endswith("no time left") for line in found["left_out"])
+    assert any(line.endswith("peft is not installed") for line in found["left_out"])
+    assert {line.split(",")[0] for line in found["left_out"] if line.endswith("no time left")} >= {
+        "correctness",
+        "memory",
+    }
 
 
 def test_without_a_card_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

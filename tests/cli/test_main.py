@@ -107,7 +107,6 @@ def test_losses_of_a_sweep_and_of_presets_are_left_to_hydra() -> None:
     check_overrides(
         "train", ["-m", "data=glob(*)", "model=world,org/name", "~peft", "+trainer.x=1", "hydra/launcher=x"]
     )
-    check_overrides("data", ["loss=simpoo"])
 
 
 def test_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

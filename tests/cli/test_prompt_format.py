@@ -67,7 +67,7 @@ def test_the_tuned_model_and_its_export_carry_the_template_of_training(
 def test_chat_asks_as_in_training(unthinking: Path, thinker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
-    def ask(self: Conversation, text: str, tell: Any) -> str:
+    def ask(self: Conversation, text: str, tell: Any, images: Any) -> str:
         prompt, _ = self._within_context([{"role": "user", "content": text}])
         heard.append(self.tokenizer.decode(prompt))
         return ""

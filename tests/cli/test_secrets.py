@@ -53,7 +53,7 @@ def test_secrets_that_a_format_escapes_are_hidden(
     assert yaml.safe_load((run.out / "config.yaml").read_text())["tracking"]["run_name"] == f"run {HIDDEN} end"
     command = json.loads((run.out / "manifest.json").read_text())["command"]
     assert HIDDEN in command
-    parts = ("quoted", "value", "sswörd", "u00e4ssw", "with spaces")
+    parts = ("quoted", "\\value", "sswörd", "u00e4ssw", "with spaces")
     assert not [part for part in parts if part in command]
     assert not [part for part in parts if part in (run.out / "config.yaml").read_text()]
     write_json(run.out / "x.json", {"texts": [secret, 3, None], secret: "name"})

@@ -106,7 +106,8 @@ def test_prompts_alone_are_checked_and_shown(
     assert "completion" not in shown.split("prompt:")[1]
 
 
-@pytest.mark.parametrize("loss", ["dpo", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "sft"])
 def test_rounds_learn_from_samples_of_the_model_before(
     loss: str, run: Run, reward: str, prompts_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

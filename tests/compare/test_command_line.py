@@ -24,7 +24,7 @@ def test_a_dry_run_trains_a_few_steps_at_most(
     assert main([*given, "budget.trials=3"]) == 0
     said = capsys.readouterr().out
     assert "dpo beta=0.1, lr=0.01, seed 0, validation" in said
-    assert "dpo, 1 more near its best, validation" in said
+    assert "dpo, 2 more near its best, validation" in said
     assert "10 + 7 jobs, 0 of them done; 17 to do at about" in said
     assert main(given) == 0  # one setting each: nothing to try
     said = capsys.readouterr().out
@@ -36,10 +36,10 @@ def test_a_dry_run_trains_a_few_steps_at_most(
 def test_jobs_can_be_run_one_by_one(
     hold: Hold, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], made_up: MadeUp
 ) -> None:
-    """What a cluster does: list, run each, list again for the second round; then nothing is left to run."""
+    """What a cluster does: list, run each, list again for each round; then nothing is left to run."""
     ran = made_up()
     given = ["compare", *words, "losses=[dpo]", "budget.trials=2", "seeds=1", f"output_dir={tmp_path / 'out'}"]
-    for jobs in (5, 8):
+    for jobs in (3, 5, 8):
         capsys.readouterr()
         assert main([*given, "--list"]) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
@@ -91,6 +91,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.dumps(said)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Hydra's own
 def test_jobs_by_hydra_itself(hold: Hold, made_up: MadeUp) -> None:
     """One after another in this process, trials first: they give what the workers give."""

@@ -178,6 +178,7 @@ def figures(content: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "verdicts": content["verdicts"], "metric": content["metric"]}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(hold: Hold, finished: Path, words: list[str], tmp_path: Path) -> None:
     """Killed with -9 after two jobs, on worker processes; then finished here: bit for bit what one go gives."""
     whole = hold("losses=[dpo]", folder=tmp_path / "whole", keep=finished)

@@ -41,6 +41,7 @@ def test_records_of_one_prompt_are_averaged() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
 def test_a_task_with_other_data_is_run_again(hold: Hold, ran: list[tuple[Job, JobResult]], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
@@ -53,6 +54,7 @@ def test_a_task_with_other_data_is_run_again(hold: Hold, ran: list[tuple[Job, Jo
     assert all(found[0][name] == pytest.approx(1 - found[1][name]) for name in found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
 def test_tasks_are_refused_before_any_job(
     words: list[str], ran: list[tuple[Job, JobResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -63,7 +63,7 @@ def everything() -> list[tuple[str, list[str]]]:
 
 
 def _given(word: str) -> str:
-    word = re.sub(r"\b(mypo|myloss)\b", "dpo", word.replace("mypo_short", "rafailov2023_dpo_world"))  # of examples
+    word = re.sub(r"\b(mypo|mypg|myloss)\b", "dpo", word.replace("mypo_short", "rafailov2023_dpo_world"))  # of examples
     name, equals, value = word.partition("=")
     return f"{name}={STANDS_FOR.get(value, value)}" if equals else STANDS_FOR.get(word, word)
 

@@ -16,6 +16,7 @@ from prefopt.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LONG = {"distributed", "stages", "own_samples"}
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Blocks of `python` and `bash` run; these do not.
 SHOWN = {"", "text", "yaml", "json"}
@@ -68,7 +69,11 @@ def commands(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in PAGES],
+    ids=lambda p: p.stem,
+)
 def test_every_block_of_code_runs(page: Path, at_home: Path) -> None:
     names: dict[str, Any] = {}
     for language, text in blocks(page):

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -22,10 +23,11 @@ from hypothesis import strategies as st
 
 from prefopt.data import DataConfig, read, tokenize
 from prefopt.data import rows as data_rows
+from prefopt.data.annotators import Annotators
 from prefopt.data.data_config import Source
 from prefopt.data.record import Record, RowError
-from prefopt.data.record_table import Log
 from prefopt.data.schemas import SCHEMAS, recognise, rename
+from prefopt.data.schemas.base import ENDED_DEFAULT
 from prefopt.data.templates import renderer
 from prefopt.errors import UserError
 from tests.data.tiny import tokenizer
@@ -71,7 +73,7 @@ def made_of(name: str, row: dict[str, Any]) -> None:
     from prefopt.data.reader import _made
 
     try:
-        found = _made(SCHEMAS[name], row, Log())
+        found = _made(SCHEMAS[name], {**row, ENDED_DEFAULT: True}, Annotators("auto"), Counter())
     except RowError as error:
         found = [error]
     for one in found:

@@ -33,6 +33,7 @@ def module(name: str, *argv: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Losses and all other figures, weights, states of the optimizer and of the random generators."""
     kills = module("tests.train.kills", tmp_path, KILLS, SEED)

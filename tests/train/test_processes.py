@@ -56,6 +56,7 @@ def same(folder: Path, run: str, report: dict[str, Any], kept: tiny.Run, process
     assert tiny.apart(load_file(folder / f"{run}.safetensors"), together.whole(kept)) < 1e-6, run
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     done = launch(2, "tests.train.processes", str(tmp_path), *RUNS)
     assert done.returncode == 0, done.stderr[-4000:]

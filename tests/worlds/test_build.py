@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,9 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prefopt.worlds.build.new_model", stop)
+    monkeypatch.setattr(
+        import_module("prefopt.worlds.build"), "new_model", stop
+    )  # `prefopt.worlds.build` is a function
     with pytest.raises(KeyboardInterrupt):
         build(ReviewWorld(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +185,7 @@ def test_knobs_on_the_command_line(world_files: WorldFiles, tmp_path: Path, caps
     assert main(["train", "data.world.label_flip=0.2", f"output_dir={tmp_path / 'a'}"]) == 2
     assert "did you mean 'label_flips'" in capsys.readouterr().err
     assert main(["train", "data.world.pairs=100", "data.path=x.jsonl", f"output_dir={tmp_path / 'b'}"]) == 2
-    assert "data.world is for data.path=world" in capsys.readouterr().err
+    assert "data.world is for the paths world and world/instructions" in capsys.readouterr().err
     config = compose(["data.world.pairs=100", "data.world.label_flips=0.5"])
     prepared = prepared_data(config, AutoTokenizer.from_pretrained(world_files.model))
     assert (len(prepared.train), len(prepared.eval)) == (100, 256)
