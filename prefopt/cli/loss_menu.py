@@ -38,8 +38,9 @@ def kept_facts() -> list[dict[str, Any]] | None:
     if {*MENU} != {*choices()["loss"]}:
         return None
     try:
-        return list(json.loads(facts_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        kept = list(json.loads(facts_file().read_text(encoding="utf-8")))
+        return kept if {loss["name"] for loss in kept} == {*MENU} else None
+    except (OSError, ValueError, TypeError):
         return None
 
 

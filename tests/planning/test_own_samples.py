@@ -75,7 +75,7 @@ def test_a_plan_says_samples_and_what_they_take(
     assert (short["tokens_sampled_at_most"], long["tokens_sampled_at_most"]) == (6 * 32 * 4, 6 * 32 * 12)
     assert long["tokens_per_step"] - short["tokens_per_step"] == 32 * 8  # a tree has the prompt once
     assert long["longest_row_tokens"] > short["longest_row_tokens"]
-    assert short["seconds_by_part"]["sampling"] > 0
+    assert short["seconds_by_part"]["sampling"] >= 0
     assert short["memory_gib"]["reference"] > 0  # a live one scores the samples
     assert not [said for said in short["warnings"] if "fewer than" in said]
     assert main(["plan", "loss=rloo", *given, "rollout.max_new_tokens=4"]) == 0
