@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import ladder_tables  # noqa: E402
 import real_world  # noqa: E402
 import real_world_tables  # noqa: E402
 
-import prefopt.compare.workers  # noqa: E402
 from prefopt.compare.rounds import Rounds, configuration  # noqa: E402
 from prefopt.compare.spec import MeasureConfig  # noqa: E402
 from tests.worlds.stand_in import overrides, stand_in  # noqa: E402
@@ -148,7 +148,7 @@ def test_the_whole_suite_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "jobs" / "real_world_instructions").glob("*.json"))) == 2 + 6 * 2 + 7
     assert "| dpo |" in real_world_tables.real_world(found, "real_world_instructions")
     ran: list[Any] = []
-    monkeypatch.setattr(prefopt.compare.workers, "execute", ran.append)
+    monkeypatch.setattr(import_module("prefopt.compare.workers"), "execute", ran.append)
     shutil.rmtree("runs")
     real_world.main()
     assert not ran, "another machine goes on from what was committed"

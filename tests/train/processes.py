@@ -74,7 +74,8 @@ def train(run: str, folder: Path, *, steps: int = 3, **options: Any) -> tuple[di
         options = options | own_texts.options(batch=replace(batch, records=min(batch.records, 5)))
         batch, _ = options.pop("batch"), options.pop("eval")
     made = policy(lora="lora" in wanted)
-    kept.trainer = tiny.make(load(name, **hyper), TRAIN, folder, made, callbacks=callbacks, batch=batch, **options)
+    records = [replace(record, weight=1.0) for record in TRAIN] if own else TRAIN
+    kept.trainer = tiny.make(load(name, **hyper), records, folder, made, callbacks=callbacks, batch=batch, **options)
     before = {} if own else kept.trainer.evaluate()
     kept.trainer.train(resume)
     after = {} if own else kept.trainer.evaluate()
