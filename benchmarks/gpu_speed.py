@@ -200,8 +200,8 @@ def trl_steps(
 ) -> list[float]:
     """Seconds of TRL's steps on texts of the same lengths, padding-free and with Liger where installed."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
 
+    trl = import_module("trl")
     words = tokenizer()
     rng = np.random.default_rng(0)
 
@@ -217,18 +217,18 @@ def trl_steps(
         model.set_attn_implementation("flash_attention_2")
     clock = import_module("peers.job").StepClock()  # to mypy the file is `job`, as its neighbours import it
     with tempfile.TemporaryDirectory() as out:
-        arguments = DPOConfig(
+        arguments = trl.DPOConfig(
             output_dir=out, per_device_train_batch_size=case.records, max_steps=warm_up + steps, max_length=None,
             beta=BETA, precompute_ref_log_probs=True, learning_rate=1e-6, save_strategy="no", report_to=[],
             disable_tqdm=True, gradient_checkpointing=False, bf16=device.type == "cuda", use_cpu=device.type == "cpu",
             padding_free=flash, use_liger_kernel=_has_liger(device),
         )  # fmt: skip
-        trainer: Any = DPOTrainer(
+        trainer = trl.DPOTrainer(
             model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=words,
             callbacks=[clock.callback()],
         )  # fmt: skip
         trainer.train()
-    return clock.step_s[warm_up:]
+    return list(clock.step_s[warm_up:])
 
 
 def _has_liger(device: torch.device) -> bool:

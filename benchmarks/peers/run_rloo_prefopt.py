@@ -17,7 +17,8 @@ def run(job: RolloutJob) -> Answer:
     from prefopt.data.tokens import TokenRecord
     from prefopt.engine.packing import epoch_order
     from prefopt.losses import registry
-    from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+    from prefopt.models.load import load_model, load_tokenizer
+    from prefopt.models.model_config import ModelConfig
     from prefopt.plugin import Data
     from prefopt.rewards.reward import FunctionReward
     from prefopt.train import BatchConfig, train
