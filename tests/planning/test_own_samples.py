@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import prefopt.planning.plan as plan_module
 from prefopt.cli import main
 from prefopt.config.compose import compose
 from prefopt.data.tokens import TokenRecord
@@ -75,8 +76,15 @@ def test_a_plan_says_samples_and_what_they_take(
     assert (short["tokens_sampled_at_most"], long["tokens_sampled_at_most"]) == (6 * 32 * 4, 6 * 32 * 12)
     assert long["tokens_per_step"] - short["tokens_per_step"] == 32 * 8  # a tree has the prompt once
     assert long["longest_row_tokens"] > short["longest_row_tokens"]
-    assert short["seconds_by_part"]["sampling"] >= 0
+    assert short["seconds_by_part"]["sampling"] > 0
     assert short["memory_gib"]["reference"] > 0  # a live one scores the samples
     assert not [said for said in short["warnings"] if "fewer than" in said]
     assert main(["plan", "loss=rloo", *given, "rollout.max_new_tokens=4"]) == 0
     assert "192 samples, 32 at once" in capsys.readouterr().out
+
+
+def test_noise_of_the_clock_does_not_make_sampling_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 10.0, 12.0])  # two tokens took longer than six
+    monkeypatch.setattr(plan_module, "generate", lambda *args, **options: None)
+    monkeypatch.setattr(plan_module.time, "perf_counter", lambda: next(clock))
+    assert plan_module._token_seconds(None, [[1], [2]]) == pytest.approx(2.0 / 12)
