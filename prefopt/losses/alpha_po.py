@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import expm1_or_tangent
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,11 @@ class AlphaPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=False, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 3.5, 6.0, 10.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "huggingface/trl, pull request 3776", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        3e-7,
+        7e-7,
+        "arXiv:2501.03884, Table 3 (7e-7), as in TRL's paper_index.md@0167b7d; arXiv:2502.01237, App. B.4 (3e-7)",
+    )
 
     beta: float = 2.5  # reward per (nat/token) of r; useful range 2 to 10
     alpha: float = 0.25  # curvature of r, per (nat/token); useful range -0.5 to 0.5 (0 is `simpo`, -1 linear in p)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import exp_or_tangent
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class AMaPO:
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 2.3, 2.6, 3.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "Shiroha-Offical/AMaPO scripts/amapo_trainer.py@c6c89cc", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        4e-7, 1e-6, "Shiroha-Offical/AMaPO training_configs@7ac8044"
     )
 
     beta: float = 3.0  # reward per (nat/token); useful range 2 to 3

@@ -8,7 +8,18 @@ from typing import ClassVar
 
 import torch
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,12 @@ class APOZero:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2408.06266, Eq. 7", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        2e-7,
+        1e-6,
+        "arXiv:2408.06266, Sec. 5.2 (2e-7), as in TRL's paper_index.md@0167b7d; arXiv:2502.01237, Tables 8 and "
+        "11 (3e-7 to 1e-6)",
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -64,6 +81,9 @@ class APODown:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     chosen_rises: ClassVar[bool] = False
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2408.06266, Eq. 8", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        2e-7, 2e-7, "arXiv:2408.06266, Sec. 5.2, as in TRL's paper_index.md@0167b7d"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from prefopt.plugin import (
     Audit,
     Data,
+    LearningRates,
     Level,
     LossOutput,
     Needs,
@@ -58,6 +59,9 @@ class BCO:
     needs: ClassVar[Needs] = Needs(data=Data.UNPAIRED, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2404.04656, Eqs. 7 and 8", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "arXiv:2404.04656, App. C, as in TRL's paper_index.md@0167b7d"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     threshold: Threshold = Threshold.BALANCED  # balanced (the paper's) or pooled (TRL's)
@@ -108,6 +112,9 @@ class BCOPair:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "huggingface/trl trl/trainer/dpo_trainer.py@c050ebc", "2026-11-29"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "arXiv:2404.04656, App. C, as in TRL's paper_index.md@0167b7d"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 
@@ -151,6 +158,7 @@ class BCOPairZero:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(5e-7, 5e-7, "as bco_pair")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

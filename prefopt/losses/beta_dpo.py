@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefopt.losses._numerics import uniform
 from prefopt.losses._running import initial_moments, update_moments, z_score
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, State, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, State, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,9 @@ class BetaDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True, state=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "junkangwu/beta-DPO trainers.py@1629047", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "junkangwu/beta-DPO config/config.yaml@6f5ef7c (RMSprop)"
+    )
 
     beta: float = 0.1  # beta at the average margin, reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.6  # growth of beta, per nat of margin; useful range 0 to 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class CDPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "eric-mitchell/direct-preference-optimization trainers.py@f8b8c0f", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "eric-mitchell/direct-preference-optimization config/config.yaml@1ea1c06 (RMSprop)"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

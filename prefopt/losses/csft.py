@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, SearchSpace, UnpairedLogps, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class CSFT:
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "ContextualAI/HALOs train/dataloader.py@5931b71", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-6, 5e-6, "the default of all losses in ContextualAI/HALOs config/config.yaml@00a123c"
+    )
 
     good: str = "<|good|>"  # text before a desirable completion; any text that the data does not hold
     bad: str = "<|bad|>"  # text before an undesirable completion; any text that the data does not hold

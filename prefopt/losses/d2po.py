@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,9 @@ class D2PO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "LotuSrc/D2PO src/llamafactory/train/trainer_utils.py@ec6c9db", "2026-11-30"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-6, 5e-6, "LotuSrc/D2PO examples/exp/llama3_full_d2po.yaml@ec6c9db"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

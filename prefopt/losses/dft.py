@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, DemoLogps, Level, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Audit, Data, DemoLogps, LearningRates, Level, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class DFT:
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/sft_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(5e-5, 5e-5, "yongliang-wu/DFT README.md@0622902")
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         token = logps.chosen.per_token

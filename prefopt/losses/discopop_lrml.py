@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class DiscoPOPLRML:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.025, 0.05, 0.1)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "luchris429/DiscoPOP recipes/zephyr-7b-gemma/gpo/config_full.yaml@b0fe641"
+    )
     exceptions: ClassVar[dict[str, str]] = {
         "direction": "L'(0) = -3/4 + (1 - log 2)/(4 tau) > 0 for tau < 0.102: the blend moves to e^-z, which is larger"
     }

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class DPONorm:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True)
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 5.0, 10.0, 15.0)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "allenai/open-instruct docs/tulu3.md@0becd2c (2e-7 at 70B)"
+    )
 
     beta: float = 5.0  # reward per (nat/token); useful range 2 to 15, far above DPO's 0.1
 

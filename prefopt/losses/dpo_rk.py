@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class DPORK:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.17431, Eqs. 10, 11 and 14", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(5e-7, 5e-7, "arXiv:2409.17431, Apps. E.1 and E.3 (RMSprop)")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     nu: float = 3.0  # odds for y_w that a win at equal rewards takes, no unit; useful range 1.5 to 10, above 1
@@ -78,6 +79,7 @@ class DPOD:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, ties=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2409.17431, Eqs. 12, 13 and 14", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(5e-7, 5e-7, "arXiv:2409.17431, Apps. E.1 and E.3 (RMSprop)")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     nu: float = 1.0  # odds of a tie at equal rewards, no unit; useful range 0.1 to 10, above 0

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class DPOShift:
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "Meaquadddd/DPO-Shift scripts/dposhift_trainer.py@52eebac", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "Meaquadddd/DPO-Shift recipes/llama-3-8b/dpo and recipes/qwen-2-7b/dpo@0aa8357"
     )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class DPOP:
     audit: ClassVar[Audit] = Audit(
         Level.SECONDARY, "turbo-llm/turbo-alignment turbo_alignment/trainers/dpo.py@72e737d", "2026-11-29"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(4e-7, 1e-6, "as a baseline in LuJunru/SamPO dpo.sh@8b409a4")
 
     beta: float = 0.3  # reward per nat of log-ratio; useful range 0.01 to 1
     lam: float = 50.0  # lambda, weight of the penalty, nats per nat; useful range 1 to 50 (0 is `dpo`)

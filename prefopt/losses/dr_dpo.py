@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class DrDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, coupled=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "junkangwu/Dr_DPO trainers.py@3c0678f", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "junkangwu/Dr_DPO config/config.yaml@3c0678f (RMSprop)"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     beta_prime: float = 1.0  # temperature over the batch, nats of loss; useful range 0.1 to 10 (infinity is `dpo`)

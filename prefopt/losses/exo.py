@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class EXO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "haozheji/exact-optimization src/align_stage/loss.py@a8ab360", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "haozheji/exact-optimization exp/hh_exp/train_exo.sh@1278978"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

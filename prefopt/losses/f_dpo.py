@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import expm1_or_tangent
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Divergence(Enum):
@@ -43,6 +43,7 @@ class FDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "alecwangcq/f-divergence-dpo trainers.py@07d9369", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 5e-7, "arXiv:2502.01237, App. B.4 (forward KL)")
 
     beta: float = 0.1  # reward per unit of f'; useful range 0.01 to 1
     divergence: Divergence = Divergence.JENSEN_SHANNON  # reverse_kl, forward_kl, jensen_shannon or alpha

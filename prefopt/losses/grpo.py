@@ -10,7 +10,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from prefopt.losses._rollouts import KL, divisor, group_mean, group_std, k3, penalised, surrogate, token_ratio
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,7 @@ class GRPO:
     shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.04, 0.1, 0.3)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/grpo_trainer.py@v1.16.0", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(1e-6, 1e-6, "arXiv:2402.03300, Sec. 4.1.4")
 
     beta: float = 0.04  # advantage per nat of k3 (reward per nat with kl=REWARD); 0 or above, useful range 0.001 to 0.3
     epsilon: float = 0.2  # how far a token's ratio may move in the updates of a rollout; above 0, below 1
@@ -88,6 +100,9 @@ class DrGRPO:
     shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.02, 0.05, 0.2, 0.5)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/grpo_trainer.py@v1.16.0", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "sail-sg/understand-r1-zero examples/qwen2.5-math-7b.sh@0bc78c2"
+    )
 
     beta: float = 0.05  # reward per nat of log-ratio; 0 or above, useful range 0.01 to 1
     epsilon: float = 0.2  # how far a token's ratio may move in the updates of a rollout; above 0, below 1

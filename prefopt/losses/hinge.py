@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class Hinge:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.DERIVED, "arXiv:2309.06657, the hinge of log-ratios; TRL 1.16.0 trl/trainer/dpo_trainer.py", "2026-11-30"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "as a baseline in luchris429/DiscoPOP recipes/zephyr-7b-gemma/dpo/config_full_hinge.yaml@b0fe641"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio (the paper's gamma); useful range 0.02 to 1

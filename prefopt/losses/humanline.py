@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, UnpairedLogps, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    Logps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    SearchSpace,
+    UnpairedLogps,
+    require,
+)
 
 _AUDIT = Audit(Level.AUTHORS_CODE, "ContextualAI/HALOs train/trainers.py@4831988", "2026-11-30")
 
@@ -34,6 +46,12 @@ class HumanlineDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, tokens=True, moving_reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = _AUDIT
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6,
+        5e-6,
+        "ContextualAI/HALOs scripts/batch_launch_online.sh@3b46519 (1e-6, without humanline), "
+        "config/config.yaml@00a123c (5e-6)",
+    )
     reference_lags: ClassVar[bool] = True
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
@@ -84,6 +102,12 @@ class HumanlineKTO:
     )
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = _AUDIT
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6,
+        5e-6,
+        "ContextualAI/HALOs scripts/batch_launch_online.sh@3b46519 (1e-6, without humanline), "
+        "config/config.yaml@00a123c (5e-6)",
+    )
     reference_lags: ClassVar[bool] = True
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

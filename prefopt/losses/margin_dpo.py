@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class MarginDPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "turbo-llm/turbo-alignment turbo_alignment/trainers/dpo.py@72e737d", "2026-11-30"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "turbo-llm/turbo-alignment configs/exp/train/dpo/dpo.json@452d45a, without margins"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1

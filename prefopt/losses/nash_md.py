@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._rollouts import drawn, log_ratio
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,9 @@ class NashMD:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     search_space: ClassVar[SearchSpace] = {"beta": (0.01, 0.02, 0.05, 0.1)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2312.00886, Sections 6 and 7", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "huggingface/trl examples/scripts/nash_md.py@023004c, not the authors'"
+    )
     exceptions: ClassVar[dict[str, str]] = {
         "direction": "the baseline is 1/2: all samples that beat the opponent may rise"
     }

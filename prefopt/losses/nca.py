@@ -9,7 +9,19 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +42,9 @@ class NCA:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment preference_trainer.py@cbb9248", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        3e-7, 1e-6, "arXiv:2502.01237, Tables 8 and 11; the authors' 5e-6 is with QLoRA"
     )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
@@ -67,6 +82,7 @@ class NCAList:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment reward_trainer.py@cbb9248", "2026-11-29"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "as nca; the authors' 5e-6 is with QLoRA")
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1
@@ -104,6 +120,7 @@ class InfoNCA:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "thu-ml/Noise-Contrastive-Alignment reward_trainer.py@cbb9248", "2026-11-29"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "as nca; the authors' 5e-6 is with QLoRA")
 
     alpha: float = 0.01  # temperature, in units of the scores; useful range 1e-4 (one-hot) to 1
     beta: float = 0.01  # reward per nat of log-ratio; useful range 1e-3 to 1

@@ -8,7 +8,18 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,9 @@ class NPO:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "licong-lin/negative-preference-optimization TOFU/dataloader.py@1207bbe", "2026-11-30"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-5, 1e-5, "licong-lin/negative-preference-optimization config/forget.yaml@3bb1366"
     )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.05 to 0.2; to 0 it is gradient ascent on the NLL

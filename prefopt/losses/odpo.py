@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class ODPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "rycolab/odpo trainers.py@6152f67", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 1e-6, "rycolab/odpo config/config.yaml@c4a01be (RMSprop)"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 1.0  # offset in reward, per unit of log gap; useful range 0 (which is `dpo`) to 1

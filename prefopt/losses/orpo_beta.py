@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.losses._numerics import log_odds
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class ORPOBeta:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "turbo-llm/turbo-alignment turbo_alignment/trainers/dpo.py@72e737d", "2026-11-30"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 5e-7, "arXiv:2502.01237, Tables 8 and 11")
 
     beta: float = 1.0  # reward per nat of log-odds; useful range 0.1 to 10
     lam: float = 1.0  # lambda, weight of the odds term; useful range 0.05 to 10

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._lists import best_first, log_sum_of_rest
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class PlackettLuce:
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=True, scores=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2305.18290, App. A.3", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "as dpo in the same paper, arXiv:2305.18290, App. B"
+    )
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

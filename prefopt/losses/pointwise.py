@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from prefopt.plugin import (
     Audit,
     Data,
+    LearningRates,
     Level,
     ListLogps,
     LossOutput,
@@ -47,6 +48,12 @@ class Pointwise:
         Level.AUTHORS_CODE,
         "NVIDIA/NeMo-Aligner nemo_aligner/models/nlp/gpt/megatron_gpt_regression_reward_model.py@1f9527b",
         "2026-11-30",
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        2e-6,
+        9e-6,
+        "NVIDIA/NeMo-Aligner docs/user-guide/steerlm.rst@007123b (2e-6 at 70B), "
+        "examples/nlp/gpt/conf/training_rm.yaml@0e90b71 (9e-6)",
     )
 
     offset: float = 0.0  # rating that becomes a score of 0; the middle of the data's scale trains best

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from prefopt.losses._lists import best, best_first
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, ListLogps, LossOutput, Needs, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,9 @@ class PRO:
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "AlibabaResearch/DAMO-ConvAI PRO/train/utils/process_manager.py@64f4da7", "2026-11-30"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-6, 5e-6, "AlibabaResearch/DAMO-ConvAI PRO/train/train_hh.sh@64f4da7"
     )
 
     beta: float = 0.05  # weight of the likelihood term, times (K - 1)^2; useful range 0 to 0.1

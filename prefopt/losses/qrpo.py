@@ -45,6 +45,9 @@ class QRPO:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "CLAIRE-Labo/quantile-reward-policy-optimization README.md@0d80ee5", "2026-11-30"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "CLAIRE-Labo/quantile-reward-policy-optimization src/qrpo/configs/train-qrpo.yaml@e93dcf1"
+    )
 
     beta: float = 0.001  # quantile per nat of log-ratio; useful range 3e-4 to 1e-1
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class RePO:
     finite_optimum: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"gamma": (0.2, 0.4, 0.6, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "junkangwu/RePO scripts/simpo_trainer.py@79cdf5b", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(6e-7, 1e-6, "junkangwu/RePO training_configs@11bf85d")
 
     gamma: float = 0.6  # target margin in nats/token; useful range 0.2 to 1
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,12 @@ class REBEL:
     search_space: ClassVar[SearchSpace] = {"eta": (1.0, 3.0, 10.0, 30.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "ZhaolinGao/REBEL src/ultrafeedback/rebel.py@4ad7c11", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-7,
+        3e-7,
+        "ZhaolinGao/REBEL src/ultrafeedback/rebel.py@fb1e3b1 (1e-7, last 4 layers), "
+        "src/ultrafeedback_largebatch/rebel.py@7d8766e (3e-7)",
     )
 
     eta: float = 1.0  # nats per unit of score (a step size, 1/beta); useful range by task, 0.1 to 1e6, above 0

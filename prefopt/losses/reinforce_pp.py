@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._rollouts import divisor, surrogate, token_ratio
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,9 @@ class ReinforcePP:
     shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.003, 0.01, 0.03, 0.1)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2501.03262, Eqs. (8) to (10)", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "OpenRLHF/OpenRLHF examples/scripts/train_reinforce_ray_hybrid_engine.sh@34ba290"
+    )
     exceptions: ClassVar[dict[str, str]] = {
         "direction": "the baseline is the mean of the whole rollout: all texts of a good prompt may rise"
     }

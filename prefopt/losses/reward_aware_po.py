@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 class Distance(Enum):
@@ -45,6 +45,9 @@ class RewardAwarePO:
         Level.AUTHORS_CODE,
         "NVIDIA/NeMo-Aligner nemo_aligner/models/nlp/gpt/megatron_gpt_dpo_model.py@af2b3bd",
         "2026-11-29",
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 9e-7, "NVIDIA/NeMo-Aligner docs/user-guide/dpo.rst@0955252"
     )
 
     beta: float = 0.2  # reward per nat of log-ratio; useful range 0.01 to 1

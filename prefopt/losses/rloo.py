@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._rollouts import KL, drawn, group_mean, k3, log_ratio, penalised
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,9 @@ class RLOO:
     shift_invariant: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {"beta": (0.02, 0.05, 0.2, 0.5)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "huggingface/trl trl/trainer/rloo_trainer.py@v1.16.0", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "arXiv:2402.14740, App. C, as in TRL's paper_index.md@0167b7d"
+    )
 
     beta: float = 0.05  # reward per nat of log-ratio; 0 or above, useful range 0.01 to 1
     kl: KL = KL.REWARD  # where the KL to the reference stands: REWARD, LOSS_K3 or NONE

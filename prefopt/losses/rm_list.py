@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from prefopt.losses._lists import best_first, better_pairs, log_sum_of_rest
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, SearchSpace
+from prefopt.plugin import Audit, Data, LearningRates, Level, ListLogps, LossOutput, Needs, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class RMAllPairs:
     needs: ClassVar[Needs] = Needs(data=Data.LISTS, reference=False, scores=True, reward_model=True)
     search_space: ClassVar[SearchSpace] = {}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2203.02155, Eq. 1", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(9e-6, 9e-6, "arXiv:2203.02155 (6B), as in bradley_terry")
 
     def __call__(self, logps: ListLogps, /) -> LossOutput:
         scores, pairs = logps.completions.sum, better_pairs(logps)

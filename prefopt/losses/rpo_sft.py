@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,12 @@ class RPOSFT:
         Level.AUTHORS_CODE,
         "YSLIU627/Regularized-Preference-Optimization alignment-handbook/scripts/rpo_trainer.py@d0389c4",
         "2026-11-29",
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7,
+        5e-7,
+        "YSLIU627/Regularized-Preference-Optimization "
+        "alignment-handbook/recipes/zephyr-7b-beta/rpo/config_full.yaml@088d921",
     )
 
     beta: float = 0.01  # reward per nat of log-ratio; useful range 0.01 to 0.5

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._numerics import uniform
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class SamPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, lengths=True, tokens=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "LuJunru/SamPO dpo_trainer.py@25e9631", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(4e-7, 1e-6, "LuJunru/SamPO dpo.sh@8b409a4")
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1
 

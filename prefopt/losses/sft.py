@@ -51,6 +51,7 @@ class SFTTokenMean:
     search_space: ClassVar[SearchSpace] = {}  # no strength to search: learning rates instead
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/sft_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(1e-6, 2e-5, "as sft")
 
     def __call__(self, logps: DemoLogps, /) -> LossOutput:
         return LossOutput(loss=-logps.chosen.sum * len(logps.chosen.sum) / logps.chosen.num_tokens.sum())

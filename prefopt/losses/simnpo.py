@@ -8,7 +8,18 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,9 @@ class SimNPO:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "OPTML-Group/Unlearn-Simple MUSE/baselines/baselines/iterative.py@f1a355d", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-5, 1e-5, "OPTML-Group/Unlearn-Simple TOFU/config/forget.yaml@a7782fc"
     )
 
     beta: float = 2.5  # reward per (nat/token); useful range 1 to 5

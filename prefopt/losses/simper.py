@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class SimPER:
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "tengxiao1/SimPER scripts/simper_trainer.py@db08c97", "2026-11-30"
     )
+    learning_rates: ClassVar[LearningRates] = LearningRates(3e-7, 1e-6, "tengxiao1/SimPER training_configs@7c9ae9e")
 
     def __call__(self, logps: PairLogps, /) -> LossOutput:
         chosen, rejected = logps.chosen.mean.exp(), logps.rejected.mean.exp()

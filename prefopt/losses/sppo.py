@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from prefopt.losses._lists import best, worst
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,9 @@ class SPPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "uclaml/SPPO scripts/pipeline.sh@0a4a1c1 (RMSprop)"
+    )
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-1/(2 beta) nats; useful range 1e-3 to 1e-1
 
@@ -67,6 +82,9 @@ class SPPOSoft:
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "uclaml/SPPO scripts/pipeline.sh@0a4a1c1 (RMSprop)"
+    )
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are +-(P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 
@@ -103,6 +121,9 @@ class SPPOList:
     search_space: ClassVar[SearchSpace] = {"beta": (0.001, 0.005, 0.02, 0.1)}
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     audit: ClassVar[Audit] = Audit(Level.AUTHORS_CODE, "uclaml/SPPO sppo/trainer.py@5e61c4e", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "uclaml/SPPO scripts/pipeline.sh@0a4a1c1 (RMSprop)"
+    )
 
     beta: float = 1e-3  # per nat (1/eta in the paper): the targets are (P - 1/2)/beta nats; useful range 1e-3 to 1e-1
 

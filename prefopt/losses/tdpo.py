@@ -9,7 +9,19 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, Logps, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    Logps,
+    LossOutput,
+    Needs,
+    PairLogps,
+    SearchSpace,
+    Vocab,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,12 @@ class TDPO1:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "Vance0124/Token-level-Direct-Preference-Optimization trainers.py@2a736ec", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        4e-7,
+        5e-6,
+        "Vance0124/Token-level-Direct-Preference-Optimization config/config.yaml@4a36a00 (5e-6, RMSprop); as "
+        "a baseline in LuJunru/SamPO dpo.sh@8b409a4 (4e-7 to 1e-6)",
     )
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1
@@ -65,6 +83,12 @@ class TDPO2:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "Vance0124/Token-level-Direct-Preference-Optimization trainers.py@2a736ec", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        4e-7,
+        5e-6,
+        "Vance0124/Token-level-Direct-Preference-Optimization config/config.yaml@4a36a00 (5e-6, RMSprop); as "
+        "a baseline in LuJunru/SamPO dpo.sh@8b409a4 (4e-7 to 1e-6)",
     )
 
     beta: float = 0.1  # reward per nat; useful range 0.01 to 1

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses._lists import best, best_first, worst
-from prefopt.plugin import Audit, Data, Level, ListLogps, LossOutput, Needs, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    ListLogps,
+    LossOutput,
+    Needs,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,9 @@ class TPO:
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/experimental/tpo/tpo_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "sahsaeedi/triple-preference-optimization run_tpo.sh@2859646"
+    )
 
     beta: float = 0.01  # reward per nat; useful range 0.01 to 1
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1
@@ -70,6 +84,9 @@ class TPOL:
     ranking: ClassVar[Ranking] = Ranking.PAIRWISE
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/experimental/tpo/tpo_trainer.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "as tpo; the default in TRL 1.16.0 trl/experimental/tpo/tpo_config.py"
+    )
 
     beta: float = 0.01  # reward per (nat/token); useful range 0.01 to 10
     alpha: float = 1.0  # weight of the gold likelihood, per (nat/token); useful range 0.05 to 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class TRDPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, moving_reference=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.05, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "TRL 1.16.0 trl/trainer/callbacks.py", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "arXiv:2404.09656, Table 2, as in TRL's paper index"
+    )
 
     beta: float = 0.05  # reward per nat of log-ratio; useful range 0.01 to 1
     alpha: float = 0.6  # share of the policy in the new reference; useful range 0.5 to 0.8 (soft), 1 (hard), above 0

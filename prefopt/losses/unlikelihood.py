@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, Ranking, SearchSpace, require
+from prefopt.plugin import (
+    Audit,
+    Data,
+    LearningRates,
+    Level,
+    LossOutput,
+    Needs,
+    PairLogps,
+    Ranking,
+    SearchSpace,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,9 @@ class Unlikelihood:
     ranking: ClassVar[Ranking] = Ranking.POINTWISE
     chosen_rises: ClassVar[bool] = True
     audit: ClassVar[Audit] = Audit(Level.SECONDARY, "arXiv:2305.18290, Sec. 6, methods", "2026-11-29")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "as dpo in the same paper, arXiv:2305.18290, App. B"
+    )
 
     alpha: float = 0.1  # weight of the rejected side, nats per nat; useful range 0 to 0.3, at most 1
 

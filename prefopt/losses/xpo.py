@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class XPO:
     needs: ClassVar[Needs] = Needs(data=Data.PAIRS, reference=True, opponent=True)
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(Level.DERIVED, "arXiv:2405.21046, Algorithm 1", "2026-11-30")
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        5e-7, 5e-7, "huggingface/trl examples/scripts/xpo.py@0567e7f, not the authors'"
+    )
     mixture_coef: ClassVar[float] = 1.0  # the opponent is the reference itself
 
     beta: float = 0.1  # reward per nat of log-ratio; useful range 0.01 to 1, above 0

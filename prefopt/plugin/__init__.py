@@ -64,7 +64,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Published learning rates of full tuning with Adam, for models of one to nine billion weights."""
+    """Published learning rates of full tuning with Adam or RMSprop, for models of one to nine billion weights."""
 
     low: float
     high: float

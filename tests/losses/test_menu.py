@@ -232,6 +232,47 @@ def test_an_audit_names_the_equation_or_the_file() -> None:
     assert found == WITHOUT_A_PLACE.keys()
 
 
+NONE_FOUND = "no learning rate was found in a paper, a script or a library's example"
+ADAPTERS = "published for adapters only"
+NO_METHOD = "no experiment of its own: a formula of another paper's theory"
+# Losses that declare no learning rates, and why; the others name where theirs were published.
+WITHOUT_RATES = {
+    "aot": NONE_FOUND,
+    "aot_unpaired": NONE_FOUND,
+    "bdpo": NONE_FOUND,
+    "bpo": ADAPTERS,
+    "c2_dpo": NONE_FOUND,
+    "chi_po": NONE_FOUND,
+    "distill_dpo": NONE_FOUND,
+    "focal_dpo": NONE_FOUND,
+    "gdpo": NONE_FOUND,
+    "gpo": NONE_FOUND,
+    "h_dpo": NONE_FOUND,
+    "hypo": NONE_FOUND,
+    "irpo": NONE_FOUND,
+    "ld_dpo": NONE_FOUND,
+    "li_po": NONE_FOUND,
+    "mallows_dpo": NONE_FOUND,
+    "minor_dpo": NONE_FOUND,
+    "mix": "those of its terms",
+    "modpo": ADAPTERS,
+    "pmpo": NONE_FOUND,
+    "pointwise_bce": NO_METHOD,
+    "rainbow_po": NONE_FOUND,
+    "rm_list": NO_METHOD,
+    "robust_dpo": "1e-3, but no source says of which model",
+    "soft_dpo": NONE_FOUND,
+    "spo": NONE_FOUND,
+}
+
+
+def test_a_loss_declares_its_learning_rates_or_is_listed() -> None:
+    rates = {name: traits(example(load_class(name))).learning_rates for name in MENU}
+    assert {name for name, declared in rates.items() if declared is None} == WITHOUT_RATES.keys()
+    for name, declared in rates.items():
+        assert declared is None or (1e-8 < declared.low <= declared.high < 1e-3 and declared.source), name
+
+
 @pytest.mark.parametrize("name", MENU)
 def test_what_is_said_of_trl_names_a_version(name: str) -> None:
     """Its conventions, a loss's name by name, changed between versions."""

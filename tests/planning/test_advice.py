@@ -53,8 +53,8 @@ def test_a_beta_outside_its_useful_range() -> None:
 def test_learning_rates(rate: float, adapters: bool, weights: float, warned: bool) -> None:
     said = list(advice.learning_rate(load("dpo"), "dpo", rate, adapters=adapters, weights=int(weights)))
     assert bool(said) == warned
-    unknown = load("tdpo1")
-    assert list(advice.learning_rate(unknown, "tdpo1", rate, adapters=adapters, weights=int(weights))) == []
+    unknown = load("h_dpo")
+    assert list(advice.learning_rate(unknown, "h_dpo", rate, adapters=adapters, weights=int(weights))) == []
 
 
 def test_a_base_model_is_noticed(model_folder: Path, pairs_file: Path) -> None:
