@@ -63,6 +63,12 @@ class Decoder:
         """Append a token (B,) to each row."""
         raise NotImplementedError
 
+    def repeat(self, rows: Tensor) -> None:
+        """Make the rows of a batch (B,) of those of its different prompts."""
+        if len(rows) > len(self.logits):
+            self.keep(rows)
+            self.logits = self.logits[rows]
+
 
 class Mixture:
     """Texts whose next token is drawn from p^(1 - share) q^share, normalized: p of one model, q of another.
@@ -103,7 +109,7 @@ class KeyValueDecoder(Decoder):
     def __init__(self, model: Any, prompts: Prompts) -> None:
         super().__init__(model, prompts)
         self.length = max(map(len, prompts))
-        unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        unique, rows = each_once(prompts, model.device)
         padded = any(len(prompt) < self.length for prompt in unique)
         ids = torch.zeros(len(unique), self.length, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -114,11 +120,7 @@ class KeyValueDecoder(Decoder):
         self.cache = roomy_cache(model.config)
         self.mask = mask if padded else None
         self._forward(ids, (mask.cumsum(1) - 1).clamp(min=0))
-        if len(unique) < len(prompts):
-            row_of = {prompt: row for row, prompt in enumerate(unique)}
-            expand = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=model.device)
-            self.keep(expand)
-            self.logits = self.logits[expand]
+        self.repeat(rows)
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -192,6 +194,13 @@ class PlainDecoder(Decoder):
         # A few rows at a time: some models project every token of the text.
         parts = torch.split(self.ids, max(1, 4096 // self.ids.shape[1]))
         self.logits = torch.cat([self.model(input_ids=part, use_cache=False).logits[:, -1] for part in parts])
+
+
+def each_once(prompts: Prompts, device: torch.device) -> tuple[list[tuple[int, ...]], Tensor]:
+    """The different prompts, and (B,) which of them each is."""
+    place: dict[tuple[int, ...], int] = {}
+    rows = [place.setdefault(tuple(prompt), len(place)) for prompt in prompts]
+    return list(place), torch.tensor(rows, device=device)
 
 
 def batches(prompts: Prompts, order: list[int], batch_size: int, decoder: type[Decoder]) -> Iterator[list[int]]:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from prefopt.data.images.inputs import ImageInputs, attached, inputs_of
-from prefopt.engine.decoders import AHEAD, Decoder, Prompts, bounded_logps
+from prefopt.engine.decoders import AHEAD, Decoder, Prompts, bounded_logps, each_once
 from prefopt.engine.forward import decoder_of, unwrap
 from prefopt.engine.gates import rounding
 from prefopt.engine.image_arguments import image_call, rope_index
 from prefopt.engine.image_probes import image_probes
+from prefopt.engine.kv_cache import roomy_cache
 from prefopt.engine.layout import Tree
 from prefopt.errors import Stopped, UserError, first_line
 
@@ -31,9 +31,9 @@ class ImageDecoder(Decoder):
 
     def __init__(self, model: Any, prompts: Prompts) -> None:
         super().__init__(model, prompts)
-        unique, rows = _unique(prompts, model.device)
+        unique, rows = each_once(prompts, model.device)
         ids, given = _read(model, unique)
-        self.length, self.cache = ids.shape[1], DynamicCache(config=model.config)
+        self.length, self.cache = ids.shape[1], roomy_cache(model.config)
         self.delta: Tensor | None = None  # (B, 1) how much further a token's position is than its place
         self.axes = 1
         below = decoder_of(unwrap(model))
@@ -41,8 +41,7 @@ class ImageDecoder(Decoder):
             positions, self.delta = rope_index(below, ids, torch.ones_like(ids), given)
             self.axes, given["position_ids"] = len(positions), positions
         self._forward(ids, given)
-        self.keep(rows)
-        self.logits = self.logits[rows]
+        self.repeat(rows)
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -140,15 +139,7 @@ def _inputs(model: Any) -> ImageInputs:
     return found
 
 
-def _unique(prompts: Prompts, device: Any) -> tuple[list[Any], Tensor]:
-    """The prompts, each once, and which of them each is."""
-    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    return [np.array(prompt, np.int32) for prompt in unique], rows
-
-
-def _read(model: Any, prompts: list[Any]) -> tuple[Tensor, dict[str, Any]]:
-    inputs = _inputs(model)
-    ids = torch.stack([torch.from_numpy(inputs.ids(prompt).astype(np.int64)) for prompt in prompts]).to(model.device)
-    return ids, dict(image_call(inputs, prompts, ids, model))
+def _read(model: Any, prompts: Prompts) -> tuple[Tensor, dict[str, Any]]:
+    inputs, coded = _inputs(model), np.array(prompts, np.int32)
+    ids = torch.from_numpy(inputs.ids(coded).astype(np.int64)).to(model.device)
+    return ids, dict(image_call(inputs, list(coded), ids, model))
