@@ -285,8 +285,8 @@ def _probes(config: Any, *, closing: bool, kept: frozenset[int] = frozenset()) -
 
     def ids(n: int) -> Ids:
         drawn = rng.integers(0, config.vocab_size, n).astype(np.int32)
-        for i in np.flatnonzero(np.isin(drawn, list(kept))):
-            drawn[i] = _others(drawn[i : i + 1], kept)[0]
+        special = np.isin(drawn, list(kept))
+        drawn[special] = _others(drawn[special], kept)
         if closing and drawn[-1] == config.pad_token_id:  # no text ends with it: a classifier reads one before
             drawn[-1] = (drawn[-1] + 1) % config.vocab_size
         return drawn

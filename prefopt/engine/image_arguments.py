@@ -69,45 +69,40 @@ def _as_weights(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 def tree_positions(decoder: Any, input_ids: Tensor, plan: TreePlan, given: dict[str, Any]) -> Tensor:
     """(D, 1, L) positions in D dimensions: of each prompt as the model has them, of branches one after the other."""
-    prompts, place, at = _prompts(input_ids[0], plan)
-    mask = (place >= 0).long()
-    ids = torch.where(place >= 0, prompts, 0)
-    positions, deltas = rope_index(decoder, ids, mask, given, types=lambda t: torch.where(place >= 0, t[at], 0))
+    place = _places(plan)
+    inside, at = place >= 0, place.clamp(min=0)
+    ids = torch.where(inside, input_ids[0, at], 0)
+    if MEDIA_TYPES in given:
+        given = given | {MEDIA_TYPES: torch.where(inside, given[MEDIA_TYPES][0, at], 0)}
+    positions, deltas = rope_index(decoder, ids, inside.long(), given)
     offset = deltas.flatten()[_rank(plan)]
     found = (plan.position + torch.where(plan.scope > 0, offset, 0)).expand(len(positions), 1, -1).clone()
-    found[:, 0, place[place >= 0]] = positions[:, place >= 0]
+    found[:, 0, place[inside]] = positions[:, inside]
     return found
 
 
-def rope_index(
-    decoder: Any, ids: Tensor, mask: Tensor, given: dict[str, Any], types: Any = None
-) -> tuple[Tensor, Tensor]:
+def rope_index(decoder: Any, ids: Tensor, mask: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """((D, R, L) positions, (R, 1) how much further the next one is than the number of tokens) by the model's own rule.
 
     Args:
         decoder: has `get_rope_index`.
         ids, mask: (R, L).
         given: what the model is given of the images.
-        types: makes (R, L) types of tokens of those in `given`; None leaves them.
     """
     names = inspect.signature(decoder.get_rope_index).parameters
     call = {name: value for name, value in given.items() if name in names}
-    if MEDIA_TYPES in call and types is not None:
-        call[MEDIA_TYPES] = types(call[MEDIA_TYPES][0])
     found: tuple[Tensor, Tensor] = decoder.get_rope_index(input_ids=ids, attention_mask=mask, **call)
     return found
 
 
-def _prompts(ids: Tensor, plan: TreePlan) -> tuple[Tensor, Tensor, Tensor]:
-    """The prompts of a row of trees, in its order, as (G, P) token ids, their places in the row or -1, and the same
-    with 0 for -1."""
+def _places(plan: TreePlan) -> Tensor:
+    """(G, P) places in a row of trees of the tokens of its prompts, in its order; -1 past the end."""
     inside = (plan.scope == 0).nonzero().squeeze(1)
     rank = _rank(plan)[inside]
     sizes = torch.bincount(rank)
-    place = torch.full((len(sizes), int(sizes.max())), -1, device=ids.device)
+    place = torch.full((len(sizes), int(sizes.max())), -1, device=inside.device)
     place[rank, plan.position[inside]] = inside
-    at = place.clamp(min=0)
-    return ids[at], place, at
+    return place
 
 
 def _rank(plan: TreePlan) -> Tensor:
