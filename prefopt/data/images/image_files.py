@@ -31,6 +31,7 @@ BORDERS = "\ue0f2\ue0f3"
 MOST_BYTES = 2**26  # of a file
 MOST_PIXELS = 2**26  # of an image, such as 8192 x 8192
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")  # formats whose readers start no other program
+SOURCES = ("bytes", "path", "image", "url", "image_url", "base64")  # keys by which an object gives its image
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.I)
 State = list[int] | None  # (size, mtime_ns) of a file; None where there was none
 
@@ -178,13 +179,9 @@ class ImageShelf:
         return self._of_path(urllib.parse.unquote(value[len(scheme[0]) :]) if scheme else value, name)
 
     def _of_mapping(self, value: Mapping[str, Any], name: str) -> str:
-        if (content := value.get("bytes")) is not None:
-            return self.mark(content, name)
-        for key in ("path", "image", "url", "image_url", "base64"):
+        for key in SOURCES:
             if (held := value.get(key)) is not None:
-                if key == "base64":
-                    held = f"data:image/any;base64,{held}"
-                return self.mark(held, name)
+                return self.mark(f"data:image/any;base64,{held}" if key == "base64" else held, name)
         raise RowError("wrong_type", f"an image in {name!r} has neither bytes nor a path: {shown(value)}")
 
     def _of_path(self, given: str, name: str) -> str:

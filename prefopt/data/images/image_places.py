@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.images.image_files import BORDERS, FILES, IMAGE_MARK, ImageShelf, digests_in
+from prefopt.data.images.image_files import BORDERS, FILES, IMAGE_MARK, SOURCES, ImageShelf, digests_in
 from prefopt.data.make import content_hash, prompt_alone
 from prefopt.data.record import Message, Record, RowError, Text
 from prefopt.data.record_table import data_cache
@@ -17,7 +17,6 @@ from prefopt.errors import UserError
 COLUMNS = ("images", "image")
 PLACE = "<image>"  # where an image of the columns stands in a text
 PARTS = ("image", "image_url", "input_image")  # types of parts of a message
-SOURCES = ("image", "url", "image_url", "path", "base64", "bytes")  # of a part, where it names its image itself
 
 
 def with_marks(row: Row, shelf: ImageShelf) -> tuple[Row, str]:
@@ -135,8 +134,8 @@ class _Places:
         return [*map(self.filled, value)] if isinstance(value, list | tuple) else value
 
     def _of_part(self, part: Mapping[str, Any]) -> str:
-        own = {name: part[name] for name in SOURCES if part.get(name) is not None}
-        return self.shelf.mark(own, self.column) if own else self._next()
+        names_its_own = any(part.get(name) is not None for name in SOURCES)
+        return self.shelf.mark(part, self.column) if names_its_own else self._next()
 
     def _next(self) -> str:
         self.taken += 1
