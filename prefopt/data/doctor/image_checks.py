@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,12 +61,8 @@ def image_line(records: Sequence[Record], tokenizer: Any) -> Iterator[str]:
     inputs = inputs_of(tokenizer)
     if inputs is None:
         return
-    counts: dict[tuple[int, int], int] = {}
-    for record in records:
-        for digest in images_of(record.prompt):
-            if digest in FILES:
-                size = FILES[digest].width, FILES[digest].height
-                counts[size] = counts.get(size, 0) + 1
+    files = (FILES[digest] for record in records for digest in images_of(record.prompt) if digest in FILES)
+    counts = Counter((file.width, file.height) for file in files)
     tokens: list[int] = []
     for size, count in counts.items():
         try:

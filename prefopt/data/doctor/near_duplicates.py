@@ -151,8 +151,8 @@ class Leaks:
         if content_hash(record.prompt) in self._prompts:
             self._exact.append(record.id)
             return
-        index, one = self._indices[tuple(images_of(record.prompt))], signature(_joined(record.prompt))
-        if one is not None and index.has_similar(one):
+        index = self._indices.get(tuple(images_of(record.prompt)))
+        if index is not None and (one := signature(_joined(record.prompt))) is not None and index.has_similar(one):
             self._near.append(record.id)
 
     def findings(self) -> Iterator[Finding]:
