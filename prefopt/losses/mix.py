@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -113,20 +113,21 @@ class Mix:
     @property
     def reference_update(self) -> tuple[float, int]:
         """The update of the one term whose reference moves."""
-        moving = [term for term in self._losses().values() if term.needs.moving_reference]
-        if len(moving) != 1:
-            raise AttributeError(f"a mix has a reference update if one term has; here {len(moving)} have")
-        update: tuple[float, int] = moving[0].reference_update  # type: ignore[attr-defined]
+        update: tuple[float, int] = self._of_one("reference_update", lambda needs: needs.moving_reference)
         return update
 
     @property
     def epsilon(self) -> float:
         """That of the one term that compares the policy with moved ones."""
-        moving = [term for term in self._losses().values() if term.needs.vocab & PERTURBED]
-        if len(moving) != 1:
-            raise AttributeError(f"a mix has an epsilon if one term moves policies by it; here {len(moving)} do")
-        epsilon: float = moving[0].epsilon  # type: ignore[attr-defined]
+        epsilon: float = self._of_one("epsilon", lambda needs: bool(needs.vocab & PERTURBED))
         return epsilon
+
+    def _of_one(self, name: str, has: Callable[[Needs], bool]) -> Any:
+        """An attribute of the one term whose needs say that it has it."""
+        found = [term for term in self._losses().values() if has(term.needs)]
+        if len(found) != 1:
+            raise AttributeError(f"a mix has `{name}` if one term has it; here {len(found)} have")
+        return getattr(found[0], name)
 
     def initial_state(self) -> State:
         return {
