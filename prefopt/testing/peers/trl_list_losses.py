@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import trl
 from torch import Tensor
 from trl.experimental.tpo import TPOTrainer
 
-from prefopt.testing.peers.shared import OVER_SAMPLES, Options, logits_with, over_samples, per_token
+from prefopt.testing.peers.shared import OVER_SAMPLES, Options, logits_with, over_samples, per_token, renamed
 from prefopt.testing.peers.trl_shared import ACCELERATOR
 from prefopt.testing.referee import Case, UnsupportedError, Way
 
@@ -128,14 +129,12 @@ def _grpo(loss_type: str) -> tuple[Way, Way]:
             given["beta"] = 0.0
         return sampled_loss("GRPO", loss_type, _samples(case), **given)
 
-    return Way(call), Way(call, OVER_SAMPLES, lambda case: over_samples(loss_type, case))
+    return Way(call), Way(call, OVER_SAMPLES, partial(over_samples, loss_type))
 
 
 def _tpo(loss_type: str) -> tuple[Way]:
     def call(case: Case) -> Tensor:
-        names = {"alpha": "tpo_alpha", "gamma": "tpo_l_gamma"}
-        given = {names.get(name, name): value for name, value in case.hyperparameters.items()}
-        return tpo_loss(case.inputs, loss_type, **given)
+        return tpo_loss(case.inputs, loss_type, **renamed(case.hyperparameters, alpha="tpo_alpha", gamma="tpo_l_gamma"))
 
     return (Way(call),)
 
