@@ -42,7 +42,7 @@ def own_samples(
     assert given.reward is not None
     needs, batch, rollout = loss.needs, given.batch or BatchConfig(), given.rollout.settled(loss)
     rollout.check(loss)
-    _check(loss, args, given, rollout)
+    _check(args, given, rollout)
     prompts = prompts_of(records)
     longest = max(len(prompt.tokens) for prompt in prompts)
     check_length(unwrap(model), longest + rollout.max_new_tokens, f"a prompt of {longest} tokens with its samples")
@@ -125,7 +125,7 @@ def _estimating(given: Settings, policy: Policy) -> Policy:
     return body
 
 
-def _check(loss: Loss, args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
+def _check(args: TrainingArguments, given: Settings, rollout: RolloutConfig) -> None:
     if given.tokenizer is None:
         raise UserError("samples are scored as text: give the tokenizer (`tokenizer=`)")
     if fsdp.settings(args) is not None:
