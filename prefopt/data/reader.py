@@ -194,10 +194,8 @@ def _with_facts(made: list[Made], row: Row, rows: list[Row]) -> list[Made]:
 
     Of rows that make one record together the schema reads which completions are open.
     """
-    weight, arguments = (
-        common_fact("weight", map(_weight, rows)),
-        common_fact("template arguments", map(row_arguments, rows)),
-    )
+    weight = common_fact("weight", map(_weight, rows))
+    arguments = common_fact("template arguments", map(row_arguments, rows))
     own = row_ended(row) if rows[0] is row else None
     return [
         one if isinstance(one, RowError) else _with(one, weight, arguments or {}, own, row[ENDED_DEFAULT])

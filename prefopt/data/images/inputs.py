@@ -135,9 +135,8 @@ class ImageInputs:
         """
         coded = np.array(ids, np.int32)
         places = np.flatnonzero(coded == self.token_id)
-        if len(places) != sum(
-            part.places for part in parts
-        ):  # of a family whose mark is another token, such as Gemma 3
+        # A family's mark may be another token, as Gemma 3's is: `expanded` does not see this one in a text.
+        if len(places) != sum(part.places for part in parts):
             raise RowError("image_marks", "a text has the token that stands for an image; remove it")
         codes = [self._code(digest, part.places) for digest, part in zip(digests, parts, strict=True)]
         coded[places] = np.concatenate(codes)
