@@ -25,7 +25,8 @@ from prefopt.engine.generation import generate
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch, score
 from prefopt.errors import UserError
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from tests.models import pictures
 

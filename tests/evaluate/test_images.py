@@ -14,7 +14,8 @@ from prefopt.engine.generation import generate
 from prefopt.errors import UserError
 from prefopt.evaluate.conversation import Conversation
 from prefopt.evaluate.texts import Sampling
-from prefopt.models.load import ModelConfig, load_model, load_tokenizer
+from prefopt.models.load import load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.runs.sample_files import SampleGroup, draw, source_prompts
 from tests.models import pictures
 

@@ -43,16 +43,10 @@ IMAGES_FIRST = (
 )
 
 
-def _tokenizer(special: tuple[str, ...], template: str, roles: dict[str, str]) -> Any:
-    made = tiny.tokenizer(template, special=special, vocab_size=420)
-    for name, token in roles.items():
-        setattr(made, name, token)
-    return made
-
-
 def _qwen(kind: str) -> tuple[Any, Any]:
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = _tokenizer(special, CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"), {})
+    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    tokenizer = tiny.tokenizer(template, special=special, vocab_size=420)
     ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
                    tokenizer.convert_tokens_to_ids(list(special)), strict=True))  # fmt: skip
     sight = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
@@ -85,7 +79,7 @@ def _gemma() -> tuple[Any, Any]:
 
 
 def _llava() -> tuple[Any, Any]:
-    tokenizer = _tokenizer(("<image>",), IMAGES_FIRST, {})
+    tokenizer = tiny.tokenizer(IMAGES_FIRST, special=("<image>",), vocab_size=420)
     config = AutoConfig.for_model(
         "llava", text_config={**TEXT, "model_type": "llama"}, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_config={**SIGHT, "model_type": "clip_vision_model", "image_size": 16, "patch_size": 8},

@@ -23,7 +23,8 @@ from prefopt.data.images.inputs import inputs_of
 from prefopt.errors import PrefoptError, UserError
 from prefopt.models import processor
 from prefopt.models.export_folder import check, export_model
-from prefopt.models.load import ModelConfig, load_as_trained, load_model, load_tokenizer
+from prefopt.models.load import load_as_trained, load_model, load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.models.processor import load_image_inputs
 from tests.models import pictures
 

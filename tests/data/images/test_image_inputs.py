@@ -17,7 +17,8 @@ from prefopt.data.images.inputs import decode_prompt, has_images, inputs_of
 from prefopt.data.prepare import Prepared, prepare
 from prefopt.data.reader import read
 from prefopt.data.tokenize import Encoder
-from prefopt.models.load import ModelConfig, load_tokenizer
+from prefopt.models.load import load_tokenizer
+from prefopt.models.model_config import ModelConfig
 from prefopt.plugin import Data
 from tests.data import tiny
 from tests.models import pictures
