@@ -66,7 +66,7 @@ class Annotators:
         self._repeated = 0
 
     def __len__(self) -> int:
-        """The pairs that are held."""
+        """The number of pending pairs: those collected so far, which `merged` gives at the end."""
         return len(self._pairs)
 
     def note(self, made: Sequence[Any], row: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Annotators:
         return self.rule == "merge" or bool(annotator_of(row))
 
     def holds(self, record: Record, row: Mapping[str, Any]) -> bool:
-        """Whether a record is one more vote on a pair that is held."""
+        """Whether a record is one more vote on a pending pair."""
         return self.merges(record, row) and _key(record) in self._pairs
 
     def take(self, record: Record, row: Mapping[str, Any]) -> bool:

@@ -118,9 +118,10 @@ def _records(source: Source, opened: Opened, config: DataConfig, log: Log, store
 
 
 def _enough(made: list[Made], row: Row, judged: Annotators, log: Log, most: int | None) -> bool:
-    """Whether `most` records are there, counting each pair that is held as one, and a row is no vote on one of these.
+    """Whether reading ends before this row: `most` records exist, each pending pair counted as one, and the row has no
+    further vote on a pending pair.
 
-    Without pairs that are held, it is up to whoever takes the records.
+    Without pending pairs the caller limits the number of records.
     """
     records = [one for one in made if isinstance(one, Record)]
     if most is None or not len(judged) or not records:

@@ -1,9 +1,9 @@
 """Puts the images of prompts into rows: pixels, the types of tokens, and the positions of models that see in a plane.
 
-Models of the Qwen-VL kind give the tokens of an image positions in three dimensions. In a tree these are computed for
-the prompt alone, by the model's own `get_rope_index`, and each branch goes on after the largest. Models of the Gemma 3
-kind let all tokens of an image see each other: `TreePlan.image`. Whether this is right for a model is for the gates
-(`prefopt.engine.gates`) to find out.
+Models like Qwen-VL give the tokens of an image positions in three dimensions. In a tree these are computed for the
+prompt alone, by the model's own `get_rope_index`, and each branch continues after the largest. Models like Gemma 3 let
+all tokens of an image attend to each other: `TreePlan.image`. The gates (`prefopt.engine.gates`) check whether this is
+right for a model.
 """
 
 from __future__ import annotations

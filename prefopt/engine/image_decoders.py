@@ -1,4 +1,4 @@
-"""Continues prompts with images: the images are read once, with the prompt, and the cache goes on from there.
+"""Continues prompts with images: reads the images once, with the prompt, and continues from the cache.
 
 Where the cache does not give the numbers of a plain forward, every token is computed from the whole text.
 """

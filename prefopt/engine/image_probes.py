@@ -20,7 +20,7 @@ SHAPES = ((((5, 0),), (4, 7)), (((3, 1),), (6,)), (((2, 2), (4, 0)), (3, 5)))
 
 
 def special_tokens(inputs: ImageInputs, config: Any) -> frozenset[int]:
-    """The tokens that stand for images, begin or end them or the like: no words."""
+    """The ids of special tokens, such as placeholders of images, their first and last tokens, and padding: not text."""
     found = {value for name, value in vars(config).items() if name.endswith(("token_id", "token_index"))}
     found |= {inputs.token_id, config.get_text_config().pad_token_id, *inputs.processor.image_token_ids}
     return frozenset(value for value in found if isinstance(value, int))

@@ -25,8 +25,8 @@ Given = tuple[list[list[list[int]]], Path | None]  # sequences of (prompt, compl
 
 @contextmanager
 def export_images(folder: Path, trained: Any) -> Iterator[tuple[list[TokenRecord], Given]]:
-    """Records with random images that `trained` can score meanwhile, and what a fresh process is given of them; none
-    for a model that takes no images.
+    """Records with random images, which `trained` can score inside the context, and what a fresh process is given of
+    them; none for a model that takes no images.
 
     Raises:
         PrefoptError: the exported processor is not the model's.

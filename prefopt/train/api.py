@@ -48,7 +48,7 @@ from prefopt.train.setup import (
 from prefopt.train.sources.feed import Feed
 from prefopt.train.sources.offline import Offline
 
-Clock = Callable[[float, float], None]  # told seconds, and those of the processor
+Clock = Callable[[float, float], None]  # gets wall-clock seconds and CPU seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Result:
         before, after: figures on the held-out records (empty without any), names without the `eval_` prefix.
         seconds: of training alone: its steps.
         reference_seconds: of the reference's log-probs before it; 0 for a loss that reads none ahead.
-        reference_processor_seconds: likewise, of this process on all its cores.
+        reference_processor_seconds: likewise, the CPU time of this process, summed over cores.
         reference_hits, reference_misses: log-probs of the reference found in the store, and computed.
     """
 
@@ -149,8 +149,7 @@ def build(model: Any, loss: Loss, records: Sequence[TokenRecord], **settings: An
 
 
 def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, clock: Clock) -> PreferenceTrainer:
-    """`clock` is called with the seconds of the reference pass, if there is one: fingerprint, store and forwards; and
-    with those of the processor."""
+    """`clock` is called with the time of the reference pass, if there is one: fingerprint, store and forwards."""
     needs, batch = loss.needs, given.batch or BatchConfig()
     if batch.records < 1:
         raise UserError(f"batch.records must be at least 1, got {batch.records}")

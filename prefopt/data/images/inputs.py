@@ -146,14 +146,14 @@ class ImageInputs:
 
     @cached_property
     def reserved(self) -> list[int]:
-        """The tokens that stand for images, videos and sound, which are no words."""
+        """The placeholder tokens of images, videos and sound, which are not text."""
         processor = self.processor
         lists = (processor.image_token_ids, processor.video_token_ids, processor.audio_token_ids)
         found = {self.token_id, *(token for ids in lists for token in ids)}
         return sorted(token for token in found if isinstance(token, int))
 
     def check_words(self, *texts: Sequence[int]) -> None:
-        """Raise RowError where a text has a token that stands for an image, a video or sound, and is none."""
+        """Raise RowError for a text with a placeholder token of an image, a video or sound."""
         if any(not set(self.reserved).isdisjoint(ids) for ids in texts):
             raise RowError("image_marks", "a text has the token that stands for an image, a video or sound; remove it")
 
