@@ -182,7 +182,6 @@ def test_positions_in_a_plane_and_blocks_of_images_are_what_makes_trees_right(
 
 
 def test_long_trees_and_the_mask_of_the_fused_kernel_let_an_image_see_itself() -> None:
-
     image = torch.tensor([-1, 0, 0, 0, -1, 1, 1])
     seen = _causal(7, 7, None, torch.device("cpu"), image)[0, 0]
     expected = torch.ones(7, 7, dtype=torch.bool).tril()

@@ -96,18 +96,13 @@ def trl_tpo(batch: Named, loss_type: str) -> float:
 
 def with_gold(batch: Named) -> Named:
     """The pairs as lists of three, with a gold completion in front."""
-    gold, lengths = _gold()
+    gold, length = torch.full((PAIRS,), -0.25 * TOKENS, dtype=torch.float64), torch.full((PAIRS,), TOKENS)
     return {
-        "completions": torch.stack([gold.sum(-1), batch["chosen"], batch["rejected"]], -1),
-        "num_tokens": torch.stack([lengths, batch["chosen_num_tokens"], batch["rejected_num_tokens"]], -1),
+        "completions": torch.stack([gold, batch["chosen"], batch["rejected"]], -1),
+        "num_tokens": torch.stack([length, batch["chosen_num_tokens"], batch["rejected_num_tokens"]], -1),
         "scores": torch.tensor([[2.0, 1.0, 0.0]]).repeat(PAIRS, 1).double(),
         "ids": torch.arange(PAIRS),
     }
-
-
-def _gold() -> tuple[Tensor, Tensor]:
-    """Per-token log-probs and lengths of the gold completions."""
-    return torch.full((PAIRS, TOKENS), -0.25, dtype=torch.float64), torch.full((PAIRS,), TOKENS)
 
 
 def demonstrations(batch: Named) -> Named:
