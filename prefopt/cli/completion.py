@@ -7,9 +7,7 @@ so that an answer needs neither torch nor Hydra.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,8 +18,7 @@ from argcomplete.shell_integration import shellcode
 
 from prefopt import __version__
 from prefopt.cli.verbs import VERBS
-from prefopt.common.cache import cache_dir
-from prefopt.common.files import write_text
+from prefopt.common.cache import cache_dir, cached_json
 
 SHELLS = ("bash", "zsh", "fish")
 SETUP = """add it to the start file of your shell:
@@ -120,16 +117,11 @@ def load_index() -> dict[str, Any]:
     newest = max(p.stat().st_mtime_ns for p in Path(__file__).parent.glob("*.py"))
     key = hashlib.blake2b(repr((__version__, list(VERBS), outside, newest)).encode(), digest_size=8).hexdigest()
     file = cache_dir() / "completion" / f"{key}.json"
-    try:
-        found = json.loads(file.read_text())
-        if {"verbs", "groups", "keys"} <= found.keys():
-            return dict(found)
-    except (OSError, ValueError, AttributeError):
-        pass
-    from prefopt.cli.completion_index import collect
-
-    found = collect()
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(found))
+    found: dict[str, Any] = cached_json(file, _collect, lambda kept: {"verbs", "groups", "keys"} <= kept.keys())
     return found
+
+
+def _collect() -> dict[str, Any]:
+    from prefopt.cli.completion_index import collect  # loads torch and Hydra
+
+    return collect()

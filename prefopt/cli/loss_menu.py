@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from prefopt.common.cache import cache_dir
+from prefopt.common.cache import cache_dir, cached_json
 from prefopt.common.digest import of_bytes
 from prefopt.common.escaping_console import Console, Table
-from prefopt.common.files import write_text
 from prefopt.common.json_output import print_json
 from prefopt.config.options import choices
 from prefopt.losses import MENU
@@ -33,23 +30,14 @@ def facts_file() -> Path:
     return cache_dir() / "menu" / f"{source()}.json"
 
 
-def kept_facts() -> list[dict[str, Any]] | None:
-    """What each loss needs and declares, from the cache; None where it has no facts, or other packages have losses."""
+def facts(describe_all: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What each loss needs and declares, from the cache; from `describe_all` where other packages have losses."""
     if {*MENU} != {*choices()["loss"]}:
-        return None
-    try:
-        kept = list(json.loads(facts_file().read_text(encoding="utf-8")))
-        return kept if {loss["name"] for loss in kept} == {*MENU} else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def keep_facts(losses: Sequence[Mapping[str, Any]]) -> None:
-    """Put the facts of the menu into the cache; one that cannot be written only costs time."""
-    file = facts_file()
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(losses))
+        return describe_all()
+    found: list[dict[str, Any]] = cached_json(
+        facts_file(), describe_all, lambda kept: {loss["name"] for loss in kept} == {*MENU}
+    )
+    return found
 
 
 def print_menu(losses: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:

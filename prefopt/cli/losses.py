@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from prefopt.cli.arguments import Parser
-from prefopt.cli.loss_menu import keep_facts, kept_facts, print_menu
+from prefopt.cli.loss_menu import facts, print_menu
 
 
 def main(argv: list[str]) -> int:
@@ -17,17 +18,20 @@ def main(argv: list[str]) -> int:
         ThresholdError: `check` found a loss that fails.
     """
     args = _parser().parse_args(argv)
-    if args.command is None and (losses := kept_facts()) is not None:
-        return print_menu(losses, as_json=args.json)
-    from prefopt.cli import loss_plugins
-
+    if args.command is None:
+        return print_menu(facts(lambda: _plugins().describe_all()), as_json=args.json)
+    status: int
     if args.command == "check":
-        return loss_plugins.check(args.names, everything=args.all, as_json=args.json)
-    if args.command == "docs":
-        return loss_plugins.write_docs(args.output)
-    losses = loss_plugins.describe_all()
-    keep_facts(losses)
-    return print_menu(losses, as_json=args.json)
+        status = _plugins().check(args.names, everything=args.all, as_json=args.json)
+    else:
+        status = _plugins().write_docs(args.output)
+    return status
+
+
+def _plugins() -> Any:
+    from prefopt.cli import loss_plugins  # loads torch
+
+    return loss_plugins
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from prefopt.common.files import new_folder, remove_leftovers
+from prefopt.common.files import new_folder, remove_leftovers, write_cached
 from prefopt.common.locks import locked
 from prefopt.errors import PrefoptError, disk_full, first_line
 
@@ -17,6 +19,27 @@ from prefopt.errors import PrefoptError, disk_full, first_line
 def cache_dir() -> Path:
     """The root of the cache; safe to delete at any time when nothing runs."""
     return Path(os.environ.get("PREFOPT_CACHE") or platformdirs.user_cache_dir("prefopt"))
+
+
+def cached_json(file: Path, make: Callable[[], Any], is_whole: Callable[[Any], bool]) -> Any:
+    """The JSON value of a file of the cache; made where it cannot be read or is not whole, and written if possible.
+
+    Args:
+        file: its name must say everything that the value depends on.
+        make: gives the value.
+        is_whole: whether a value that was read is what `make` gives.
+    """
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if is_whole(kept):
+            return kept
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    made = make()
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_cached(file, json.dumps(made).encode())
+    return made
 
 
 def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -1,4 +1,4 @@
-"""Folders of the cache: one process makes them, whole or not at all."""
+"""Folders of the cache: one process makes them, whole or not at all. Its JSON files are checked when they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Event
 
 import pytest
 
-from prefopt.common.cache import cached_folder
+from prefopt.common.cache import cached_folder, cached_json
 from prefopt.errors import PrefoptError
 
 
@@ -76,3 +76,26 @@ def test_other_errors_do_not_speak_of_space(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="Input/output error"):
         cached_folder(tmp_path / "folder", fail)
+
+
+@pytest.mark.parametrize("kept", ['{"a": 1}', '{"b": 1}', "[1]", "{", None])
+def test_a_json_file_is_made_where_it_is_not_whole(kept: str | None, tmp_path: Path) -> None:
+    file, made = tmp_path / "folder" / "file.json", []
+
+    def make() -> dict[str, int]:
+        made.append(1)
+        return {"a": 2}
+
+    if kept is not None:
+        file.parent.mkdir()
+        file.write_text(kept)
+    found = cached_json(file, make, lambda value: bool(value["a"]))
+    whole = kept == '{"a": 1}'
+    assert (found, len(made)) == (({"a": 1}, 0) if whole else ({"a": 2}, 1))
+    assert cached_json(file, make, lambda value: True) == found
+    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
+
+
+def test_a_json_file_that_cannot_be_written_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert cached_json(tmp_path / "file" / "in.json", lambda: [1], lambda value: True) == [1]
