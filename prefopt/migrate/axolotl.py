@@ -44,9 +44,8 @@ SOURCE_OPTIONS = {
     "message_field_training": "marks turns to train; a turn with `train: false` is given",
     "drop_system_message": "leaves system turns out; data.system=drop does it for all sources",
 }
-NAMED_BOTH_WAYS = {
-    "messages": ("messages", "conversation", "conversations")
-}  # names that are recognised without mapping
+# Columns that are recognised by other names, too.
+NAMED_BOTH_WAYS = {"messages": ("messages", "conversation", "conversations")}
 
 
 def translate(given: dict[str, Any], processes: int) -> Translation:
@@ -146,11 +145,8 @@ def _data(t: Translation) -> None:
     if len(held_out) > 1:
         t.no_equal["test_datasets"] = f"one set is held out, {held_out[0]['path']}: join {len(held_out)} in one file"
     size = float(t.take("val_set_size", 0.0))
-    if size >= 1:
-        t.set(data__eval_records=int(size))
-    elif size:
-        t.set(data__eval_fraction=size)
-    elif not held_out:
+    t.hold_out(size)
+    if not size and not held_out:
         t.set(data__eval_records=0)  # as there: nothing is held out
     t.rename(dataset_processes="dataset_num_proc")
     t.set(data__num_proc=t.take("dataset_num_proc"), data__max_length=int(t.take("sequence_len", SEQUENCE_LEN)))
@@ -197,7 +193,7 @@ def _source(t: Translation, given: dict[str, Any]) -> dict[str, Any]:
         t.no_equal[f"roles of {path}"] = "turns are recognised by the usual names of roles: rename them in the file"
     if set((given.pop("message_property_mappings", None) or {}).values()) - {"role", "content", "from", "value"}:
         t.no_equal[f"message_property_mappings of {path}"] = "keys of turns are role and content, or from and value"
-    rest = {**given, **(named if named is not given else {})}
+    rest = given | named
     for name in sorted(name for name, value in rest.items() if value not in (None, False, "", "tokenizer_default")):
         t.no_equal[f"{name} of {path}"] = SOURCE_OPTIONS.get(name, "not offered for a source; see docs/data.md")
     return {key: value for key, value in found.items() if value}

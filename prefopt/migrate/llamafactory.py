@@ -143,11 +143,7 @@ def _data(t: Translation, folder: Path) -> None:
         t.set(data__eval_path=sources(t, held_out[:1], home, folder)[0]["path"])
     if len(held_out) > 1:
         t.no_equal["eval_dataset"] = f"one file is held out, {held_out[0]}: join {len(held_out)} in one file"
-    size = float(t.take("val_size", 0.0))
-    if size >= 1:
-        t.set(data__eval_records=int(size))
-    elif size:
-        t.set(data__eval_fraction=size)
+    t.hold_out(float(t.take("val_size", 0.0)))
     if most := t.take("max_samples"):
         if len(found) < 2:
             t.set(data__max_records=int(most))
@@ -169,7 +165,5 @@ def _data(t: Translation, folder: Path) -> None:
     masked = t.take("mask_history", False)
     if t.given.get("stage", "sft") == "sft" and not masked:
         t.set(data__train_on="all_turns")
-    if (think := t.take("enable_thinking")) is not None:
-        t.differs.append(f"enable_thinking: give data.chat_template_kwargs={{enable_thinking: {str(think).lower()}}} "
-                         "where the template reads it")  # fmt: skip
+    t.explain_thinking()
     t.ignore("packing", "neat_packing")  # rows are always packed, and never attend to each other

@@ -154,9 +154,7 @@ def _data(t: Translation) -> None:
         t.differs.append(f"template {name}: the tokenizer's own chat template is used (data.template=auto)")
     if t.take("use_chat_template", True) is False:
         t.set(data__template="plain")
-    if (think := t.take("enable_thinking")) is not None:
-        t.differs.append(f"enable_thinking: give data.chat_template_kwargs={{enable_thinking: {str(think).lower()}}} "
-                         "where the template reads it")  # fmt: skip
+    t.explain_thinking()
     t.ignore("packing", "padding_free")  # rows are always packed, without padding
 
 

@@ -70,6 +70,21 @@ class Translation:
         else:
             self.set(**{f"data__{key}": value for key, value in (found[0] if found else {"path": "???"}).items()})
 
+    def hold_out(self, size: float) -> None:
+        """Hold out records: so many, or below 1 a share of them; 0 sets nothing."""
+        if size >= 1:
+            self.set(data__eval_records=int(size))
+        elif size:
+            self.set(data__eval_fraction=size)
+
+    def explain_thinking(self) -> None:
+        """Remove `enable_thinking`, and record how it is given here: only some templates read it."""
+        if (think := self.take("enable_thinking")) is not None:
+            self.differs.append(
+                f"enable_thinking: give data.chat_template_kwargs={{enable_thinking: {str(think).lower()}}} where the "
+                "template reads it"
+            )
+
     def set_loss(self, name: str, preset: str | None = None, /, **settings: Any) -> None:
         """Choose a loss with its settings, and record the difference that the compat preset documents."""
         self.groups["loss"] = name
