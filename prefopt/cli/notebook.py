@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from prefopt.cli.compare_options import parse
 from prefopt.common.escaping_console import Console
 from prefopt.common.quiet import quiet
 from prefopt.compare import comparison as comparisons
-from prefopt.compare.comparison import default_workers
 from prefopt.compare.outcome import ComparisonOutcome
-from prefopt.compare.progress_display import Progress, ProgressDisplay
+from prefopt.compare.progress_display import ProgressDisplay
 from prefopt.compare.rounds import Rounds
 from prefopt.config.grammar import value_of
 from prefopt.data.tokens import TokenRecord
@@ -31,8 +31,8 @@ from prefopt.report.paper import numbers, write_paper
 from prefopt.runs.progress import run_progress
 from prefopt.train import api
 
-# The figures that a plot of a run looks for first.
-TOLD = ("rewards/margins", "margins/logps", "reward", "loss")
+# The plot of a run shows the first of these that was logged, unless figures are named.
+DEFAULT_FIGURES = ("rewards/margins", "margins/logps", "reward", "loss")
 PLOTS: dict[str, tuple[Callable[..., Figure | None], Callable[..., Figure]]] = {
     "final_models": (final_models, scatter_figure),
     "tried_settings": (tried_settings, line_figure),
@@ -79,13 +79,13 @@ class TrainResult(api.Result):
         return pd.DataFrame(rows).set_index("step") if rows else pd.DataFrame()
 
     def plot(self, *figures: str) -> Plot:
-        """Draw logged figures by step; without names the first that tells of learning, such as the reward margin.
+        """Draw logged figures by step; without names the margin of rewards, the reward or the loss.
 
         Raises:
             UserError: no such figure was logged.
         """
         log = self.log()
-        names = figures or tuple(name for name in TOLD if name in log)[:1]
+        names = figures or tuple(name for name in DEFAULT_FIGURES if name in log)[:1]
         for name in names:
             if name not in log:
                 raise UserError(f"{name} was not logged{nearest(name, list(log))}; there is {', '.join(log)}")
@@ -205,14 +205,12 @@ def compare(
     words = [f"{name}={value_of(value)}" for name, value in given.items()]
     _, comparison = parse(words)
     rounds, folder = Rounds(comparison), Path(output_dir)
-    count = default_workers(rounds) if workers is None else workers
+    count = comparisons.default_workers(rounds) if workers is None else workers
     command = " ".join(["prefopt compare", *words])
     quiet()
-    if display == "quiet":
-        outcome = comparisons.compare(rounds, folder, workers=count, command=command, progress=Progress())
-    else:
-        with ProgressDisplay(Console(highlight=False), (rounds.trial_count, rounds.final_count), count) as bar:
-            outcome = comparisons.compare(rounds, folder, workers=count, command=command, progress=bar)
+    bar = ProgressDisplay(Console(highlight=False), (rounds.trial_count, rounds.final_count), count)
+    with nullcontext() if display == "quiet" else bar as progress:
+        outcome = comparisons.compare(rounds, folder, workers=count, command=command, progress=progress)
     write_comparison(folder, outcome)
     write_paper(folder, outcome)
     return CompareResult(outcome, folder)
