@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def compare(
     _, comparison = parse(words)
     rounds, folder = Rounds(comparison), Path(output_dir)
     count = comparisons.default_workers(rounds) if workers is None else workers
-    command = " ".join(["prefopt compare", *words])
+    command = shlex.join(["prefopt", "compare", *words])
     quiet()
     bar = ProgressDisplay(Console(highlight=False), (rounds.trial_count, rounds.final_count), count)
     with nullcontext() if display == "quiet" else bar as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -71,14 +72,15 @@ def test_a_comparison_shows_itself(
         "trainer.max_steps": 2, "evaluation.max_new_tokens": 4, "evaluation.kl_prompts": 6, "budget.trials": 1,
         "seeds": 2, "methods.mild.loss": "dpo", "methods.mild.loss.beta": 0.5,
     }  # fmt: skip
-    found = prefopt.compare(["dpo"], options, output_dir=tmp_path / "out", display="quiet", workers=0)
+    found = prefopt.compare(["dpo"], options, output_dir=tmp_path / "an out", display="quiet", workers=0)
     assert capsys.readouterr().out == ""
+    assert shlex.split(found.outcome.command)[-1] == f"output_dir='{tmp_path / 'an out'}'"  # a shell keeps its quotes
     assert set(found.table().index) == {"base", "sft", "dpo", "mild"}
     assert len(found.verdicts()) == 6
-    assert repr(found).splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert repr(found).splitlines()[-1] == f"report: {tmp_path / 'an out' / 'report.html'}"
     assert "<table" in found._repr_html_()
     assert found.plot()._repr_svg_().startswith("<svg")
-    assert (tmp_path / "out" / "paper" / "results.csv").is_file()
+    assert (tmp_path / "an out" / "paper" / "results.csv").is_file()
     with pytest.raises(UserError, match="there is no plot 'final'"):
         found.plot("final")
     with pytest.raises(UserError, match=r"options: workers is an argument of prefopt\.compare"):
