@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class MallowsDPO:
     search_space: ClassVar[SearchSpace] = {"beta": (0.03, 0.1, 0.3, 1.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "haoxian-chen/MallowsPO mallowsPO_trainer.py@c188a2e", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "hanyang1999/RainbowPO commands_training_ultrafeedback_XPOs.ipynb@42d4fdf"
     )
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up

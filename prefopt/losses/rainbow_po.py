@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.losses.mallows_dpo import dispersion
-from prefopt.plugin import Audit, Data, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
+from prefopt.plugin import Audit, Data, LearningRates, Level, LossOutput, Needs, PairLogps, SearchSpace, Vocab, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class RainbowPO:
     search_space: ClassVar[SearchSpace] = {"beta": (2.0, 5.0, 10.0, 15.0)}
     audit: ClassVar[Audit] = Audit(
         Level.AUTHORS_CODE, "CapitalOne-Research/RainbowPO trl/trainer/dpo_trainer.py@6dccae3", "2026-11-29"
+    )
+    learning_rates: ClassVar[LearningRates] = LearningRates(
+        1e-6, 1e-6, "hanyang1999/RainbowPO commands_training_ultrafeedback_RainbowPO_final_run.ipynb@42d4fdf"
     )
 
     vocab_size: int  # V, tokens that the model can emit; must be given; useful range 2 and up

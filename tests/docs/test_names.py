@@ -16,7 +16,8 @@ PAGES = [
     *(ROOT / "examples").rglob("*.md"),
 ]
 DOTTED = re.compile(r"(?<![\w./-])((?:prefopt|tests)(?:\.\w+)+)")
-FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./<>*{}-]*[\w>*}])")
+# not `owner/repository file@commit`, which is another project's
+FILE = re.compile(r"(?<![\w/.-])((?:prefopt|tests|benchmarks|conf|docs|examples)/[\w./<>*{}-]*[\w>*}])(?![@\w/-]|\.\w)")
 TEST = re.compile(r"(?:`|(tests/[\w/]+\.py)::)(test_\w+)(…?)`")
 OWN_URL = re.compile(r"github\.com/prefopt/prefopt/(?:blob|tree)/main/([\w./-]+)")
 OWN_ANCHOR = re.compile(r"(?:main/|\()([\w./-]+\.md)#([\w-]+)")
