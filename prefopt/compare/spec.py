@@ -232,7 +232,7 @@ class Comparison:
         if not _has_values(method.loss):
             shared = [o for o in shared if option_of(o) != VALUE_MODEL]
         said = ["source=rollouts"] if online and _source((*shared, *method.overrides)) is None else []
-        chosen = {o.partition("=")[0].lstrip("+") for o in (*shared, *method.overrides)}
+        chosen = {option_of(o) for o in (*shared, *method.overrides)}
         if not online and _imitates(method.loss) and not chosen & {"trainer", "experiment"}:
             said.append("trainer=sft")  # its learning rate is far above those of preferences
         return [f"loss={method.loss}", *said, *shared, *method.overrides]
