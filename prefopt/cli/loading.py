@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,13 +61,13 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
         return own
     if not data_given:
         raise UserError(f"on which data? {name} is not a run folder, so name some: data.path=FILE (or data=PRESET)")
-    chosen = [*([] if "data" in given else ["data=auto"]), *_format_of(name, given)]
+    chosen = _of_other_data(name, given)
     if not given & {"data.eval_path", "data.eval_split", "data.eval_records", "data.eval_fraction"}:
         chosen.append("data.eval_records=0")  # all of it, unless the preset has a split of its own
-    config = compose(["model=local", "model.path=none", *chosen, *overrides])
+    config = compose([*chosen, *overrides])
     if "loss" in given or config.data.is_world:
         return config
-    return compose(["model=local", "model.path=none", f"loss={_loss_for(config.data)}", *chosen, *overrides])
+    return compose([*chosen, f"loss={_loss_for(config.data)}", *overrides])
 
 
 def _loss_for(data: DataConfig) -> str:
@@ -87,8 +87,7 @@ def data_of(name: str, overrides: Sequence[str]) -> DataConfig:
     given = {o.split("=", 1)[0] for o in overrides}
     if not given & {"data", "data.path", "data.mixture"}:
         return configuration(name, overrides).data
-    chosen = [*([] if "data" in given else ["data=auto"]), *_format_of(name, given)]
-    return compose(["model=local", "model.path=none", *chosen, *overrides]).data
+    return compose([*_of_other_data(name, given), *overrides]).data
 
 
 def format_of(name: str, overrides: Sequence[str] = ()) -> DataConfig:
@@ -109,10 +108,12 @@ def opened(name: str, owner: str, data: DataConfig | None) -> tuple[Any, Any]:
     return open_model(name, data=data)
 
 
-def _format_of(name: str, given: Iterable[str]) -> list[str]:
-    """The overrides for other data that write prompts as in the training of a run; those that are given are not."""
+def _of_other_data(name: str, given: Collection[str]) -> list[str]:
+    """The overrides with which other data than a run's own are read, except those in `given`: prompts are written as in
+    its training."""
+    data = [] if "data" in given else ["data=auto"]
     own = RunFolder.open(name).format_overrides() if is_run(name) else []
-    return [override for override in own if override.split("=", 1)[0] not in given]
+    return ["model=local", "model.path=none", *data, *(one for one in own if one.split("=", 1)[0] not in given)]
 
 
 @contextmanager
