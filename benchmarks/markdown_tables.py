@@ -16,12 +16,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def formatted(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
-    """A table of named figures: `columns` maps a key of the rows to (heading, format)."""
+    """A table of named figures: `columns` maps a key of the rows to (heading, format).
+
+    A dash stands for a missing figure; a column without any figure is left out.
+    """
+    shown = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows)}
     cells = [
-        [form.format(row[key]) if row.get(key) is not None else "–" for key, (_, form) in columns.items()]
-        for row in rows
+        [form.format(row[key]) if row.get(key) is not None else "–" for key, (_, form) in shown.items()] for row in rows
     ]
-    return table([heading for heading, _ in columns.values()], cells)
+    return table([heading for heading, _ in shown.values()], cells)
 
 
 def quoted(text: str) -> str:

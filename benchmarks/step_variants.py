@@ -1,4 +1,4 @@
-"""Would a training step be faster or smaller otherwise? Four changes, each tried on the step of `profile_step.py`.
+"""Would a training step be faster or smaller otherwise? Five changes, each tried on the step of `profile_step.py`.
 
     python benchmarks/step_variants.py --save
     python benchmarks/step_variants.py --only compiled "rows of 512"

@@ -41,6 +41,12 @@ def test_pages_match_the_results(page: Path) -> None:
     assert tables.rewritten(text) == text, "run `python benchmarks/tables.py`"
 
 
+def test_every_table_has_its_place() -> None:
+    """Results that are measured later appear on a page."""
+    pages = "".join(page.read_text() for page in tables.PAGES)
+    assert [name for name in tables.SECTIONS if f"<!-- {name}: " not in pages] == []
+
+
 def test_pages_of_the_referee_come_from_the_results_too(tmp_path: Path) -> None:
     """`make results` writes them; a missing file names the command that measures it, and an old page is noticed."""
     recipe = (BENCHMARKS.parent / "Makefile").read_text().partition("\nresults:")[2].partition("\n\n")[0]
