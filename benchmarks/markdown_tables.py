@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from prefopt.report.formatting import number
 
 Row = Mapping[str, Any]
 
@@ -25,6 +27,24 @@ def formatted(columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> st
         [form.format(row[key]) if row.get(key) is not None else "–" for key, (_, form) in shown.items()] for row in rows
     ]
     return table([heading for heading, _ in shown.values()], cells)
+
+
+def predictions_table(predictions: Sequence[Row], figure: Callable[[Sequence[Any]], float | None]) -> str:
+    """What was predicted, what was found, and whether it held.
+
+    Args:
+        predictions: a claim each, that `left` is at least `factor` (1) times `right`, plus `by` (0).
+        figure: the number that `left` or `right` names; None where it was not measured.
+    """
+    rows = []
+    for said in predictions:
+        left, right = figure(said["left"]), figure(said["right"])
+        if left is None or right is None:
+            rows.append([said["claim"], "–", "not run"])
+            continue
+        held = left >= said.get("factor", 1.0) * right + said.get("by", 0.0)
+        rows.append([said["claim"], f"{number(left)} against {number(right)}", "yes" if held else "**no**"])
+    return table(["predicted", "found", "held"], rows)
 
 
 def quoted(text: str) -> str:

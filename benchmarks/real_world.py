@@ -32,6 +32,7 @@ from typing import Any
 import hh_rlhf
 import world_suite
 from machine import processor
+from real_world_tables import OFFLINE
 
 from prefopt.common.files import write_lines
 from prefopt.compare.comparison import compare
@@ -51,7 +52,6 @@ FIGURES = ("true_reward", "judge", "win_rate", "kl", "valid", "length", "entropy
 ARRAYS = ("true_reward", "judge", "kl", "valid", "length")
 OUT = Path("runs/benchmarks/real_world")
 JUDGE_STEPS, HELD_OUT = 56, 256  # 56 steps of 16 pairs: one pass over a half of hh-rlhf without the 256 held out
-OFFLINE = ("dpo", "ipo", "kto", "orpo", "simpo", "dpop")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import formatted, quoted, table
+from markdown_tables import formatted, predictions_table, quoted, table
 
 from prefopt.report.figures import Axes, Curve, line_chart, styles, svg_file
 from prefopt.report.formatting import number
@@ -69,7 +69,9 @@ def real_world(result: Any, suite: str) -> str:
         f"{s['trials']} trials of each row, {s['seeds']} seeds, {s['steps']} steps of {s['pairs']} pairs, one thread. "
         f"Intervals: 95 %; verdicts: 5 %, Holm over all pairs of rows."
     )
-    return f"{formatted(columns, rows)}\n\n{told}\n\n{checked(result, suite)}"
+    predictions = json.loads(PREDICTIONS.read_text())[suite]
+    checked = predictions_table(predictions, partial(figure, result))
+    return f"{formatted(columns, rows)}\n\n{told}\n\n{checked}"
 
 
 def against_dpo(result: Any, name: str) -> str | None:
@@ -82,7 +84,7 @@ def against_dpo(result: Any, name: str) -> str | None:
     return None
 
 
-def figure(result: Any, place: list[Any]) -> float | None:
+def figure(result: Any, place: Sequence[Any]) -> float | None:
     """The number that a prediction names; None where it was not measured."""
     if len(place) == 1:
         return float(place[0])
@@ -92,19 +94,6 @@ def figure(result: Any, place: list[Any]) -> float | None:
     names = OFFLINE if name == "best offline" else (name,)
     values = [row[what] for row in result["rows"] if row["name"] in names and row.get(what) is not None]
     return max(values, default=None)
-
-
-def checked(result: Any, suite: str) -> str:
-    """The predictions of a suite, what was found, and whether they held."""
-    rows = []
-    for said in json.loads(PREDICTIONS.read_text())[suite]:
-        left, right = (figure(result, said[side]) for side in ("left", "right"))
-        if left is None or right is None:
-            rows.append([said["claim"], "–", "not run"])
-        else:
-            held = "yes" if left >= right + said.get("by", 0.0) else "**no**"
-            rows.append([said["claim"], f"{number(left)} against {number(right)}", held])
-    return table(["predicted", "found", "held"], rows)
 
 
 def picture(result: Any) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown_tables import table
+from markdown_tables import predictions_table, table
 from world_tables import within
 
 from prefopt.compare.frontier import interpolate
@@ -61,15 +62,7 @@ def at(result: Any, name: str, kl: float) -> float | None:
 
 def checked(result: Any, suite: str) -> str:
     """The predictions of a suite, what was found, and whether they held."""
-    rows = []
-    for said in predictions(suite):
-        left, right = (figure(result, said[side]) for side in ("left", "right"))
-        if left is None or right is None:
-            rows.append([said["claim"], "–", "not run"])
-            continue
-        held = left >= said.get("factor", 1.0) * right + said.get("by", 0.0)
-        rows.append([said["claim"], f"{number(left)} against {number(right)}", "yes" if held else "**no**"])
-    return table(["predicted", "found", "held"], rows)
+    return predictions_table(predictions(suite), partial(figure, result))
 
 
 def label(row: Mapping[str, Any]) -> str:
