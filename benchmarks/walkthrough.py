@@ -3,7 +3,7 @@
     python benchmarks/walkthrough.py FOLDER     # runs them in FOLDER, which has the data, and writes the page
     python benchmarks/walkthrough.py            # writes the page again from benchmarks/results/walkthrough.json
 
-A command whose output is in FOLDER/outputs already is not repeated, so that a walk that was stopped goes on.
+A command whose output is already in FOLDER/outputs is not repeated, so that a stopped walkthrough resumes.
 
 The texts before and after are compared by words that are typical of a side of the pairs: those that occur there at
 least ten times as often as on the other.
@@ -24,6 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from machine import processor
+from markdown_tables import quoted
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "walkthrough.md", ROOT / "benchmarks" / "results" / "walkthrough.json"
 DATA = "instruction-data-with-preference.json"
@@ -34,10 +37,9 @@ SHOWN = {
     "data": r"rows kept|flow:|identical_sides|^. (size|word_rule|longer_chosen)\b",
     "train": r"data:|flow:| (1|8|16|24|32)/32|base  |Chosen is|Margin|Log-prob|Own texts|^[!✓✗]|steps,|model:|report:",
     "sample": r".",
-    "eval": r".",
     "export": r".",
 }
-TIMED = ("train",)  # the others are too short, or were slowed by loading
+TIMED = ("train",)  # the others mostly load the model
 COMMAND = re.compile(r"^```text\n(prefopt .*?)^```\n", re.DOTALL | re.MULTILINE)
 OUTPUT = re.compile(r"(<!-- output of (\w+): written by benchmarks/walkthrough.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -49,7 +51,7 @@ def commands(page: str) -> dict[str, list[str]]:
 
 
 def run(words: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run a command, or return what it said before."""
+    """Run a command, or return what an earlier call kept of it."""
     kept = folder / "outputs" / f"{words[1]}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
@@ -59,7 +61,8 @@ def run(words: Sequence[str], folder: Path) -> dict[str, Any]:
     if done.returncode not in (0, 3):
         raise SystemExit(f"{shlex.join(words)}: exit code {done.returncode}\n{done.stderr}")
     found = {"command": shlex.join(words), "seconds": round(time.monotonic() - start),
-             "processor_seconds": round(processor_seconds() - spent), "output": done.stdout}  # fmt: skip
+             "processor_seconds": round(processor_seconds() - spent), "processor": processor(),
+             "output": done.stdout}  # fmt: skip
     kept.parent.mkdir(exist_ok=True)
     kept.write_text(json.dumps(found))
     return found
@@ -113,8 +116,8 @@ def judged(samples: Sequence[dict[str, str]], marks: dict[str, set[str]]) -> dic
          "before": sample["before"], "after": sample["after"]}
         for sample in samples
     ]  # fmt: skip
-    said = set().union(*(words_of(sample[when]) for sample in samples for when in ("before", "after")))
-    found = {kind: sorted(words & said) for kind, words in marks.items()}
+    used = set().union(*(words_of(sample[when]) for sample in samples for when in ("before", "after")))
+    found = {kind: sorted(words & used) for kind, words in marks.items()}
     known = {kind: len(words) for kind, words in marks.items()}
     return {"texts": len(samples), **counts, "samples": texts, "words": found, "known": known}
 
@@ -127,7 +130,9 @@ def filled(page: str, results: dict[str, Any]) -> str:
         if name == "texts":
             return f"{found[1]}\n{table(results['judged'])}\n{found[3]}"
         result = results["outputs"][name]
-        took = f"\n{spelt(result['processor_seconds'])} of processor time.\n" if name in TIMED else ""
+        took = ""
+        if name in TIMED:
+            took = f"\n{spelt(result['processor_seconds'])} of processor time on {result['processor']}.\n"
         return f"{found[1]}\n```text\n{excerpt(result['output'], SHOWN[name])}\n```\n{took}\n{found[3]}"
 
     return OUTPUT.sub(fill, page)
@@ -140,12 +145,8 @@ def spelt(seconds: int) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """The texts before and after, and how many of them have words typical of a side, and which."""
-
-    def cell(text: str) -> str:
-        return re.sub(r"([|<>*_`\[\]])", r"\\\1", " ".join(text.split()))
-
     lines = ["| prompt | base | tuned |", "|---|---|---|"]
-    lines += [f"| {cell(s['prompt'])} | {cell(s['before'])} | {cell(s['after'])} |" for s in found["samples"]]
+    lines += [f"| {quoted(s['prompt'])} | {quoted(s['before'])} | {quoted(s['after'])} |" for s in found["samples"]]
     lines += ["", f"A word typical of the chosen side is in {found['chosen_before']} of the {found['texts']} texts "
               f"of the base model and in {found['chosen_after']} of the tuned model; one typical of the rejected side "
               f"in {found['rejected_before']} and {found['rejected_after']}.", ""]  # fmt: skip

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.walkthrough import DATA, PAGE, RESULTS, commands, criterion, excerpt, filled, judged, words_of
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from walkthrough import DATA, PAGE, RESULTS, commands, criterion, excerpt, filled, judged, words_of
+
 from prefopt.cli import main
 
 # Makes the runs small; everything else is as on the page.
@@ -53,6 +57,9 @@ def test_the_texts_moved_to_the_words_of_the_chosen_side() -> None:
     assert found["chosen_after"] > found["texts"] / 2 > found["chosen_before"]
     said = " ".join(s[when] for s in found["samples"] for when in ("before", "after"))
     assert all(words and set(words) <= words_of(said) for words in found["words"].values())
+    for kind, when in ((kind, when) for kind in ("chosen", "rejected") for when in ("before", "after")):
+        marked = [s for s in found["samples"] if words_of(s[when]) & set(found["words"][kind])]
+        assert found[f"{kind}_{when}"] == len(marked)
 
 
 def test_the_criterion_is_read_from_the_pairs() -> None:
