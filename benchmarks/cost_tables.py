@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -55,11 +55,7 @@ def ratios(result: Any) -> str:
         "runs": ("runs", "{}"),
         "others": ("other processes", "{}"),
     }
-    marked = any(line["others"] is not None and line["others"] > QUIET for line in result["lines"])
-    note = (
-        f"\n\n* Other processes took more than {QUIET:.0%} of the cores during a run that was kept." if marked else ""
-    )
-    return formatted(columns, rows) + note
+    return formatted(columns, rows) + note_of_others(result["lines"])
 
 
 OF_LINE = {"line": ("", "{}"), "processor": ("processor", "{}"), "allocator": ("allocator", "{}")}
@@ -67,10 +63,20 @@ OF_LINE = {"line": ("", "{}"), "processor": ("processor", "{}"), "allocator": ("
 
 def of_line(line: Row) -> dict[str, Any]:
     """What a line is of, and the largest share of the cores that other processes took during it."""
-    others = line["others"]
-    marked = None if others is None else f"{others:.0%}" + (" *" if others > QUIET else "")
     return {"line": CONTESTS[line["contest"]], "processor": line["processor"], "allocator": allocator(line),
-            "others": "not recorded" if marked is None else marked}  # fmt: skip
+            "others": share_of_others(line["others"])}  # fmt: skip
+
+
+def share_of_others(others: float | None) -> str:
+    """The share of the cores that other processes took, with a mark where it is more than `QUIET`."""
+    return "not recorded" if others is None else f"{others:.0%}" + (" *" if others > QUIET else "")
+
+
+def note_of_others(rows: Sequence[Row]) -> str:
+    """What the mark means, if any of the rows has it."""
+    if all(row["others"] is None or row["others"] <= QUIET for row in rows):
+        return ""
+    return f"\n\n* Other processes took more than {QUIET:.0%} of the cores during a run that was kept."
 
 
 def throughput(result: Any) -> str:
@@ -328,14 +334,14 @@ def rloo(result: Any) -> str:
         "memory_ratio": ("memory against TRL", "{:.2f}×"),
         "others": ("cores that others took", "{}"),
     }
-    rows = [row | {"others": f"{row['others']:.0%}{'' if row['quiet'] else ' (not quiet)'}"} for row in result["rows"]]
+    rows = [row | {"others": share_of_others(row["others"])} for row in result["rows"]]
     s = result["setting"]
     versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
     facts = (
         f"{s['model'].rpartition('-')[0]}, {s['dtype']}, {s['processor']}, {s['threads']} threads; a step has "
         f"{s['prompts']} prompts of {s['prompt_tokens']} tokens, each sample {s['new_tokens']}. {versions}."
     )
-    return f"{facts}\n\n{formatted(columns, rows)}"
+    return f"{facts}\n\n{formatted(columns, rows)}{note_of_others(result['rows'])}"
 
 
 TABLES: dict[str, Callable[[Any], str]] = {

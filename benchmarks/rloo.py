@@ -19,20 +19,19 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import hh_rlhf
-from machine import QUIET, Others, processor
+from machine import Others, processor
+from peer_process import run_peer
 
 from prefopt.errors import PrefoptError
 from prefopt.models.gguf import PACKAGE
 from prefopt.models.load import resolve
 
-PEERS = Path(__file__).with_name("peers")
 RESULTS = Path(__file__).with_name("results") / "rloo.json"
 PROGRAMS = ("prefopt", "trl")
 PROMPTS, LENGTH, NEW = 4, 132, 48  # prompts of a step, tokens of each, new tokens of each sample
@@ -55,13 +54,8 @@ def run(program: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The answer of a program in a process of its own, and what others took of the machine meanwhile."""
     result = folder / "answer.json"
     result.unlink(missing_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1",
-                                "PYTHONPATH": str(Path(__file__).parent)}  # fmt: skip
     others = Others()
-    done = subprocess.run([sys.executable, str(PEERS / f"run_rloo_{program}.py")], env=environment,
-                          input=json.dumps(job | {"result": str(result)}), capture_output=True, text=True)  # fmt: skip
-    if done.returncode:
-        raise PrefoptError(f"run_rloo_{program}.py failed with {done.returncode}:\n{done.stderr[-3000:]}")
+    run_peer(f"rloo_{program}", job | {"result": str(result)})
     answer: dict[str, Any] = json.loads(result.read_text())
     if answer["mean_length"] != job["new_tokens"]:
         raise PrefoptError(f"{program} wrote {answer['mean_length']} tokens a sample instead of {job['new_tokens']}")
@@ -83,7 +77,6 @@ def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]]) -> dic
         "tokens_per_s": sampled / step_s,
         "peak_gib": statistics.median(answer["peak_gib"] for answer in answers),
         "others": max(answer["others"] for answer in answers),
-        "quiet": all(answer["others"] <= QUIET for answer in answers),
         "raw": answers,
     }
 

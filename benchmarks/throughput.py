@@ -36,7 +36,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -49,10 +48,10 @@ import hh_rlhf
 import machine
 import numpy as np
 from machine import processor
+from peer_process import run_peer
 
 from prefopt.errors import PrefoptError, UserError
 
-PEERS = Path(__file__).with_name("peers")
 RESULTS = Path(__file__).with_name("results") / "throughput.json"
 LAYOUTS = ("tree", "padded")  # of eight completions of one prompt
 TRIES = 3  # of a process that others disturb
@@ -162,7 +161,7 @@ class Bench:
             own = Path(tempfile.mkdtemp(dir=self.folder))
             shutil.copytree(cache, own / "cache")
             files = {"cache": str(own / "cache"), "result": str(own / "answer.json")}
-            self._process(PEERS / f"run_{contestant}.py", job | files, preload)
+            run_peer(contestant, job | files, preload=preload)
             return json.loads((own / "answer.json").read_text()), own
 
         say(f"{contest.name} {'with tcmalloc ' if preload else ''}run {number + 1}: {contestant} {method}")
@@ -184,24 +183,8 @@ class Bench:
             "completion_tokens": min(round(completion_tokens), MAX_TOKENS),
             "repeats": 5,
         }
-        rates: dict[str, float] = json.loads(self._process(PEERS / "run_matmul.py", job, preload))
+        rates: dict[str, float] = json.loads(run_peer("matmul", job, preload=preload))
         return rates
-
-    def _process(self, script: Path, job: dict[str, Any], preload: str | None) -> str:
-        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.threads),
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        }
-        if preload:
-            environment["LD_PRELOAD"] = preload
-        done = subprocess.run(
-            [sys.executable, str(script)], input=json.dumps(job), env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise PrefoptError(f"{script.name} failed with {done.returncode}:\n{done.stderr[-3000:]}")
-        return done.stdout
 
     def summary(self, contest: Contest, name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Medians over the rounds, for the steps after the first and for the whole run."""

@@ -26,9 +26,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made.model, made.threads, made.folder, made.runs, made.tries = "model", 1, tmp_path, 2, 3
     made.pairs = tmp_path / "pairs.jsonl"
 
-    def process(script: Path, job: dict[str, Any], preload: str | None) -> str:
-        if script.name == "run_matmul.py":
-            return json.dumps({"gflops_per_s": 100.0})
+    def run_peer(program: str, job: dict[str, Any], *, preload: str | None) -> str:
         found = sorted(file.name for file in Path(job["cache"]).iterdir())
         Path(job["cache"], f"{job['method']}-{len(found)}").touch()
         steps = [9.0, *[2.0 if job["method"] == "padded" else 0.5] * (job["steps"] - 1)]
@@ -36,7 +34,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         Path(job["result"]).write_text(json.dumps(answer))
         return ""
 
-    monkeypatch.setattr(made, "_process", process)
+    monkeypatch.setattr(throughput, "run_peer", run_peer)
     monkeypatch.setattr(made, "machine", lambda contest, preload: {"gflops_per_s": 100.0, "torch_mm": 100.0})
     return made
 
