@@ -38,10 +38,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Tables and pictures of README.md, benchmarks/README.md, docs/errata.md, docs/vectors.md and docs/img from the committed
-# benchmarks/results/*.json.
+# Tables and pictures of README.md, benchmarks/README.md, docs/errata.md, docs/vectors.md, docs/walkthrough.md and docs/img
+# from the committed benchmarks/results/*.json.
 results: $(VENV)/.test
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/walkthrough.py
 	$(BIN)/python -m benchmarks.errata
 	$(BIN)/python -m benchmarks.referee --pages
 
