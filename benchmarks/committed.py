@@ -43,8 +43,7 @@ def keep(suite: str, job: Job, result: JobResult, arrays: Collection[str]) -> No
     plain = result.plain()
     curve = [{name: point[name] for name in LOGGED} for point in plain["curve"] if set(LOGGED) <= point.keys()]
     found = {name: [float(f"{x:.{DIGITS}g}") for x in result.arrays[name]] for name in arrays if name in result.arrays}
-    facts = {name: plain[name] for name in KEPT}
-    facts |= {
+    facts = {name: plain[name] for name in KEPT} | {
         "code": _code(job),
         "curve": curve,
         "fingerprints": job.fingerprints,
@@ -66,7 +65,7 @@ def restore(suite: str, wanted: Sequence[Job], local: Path) -> None:
 
 
 def provenance(suite: str, wanted: Sequence[Job]) -> dict[str, Any]:
-    """For a table: how many jobs ran on each processor, and how many draws of the data came out in several versions."""
+    """How many jobs ran on each processor, and how many draws of the data came out in several versions."""
     found = [(job, facts) for job in wanted if (facts := _read(suite, job)) is not None]
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for job, facts in found:

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import committed
 import numpy as np
 import world_suite
-from machine import processor
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
@@ -54,7 +54,10 @@ def comparison(width: int, *, trials: int = TRIALS, seeds: int = SEEDS, steps: i
 def measured(width: int, workers: int) -> dict[str, Any]:
     """The rows of one size, and pairwise against pointwise."""
 
+    asked: list[Job] = []
+
     def run(jobs: Sequence[Job]) -> list[JobResult]:
+        asked.extend(jobs)
         order = sorted(range(len(jobs)), key=lambda i: jobs[i].config.seed)
         results = world_suite.run(SUITE, [jobs[i] for i in order], workers, ARRAYS)
         found = dict(zip(order, results, strict=True))
@@ -73,6 +76,7 @@ def measured(width: int, workers: int) -> dict[str, Any]:
             for row in rows
         ],
         "groups": groups(found),
+        "jobs": committed.provenance(SUITE, asked),
     }  # fmt: skip
 
 
@@ -114,7 +118,7 @@ def main() -> None:
         for one in sizes:
             tau = kendalltau(order(first["rows"]), order(one["rows"]), nan_policy="omit").statistic
             one["agreement"] = None if np.isnan(tau) else round(float(tau), 3)
-        setting = {"steps": STEPS, "pairs": BATCH, "trials": TRIALS, "seeds": SEEDS, "processor": processor()}
+        setting = {"steps": STEPS, "pairs": BATCH, "trials": TRIALS, "seeds": SEEDS}
         world_suite.save("ladder", {"setting": setting, "sizes": sizes})
 
 

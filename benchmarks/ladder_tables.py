@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from markdown_tables import table
+from markdown_tables import ran_on, table
 
 from prefopt.report.figures import Axes, Curve, line_chart, styles, svg_file
 from prefopt.report.formatting import number, signed
@@ -22,7 +22,8 @@ def ladder(result: Any) -> str:
     s = result["setting"]
     told = (
         f"{s['trials']} trials of each method, {s['seeds']} seeds, {s['steps']} steps of {s['pairs']} pairs. "
-        "Intervals: 95 %, over prompts and seeds; the last row is one comparison for each size."
+        "Intervals: 95 %, over prompts and seeds; the last row is one comparison for each size. "
+        + ran_on([one["jobs"] for one in sizes])
     )
     heads = [f"{one['weights']:,} weights" for one in sizes]
     return f"{table(['reward', *heads], rows)}\n\n{told}"

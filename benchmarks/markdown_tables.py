@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,16 @@ def predictions_table(predictions: Sequence[Row], figure: Callable[[Sequence[Any
         held = left >= said.get("factor", 1.0) * right + said.get("by", 0.0)
         rows.append([said["claim"], f"{number(left)} against {number(right)}", "yes" if held else "**no**"])
     return table(["predicted", "found", "held"], rows)
+
+
+def ran_on(provenances: Sequence[Row]) -> str:
+    """A sentence on where the jobs of a suite ran, from what `committed.provenance` found."""
+    counts: Counter[str] = Counter()
+    for one in provenances:
+        counts.update(one["processors"])
+    moved = sum(one["draws_in_several_versions"] for one in provenances)
+    differ = f" Draws of the data that differ between machines by rounding: {moved}." if moved else ""
+    return "Jobs: " + ", ".join(f"{count} on {name}" for name, count in counts.items()) + "." + differ
 
 
 def quoted(text: str) -> str:

@@ -24,14 +24,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import committed
 import hh_rlhf
 import world_suite
-from machine import processor
 from real_world_tables import OFFLINE
 
 from prefopt.common.files import write_lines
@@ -144,7 +144,7 @@ class OutOfTime(Exception):
     """No further job may start."""
 
 
-def runner(suite: str, workers: int, minutes: float) -> Any:
+def runner(suite: str, workers: int, minutes: float) -> Callable[[Sequence[Job]], list[JobResult]]:
     """Runs jobs seed after seed, keeps each to be committed, and starts none after `minutes`.
 
     Raises:
@@ -175,7 +175,7 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     names = ("name", "point", "interval", "by_seed", "chosen", "edges", "control", "online", "reason", "cost")
     return {
         "setting": {"steps": STEPS, "pairs": PAIRS, "trials": found["comparison"]["budget"]["trials"],
-                    "seeds": found["comparison"]["seeds"], "processor": processor()},
+                    "seeds": found["comparison"]["seeds"]},
         "metric": found["metric"],
         "rows": [
             {name: row[name] for name in names}
@@ -206,13 +206,20 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     suite = f"real_world_{args.set}"
     said = comparison(args.set, trials=args.trials, seeds=args.seeds)
+    asked: list[Job] = []
+    run = runner(suite, args.workers, args.minutes)
+
+    def noted(jobs: Sequence[Job]) -> list[JobResult]:
+        asked.extend(jobs)
+        return run(jobs)
+
     try:
         result = compare(said, OUT / args.set, workers=0, command=f"python benchmarks/real_world.py {args.set}",
-                         runner=runner(suite, args.workers, args.minutes))  # fmt: skip
+                         runner=noted)  # fmt: skip
     except OutOfTime as stopped:
         print(f"{suite}: {stopped}; the next call continues")
         return
-    world_suite.save(suite, kept(plain(result)))
+    world_suite.save(suite, kept(plain(result)) | {"jobs": committed.provenance(suite, asked)})
 
 
 if __name__ == "__main__":

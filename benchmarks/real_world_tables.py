@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import formatted, predictions_table, quoted, table
+from markdown_tables import formatted, predictions_table, quoted, ran_on, table
 
 from prefopt.report.figures import Axes, Curve, line_chart, styles, svg_file
 from prefopt.report.formatting import number
@@ -67,7 +67,7 @@ def real_world(result: Any, suite: str) -> str:
     s = result["setting"]
     told = (
         f"{s['trials']} trials of each row, {s['seeds']} seeds, {s['steps']} steps of {s['pairs']} pairs, one thread. "
-        f"Intervals: 95 %; verdicts: 5 %, Holm over all pairs of rows."
+        f"Intervals: 95 %; verdicts: 5 %, Holm over all pairs of rows. " + ran_on([result["jobs"]])
     )
     predictions = json.loads(PREDICTIONS.read_text())[suite]
     checked = predictions_table(predictions, partial(figure, result))

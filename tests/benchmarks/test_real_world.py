@@ -24,6 +24,7 @@ from prefopt.compare.rounds import Rounds, configuration  # noqa: E402
 from prefopt.compare.spec import MeasureConfig  # noqa: E402
 from tests.worlds.stand_in import overrides, stand_in  # noqa: E402
 
+JOBS = {"processors": {"a processor": 3, "another": 1}, "draws_in_several_versions": 1}
 NAMES = ["base", "sft", *real_world.OFFLINE, "rloo_tokens", "rloo_labels", "dpo_again", "wrong_sign"]
 
 
@@ -72,13 +73,17 @@ def result(metric: str = "true_reward") -> dict[str, Any]:
     rows[0] |= {"interval": None, "chosen": None}
     verdicts = [{"a": "ipo", "b": "dpo", "verdict": "better"}, {"a": "dpo", "b": "kto", "verdict": "better"}]
     setting = {"trials": 5, "seeds": 3, "steps": 24, "pairs": 16}
-    return {"metric": metric, "rows": rows, "verdicts": verdicts, "setting": setting}
+    return {"metric": metric, "rows": rows, "verdicts": verdicts, "setting": setting, "jobs": JOBS}
 
 
 def test_tables_check_the_predictions() -> None:
     written = real_world_tables.real_world(result(), "real_world_instructions")
     assert "| ipo | 0.03 (0.02 to 0.04) | better |" in written
     assert "| kto | 0.04 (0.03 to 0.05) | worse |" in written
+    assert (
+        "Jobs: 3 on a processor, 1 on another. Draws of the data that differ between machines by rounding: 1."
+        in written
+    )
     assert "| DPO gains at least 0.05 over the base model | 0.02 against 0.00 | **no** |" in written
     for suite in real_world_tables.SUITES:
         for said in json.loads(real_world_tables.PREDICTIONS.read_text())[suite]:
@@ -95,7 +100,7 @@ def test_kept_results_have_what_tables_read() -> None:
            "trials": [{"setting": {"beta": 0.1}, "figures": {"true_reward": 0.4}}]}  # fmt: skip
     said = {"budget": {"trials": 5}, "seeds": 1}
     found = {"metric": "true_reward", "verdicts": [], "warnings": [], "comparison": said, "methods": [row]}
-    kept = real_world.kept(found)
+    kept = real_world.kept(found) | {"jobs": JOBS}
     assert kept["rows"][0]["trials"] == [[{"beta": 0.1}, 0.4]]
     assert "dpo" in real_world_tables.real_world(kept, "real_world_instructions")
 
@@ -113,12 +118,13 @@ def test_the_ladders_table() -> None:
     rows = [{"name": "dpo", "point": 0.5, "interval": [0.4, 0.6], "edges": ["learning_rate"]},
             {"name": "kto", "point": None, "interval": None, "edges": []}]  # fmt: skip
     groups = {"difference": 0.1, "interval": [-0.1, 0.3], "verdict": "cannot_tell"}
-    sizes = [{"weights": 27_000, "rows": rows, "agreement": 1.0, "groups": groups},
-             {"weights": 105_000, "rows": rows, "agreement": None, "groups": None}]  # fmt: skip
+    sizes = [{"weights": 27_000, "rows": rows, "agreement": 1.0, "groups": groups, "jobs": JOBS},
+             {"weights": 105_000, "rows": rows, "agreement": None, "groups": None, "jobs": JOBS}]  # fmt: skip
     found = {"sizes": sizes, "setting": {"steps": 96, "pairs": 64, "trials": 4, "seeds": 3}}
     written = ladder_tables.ladder(found)
     assert "| dpo | 0.50 (0.40 to 0.60, edge) |" in written
     assert "cannot tell" in written
+    assert "Jobs: 6 on a processor, 2 on another." in written
     assert ladder_tables.picture(found).startswith("<")
     order = ladder.order([{"name": "kto", "point": 0.3}, {"name": "dpo", "point": None}])
     assert order[3] == 0.3
@@ -146,6 +152,7 @@ def test_the_whole_suite_on_a_stand_in(tmp_path: Path, monkeypatch: pytest.Monke
     assert names == {"base", "sft", "dpo", "kto", "rloo_tokens", "rloo_labels", "dpo_again", "wrong_sign"}
     assert all(row["point"] is not None for row in found["rows"])
     assert len(list((tmp_path / "jobs" / "real_world_instructions").glob("*.json"))) == 2 + 6 * 2 + 7
+    assert sum(found["jobs"]["processors"].values()) == 2 + 6 * 2 + 7
     assert "| dpo |" in real_world_tables.real_world(found, "real_world_instructions")
     ran: list[Any] = []
     monkeypatch.setattr(import_module("prefopt.compare.workers"), "execute", ran.append)
