@@ -15,7 +15,7 @@ from prefopt.errors import UserError
 from prefopt.evaluate import held_out
 from prefopt.evaluate.held_out import HeldOut
 from prefopt.evaluate.texts import Drift, Sampling, drift, held_out_prompts
-from prefopt.report.before_after import ROWS, held_out_rows, written_rows
+from prefopt.report.before_after import LEGEND, ROWS, held_out_rows, written_rows
 from prefopt.report.formatting import with_error
 from prefopt.runs.run_folder import RunFolder, is_run
 
@@ -118,14 +118,14 @@ def show(found: Evaluated) -> None:
         console.print(f"the model's margin is larger on {share} of the pairs")
     if found.texts:
         console.print(f"KL to it: {with_error(found.texts.kl, 'nats a text')}")
-    console.print("± is one standard error; “tie” is a difference within two of them", style="dim")
+    console.print(LEGEND, style="dim")
 
 
 def _table_of_one(found: Evaluated) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for name, words, unit, _ in ROWS:
+    for name, words, unit, *_ in ROWS:
         if name in found.figures:
             table.add_row(f"{words}, {unit}", with_error(found.figures[name], unit, bare=True))
     return table

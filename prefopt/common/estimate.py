@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TIE_STANDARD_ERRORS = 2.0  # a difference within so many standard errors is called a tie
+from prefopt.common.smallest_effects import Verdict, verdict
+
+HALF_WIDTH = 2.0  # of an interval, in standard errors: it holds 95 %
 
 
 def shares_won(margin: Any) -> NDArray[np.float64]:
@@ -52,11 +54,18 @@ class Estimate:
         return cls(float(x.mean()), se, len(x))
 
     @property
-    def sign(self) -> int:
-        """1 above zero and -1 below by more than two standard errors, else 0: a tie."""
-        if not abs(self.value) > TIE_STANDARD_ERRORS * self.se:
-            return 0
-        return 1 if self.value > 0 else -1
+    def half_width(self) -> float:
+        """Half the width of its interval; nan where there is only one independent value."""
+        return HALF_WIDTH * self.se
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of its values, where they are independent."""
+        return self.se * math.sqrt(self.count)
+
+    def verdict(self, least: float, *, better: int = 1) -> Verdict:
+        """Judge it as a difference, by the smallest that matters (`prefopt.common.smallest_effects`)."""
+        return verdict(self.value, self.half_width, least, better=better)
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any]) -> Estimate:

@@ -29,17 +29,17 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
+from prefopt.common.smallest_effects import Verdict, verdict
 from prefopt.compare.spec import BASE
 
 Floats = NDArray[np.float64]
-Verdict = Literal["better", "worse", "tie", "cannot_tell"]
 Smallest = Callable[[str, str, float], float]  # of a, b and their deviation over prompts; inf: no difference matters
 
 ALPHA = 0.05  # of a whole family of comparisons
@@ -311,18 +311,14 @@ def compare(
 
 def _judged(draft: _Draft, p_holm: float, metric: str, better: int, alphas: Sequence[float], least: float) -> Pair:
     """Judge by the levels of the pair's step and of the first one, and by the least difference that matters."""
-    size, half = abs(draft.difference), draft.half_width(alphas[0])
-    verdict: Verdict = "cannot_tell"
-    if better != 0 and draft.prompts >= MIN_PROMPTS:
-        if p_holm < ALPHA and size >= least:
-            verdict = "better" if draft.difference * better > 0 else "worse"
-        elif size + half < least:
-            verdict = "tie"
-    missing = (None, None, False) if verdict != "cannot_tell" else _needed(draft, alphas[1], least)
+    half = draft.half_width(alphas[0])  # at this level, the interval excludes 0 where Holm's procedure rejects
+    judged = better != 0 and draft.prompts >= MIN_PROMPTS
+    found: Verdict = verdict(draft.difference, half, least, better=better) if judged else "cannot_tell"
+    missing = (None, None, False) if found != "cannot_tell" else _needed(draft, alphas[1], least)
     return Pair(
         a=draft.a, b=draft.b, metric=metric, difference=draft.difference, low=draft.difference - half,
         high=draft.difference + half, effect=draft.difference / draft.spread if draft.spread else math.nan,
-        p=draft.p, p_holm=p_holm, verdict=verdict, seeds=missing[0], prompts=missing[1], together=missing[2],
+        p=draft.p, p_holm=p_holm, verdict=found, seeds=missing[0], prompts=missing[1], together=missing[2],
     )  # fmt: skip
 
 

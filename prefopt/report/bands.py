@@ -55,7 +55,7 @@ class Band:
 
     def state(self, figure: Estimate) -> State:
         """Return the state of a figure; outside a limit means outside by more than two standard errors."""
-        slack = 2 * figure.se if math.isfinite(figure.se) else 0.0
+        slack = figure.half_width if math.isfinite(figure.se) else 0.0
         if not self.bearable[0] - slack <= figure.value <= self.bearable[1] + slack:
             return State.BAD
         return State.GOOD if self.healthy[0] - slack <= figure.value <= self.healthy[1] + slack else State.LOOK

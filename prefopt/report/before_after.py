@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.common.estimate import Estimate
+from prefopt.common.smallest_effects import DEVIATIONS, LENGTH, MARGIN, PER_TOKEN, SHARE
 from prefopt.report.formatting import with_error, with_unit
 
-# figure of `prefopt.evaluate.held_out`, title, unit, and whether more is better (1), worse (-1) or neither (0)
+# figure of `prefopt.evaluate.held_out`, title, unit, the smallest change that matters, and the words for more and less
+BETTER, HIGHER, LONGER = ("better", "worse"), ("higher", "lower"), ("longer", "shorter")
 ROWS = (
-    ("accuracies/logps", "Chosen is likelier", "%", 1),
-    ("accuracies/logps_mean", "… per token", "%", 1),
-    ("margins/logps", "Margin", "nats", 1),
-    ("margins/logps_mean", "… per token", "nats", 1),
-    ("logps/chosen", "Log-prob of chosen", "nats", 0),
-    ("logps_mean/chosen", "… per token", "nats", 0),
-    ("logps/rejected", "Log-prob of rejected", "nats", 0),
-    ("logps_mean/rejected", "… per token", "nats", 0),
+    ("accuracies/logps", "Chosen is likelier", "%", SHARE, BETTER),
+    ("accuracies/logps_mean", "… per token", "%", SHARE, BETTER),
+    ("margins/logps", "Margin", "nats", MARGIN, BETTER),
+    ("margins/logps_mean", "… per token", "nats", PER_TOKEN, BETTER),
+    ("logps/chosen", "Log-prob of chosen", "nats", MARGIN, HIGHER),
+    ("logps_mean/chosen", "… per token", "nats", PER_TOKEN, HIGHER),
+    ("logps/rejected", "Log-prob of rejected", "nats", MARGIN, HIGHER),
+    ("logps_mean/rejected", "… per token", "nats", PER_TOKEN, HIGHER),
 )
+LEGEND = ("± is one standard error. “tie”: the change, give or take two of them, is too small to matter; "
+          "“cannot tell”: it may matter or not.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class BeforeAfter:
     before: str
     after: str
     change: str
-    direction: str = ""  # better, worse, higher, lower, longer, shorter, tie, or empty
+    direction: str = ""  # better, worse, higher, lower, longer, shorter, tie, cannot tell, or empty
 
 
 def held_out_rows(
@@ -39,23 +43,25 @@ def held_out_rows(
 ) -> list[BeforeAfter]:
     """Tabulate held-out figures of two models; `change` is the second model minus the first."""
     rows = []
-    for name, title, unit, better in ROWS:
+    for name, title, unit, least, words in ROWS:
         if name in before and name in after:
             moved = change.get(name)
             was, now = (with_error(e, unit, bare=True) for e in (before[name], after[name]))
             by = with_error(moved, unit, sign=True, bare=True) if moved else "–"
-            rows.append(BeforeAfter(f"{title}, {unit}", was, now, by, _direction(moved, better)))
+            rows.append(BeforeAfter(f"{title}, {unit}", was, now, by, _direction(moved, least, words)))
     return rows
 
 
-def _direction(change: Estimate | None, better: int) -> str:
+def _direction(change: Estimate | None, least: float, words: tuple[str, str]) -> str:
     if change is None or not math.isfinite(change.se):
         return ""
-    if change.sign == 0:
-        return "tie"
-    if not better:
-        return "higher" if change.sign > 0 else "lower"
-    return "better" if change.sign == better else "worse"
+    more, less = words
+    return {"better": more, "worse": less, "tie": "tie", "cannot_tell": "cannot tell"}[change.verdict(least)]
+
+
+def least_reward(before: Estimate, after: Estimate) -> float:
+    """Return the smallest change of the mean reward of a model's own texts that matters, as comparisons have it."""
+    return DEVIATIONS * math.sqrt((before.deviation**2 + after.deviation**2) / 2)
 
 
 def written_rows(texts: Mapping[str, Any]) -> list[BeforeAfter]:
@@ -70,11 +76,13 @@ def written_rows(texts: Mapping[str, Any]) -> list[BeforeAfter]:
     if before and after and risen:
         was, now = (with_error(e, "", bare=True) for e in (before, after))
         change = with_error(risen, "", sign=True, bare=True)
-        rows.append(BeforeAfter("Own texts, reward", was, now, change, _direction(risen, better=1)))
+        rows.append(
+            BeforeAfter("Own texts, reward", was, now, change, _direction(risen, least_reward(before, after), BETTER))
+        )
     before, after, longer = named("length_before"), named("length"), named("longer")
     if before and after and longer:
         was, now = (with_error(e, "tokens", bare=True) for e in (before, after))
-        direction = {1: "longer", -1: "shorter", 0: "tie"}[longer.sign]
+        direction = _direction(longer, LENGTH * before.value, LONGER)
         change = with_error(longer, "tokens", sign=True, bare=True)
         rows.append(BeforeAfter("Own texts, tokens", was, now, change, direction))
     before, after = named("ended_before"), named("ended")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from rich import box
 
 from prefopt.common.escaping_console import Table
+from prefopt.common.smallest_effects import WORLD_REWARD
 from prefopt.compare.demo import BASE, SFT, DemoFacts, DemoRow
 from prefopt.evaluate.world import Sample, paired_difference
 from prefopt.report.figures import REFERENCE_STYLE, Axes, Curve, Point, Style, scatter, small_chart, styles
@@ -19,7 +20,6 @@ from prefopt.report.formatting import listed, number, signed
 from prefopt.report.page import render, write_page
 from prefopt.worlds.review import WORDS, ReviewWorld
 
-TIE_STANDARD_ERRORS = 2.0
 TEXTS_SHOWN = 5
 _BASE_COLOUR = "#98a2b3"
 _COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
@@ -44,7 +44,7 @@ def _plain(row: DemoRow) -> dict[str, Any]:
 
 def demo_table(rows: Sequence[DemoRow]) -> Table:
     """The models in a table that fits into eighty columns."""
-    best, tied = standing(rows)
+    best, undecided = standing(rows)
     table = Table(
         title="± is one standard error", title_justify="left", title_style="dim", header_style="bold",
         box=box.SIMPLE_HEAD, show_edge=False,
@@ -55,7 +55,7 @@ def demo_table(rows: Sequence[DemoRow]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         e, reference = row.evaluation, row.is_reference
-        mark = " best" if row.name == best else " tie" if row.name in tied else ""
+        mark = " best" if row.name == best else f" {undecided.get(row.name, '')}".rstrip()
         table.add_row(
             f"[bold]{row.name}[/bold][cyan]{mark}[/cyan]",
             f"{signed(e.true_reward.value)} ±{number(e.true_reward.se)}",
@@ -71,16 +71,13 @@ def demo_table(rows: Sequence[DemoRow]) -> Table:
     return table
 
 
-def standing(rows: Sequence[DemoRow]) -> tuple[str, list[str]]:
-    """Return the method with the highest true reward, and those within two standard errors of it, prompt by prompt."""
+def standing(rows: Sequence[DemoRow]) -> tuple[str, dict[str, str]]:
+    """Return the method with the highest true reward, and those that are not surely worse, prompt by prompt."""
     methods = [row for row in rows if row.is_method]
     best = max(methods, key=lambda row: row.evaluation.true_reward.value)
-    tied = []
-    for row in methods:
-        gap = paired_difference(best.evaluation, row.evaluation)
-        if row is not best and gap.value <= TIE_STANDARD_ERRORS * gap.se:
-            tied.append(row.name)
-    return best.name, tied
+    found = {row.name: paired_difference(best.evaluation, row.evaluation).verdict(WORLD_REWARD) for row in methods}
+    words = {"tie": "tie", "cannot_tell": "cannot tell"}
+    return best.name, {name: words[one] for name, one in found.items() if name != best.name and one in words}
 
 
 def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
@@ -88,7 +85,7 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
     methods = [row for row in rows if row.is_method]
     offline = [row for row in methods if row.samples is None]
     look = styles([row.name for row in methods]) | {SFT: REFERENCE_STYLE}
-    best, tied = standing(rows)
+    best, undecided = standing(rows)
     first = rows[0].evaluation
     return render(
         "demo.html",
@@ -99,8 +96,9 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
         method_list=listed([row.name for row in offline]),
         rlhf=[row for row in methods if row.samples is not None],
         best=[best],
-        tied=tied,
-        finding=_finding(rows, best, tied),
+        undecided=undecided,
+        smallest=WORLD_REWARD,
+        finding=_finding(rows, best, undecided),
         colours={name: style.colour for name, style in look.items()} | {BASE: _BASE_COLOUR},
         frontier=_frontier(rows, look, facts),
         charts=_charts(methods, look, facts.ceiling),
@@ -111,14 +109,15 @@ def demo_page(rows: Sequence[DemoRow], facts: DemoFacts) -> str:
     )
 
 
-def _finding(rows: Sequence[DemoRow], best: str, tied: Sequence[str]) -> str:
+def _finding(rows: Sequence[DemoRow], best: str, undecided: Mapping[str, str]) -> str:
     by_name = {row.name: row.evaluation for row in rows}
     top, start = by_name[best], by_name[SFT]
     rise = f"from {signed(start.true_reward.value)} (SFT) to {signed(top.true_reward.value)}"
-    if tied:
-        who = f"{best} has the highest true reward, but {listed(tied)} cannot be told from it on these prompts"
-    else:
-        who = f"{best} has the highest true reward by more than two standard errors"
+    ties, untold = ([name for name, word in undecided.items() if word == wanted] for wanted in ("tie", "cannot tell"))
+    parts = [f"{listed(ties)} {'tie' if len(ties) > 1 else 'ties'} with it"] if ties else []
+    parts += [f"{listed(untold)} cannot be told from it"] if untold else []
+    but = f", but {' and '.join(parts)} on these prompts" if parts else " by a difference that is no noise and matters"
+    who = f"{best} has the highest true reward{but}"
     frugal = min((row for row in rows if row.is_method), key=lambda row: row.evaluation.kl.value)
     if frugal.name == best:
         near = "No other method stayed closer to SFT"

@@ -13,6 +13,7 @@ from prefopt.errors import PrefoptError
 from prefopt.evaluate.held_out import HeldOut, differences, figures, read_rows
 from prefopt.losses import registry
 from prefopt.plugin import Traits, traits
+from prefopt.report.before_after import least_reward
 from prefopt.runs.run_folder import RunFolder
 
 RECENT = 0.1  # the last tenth of training shows how it ended
@@ -74,8 +75,17 @@ class RunFacts:
     @cached_property
     def rewarded(self) -> Estimate | None:
         """The change of the reward of the model's own texts, prompt by prompt; None of a run without a reward."""
-        found = self.run.summary.get("texts", {}).get("reward_change")
-        return Estimate(found["value"], found["se"] or math.nan, found["count"]) if isinstance(found, dict) else None
+        return self._of_texts("reward_change")
+
+    @cached_property
+    def least_reward(self) -> float:
+        """The smallest change of that reward that matters; nan of a run without a reward."""
+        before, after = self._of_texts("reward_before"), self._of_texts("reward")
+        return least_reward(before, after) if before and after else math.nan
+
+    def _of_texts(self, name: str) -> Estimate | None:
+        found = self.run.summary.get("texts", {}).get(name)
+        return Estimate.from_plain(found) if isinstance(found, dict) else None
 
     @cached_property
     def banded(self) -> dict[str, Estimate]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from prefopt.data.account import account
 from prefopt.errors import PrefoptError, UserError
 from prefopt.report.bands import State
-from prefopt.report.before_after import held_out_rows, reward_model_rows, written_rows
+from prefopt.report.before_after import LEGEND, held_out_rows, reward_model_rows, written_rows
 from prefopt.report.figures import Axes, Curve, Style, small_chart
 from prefopt.report.formatting import with_error, with_unit
 from prefopt.report.page import render, write_page
@@ -78,6 +78,7 @@ def run_page(run: RunFolder) -> str:
         words=WORDS,
         rows=held_out_rows(facts.before, facts.after, facts.change),
         records=next((e.count for e in facts.change.values() if e.count), 0),
+        legend=LEGEND,
         with_errors=facts.held_out is not None,
         scores=facts.scores.get("after", {}),
         scored=reward_model_rows(facts.scores),

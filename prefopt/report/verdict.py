@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.common.estimate import Estimate
-from prefopt.common.smallest_effects import DEVIATIONS, MARGIN, PER_TOKEN, SHARE
+from prefopt.common.smallest_effects import DEVIATIONS, MARGIN, PER_TOKEN, SHARE, Verdict
 from prefopt.plugin import Data
 from prefopt.report.bands import Band, State, bands_of
 from prefopt.report.formatting import listed, with_error, with_unit
 from prefopt.report.run_facts import RunFacts
 from prefopt.runs.run_folder import RunFolder
+
+_LEAST_PER_TOKEN = f"at least {PER_TOKEN:g} nats per token matter"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
     if not facts.run.summary:
         return State.LOOK, "This run has not ended, so there is nothing to judge yet."
     if facts.rewarded is not None:
-        return _of_reward(facts.rewarded)
+        return _of_reward(facts, facts.rewarded)
     if not facts.after:
         return State.LOOK, (
             "No records were held out, so nothing shows whether this model is better: set data.eval_records=100 and "
@@ -123,16 +125,19 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
     return state, sentence
 
 
-def _of_reward(change: Estimate) -> tuple[State, str]:
+def _of_reward(facts: RunFacts, change: Estimate) -> tuple[State, str]:
     by = f"by {with_error(change, '', sign=True)} behind held-out prompts"
-    if abs(change.value) < DEVIATIONS * change.se * math.sqrt(change.count):
-        least = f"at least {DEVIATIONS:g} standard deviations matter"
-        return State.LOOK, f"A tie with the base model by the reward of its own texts ({by}; {least})."
-    if change.sign > 0:
+    found = change.verdict(facts.least_reward)
+    if found == "better":
         return State.GOOD, f"Better than the base model by the reward: that of its own texts rose, {by}."
-    if change.sign < 0:
+    if found == "worse":
         return State.BAD, f"Worse than the base model by the reward: that of its own texts fell, {by}."
-    return State.LOOK, f"A tie with the base model by the reward of its own texts ({by})."
+    least = f"at least {DEVIATIONS:g} standard deviations matter"
+    return State.LOOK, f"{_undecided(found)} by the reward of its own texts, which changed {by} ({least})."
+
+
+def _undecided(found: Verdict, than: str = "the base model") -> str:
+    return f"A tie with {than}" if found == "tie" else f"It cannot be told from {than}"
 
 
 def _of_reward_model(facts: RunFacts) -> tuple[State, str]:
@@ -141,14 +146,13 @@ def _of_reward_model(facts: RunFacts) -> tuple[State, str]:
         return State.LOOK, "The held-out records have one side only, so nothing shows whether it ranks answers right."
     accuracy = Estimate.from_plain(found)
     ranks = f"it ranks the better answer higher in {with_error(accuracy, '%')} of the held-out pairs"
-    above = Estimate(accuracy.value - 0.5, accuracy.se, accuracy.count)
-    if abs(above.value) < SHARE:
-        return State.LOOK, f"The reward model is no better than chance: {ranks}."
-    if above.sign > 0:
-        return State.GOOD, f"The reward model learnt the preference: {ranks}."
-    if above.sign < 0:
-        return State.BAD, f"The reward model learnt the opposite: {ranks}."
-    return State.LOOK, f"The reward model is no better than chance: {ranks}."
+    state, learnt = {
+        "better": (State.GOOD, "The reward model learnt the preference"),
+        "worse": (State.BAD, "The reward model learnt the opposite"),
+        "tie": (State.LOOK, "The reward model is no better than chance"),
+        "cannot_tell": (State.LOOK, "The reward model cannot be told from chance"),
+    }[Estimate(accuracy.value - 0.5, accuracy.se, accuracy.count).verdict(SHARE)]
+    return state, f"{learnt}: {ranks}."
 
 
 def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:
@@ -156,13 +160,12 @@ def _of_demonstrations(facts: RunFacts) -> tuple[State, str]:
     if change is None:
         return State.LOOK, "No held-out figure shows whether the demonstrations became likelier."
     by = f"by {with_error(change, 'nats per token', sign=True)}"
-    if abs(change.value) < PER_TOKEN:
-        return State.LOOK, f"A tie with the base model on held-out demonstrations ({by}; {_least_per_token()})."
-    if change.sign > 0:
+    found = change.verdict(PER_TOKEN)
+    if found == "better":
         return State.GOOD, f"Better than the base model: the held-out demonstrations became likelier, {by}."
-    if change.sign < 0:
+    if found == "worse":
         return State.BAD, f"Worse than the base model: the held-out demonstrations became less likely, {by}."
-    return State.LOOK, f"A tie with the base model on held-out demonstrations ({by})."
+    return State.LOOK, f"{_undecided(found)} on held-out demonstrations, which changed {by} ({_LEAST_PER_TOKEN})."
 
 
 def _of_preferences(facts: RunFacts) -> tuple[State, str]:
@@ -170,31 +173,22 @@ def _of_preferences(facts: RunFacts) -> tuple[State, str]:
     grew = facts.banded.get("grew")
     if margin is None or accuracy is None:
         return _of_labels(facts)
+    changed = f"held-out margins changed by {with_error(margin, 'nats', sign=True)}"
     if not math.isfinite(margin.se):
-        return State.LOOK, (
-            f"The held-out margin changed by {with_error(margin, 'nats', sign=True)}; without record-by-record "
-            "figures nothing shows whether that exceeds noise."
-        )
+        return State.LOOK, f"{changed.capitalize()}; without record-by-record figures nothing shows whether by chance."
     share = f"the margin grew on {with_error(grew, '%')} of the held-out pairs" if grew else "the margin grew"
     ranks = (f"it ranks the better answer higher in {with_unit(facts.after['accuracies/logps'].value, '%')} of them, "
              f"the base model in {with_unit(facts.before['accuracies/logps'].value, '%')}")  # fmt: skip
-    if abs(margin.value) < MARGIN:
-        return State.LOOK, (
-            f"A tie with the base model: held-out margins changed by {with_error(margin, 'nats', sign=True)}, where at "
-            f"least {MARGIN:g} matter, and {ranks}."
-        )
-    ranked = 0 if abs(accuracy.value) < SHARE else accuracy.sign
-    if margin.sign > 0 and ranked > 0:
-        return State.GOOD, f"It learnt the preference: {share}, and {ranks}."
-    if margin.sign > 0 and ranked < 0:
-        return State.LOOK, f"Mixed: {share}, but {ranks}."
-    if margin.sign > 0:
-        return State.GOOD, (
-            f"It learnt the preference: {share}. In ranking the better answer it is a tie with the base model: {ranks}."
-        )
-    if margin.sign < 0:
+    found, ranked = margin.verdict(MARGIN), accuracy.verdict(SHARE)
+    if found == "worse":
         return State.BAD, f"It learnt the opposite: held-out margins shrank on average, and {ranks}."
-    return State.LOOK, f"A tie with the base model: held-out margins did not change beyond noise, and {ranks}."
+    if found != "better":
+        return State.LOOK, f"{_undecided(found)}: {changed}, where at least {MARGIN:g} matter, and {ranks}."
+    if ranked == "worse":
+        return State.LOOK, f"Mixed: {share}, but {ranks}."
+    if ranked == "better":
+        return State.GOOD, f"It learnt the preference: {share}, and {ranks}."
+    return State.GOOD, f"It learnt the preference: {share}. {_undecided(ranked)} in ranking the better answer: {ranks}."
 
 
 def _of_labels(facts: RunFacts) -> tuple[State, str]:
@@ -205,17 +199,12 @@ def _of_labels(facts: RunFacts) -> tuple[State, str]:
     gap = Estimate(good.value - bad.value, math.hypot(good.se, bad.se), good.count + bad.count)
     moved = (f"desirable answers moved by {with_error(good, 'nats per token', sign=True)}, undesirable ones by "
              f"{with_error(bad, 'nats per token', sign=True)}")  # fmt: skip
-    if abs(gap.value) < PER_TOKEN:
-        return State.LOOK, f"A tie with the base model: held-out {moved} ({_least_per_token()})."
-    if gap.sign > 0:
+    found = gap.verdict(PER_TOKEN)
+    if found == "better":
         return State.GOOD, f"It learnt the preference: held-out {moved}."
-    if gap.sign < 0:
+    if found == "worse":
         return State.BAD, f"It learnt the opposite: held-out {moved}."
-    return State.LOOK, f"A tie with the base model: held-out {moved}."
-
-
-def _least_per_token() -> str:
-    return f"at least {PER_TOKEN:g} nats per token matter"
+    return State.LOOK, f"{_undecided(found)}: held-out {moved} ({_LEAST_PER_TOKEN})."
 
 
 def sentinel_warnings(run: RunFolder) -> list[str]:

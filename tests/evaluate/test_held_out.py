@@ -41,16 +41,11 @@ def test_values_of_one_prompt_count_as_one_group() -> None:
     assert Estimate.of(np.array([1.0, 1.0, 3.0, 3.0]), list("abcd")).se == pytest.approx(math.sqrt(1 / 3))
 
 
-def test_one_group_has_no_standard_error_and_no_sign() -> None:
+def test_one_group_has_no_standard_error_and_no_verdict() -> None:
     found = Estimate.of(np.array([1.0, 2.0]), list("aa"))
     assert math.isnan(found.se)
-    assert found.sign == 0
+    assert found.verdict(0.1) == "cannot_tell"
     assert found.plain() == {"value": 1.5, "se": None, "count": 2}
-
-
-@pytest.mark.parametrize(("value", "sign"), [(2.1, 1), (1.9, 0), (-1.9, 0), (-2.1, -1)])
-def test_within_two_standard_errors_is_a_tie(value: float, sign: int) -> None:
-    assert Estimate(value, 1.0, 10).sign == sign
 
 
 def test_figures_by_sum_and_per_token() -> None:

@@ -78,9 +78,11 @@ def test_the_page_says_the_numbers(html: str) -> None:
         assert words in text
 
 
-def test_ties_are_told_by_paired_differences() -> None:
-    """A - B is -.1, .1, .1, 0: mean .025, standard error sqrt(.0275 / 3 / 4) = .048, a tie; A - C is .9, 1, .8, 1.1."""
-    assert standing(ROWS) == ("A", ["B"])
+def test_methods_are_told_apart_by_paired_differences() -> None:
+    """A - B is -.1, .1, .1, 0: mean .025, standard error sqrt(.0275 / 3 / 4) = .048: it may matter (.05) or not;
+    A - C is .9, 1, .8, 1.1; A - D is .01 four times, a tie."""
+    assert standing(ROWS) == ("A", {"B": "cannot tell"})
+    assert standing([*ROWS, row("D", [0.99, 1.99, 0.99, 1.99])]) == ("A", {"B": "cannot tell", "D": "tie"})
 
 
 def test_same_rows_same_page(html: str) -> None:

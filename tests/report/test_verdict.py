@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.report.bands import State
+from prefopt.report.run_facts import RunFacts
 from prefopt.report.run_page import run_page
 from prefopt.report.verdict import judge
 from prefopt.runs.run_folder import RunFolder
@@ -17,7 +18,7 @@ from tests.report.run_folders import run_folder, write
 
 @pytest.mark.parametrize(
     ("margin", "state", "words"),
-    [(1.0, State.GOOD, "It learnt the preference"), (0.0, State.LOOK, "A tie with the base model"),
+    [(1.0, State.GOOD, "It learnt the preference"), (0.0, State.LOOK, "It cannot be told from the base model"),
      (-1.0, State.BAD, "It learnt the opposite")],
 )  # fmt: skip
 def test_the_verdict_follows_the_paired_differences(tmp_path: Path, margin: float, state: State, words: str) -> None:
@@ -28,17 +29,32 @@ def test_the_verdict_follows_the_paired_differences(tmp_path: Path, margin: floa
     assert verdict.state in (state, State.LOOK if margin == 1.0 else state)  # all pairs grew: worth a look
 
 
-def test_accuracy_that_did_not_move_beyond_noise_is_a_tie(tmp_path: Path) -> None:
-    """A margin that grows by 0.3 ± 0.4 turns no pair round, since all were 0.5 away."""
-    verdict = judge(run_folder(tmp_path / "run", margin=0.05))
-    assert "tie with the base model" in verdict.headline
+def test_what_noise_may_hide_is_no_tie(tmp_path: Path) -> None:
+    """0.05 ± 0.4 / sqrt(39) = 0.064: two standard errors reach from -0.08 to 0.18, beyond the 0.1 that matter."""
+    assert "It cannot be told from the base model" in judge(run_folder(tmp_path / "run", margin=0.05)).headline
+    assert "A tie with the base model" in judge(run_folder(tmp_path / "sure", margin=0.05, spread=0.1)).headline
 
 
 def test_a_sure_change_that_is_too_small_to_matter_is_a_tie(tmp_path: Path) -> None:
     verdict = judge(run_folder(tmp_path / "run", margin=1e-3, spread=0))
     assert verdict.state is not State.GOOD
-    assert "tie with the base model" in verdict.headline
+    assert "A tie with the base model" in verdict.headline
     assert "at least 0.1 matter" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("change", "se", "words"),
+    [(0.2, 0.01, "Better than the base model by the reward"), (-0.2, 0.01, "Worse than the base model by the reward"),
+     (0.01, 0.01, "A tie with the base model by the reward"), (0.04, 0.01, "It cannot be told from the base model by"),
+     (0.2, 0.2, "It cannot be told from the base model by the reward")],
+)  # fmt: skip
+def test_rewards_are_judged_in_deviations_over_prompts(tmp_path: Path, change: float, se: float, words: str) -> None:
+    """Of 100 prompts with a standard error of 0.1 the deviation is 1, so that 0.05 matter."""
+    level = {"value": 0.0, "se": 0.1, "count": 100}
+    texts = {"reward_before": level, "reward": level, "reward_change": {"value": change, "se": se, "count": 100}}
+    run = run_folder(tmp_path / "run", texts=texts)
+    assert words in judge(run).headline
+    assert RunFacts(run).least_reward == pytest.approx(0.05)
 
 
 def test_a_figure_out_of_bounds_turns_a_good_verdict_bad(tmp_path: Path) -> None:
