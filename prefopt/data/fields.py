@@ -20,6 +20,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
 
+LARGEST = 1e38  # float32 ends at 3.4e38
 NUMBER = re.compile(r"[+-]?\d{1,9}(\.\d*)?")
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
@@ -65,7 +66,10 @@ def plain(value: float) -> str:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number, also as a string (as in CSV files) or a decimal (as in Parquet), but not a boolean."""
+    """A finite number, also as a string (as in CSV files) or a decimal (as in Parquet), but not a boolean.
+
+    One past `LARGEST` is refused, too: it, or its difference to another, would be infinite where losses read it.
+    """
     if value is None:
         raise RowError("missing_field", f"no {name!r} in this row")
     if isinstance(value, str):
@@ -75,13 +79,11 @@ def number(value: Any, name: str) -> float:
             raise RowError("wrong_type", f"{name!r} must be a number, not {shown(value)}") from None
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise RowError("wrong_type", f"{name!r} must be a number, not {type_of(value)}")
-    try:
-        found = float(value)
-    except OverflowError:
-        raise RowError("not_finite", f"{name!r} is larger than any float") from None
-    if not math.isfinite(found):
-        raise RowError("not_finite", f"{name!r} is {found}")
-    return found
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise RowError("not_finite", f"{name!r} is {value}")
+    if abs(value) > LARGEST:
+        raise RowError("not_finite", f"{name!r} is beyond {LARGEST:g}, about the limit of float32")
+    return float(value)
 
 
 def code_of(value: Any) -> str:

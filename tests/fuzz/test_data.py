@@ -325,9 +325,9 @@ def test_replies_that_are_no_list() -> None:
     assert [(type(one), one.reason) for one in found if isinstance(one, RowError)] == [(RowError, "wrong_type")]
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400), 1e400])
-def test_numbers_that_no_float_holds(value: Any, tmp_path: Path) -> None:
-    """A score of 401 digits was an OverflowError."""
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e400, 1e308, -2e38])
+def test_numbers_that_float32_does_not_hold(value: Any, tmp_path: Path) -> None:
+    """A score of 401 digits was an OverflowError, and a weight of 1e308 infinite in training."""
     path = tmp_path / "a.jsonl"
     good = {"prompt": "Q?", "completions": ["a", "b"], "scores": [1, 0]}
     path.write_text(f"{json.dumps(good)}\n{json.dumps({**good, 'scores': [value, 0]})}\n")
