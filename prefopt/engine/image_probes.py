@@ -1,4 +1,4 @@
-"""Makes prompts with random images, with which the gates try a model."""
+"""Makes prompts with random images, with which the gates try a model, and which stand beside texts alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from prefopt.data.images.inputs import ImageInputs
+from prefopt.data.images.inputs import ImageInputs, inputs_of
 from prefopt.data.record import RowError
+from prefopt.engine.forward import unwrap
 from prefopt.engine.layout import Tree
 from prefopt.errors import UserError
 
@@ -62,3 +63,16 @@ def image_probes(inputs: ImageInputs, config: Any, *, closing: bool) -> tuple[Im
         texts = tuple(rng.choice(words, n).astype(np.int32) for n in branches)
         trees.append(Tree(np.array(prompt, np.int32), texts, closing))
     return inputs, trees
+
+
+def blank_tree(model: Any, *, closing: bool) -> tuple[ImageInputs, Tree]:
+    """A small tree with a random image, and the model's inputs with that image; `closing` for reward models.
+
+    Raises:
+        UserError: the processor does not take images.
+    """
+    causal = unwrap(model)
+    own = inputs_of(causal)
+    assert own is not None
+    inputs, trees = image_probes(own, causal.config, closing=closing)
+    return inputs, min(trees, key=lambda tree: tree.num_tokens)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefopt.data.images.inputs import ImageInputs, inputs_of
+from prefopt.data.images.inputs import ImageInputs, has_images, inputs_of
 from prefopt.data.tokens import Ids, TokenRecord
 from prefopt.engine.forward import PLAIN, Options, evaluating
 from prefopt.engine.head import TokenStats
@@ -47,16 +47,20 @@ class MicroBatch:
 
     @classmethod
     def of(
-        cls, branches: Sequence[Branch], layout: Layout, *, closing: bool = False, images: ImageInputs | None = None
-    ) -> MicroBatch:
+        cls, branches: Sequence[Branch], layout: Layout, *, closing: bool = False, images: ImageInputs | None = None,
+        blank: Tree | None = None,
+    ) -> MicroBatch:  # fmt: skip
         """The micro-batch of some branches; those with the same prompt share a tree, whatever record they are of.
 
         `closing` ones are fed with their last tokens, as reward models read them; `images` reads those of the prompts.
+        `blank`, a tree with an image, is fed beside prompts of which none has one, and its completions are left out.
         """
         members = same_prompt([branch.prompt for branch in branches])
         texts = [tuple(branches[c].completion for c in m) for m in members]
-        row = lay_out([Tree(branches[m[0]].prompt, t, closing) for m, t in zip(members, texts, strict=True)], layout)
-        row = with_images(row, images)
+        trees = [Tree(branches[m[0]].prompt, t, closing) for m, t in zip(members, texts, strict=True)]
+        if blank is not None and not any(has_images(tree.prompt) for tree in trees):
+            trees.append(blank)
+        row = with_images(lay_out(trees, layout), images)
         slots = torch.empty(len(branches), dtype=torch.long)
         slots[torch.tensor([c for m in members for c in m], dtype=torch.long)] = torch.arange(len(branches))
         return cls(row, slots)

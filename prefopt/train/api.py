@@ -17,6 +17,7 @@ from prefopt.data.tokens import TokenRecord
 from prefopt.engine.cpu import keep_large_buffers
 from prefopt.engine.forward import unwrap
 from prefopt.engine.gates import choose_layout
+from prefopt.engine.image_probes import blank_tree
 from prefopt.engine.layout import Layout
 from prefopt.engine.limits import check_length
 from prefopt.engine.packing import Indices, Packer, epoch_order
@@ -162,7 +163,8 @@ def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settin
     args = training_arguments(given.output_dir, seed=given.seed, records=batch.records, **given.trainer)
     check_options(args, loss, () if given.probe is None else (str(args.metric_for_best_model),))
     fsdp.check(args, moving_reference=needs.moving_reference)
-    check_images(model, args, {"train": records, "eval": given.eval})
+    blank = check_images(model, args, {"train": records, "eval": given.eval}, sampled=given.reward is not None,
+                         router=bool(given.trainer.get("router_aux_loss")))  # fmt: skip
     if args.device.type == "cpu":
         keep_large_buffers()
     given = replace(given, batch=batch, callbacks=[*given.callbacks, *early_stopping(given.trainer)])
@@ -174,6 +176,8 @@ def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settin
     remove_randomness(parts.policy)
     batcher = Batcher(needs, parts.policy.layout.layout, parts.max_tokens, cost_of(model),
                       (args.process_index, args.world_size), inputs_of(unwrap(model)))  # fmt: skip
+    if blank:
+        batcher.images, batcher.blank = blank_tree(model, closing=needs.reward_model)
     return PreferenceTrainer(parts.policy, loss, args, parts.sources, batcher, parts.reference, given)
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from prefopt.data.images.inputs import ImageInputs
+from prefopt.data.images.inputs import ImageInputs, has_images
 from prefopt.data.tokens import num_trained
-from prefopt.engine.layout import Layout
+from prefopt.engine.layout import Layout, Tree
 from prefopt.engine.packing import Cost, Indices, Packer
 from prefopt.engine.scoring import Branch, Completions, MicroBatch, pad_tokens
 from prefopt.plugin import Data, Logps, Needs, Vocab
@@ -114,6 +114,7 @@ class Batcher:
         cost: what is balanced over the processes.
         process: (rank, count).
         images: reads the images of prompts, as the model takes them.
+        blank: stands beside texts alone in a global batch in which others have images, and is in no figure.
     """
 
     needs: Needs
@@ -122,12 +123,16 @@ class Batcher:
     cost: Cost = field(default_factory=Cost)
     process: tuple[int, int] = (0, 1)
     images: ImageInputs | None = None
+    blank: Tree | None = None
     _packer: tuple[Feed, Packer] | None = None  # of the last feed: an offline source has only one
 
     def __call__(self, batch: GlobalBatch) -> Share:
         mine = self.packer(batch.feed).pack(batch.index)[self.process[0]]
         filler = batch.index[:1]
-        work = tuple(self.work(batch, index if len(index) else filler, real=bool(len(index))) for index in mine)
+        seeing = self.blank is not None and any(has_images(batch.feed[i].prompt) for i in batch.index.tolist())
+        work = tuple(
+            self.work(batch, index if len(index) else filler, real=bool(len(index)), seeing=seeing) for index in mine
+        )
         examples = int(batch.feed.own_counts[batch.index].sum()) if self.needs.data is Data.UNPAIRED else len(batch)
         return Share(work, len(batch), examples, batch.figures)
 
@@ -139,8 +144,8 @@ class Batcher:
             self._packer = feed, packer
         return self._packer[1]
 
-    def work(self, batch: GlobalBatch, index: Indices, *, real: bool = True) -> Work:
-        """The micro-batch of some records of a global batch."""
+    def work(self, batch: GlobalBatch, index: Indices, *, real: bool = True, seeing: bool = False) -> Work:
+        """The micro-batch of some records of a global batch, with an image whatever they have if it is `seeing`."""
         index = np.sort(index)  # the loss meets the records in one order, however they were split
         records = [batch.feed[i] for i in index.tolist()]
         branches = tuple(Branch(record.prompt, c) for record in records for c in record.completions)
@@ -153,7 +158,13 @@ class Batcher:
             if Vocab.REF_ENTROPY in self.needs.vocab:
                 ref_entropy = torch.from_numpy(np.concatenate([t for i in index for t in table.entropy(i)]))
         return Work(
-            batch=MicroBatch.of(branches, self.layout, closing=self.needs.reward_model, images=self.images),
+            batch=MicroBatch.of(
+                branches,
+                self.layout,
+                closing=self.needs.reward_model,
+                images=self.images,
+                blank=self.blank if seeing else None,
+            ),
             branches=branches,
             facts=tuple(
                 Facts.of(record, batch.feed.own(record), batch.drawn[i] if batch.drawn is not None else None)

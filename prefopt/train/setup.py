@@ -37,7 +37,7 @@ NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(
 ROUTER_LOSSES = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")  # weights of a router's losses
 ALWAYS = ("records", "runtime")  # figures of every evaluation
 HOLD_OUT = "set data.eval_records, data.eval_fraction or data.eval_path"
-_NO_SEARCH = "trainer.activation_checkpointing, or trainer.ddp_find_unused_parameters=false"
+_NO_SEARCH = "trainer.ddp_find_unused_parameters=false, or use_reentrant in trainer.activation_checkpointing_kwargs"
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that step after an evaluation, by its metric
 
 
@@ -146,36 +146,47 @@ def check_parts(
     fsdp.check(args, moving_reference=needs.moving_reference)
 
 
-def check_images(model: Any, args: TrainingArguments, splits: Mapping[str, Sequence[TokenRecord] | None]) -> None:
-    """Check that the processes of a run need the weights for images all at once or never.
+def check_images(
+    model: Any, args: TrainingArguments, splits: Mapping[str, Sequence[TokenRecord] | None], *, sampled: bool = False,
+    router: bool = False,
+) -> bool:  # fmt: skip
+    """Check that no process of a run waits for another because only one of them has images.
 
-    Every process gathers the shards of these weights where one has an image. DDP, unless it looks for weights without a
-    gradient, waits for theirs.
+    With shards, every process gathers those of the weights for images where one has an image: rows of texts alone get
+    an image beside them (`Batcher.blank`). DDP, unless it looks for weights without a gradient, waits for theirs.
 
     Args:
         model: only one that was loaded with its processor takes images.
         args: the options.
         splits: `train` and `eval`; the latter has no gradients.
+        sampled: the policy writes texts in training.
+        router: the router's loss is added.
+
+    Returns:
+        Whether rows of texts alone need an image beside them.
 
     Raises:
-        UserError: they do not.
+        UserError: they would wait.
     """
     shards = fsdp.asked_for(args)
     if args.world_size < 2 or inputs_of(unwrap(model)) is None:
-        return
+        return False
     if not shards and (finds_unused(args, model) or not _learns_to_see(unwrap(model))):
-        return
-    for split, records in splits.items():
-        if records is None or (split != "train" and not shards):
-            continue
-        found = {has_images(prompt) for prompt in _prompts(records)}
-        if len(found) > 1:
-            option = "trainer.fsdp" if shards else _NO_SEARCH
-            raise UserError("some records have images and some have none, and processes would wait for each other: "
-                            f"train image and text records apart, or without {option}")  # fmt: skip
-        if not shards and False in found:
-            raise UserError("the records have no images, and processes would wait for the gradients of the weights "
-                            f"that see: train without {_NO_SEARCH}")  # fmt: skip
+        return False
+    found = {
+        split: {has_images(prompt) for prompt in _prompts(records)} for split, records in splits.items()
+        if records is not None and (split == "train" or shards)
+    }  # fmt: skip
+    mixed = any(len(kinds) > 1 for kinds in found.values())
+    blocked = "source=rollouts" if sampled else "trainer.router_aux_loss" if router else None
+    if mixed and (blocked or not shards):
+        option = f"{blocked} and trainer.fsdp together" if shards else _NO_SEARCH
+        raise UserError("some records have images and some have none, and processes would wait for each other: "
+                        f"train image and text records apart, or without {option}")  # fmt: skip
+    if not shards and False in found.get("train", ()):
+        raise UserError("the records have no images, and processes would wait for the gradients of the weights "
+                        f"that see: train without {_NO_SEARCH}")  # fmt: skip
+    return mixed
 
 
 def _prompts(records: Sequence[TokenRecord]) -> Iterator[Ids]:
@@ -190,10 +201,12 @@ def _learns_to_see(causal: Any) -> bool:
 
 
 def finds_unused(args: TrainingArguments, model: Any) -> bool:
-    """Whether DDP looks for weights without a gradient; it cannot where activations are computed again."""
+    """Whether DDP looks for weights without a gradient; it cannot find them behind reentrant recomputation."""
     if args.ddp_find_unused_parameters is not None:
         return bool(args.ddp_find_unused_parameters)
-    return not (args.activation_checkpointing or getattr(model, "is_activation_checkpointing", False))
+    if args.activation_checkpointing:
+        return not (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+    return not getattr(model, "is_activation_checkpointing", False)  # set up by the caller, in whichever way
 
 
 def make_accelerator(args: TrainingArguments, model: Any) -> Accelerator:
@@ -257,8 +270,9 @@ def recompute_activations(model: Any, args: TrainingArguments) -> None:
 
 
 def _recompute(model: Any, options: dict[str, Any], *, every: int = 1, offload: bool = False) -> None:
+    options = {"use_reentrant": False} | options
     model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs=options or None, every_n_layers=every, offload=offload
+        activation_checkpointing_kwargs=options, every_n_layers=every, offload=offload
     )
 
 

@@ -109,7 +109,8 @@ def test_an_adapter_learns_from_the_image(files: tuple[Path, Path], tmp_path: Pa
 
 def of_two(**options: Any) -> Any:
     """The arguments of one process of two."""
-    known = {"fsdp": False, "activation_checkpointing": False, "ddp_find_unused_parameters": None}
+    known = {"fsdp": False, "activation_checkpointing": False, "activation_checkpointing_kwargs": None,
+             "ddp_find_unused_parameters": None}  # fmt: skip
     return SimpleNamespace(world_size=2, **known | options)
 
 
@@ -124,33 +125,30 @@ IMAGE, TEXT = [prompt(5, -9)], [prompt(5, 6)]
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava"])
 def test_processes_do_not_wait_for_each_others_images(family: str, tmp_path: Path) -> None:
     model = load_model(ModelConfig(path=pictures.save(family, tmp_path / "m")))
-    sharded, again, named = (
-        of_two(fsdp=True),
-        of_two(activation_checkpointing=True),
-        of_two(ddp_find_unused_parameters=False),
-    )
+    sharded, named = of_two(fsdp=True), of_two(ddp_find_unused_parameters=False)
+    again = of_two(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
     for records in (IMAGE, TEXT):
-        check_images(model, sharded, {"train": records, "eval": records})
-    check_images(model, sharded, {"train": IMAGE, "eval": TEXT})
-    for splits in (
-        {"train": IMAGE + TEXT, "eval": None},
-        {"train": IMAGE, "eval": TokenTable.from_records(TEXT + IMAGE)},
-    ):
-        with pytest.raises(UserError, match=r"image and text records apart, or without trainer\.fsdp"):
-            check_images(model, sharded, splits)
+        assert not check_images(model, sharded, {"train": records, "eval": records})
+    assert not check_images(model, sharded, {"train": IMAGE, "eval": TEXT})
+    mixed = TokenTable.from_records(TEXT + IMAGE)
+    for splits in ({"train": IMAGE + TEXT, "eval": None}, {"train": IMAGE, "eval": mixed}):
+        assert check_images(model, sharded, splits)
+        with pytest.raises(UserError, match=r"apart, or without source=rollouts and trainer\.fsdp together"):
+            check_images(model, sharded, splits, sampled=True)
+        with pytest.raises(UserError, match=r"apart, or without trainer\.router_aux_loss and trainer\.fsdp together"):
+            check_images(model, sharded, splits, router=True)
     for args in (again, named):
-        check_images(model, args, {"train": IMAGE, "eval": IMAGE + TEXT})
-        with pytest.raises(UserError, match=r"apart, or without trainer\.activation_checkpointing"):
+        assert not check_images(model, args, {"train": IMAGE, "eval": IMAGE + TEXT})
+        with pytest.raises(UserError, match=r"apart, or without trainer\.ddp_find_unused_parameters=false"):
             check_images(model, args, {"train": IMAGE + TEXT, "eval": None})
-        with pytest.raises(UserError, match=r"have no images.*without trainer\.activation_checkpointing"):
+        with pytest.raises(UserError, match=r"have no images.*without trainer\.ddp_find_unused_parameters=false"):
             check_images(model, args, {"train": TEXT, "eval": None})
     one = SimpleNamespace(**vars(again) | {"world_size": 1})
-    for args in (one, of_two()):  # DDP looks for what has no gradient
-        check_images(model, args, {"train": IMAGE + TEXT, "eval": None})
+    for args in (one, of_two(), of_two(activation_checkpointing=True)):  # DDP looks for what has no gradient
+        assert not check_images(model, args, {"train": IMAGE + TEXT, "eval": None})
     model.requires_grad_(False).get_output_embeddings().requires_grad_(True)
-    check_images(model, again, {"train": IMAGE + TEXT, "eval": None})
-    with pytest.raises(UserError, match=r"without trainer\.fsdp"):  # shards of frozen weights are gathered, too
-        check_images(model, sharded, {"train": IMAGE + TEXT, "eval": None})
+    assert not check_images(model, again, {"train": IMAGE + TEXT, "eval": None})
+    assert check_images(model, sharded, {"train": IMAGE + TEXT, "eval": None})  # shards of frozen weights, too
 
 
 def test_a_run_of_several_processes_is_refused_before_it_begins(
@@ -159,5 +157,5 @@ def test_a_run_of_several_processes_is_refused_before_it_begins(
     model = load_model(ModelConfig(path=pictures.save("gemma3", tmp_path / "m")))
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
     with pytest.raises(UserError, match="train image and text records apart"):
-        build(model, load("dpo"), IMAGE + TEXT, output_dir=tmp_path / "out", activation_checkpointing=True)
+        build(model, load("dpo"), IMAGE + TEXT, output_dir=tmp_path / "out", ddp_find_unused_parameters=False)
     assert not (tmp_path / "out").exists()
