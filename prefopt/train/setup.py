@@ -205,7 +205,8 @@ def finds_unused(args: TrainingArguments, model: Any) -> bool:
     if args.ddp_find_unused_parameters is not None:
         return bool(args.ddp_find_unused_parameters)
     if args.activation_checkpointing:
-        return not (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        given: Any = args.activation_checkpointing_kwargs or {}
+        return not given.get("use_reentrant", False)
     return not getattr(model, "is_activation_checkpointing", False)  # set up by the caller, in whichever way
 
 

@@ -2,7 +2,7 @@
 
 A run is a family of `tests.models.pictures` and what it is done with: `again` (activations are computed again), `fsdp`,
 `padded`, `mixed` (every other record has no image: one process of two often has none). It leaves
-`FOLDER/<run>.json` (losses, wrapper, processes) and `FOLDER/<run>.safetensors` (the weights after the last step, whole).
+`FOLDER/<run>.json` (losses, wrapper, processes) and `FOLDER/<run>.safetensors` (the weights at the end, whole).
 """
 
 from __future__ import annotations
