@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from prefopt.config.options import (
     CLASSES,
@@ -21,13 +22,21 @@ from prefopt.config.options import (
 from prefopt.errors import UserError, nearest
 
 VERBS = ("train", "plan", "compare", "eval", "sample", "chat", "data", "reference")
-# What a verb reads of the options of a run; the others are refused instead of ignored. The rest of `VERBS` reads all.
+# What a verb reads of the options of a run; the others are refused instead of ignored. The rest of `VERBS` takes all:
+# what a run or a comparison does not read, given its other options, `prefopt.config.unread` refuses.
 READS = {
-    "eval": ("data", "loss", "batch.max_tokens", "evaluation.kl_prompts", "evaluation.max_new_tokens", "seed"),
-    "sample": ("data",),
-    "chat": ("data",),
-    "data": ("data",),
-}
+    "eval": (
+        "data", "data.*", "loss", "batch.max_tokens", "evaluation.kl_prompts", "evaluation.max_new_tokens", "seed",
+    ),
+    "sample": ("data", "data.*"),
+    "chat": ("data", "data.*"),
+    "data": ("data", "data.*"),
+    "plan --model-shape": (
+        "loss", "loss.*", "model", "model.path", "model.dtype", "model.quantization", "peft", "peft.method", "batch",
+        "batch.records", "batch.max_tokens", "trainer", "trainer.max_steps", "trainer.num_train_epochs",
+        "trainer.activation_checkpointing", "trainer.bf16", "trainer.fp16", "trainer.optim", "source", "experiment",
+    ),
+}  # fmt: skip
 OF_A_RUN = ("train", "plan")  # all their words KEY=VALUE are options of a run
 # Options of other trainers, by the last part of their names -> ours. Those that have the same name here, in some group,
 # are found without this list.
@@ -81,6 +90,7 @@ def check_overrides(verb: str, argv: list[str]) -> None:
     if verb not in VERBS:
         return
     known = _known(argv)
+    reader = f"{verb} --model-shape" if any(word.startswith("--model-shape") for word in argv) else verb
     more = any(word.startswith(MORE_CHOICES) for word in argv)
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
@@ -88,8 +98,8 @@ def check_overrides(verb: str, argv: list[str]) -> None:
             raise UserError(f"there is no option {name!r}; did you mean {meant}={value if equals else following}?")
         if verb == "train" and name.startswith("--") and not any(flag.startswith(name) for flag in FLAGS):
             raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and {ALL}")
-        if verb in READS and OVERRIDE.fullmatch(word) and not os.path.exists(word):
-            _check_read(verb, name, known)
+        if reader in READS and OVERRIDE.fullmatch(word) and not os.path.exists(word):
+            _check_read(reader, name, known)
         if verb in OF_A_RUN and not more and OVERRIDE.fullmatch(word):
             _check_option(name, known)
             _check_choice(name, value)
@@ -136,8 +146,8 @@ def _check_read(verb: str, key: str, known: Mapping[str, Sequence[str]]) -> None
     group, dot, _ = key.partition(".")
     is_option = key in known[""] if not dot else group == "loss" or group in known
     reads = READS[verb]
-    if is_option and key not in reads and not (dot and group != "loss" and group in reads):
-        shown = ", ".join(f"{name}.*" if name == "data" else name for name in reads)
+    if is_option and not any(fnmatchcase(key, pattern) for pattern in reads):
+        shown = ", ".join(name for name in reads if f"{name}.*" not in reads)
         raise UserError(f"{key}: `prefopt {verb}` does not read it (of a run's options it reads {shown}); leave it out")
 
 

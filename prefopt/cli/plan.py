@@ -26,6 +26,7 @@ EXAMPLES = """examples:
 """
 # The average record of --model-shape, which reads no data: about that of UltraFeedback.
 LENGTHS = "256,256,256"
+OF_SHAPES = {"devices": 1, "records": 60_000, "lengths": LENGTHS}  # options of --model-shape and their defaults
 SHAPE_OVERRIDES = ("model=local", "data=auto", "data.path=none")
 
 
@@ -46,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="prefopt plan",
         description="Estimate the steps, tokens, memory by part and time of a run before it starts, and warn. Takes "
-        "the overrides of `prefopt train`. Loads the model and runs two short rows of the data; trains nothing.",
+        "the overrides of `prefopt train`, also those that change no estimate, such as tracking=wandb. Loads the model "
+        "and runs two short rows of the data; trains nothing.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,10 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="NAME", help=f"plan for another device: {', '.join(DEVICES)}")
     paper = parser.add_argument_group("arithmetic only, without weights, data or measurements")
     paper.add_argument("--model-shape", metavar="SHAPE", help=f"{', '.join(SHAPES)}, or a config.json")
-    paper.add_argument("--devices", type=int, default=1,
+    paper.add_argument("--devices", type=at_least(1), default=OF_SHAPES["devices"],
                        help="the number of devices, among which the model is sharded (default: 1)")  # fmt: skip
-    paper.add_argument("--records", type=at_least(1), default=60_000, help="the number of records (default: 60,000)")
-    paper.add_argument("--lengths", default=LENGTHS, metavar="P,C,R",
+    paper.add_argument(
+        "--records", type=at_least(1), default=OF_SHAPES["records"], help="the number of records (default: 60,000)"
+    )
+    paper.add_argument("--lengths", default=OF_SHAPES["lengths"], metavar="P,C,R",
                        help=f"tokens of an average prompt and its completions (default: {LENGTHS})")  # fmt: skip
     return parser
 
@@ -67,13 +71,16 @@ def _parser() -> argparse.ArgumentParser:
 def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     from prefopt.common.quiet import quiet
     from prefopt.config.compose import compose
+    from prefopt.config.unread import check_read
     from prefopt.planning.plan import plan
 
-    if args.devices != 1:
-        raise UserError("--devices is for --model-shape: a plan with weights is for one device")
+    for name, default in OF_SHAPES.items():
+        if getattr(args, name) != default:
+            raise UserError(f"--{name} is for --model-shape: a plan with weights is for one device and the run's data")
     quiet(keep_data_bars=True)
     named = device(args.device) if args.device else None
     config = compose(args.overrides)
+    check_read(args.overrides, [config, *config.stages.values()])
     found = plan(config, named)
     if not args.json:
         _print_plan(config, found, args.overrides)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 
 from prefopt.common import digest
@@ -16,6 +17,7 @@ from prefopt.compare.search import Setting, settings
 from prefopt.compare.spec import BASE, PRIMARY, VALUE_MODEL, Comparison, Method, Split, group_of, option_of
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
+from prefopt.config.unread import check_read
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks
@@ -29,6 +31,13 @@ from prefopt.train.trainer_config import DEFAULTS
 TRIAL_SEED = 0
 SHARED = ("data", "model", "world", "evaluation", "measure", "judge", "tasks", "experiment")  # the same for all rows
 COMPARED_SOURCES = ("offline", "rollouts")
+# Of the options of `prefopt train`; a comparison keeps no checkpoints and measures its models once, at the end.
+NOT_READ = (
+    "sentinels", "sentinels.*", "progress", "resume", "stages_folder", "optimized_metric", "rounds", "evaluation.texts",
+    "trainer.save_*", "trainer.eval_*", "trainer.early_stopping_*", "trainer.load_best_model_at_end",
+    "trainer.metric_for_best_model", "trainer.greater_is_better",
+)  # fmt: skip
+OF_OUTPUT = ("tracking", "tracking.*", "reference_folder")  # of the whole comparison
 COST = re.compile(r"(trainer\.(max_steps|num_train_epochs)|batch\.records|batch|trainer)=")  # may differ: a caveat
 
 
@@ -74,8 +83,10 @@ class Rounds:
         self.comparison = comparison
         self.methods = comparison.rows()
         self.configs = {method.name: configuration(comparison, method) for method in self.methods}
-        for name in self.configs:
-            self.tried(name, ())  # checks the search space
+        check_read(comparison.overrides, list(self.configs.values()))
+        for method in self.methods:
+            check_read(method.overrides, [self.configs[method.name]])
+            self.tried(method.name, ())  # checks the search space
         _check_value_models(comparison, list(self.configs.values()))
         self._measured_by = judge_and_tasks(comparison, self.base_config)
 
@@ -212,7 +223,11 @@ def configuration(comparison: Comparison, method: Method) -> RunConfig:
         if group_of(override) == "source" and override.partition("=")[2] not in COMPARED_SOURCES:
             raise UserError(f"{override}: a comparison trains on the data (source=offline) or on the policy's own "
                             "samples (source=rollouts)")  # fmt: skip
+        if any(fnmatchcase(option_of(override), pattern) for pattern in NOT_READ):
+            raise UserError(f"{override}: `prefopt compare` does not read it; leave it out")
     for override in method.overrides:
+        if any(fnmatchcase(option_of(override), pattern) for pattern in OF_OUTPUT):
+            raise UserError(f"methods.{method.name}.{override}: it is of the whole comparison; give {override}")
         if group_of(override) in SHARED and option_of(override) != VALUE_MODEL:
             raise UserError(
                 f"methods.{method.name}.{override}: all rows need the same data, model and measurement to be "

@@ -97,7 +97,8 @@ class Team:
             raise UserError(f"workers={size} must be at least 0 (0 runs the jobs in this process); leave it out for "
                             "one per core")  # fmt: skip
         self.size = size
-        self.threads = max(1, cores() // max(1, size))
+        # Several share the cores; none has more than this process, by torch's default or OMP_NUM_THREADS.
+        self.threads = max(1, min(torch.get_num_threads(), cores() // max(1, size)))
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Team:

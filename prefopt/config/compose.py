@@ -30,6 +30,7 @@ from prefopt.config.options import OF_PATHS, PRESETS, RATE, implied_preset, rate
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
+from prefopt.config.unread import check_read
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry
@@ -105,6 +106,7 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
         UserError: an override is wrong; one line, with the nearest valid name.
     """
     register()
+    given = argv
     argv, own = of_stages(implied(argv))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us
     saved, sys.argv = sys.argv, [program, *_flags_first(argv)]
@@ -118,7 +120,9 @@ def run_hydra(task: Callable[[RunConfig], dict[str, Any]], argv: list[str], prog
             return None  # a signal ends a multirun, not one job of it
         _redact_multirun()
         try:
-            return optimized(task(run_config(config, own)), config.optimized_metric)
+            made = run_config(config, own)
+            check_read(given, [made, *made.stages.values()], multirun=HydraConfig.get().mode is RunMode.MULTIRUN)
+            return optimized(task(made), config.optimized_metric)
         except Exception as raised:
             error = explain(raised, argv) if isinstance(raised, OmegaConfBaseException) else raised
             # Raised below, so that the other jobs of a multirun go on, and Hydra does not print the options.

@@ -16,11 +16,15 @@ def test_wrong_options_are_refused_in_one_line(capsys: pytest.CaptureFixture[str
     assert main(["plan", "loss=dppo"]) == 2
     assert main(["plan", "--device", "h10"]) == 2
     assert main(["plan", "--devices", "8"]) == 2
+    assert main(["plan", "--records", "8"]) == 2
+    assert main(["plan", "--model-shape", "llama3-8b", "data.path=pairs.jsonl"]) == 2
     assert main(["plan", "--model-shape", "llama3-70"]) == 2
     assert main(["plan", "--model-shape", "llama3-8b", "--lengths", "x"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 5
+    assert len(errors) == 7
     assert "did you mean 'h100'" in errors[1]
+    assert "--records is for --model-shape" in errors[3]
+    assert "data.path: `prefopt plan --model-shape` does not read it" in errors[4]
 
 
 @pytest.mark.parametrize("option", ["peft=lora", "model.dtype=bfloat16", "trainer.fp16=true", "trainer.optim=sgd"])

@@ -21,7 +21,7 @@ def test_secrets_are_written_nowhere(
     """A token in the environment, and one in options and names, in a run that ends and in one that fails."""
     token, key = "hf_" + "aB3" * 12, "s3cret-value-of-a-key"
     monkeypatch.setenv("MY_API_KEY", key)
-    name = f"tracking.run_name=run-{key}-{token}"
+    name = f"reference_folder={run.out.parent}/run-{key}-{token}"
     monkeypatch.setattr(sys, "argv", ["prefopt", "train", name])
     assert run(name, f"data.cache_dir={run.out.parent}/cache-{token}") == 0
     assert run(f"data.path=/nothing/{token}/{key}.jsonl", f"output_dir={run.out}-2") == 2
@@ -47,10 +47,10 @@ def test_secrets_that_a_format_escapes_are_hidden(
 ) -> None:
     monkeypatch.setenv("MY_SECRET", secret)
     quoted = secret.replace('"', '\\"')
-    option = f'tracking.run_name="run {quoted} end"'
+    option = f'reference_folder="run {quoted} end"'
     monkeypatch.setattr(sys, "argv", ["prefopt", "train", option])
-    assert run(option, "trainer.max_steps=1", "evaluation.texts=0", "evaluation.kl_prompts=0") == 0
-    assert yaml.safe_load((run.out / "config.yaml").read_text())["tracking"]["run_name"] == f"run {HIDDEN} end"
+    assert run(option, "trainer.max_steps=1", "evaluation.texts=1", "evaluation.kl_prompts=0") == 0
+    assert yaml.safe_load((run.out / "config.yaml").read_text())["reference_folder"] == f"run {HIDDEN} end"
     command = json.loads((run.out / "manifest.json").read_text())["command"]
     assert HIDDEN in command
     parts = ("quoted", "\\value", "sswörd", "u00e4ssw", "with spaces")
@@ -78,7 +78,7 @@ def test_an_error_of_the_system_shows_no_secret(
     for folder in (run.out, Path(sweep, "0-dpo")):
         (folder / ".lock").mkdir(parents=True)
     for more in ([], ["-m", f"hydra.sweep.dir={sweep}"]):
-        assert main(["train", *run.given, *more, "tracking.run_name=run-s3cret-value-of-a-key"]) == 2
+        assert main(["train", *run.given, *more, "reference_folder=run-s3cret-value-of-a-key"]) == 2
         shown = capsys.readouterr()
         assert "s3cret" not in shown.out + shown.err
         assert "Is a directory" in shown.err.splitlines()[-1]

@@ -27,7 +27,7 @@ WRONG = [
     ("trainer.adam_beta1=1.5", "trainer.optim=adamw_torch_fused cannot be used: Invalid beta parameter"),
     ("trainer.optim=adamw_bnb_8bit", "trainer.optim=adamw_bnb_8bit cannot be used: "),
     ("trainer.lr_scheduler_type=cosine_with_min_lr", "trainer.lr_scheduler_type=cosine_with_min_lr cannot be used: "),
-    ("trainer.metric_for_best_model=rewards/margin", "did you mean 'rewards/margins'?"),
+    ("trainer.metric_for_best_model=rewards/margin", "nothing reads it; add trainer.eval_strategy=steps"),
     ("modle=local", "did you mean 'model'?"),
     ("data=wrold", "did you mean 'world'?"),
     ("experiment=nope", "unknown experiment 'nope'"),
