@@ -23,7 +23,7 @@ from prefopt.errors import UserError, nearest
 
 VERBS = ("train", "plan", "compare", "eval", "sample", "chat", "data", "reference")
 # What a verb reads of the options of a run; the others are refused instead of ignored. The rest of `VERBS` takes all:
-# what a run or a comparison does not read, given its other options, `prefopt.config.unread` refuses.
+# what a run or a comparison does not read, given its other options, `prefopt.config.read_options` refuses.
 READS = {
     "eval": (
         "data", "data.*", "loss", "batch.max_tokens", "evaluation.kl_prompts", "evaluation.max_new_tokens", "seed",

@@ -71,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
 def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     from prefopt.common.quiet import quiet
     from prefopt.config.compose import compose
-    from prefopt.config.unread import check_read
     from prefopt.planning.plan import plan
 
     for name, default in OF_SHAPES.items():
@@ -79,8 +78,7 @@ def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name} is for --model-shape: a plan with weights is for one device and the run's data")
     quiet(keep_data_bars=True)
     named = device(args.device) if args.device else None
-    config = compose(args.overrides)
-    check_read(args.overrides, [config, *config.stages.values()])
+    config = compose(args.overrides, refuse_unread=True)
     found = plan(config, named)
     if not args.json:
         _print_plan(config, found, args.overrides)

@@ -17,7 +17,7 @@ from prefopt.compare.search import Setting, settings
 from prefopt.compare.spec import BASE, PRIMARY, VALUE_MODEL, Comparison, Method, Split, group_of, option_of
 from prefopt.config.compose import compose
 from prefopt.config.run_config import RunConfig
-from prefopt.config.unread import check_read
+from prefopt.config.read_options import check_read
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks

@@ -30,7 +30,7 @@ from prefopt.config.options import OF_PATHS, PRESETS, RATE, implied_preset, rate
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
-from prefopt.config.unread import check_read
+from prefopt.config.read_options import check_read
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry
@@ -212,13 +212,18 @@ def _of_the_world(group: str, given: Mapping[str, str]) -> bool:
     return str(composed.hydra.runtime.choices[group]).startswith("world")
 
 
-def compose(overrides: list[str]) -> RunConfig:
+def compose(overrides: list[str], *, refuse_unread: bool = False) -> RunConfig:
     """Compose the configuration that `prefopt train` would run with these overrides.
+
+    Args:
+        overrides: options and presets.
+        refuse_unread: also raise UserError for an option that the run would not read (`prefopt.config.read_options`).
 
     Raises:
         UserError: as `run_hydra`.
     """
     register()
+    given = overrides
     overrides, own = of_stages(implied(overrides))
     try:
         with hydra.initialize_config_module("prefopt.conf", version_base="1.3"):
@@ -229,9 +234,12 @@ def compose(overrides: list[str]) -> RunConfig:
             except Exception as error:  # Hydra's, for words such as ~loss=1 or experiment=[null]
                 raise not_composed(error, overrides) from error
             HydraConfig.instance().set_config(config)
-            return run_config(config, own)
+            made = run_config(config, own)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
+    if refuse_unread:
+        check_read(given, [made, *made.stages.values()])
+    return made
 
 
 def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = None) -> RunConfig:

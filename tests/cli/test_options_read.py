@@ -16,7 +16,7 @@ from prefopt.config.compose import compose
 from prefopt.config.options import CLASSES, group_options, root_keys
 from prefopt.config.run_config import EvaluationConfig
 from prefopt.config.tracking import TrackingConfig
-from prefopt.config.unread import RULES, check_read
+from prefopt.config.read_options import RULES, check_read
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import UserError
 from prefopt.models.model_config import ModelConfig
