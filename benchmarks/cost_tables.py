@@ -323,6 +323,29 @@ def sampling(result: Any) -> str:
     return f"{formatted(speed, result)}\n\nThe largest |ratio − 1|:\n\n{formatted(errors, result)}"
 
 
+def reward_model(result: Any) -> str:
+    columns = {
+        "seed": ("seed", "{}"),
+        "true_accuracy": ("true accuracy", "{:.3f}"),
+        "without_end_token": ("read without the end token", "{:.3f}"),
+        "seconds": ("seconds, wall", "{:.1f}"),
+        "cpu_seconds": ("seconds, CPU", "{:.1f}"),
+        "others": ("cores that others took", "{:.0%}"),
+    }
+    tried = ", ".join(f"{accuracy:.3f} at {rate}" for rate, accuracy in result["validation_accuracy"].items())
+    whole, cut = result["true_accuracy"], result["without_end_token"]
+    facts = (
+        f"{result['pairs']:,} pairs, {result['records']} a step, one thread of {result['processor']}. True accuracy on "
+        f"the validation pairs, which chose the learning rate {result['learning_rate']:g}: {tried}. The labels agree "
+        f"with the exact reward on {result['label_accuracy']:.1%}."
+    )
+    means = (
+        f"Mean of the seeds on {whole['count']} test pairs: {whole['value']:.3f} ± {whole['se']:.3f}; without the end "
+        f"token {cut['value']:.3f} ± {cut['se']:.3f} (standard errors over pairs, each counted by its seeds' mean)."
+    )
+    return f"{facts}\n\n{formatted(columns, result['seeds'])}\n\n{means}"
+
+
 def rloo(result: Any) -> str:
     columns = {
         "samples": ("samples of each prompt", "{}"),
@@ -353,6 +376,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "precision": precision,
     "generation": generation,
     "sampling": sampling,
+    "reward_model": reward_model,
     "rloo": rloo,
     "data_prep": data_prep,
     "data_prep_spans": data_prep_spans,

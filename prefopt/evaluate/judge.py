@@ -57,7 +57,7 @@ def function(judge: str) -> Compare:
     try:
         with _current_folder():
             found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise UserError(
             f"judge={judge}: {kind}{first_line(error)}; give module:function of a module that Python can import"
@@ -163,7 +163,7 @@ def wins(judge: Compare, prompts: Sequence[str], texts: Sequence[str], others: S
 def _ask(judge: Compare, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Floats:
     try:
         found = np.asarray(judge(prompts, first, second), dtype=np.float64)
-    except Exception as error:  # the user's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         name = f"{getattr(judge, '__module__', '?')}:{getattr(judge, '__qualname__', judge)}"
         raise UserError(f"the judge {name} failed: {type(error).__name__}: {first_line(error)}; it is called as "
                         "judge(prompts, first, second); the same command calls it again") from error  # fmt: skip

@@ -23,14 +23,13 @@ from prefopt.data.record import Record, RowError, Text
 from prefopt.data.row_facts import unknown
 from prefopt.data.tokenize import Encoder, same_tokens
 from prefopt.data.tokens import Ids, TokenRecord
+from prefopt.engine.packing import row_tokens
 from prefopt.engine.scoring import fed_tokens, score
 from prefopt.errors import UserError
 from prefopt.models.identity import digest_of_weights
 from prefopt.models.reward_model import is_reward_model, open_reward_model, score_mean
 from prefopt.plugin import Data
 from prefopt.rewards.reward import Answer
-
-BUDGET = {"cpu": 1024}  # positions of one forward; 4,096 elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +125,7 @@ class ModelReward:
         ]
         device = next(model.parameters()).device.type
         longest = max((fed_tokens(record, "padded") for record in records), default=0)
-        scored = score(model, records, max_tokens=max(BUDGET.get(device, 4096), longest))
+        scored = score(model, records, max_tokens=max(row_tokens(device), longest))
         found = np.empty(len(answers))
         for m, one in zip(members.values(), scored, strict=True):
             found[m] = one.sum

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from prefopt.data.images.inputs import decode_prompt
 from prefopt.errors import UserError, first_line
 
+LARGEST = 1e18  # float32 holds the square of such a score, which losses take
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -71,7 +73,7 @@ class FunctionReward:
         prompts, texts = [a.prompt_text for a in answers], [a.text for a in answers]
         try:
             given: Any = self.function(prompts, texts)
-        except Exception as error:  # anybody's code
+        except (Exception, SystemExit) as error:  # anybody's code
             raise UserError(f"reward={self.name} failed: {type(error).__name__}: {first_line(error)}; "
                             "PREFOPT_TRACEBACK=1 shows where") from error  # fmt: skip
         return scores_of(given, answers, self.name)
@@ -90,10 +92,11 @@ def scores_of(given: Any, answers: Sequence[Answer], name: str) -> NDArray[np.fl
     if found.shape != (len(answers),):
         raise UserError(f"reward={name} gave numbers of shape {found.shape} for {len(answers)} completions: it must "
                         "give one for each")  # fmt: skip
-    if not np.isfinite(found).all():
-        at = int(np.flatnonzero(~np.isfinite(found))[0])
+    usable = np.abs(found) <= LARGEST  # not NaN
+    if not usable.all():
+        at = int(np.flatnonzero(~usable)[0])
         raise UserError(f"reward={name} gave {found[at]} for the completion {answers[at].text[:200]!r}: every score "
-                        "must be finite")  # fmt: skip
+                        f"must be a number of at most {LARGEST:g}")  # fmt: skip
     return found
 
 
@@ -106,7 +109,7 @@ def from_function(name: str) -> FunctionReward:
     module, _, function = name.rpartition(":")
     try:
         found = _from_file(Path(module)) if module.endswith(".py") else _from_module(module)
-    except Exception as error:  # anybody's code
+    except (Exception, SystemExit) as error:  # anybody's code
         raise UserError(f"reward={name}: {module} cannot be imported: {type(error).__name__}: "
                         f"{first_line(error)}") from error  # fmt: skip
     value = getattr(found, function, None)

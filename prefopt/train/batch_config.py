@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from prefopt.engine.layout import Layout
+from prefopt.engine.packing import row_tokens
 from prefopt.train.sources.feed import Feed
 
 
@@ -18,9 +19,8 @@ class BatchConfig:
     layout: str = "auto"  # auto, tree or padded
 
     def budget(self, device: str, longest: int = 0) -> int:
-        """`max_tokens`, by default what suits the `device`: 4,096, and 1,024 on a CPU, where longer rows take memory
-        and save no time; then never less than the `longest` record."""
-        return self.max_tokens or max(1024 if device == "cpu" else 4096, longest)
+        """`max_tokens`, by default what suits the `device`, and never less than the `longest` record."""
+        return self.max_tokens or max(row_tokens(device), longest)
 
     def settled(self, device: str, feeds: Iterable[Feed | None], layout: Layout) -> BatchConfig:
         """With the `budget` of these feeds as `max_tokens`."""

@@ -68,6 +68,15 @@ def test_a_function_that_fails_is_named(tmp_path: Path) -> None:
         from_function(f"{tmp_path / 'f.py'}:f")(ANSWERS)
 
 
+def test_a_function_or_module_that_exits_does_not_end_the_run_as_if_it_were_done(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("import sys\n\ndef f(prompts, completions):\n    sys.exit(0)\n")
+    with pytest.raises(UserError, match=r"reward=.*f\.py:f failed: SystemExit: 0"):
+        from_function(f"{tmp_path / 'f.py'}:f")(ANSWERS)
+    (tmp_path / "script.py").write_text("raise SystemExit\n")
+    with pytest.raises(UserError, match=r"script\.py cannot be imported: SystemExit"):
+        from_function(f"{tmp_path / 'script.py'}:f")
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -90,6 +99,7 @@ def test_numbers_of_any_kind_are_scores(given: Any) -> None:
         (None, "shape"),
         ([None, 1.0], "gave nan for the completion"),
         ([1.0, float("inf")], "gave inf for the completion"),
+        ([1.0, -1e19], r"gave -1e\+19 for the completion"),
         (torch.ones(2, requires_grad=True), "must give numbers"),
         (torch.ones(2, device="meta"), "must give numbers"),
         (torch.ones(2, dtype=torch.bfloat16), "must give numbers"),
