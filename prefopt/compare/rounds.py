@@ -16,8 +16,8 @@ from prefopt.compare.jobs import Job, JobResult
 from prefopt.compare.search import Setting, settings
 from prefopt.compare.spec import BASE, PRIMARY, VALUE_MODEL, Comparison, Method, Split, group_of, option_of
 from prefopt.config.compose import compose
-from prefopt.config.run_config import RunConfig
 from prefopt.config.read_options import check_read
+from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.evaluate import judge as judges
 from prefopt.evaluate.tasks import check_tasks, digest_of_tasks

@@ -27,10 +27,10 @@ from prefopt.config.experiments import from_file
 from prefopt.config.explain import explain, initialized, not_composed, sections
 from prefopt.config.grammar import literal
 from prefopt.config.options import OF_PATHS, PRESETS, RATE, implied_preset, rate_of_adapters, with_paths
+from prefopt.config.read_options import check_read
 from prefopt.config.run_config import EvaluationConfig, RunConfig
 from prefopt.config.stage_overrides import for_stage, of_stages
 from prefopt.config.tracking import TrackingConfig
-from prefopt.config.read_options import check_read
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import Stopped, UserError, nearest
 from prefopt.losses import registry

@@ -14,9 +14,9 @@ from transformers import TrainingArguments
 from prefopt.cli import main
 from prefopt.config.compose import compose
 from prefopt.config.options import CLASSES, group_options, root_keys
+from prefopt.config.read_options import RULES, check_read
 from prefopt.config.run_config import EvaluationConfig
 from prefopt.config.tracking import TrackingConfig
-from prefopt.config.read_options import RULES, check_read
 from prefopt.data.data_config import DataConfig
 from prefopt.errors import UserError
 from prefopt.models.model_config import ModelConfig
