@@ -27,7 +27,8 @@ INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 def blank(text: str) -> bool:
     """Whether a text has no visible character."""
-    return not text.translate(INVISIBLE).strip()
+    stripped = text.strip()
+    return not stripped or (ord(stripped[0]) in INVISIBLE and not stripped.translate(INVISIBLE).strip())
 
 
 def string(value: Any, name: str) -> str:
@@ -81,7 +82,7 @@ def number(value: Any, name: str) -> float:
         raise RowError("wrong_type", f"{name!r} must be a number, not {type_of(value)}")
     if not isinstance(value, int) and not math.isfinite(value):
         raise RowError("not_finite", f"{name!r} is {value}")
-    if abs(value) > LARGEST:
+    if not -LARGEST <= value <= LARGEST:
         raise RowError("not_finite", f"{name!r} is beyond {LARGEST:g}, about the limit of float32")
     return float(value)
 

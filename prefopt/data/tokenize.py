@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from prefopt.errors import UserError, first_line, is_panic
 from prefopt.plugin import Data
 
 BATCH_ROWS = 256
+FIRST = 8  # tokens of a completion that are decoded first
 WORKER_ROWS = 10_000  # minimum per process; below, starting one costs more than it saves
 
 
@@ -71,23 +73,22 @@ def tokenize(
 
 
 def digest_of_tokenizer(tokenizer: Any) -> str:
-    """The digest of all that a text's tokens depend on; padding and truncation, which calls set, are not of it."""
-    backend = _backend(tokenizer)
-    if isinstance(backend, dict):
-        backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
-    return of_json([backend, tokenizer.special_tokens_map])
+    """The digest of all that a text's tokens depend on."""
+    return of_json([_lasting(tokenizer), tokenizer.special_tokens_map])
 
 
 def same_tokens(one: Any, other: Any) -> bool:
     """Whether two tokenizers give the same tokens for every text, and end texts with the same one."""
+    facts = [(_lasting(tokenizer), tokenizer.bos_token, tokenizer.eos_token) for tokenizer in (one, other)]
+    return bool(facts[0] == facts[1])
 
-    def facts(tokenizer: Any) -> Any:
-        backend = _backend(tokenizer)
-        if isinstance(backend, dict):
-            backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
-        return backend, tokenizer.bos_token, tokenizer.eos_token
 
-    return bool(facts(one) == facts(other))
+def _lasting(tokenizer: Any) -> Any:
+    """The settings of a tokenizer, but for padding and truncation, which calls set."""
+    found = _backend(tokenizer)
+    if not isinstance(found, dict):
+        return found
+    return {name: value for name, value in found.items() if name not in ("padding", "truncation")}
 
 
 def _backend(tokenizer: Any) -> Any:
@@ -106,6 +107,7 @@ class Encoder:
         )
         self.max_length, self.truncation = config.max_length, config.truncation
         self.bos: int | None = tokenizer.bos_token_id
+        self.eos: int = tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self.longest_token = max(map(len, tokenizer.get_vocab()))
         self.control: dict[bool | None, list[int]] = {}  # label -> start of the completion
@@ -194,8 +196,7 @@ class Encoder:
         longest = max(map(len, texts))
         if self.truncation == "drop" and longest > self.max_length * self.longest_token:
             raise self._too_long(None, [], "it has too many characters for that many tokens")
-        head = self._ids(made.prompt)
-        coded = [self._coded(answer.text, offsets=answer.spans is not None) for answer in made.answers]
+        (head, _), *coded = self._coded(texts, offsets=any(answer.spans is not None for answer in made.answers))
         if not head:
             raise RowError("empty_prompt", "the prompt has no tokens")
         shared = min((_common(head, ids) for ids, _ in coded), default=len(head))
@@ -252,7 +253,7 @@ class Encoder:
         if not offsets:  # a slow tokenizer: by the tokens of what comes before each border
             before = [[self._ids(answer.text[:border]) for border in span] for span in answer.spans]
             return [(_common(start, ids), (n := _common(stop, ids)) + (n < len(stop))) for start, stop in before]
-        starts, ends = np.array(offsets).T
+        starts, ends = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2).T
         ends = np.maximum.accumulate(ends)
         starts = np.minimum(starts, np.concatenate([[0], ends[:-1]]))
         borders = np.array(answer.spans).T
@@ -265,28 +266,32 @@ class Encoder:
         return self._coded_images(self._ids(made.prompt), prompt, parts)
 
     def _ids(self, text: str) -> list[int]:
-        return self._coded(text)[0]
+        return self._coded([text])[0][0]
 
-    def _coded(self, text: str, *, offsets: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of a text, and if asked for, and the tokenizer knows, the places of their characters."""
+    def _coded(self, texts: list[str], *, offsets: bool = False) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The tokens of each text, and if asked for, and the tokenizer knows, the places of their characters."""
         offsets &= bool(self.tokenizer.is_fast)
         try:
-            coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=offsets)
+            coded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=offsets)
         except BaseException as error:
             if is_panic(error):
                 raise UserError(f"the tokenizer fails on a text: {first_line(error)[:300]}") from error
             raise
-        ids: list[int] = coded["input_ids"]
-        places: list[tuple[int, int]] = coded["offset_mapping"] if offsets else []
-        if self.bos is None or self.bos == self.tokenizer.eos_token_id:
+        places = coded["offset_mapping"] if offsets else [[]] * len(texts)
+        return [*map(self._begun, coded["input_ids"], places)]
+
+    def _begun(self, ids: list[int], places: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text with the beginning-of-sequence token once, where the text or the tokenizer has it."""
+        bos = self.bos
+        if bos is None or bos == self.eos:
             return ids, places
-        start = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
+        start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
         first = start > 0 or self.adds_bos
-        return [self.bos] * first + ids[start:], [(0, 0)] * (first and offsets) + places[start:]
+        return [bos] * first + ids[start:], [(0, 0)] * (first and bool(places)) + places[start:]
 
     def _ends(self, answer: RenderedAnswer) -> set[int]:
         """The tokens that end a turn."""
-        ends = {self.tokenizer.eos_token_id}
+        ends = {self.eos}
         if answer.end is not None:
             ends.add(self.tokenizer.convert_tokens_to_ids(answer.end))
         return ends
@@ -295,22 +300,22 @@ class Encoder:
         """The last turn of a completion, which ends with its end token if it ends, and has no other."""
         ends = self._ends(answer)
         if answer.ended and (not ids or ids[-1] not in ends):
-            ids = [*ids, self.tokenizer.eos_token_id]
+            ids = [*ids, self.eos]
         said = ids[:-1] if answer.ended else ids
         if answer.plain and not ends.isdisjoint(said):
             raise _end_inside()
-        if ends.issuperset(ids) or blank(self.tokenizer.decode(said)):
+        if ends.issuperset(ids) or self._blank(said):
             raise RowError("empty_completion", "the completion is empty under this template")
         return ids
 
+    def _blank(self, ids: list[int]) -> bool:
+        """Whether tokens have no visible character; the first few nearly always have."""
+        shown = self.tokenizer.decode(ids[:FIRST]).rstrip("\ufffd")  # of a character that was cut in two
+        return blank(shown) and (len(ids) <= FIRST or blank(self.tokenizer.decode(ids)))
+
     def _too_long(self, prompt: int | None, completions: list[list[int]], remark: str) -> RowError:
-        sizes = (
-            ""
-            if prompt is None
-            else f" ({prompt} of the prompt, at most {max(map(len, completions))} of an answer)"
-            if completions
-            else f" ({prompt} of the prompt)"
-        )
+        most = f", at most {max(map(len, completions))} of an answer" if completions else ""
+        sizes = "" if prompt is None else f" ({prompt} of the prompt{most})"
         return RowError("too_long", f"more than data.max_length={self.max_length} tokens{sizes}; {remark}")
 
 

@@ -115,8 +115,8 @@ def encoded(tk: Any, prompt: Any, *completions: Any, **settings: Any) -> tuple[s
 class WithoutOffsets(Encoder):
     """As for a tokenizer that does not know the places of its tokens."""
 
-    def _coded(self, text: str, *, offsets: bool = False) -> Any:
-        return super()._coded(text)
+    def _coded(self, texts: list[str], *, offsets: bool = False) -> Any:
+        return super()._coded(texts)
 
 
 def trained(spans: list[tuple[bool, str]]) -> list[str]:
