@@ -282,8 +282,7 @@ class Encoder:
 
     def _begun(self, ids: list[int], places: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
         """The tokens of a text with the beginning-of-sequence token once, where the text or the tokenizer has it."""
-        bos = self.bos
-        if bos is None or bos == self.eos:
+        if (bos := self.bos) is None or bos == self.eos:
             return ids, places
         start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
         first = start > 0 or self.adds_bos
