@@ -1,6 +1,6 @@
 """CPU time of a training step by kind: matrix products, attention, elementwise operations, copies, the optimizer.
 
-Profiles one optimizer step on 16 pairs of hh-rlhf with SmolLM2-135M, as the trainer runs it: rows of at most 1,024
+Profiles one optimizer step on 16 pairs of hh-rlhf with SmolLM2-135M, as the trainer runs it: rows of at most 512
 tokens, forward and backward passes, AdamW. One thread, so that waiting does not count; one step before it is left out.
 
     python benchmarks/profile_step.py --save      # profiles of other processors are kept
@@ -22,6 +22,7 @@ from machine import processor
 from torch.profiler import ProfilerActivity, profile
 
 from prefopt.engine.cpu import keep_large_buffers
+from prefopt.engine.packing import row_tokens
 from prefopt.engine.policy import Policy
 from prefopt.engine.scoring import Branch, MicroBatch
 from prefopt.errors import PrefoptError
@@ -29,7 +30,8 @@ from prefopt.models.load import load_model, load_tokenizer
 from prefopt.models.model_config import ModelConfig
 
 RESULTS = Path(__file__).with_name("results") / "profile_step.json"
-MAX_LENGTH, ROW_TOKENS, PAIRS = 512, 1024, 16
+MAX_LENGTH, PAIRS = 512, 16
+ROW_TOKENS = row_tokens("cpu")
 # The first kind one of whose words is in an operation's name; the rest is "other".
 KINDS = {
     "matrix products": ("linear", "mm", "matmul"),

@@ -1,10 +1,10 @@
 """Would a training step be faster or smaller otherwise? Five changes, each tried on the step of `profile_step.py`.
 
     python benchmarks/step_variants.py --save
-    python benchmarks/step_variants.py --only compiled "rows of 512"
+    python benchmarks/step_variants.py --only compiled "rows of 1,024"
 
 compiled: `torch.compile` of every block of the model, with dynamic shapes; compiling is in the first step.
-rows of 512: rows of at most 512 tokens instead of 1,024.
+rows of 1,024: rows of at most 1,024 tokens instead of 512.
 embedding gradients in place: the input embedding adds its gradient to the one of the tied output layer, instead of
     making a matrix of its own for it.
 head keeps its logits: all logits of a row are kept for the backward, which then makes no second pass over the weight.
@@ -94,7 +94,7 @@ def larger_blocks(model: Any) -> None:
 VARIANTS: dict[str, Callable[[Any], None] | None] = {
     AS_IS: None,
     "compiled": compiled,
-    "rows of 512": None,
+    "rows of 1,024": None,
     "embedding gradients in place": in_place,
     "head keeps its logits": kept_logits,
     "head in larger blocks": larger_blocks,
@@ -105,7 +105,7 @@ def run(name: str, model: str, data: str | None, steps: int) -> dict[str, Any]:
     """One variant, in this process."""
     torch.set_num_threads(1)
     keep_large_buffers()
-    loaded, batches = prepared(model, data, 512 if name == "rows of 512" else ROW_TOKENS)
+    loaded, batches = prepared(model, data, 1024 if name == "rows of 1,024" else ROW_TOKENS)
     if (change := VARIANTS[name]) is not None:
         change(loaded)
     policy = Policy(loaded, "tree")

@@ -50,6 +50,7 @@ import numpy as np
 from machine import processor
 from peer_process import run_peer
 
+from prefopt.engine.packing import row_tokens
 from prefopt.errors import PrefoptError, UserError
 
 RESULTS = Path(__file__).with_name("results") / "throughput.json"
@@ -57,7 +58,7 @@ LAYOUTS = ("tree", "padded")  # of eight completions of one prompt
 TRIES = 3  # of a process that others disturb
 METHODS = ("dpo", "ipo", "kto", "orpo", "simpo")
 MAX_LENGTH = 512  # tokens of prompt and one completion
-MAX_TOKENS = 1024  # prefopt's default batch.max_tokens on a CPU
+MAX_TOKENS = row_tokens("cpu")
 DEVICE_RECORDS = 4  # pairs of one forward of the programs that pad; 16 do not fit into 24 GiB
 
 
