@@ -238,7 +238,7 @@ def _new(width: float, height: float, axes: Axes) -> tuple[Figure, Any]:
     plot.set_xlabel(axes.x, color=MUTED, fontsize=8.5)
     plot.set_ylabel(axes.y, color=MUTED, fontsize=8.5)
     if axes.title:
-        plot.set_title(axes.title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
+        plot.set_title(axes.title, loc="left", color=INK, fontsize=10.5, fontweight="bold", wrap=True)
     if axes.y_range is not None:
         plot.set_ylim(*axes.y_range)
     for height_of_rule in axes.rules:

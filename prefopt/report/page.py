@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from prefopt.common.files import write_text
 from prefopt.common.redact import without_control
@@ -34,7 +35,8 @@ def render(template: str, *, escape: bool = True, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": markdown_line, "readable": readable}
+    environment.filters |= {"number": number, "signed": signed, "plain": markdown_line, "readable": readable,
+                            "breakable": breakable}  # fmt: skip
     text = without_control(environment.get_template(template).render(**context))
     return label_cells(text) if escape else text
 
@@ -53,7 +55,7 @@ def label_cells(html: str) -> str:
 def _attribute(attributes: str, text: str) -> str:
     """Return the name of a column as the value of an attribute: its text, or its `aria-label`."""
     hidden = re.search(r'aria-label="([^"]*)"', attributes)
-    words = hidden[1] if hidden else " ".join(re.sub(r"<[^>]+>", " ", text).split())
+    words = hidden[1] if hidden else " ".join(re.sub(r"<[^>]+>", " ", text.replace("<wbr>", "")).split())
     return words.replace('"', "&quot;")
 
 
@@ -65,6 +67,11 @@ def _labelled(row: str, names: list[str]) -> str:
         return f'<td data-label="{name}"{found[2]}>' if found[1] == "td" and name else found[0]
 
     return re.sub(r"<(td|th)\b([^>]*)>", cell, row)
+
+
+def breakable(name: str) -> Markup:
+    """Return the name of an option that a narrow column may break behind its dots and underscores."""
+    return Markup(re.sub(r"([._])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def write_page(path: Path, html: str) -> None:

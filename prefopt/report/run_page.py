@@ -31,8 +31,8 @@ _CURVE = Style("#0072B2", "o")
 # for each line the names in metrics.jsonl of which the first present is drawn; the title; the unit
 CHARTS: tuple[tuple[tuple[tuple[str, ...], ...], str, str], ...] = (
     ((("loss",),), "Loss", ""),
-    ((("reward",),), "Reward of own samples", ""),
-    ((("kl",),), "KL to the reference on own samples", "nats per text"),
+    ((("reward",),), "Reward of samples", ""),
+    ((("kl",),), "KL to the reference", "nats per text"),
     ((("rewards/accuracies", "accuracies/logps"),), "Accuracy", "share of pairs"),
     ((("rewards/margins", "margins/logps"),), "Margin", "reward"),
     ((("ratios/chosen", "logps/chosen"), ("ratios/rejected", "logps/rejected")), "Log-prob", "nats"),
@@ -198,7 +198,7 @@ def _cost(run: RunFolder) -> list[tuple[str, str]]:
         cost.append(("Speed", f"{_mean(speeds):,.0f} tokens a second"))
     if _number(summary.get("memory_gib")):
         cost.append(("Peak memory", f"{summary['memory_gib']:.2f} GiB"))
-    if reference := summary.get("reference"):
+    if (reference := summary.get("reference")) and any(reference.values()):
         cost.append(("Reference log-probs", f"{reference.get('computed', 0):,} computed, "
                                             f"{reference.get('found', 0):,} reused from earlier runs"))  # fmt: skip
     if layout := summary.get("layout"):

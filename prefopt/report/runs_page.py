@@ -23,7 +23,7 @@ from prefopt.runs.run_folder import CONFIG, RunFolder
 RUNS_PAGE = "runs.html"
 OF_ITS_FOLDER = ("output_dir", "resume", "progress")  # options that say nothing of a training
 # figure of `RunFacts.banded`, title, unit
-FIGURES = (("grew", "log-ratio right", "%"), ("kl", "KL", "nats"), ("chosen", "chosen, a token", "nats"),
+FIGURES = (("grew", "log-ratio right, %", "%"), ("kl", "KL", "nats"), ("chosen", "chosen, a token", "nats"),
            ("length", "length", "x"))  # fmt: skip
 
 
@@ -91,18 +91,26 @@ def show_runs(console: Console, lines: Sequence[RunLine], page: Path) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
     columns = [title for _, title, _ in FIGURES if any(line.figures.get(title) for line in lines)]
     options = list(lines[0].options)
-    for title in ("run", *options):
+    for title in ("run", *short_names(options)):
         table.add_column(title)
     for title in columns:
         table.add_column(title, justify="right")
     table.add_column("")
     for line in lines:
-        cells = (line.name, *(line.options[name] for name in options), *(line.figures.get(c, "") for c in columns),
-                 f"{line.state.value} {line.said}")  # fmt: skip
+        figures = (line.figures.get(title, "") for title in columns)
+        cells = (line.name, *(line.options[name] for name in options), *figures, line.state.value)
         table.add_row(*(Text(printable(redact(cell))) for cell in cells))
     console.print(table)
+    for line in lines:
+        console.print(Text(printable(redact(f"{line.state.value} {line.name}: {line.said}"))))
     console.print(Text(f"one run each, so differences may be noise (`prefopt compare` tells); page: {page}"),
                   soft_wrap=True)  # fmt: skip
+
+
+def short_names(options: Sequence[str]) -> list[str]:
+    """Return the last parts of options' names, where these tell them apart; a terminal is narrow."""
+    last = [name.rpartition(".")[2] for name in options]
+    return [short if last.count(short) == 1 else name for name, short in zip(options, last, strict=True)]
 
 
 def write_runs_page(folder: Path, lines: Sequence[RunLine]) -> Path:

@@ -26,7 +26,7 @@ class Page(HTMLParser):
             self.resources += [str(given[name])] if name in given else []
         if tag in ("link", "use", "image"):
             self.resources += [str(given[name]) for name in ("href", "xlink:href") if name in given]
-        if tag not in ("meta", "br", "link", "img", "hr"):
+        if tag not in ("meta", "br", "link", "img", "hr", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from prefopt.report import figures
 from prefopt.report.figures import (
     Axes,
     Curve,
@@ -19,6 +23,7 @@ from prefopt.report.figures import (
     styles,
     svg_file,
 )
+from prefopt.report.run_page import CHARTS
 
 AXES = Axes(x="KL", y="reward")
 
@@ -75,3 +80,17 @@ def test_curves_draw_every_line() -> None:
 def test_styles_differ() -> None:
     made = styles([str(i) for i in range(14)])
     assert len(set(made.values())) == 14
+
+
+@pytest.mark.parametrize(
+    "title", [title for _, title, _ in CHARTS] + ["a method with a long name and options of its own"]
+)
+def test_no_title_of_a_small_chart_is_cut(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "svg", lambda figure, summary: drawn.append(figure))
+    small_chart(
+        [Curve("A", [1.0, 2.0], [0.0, 1.0])], Style("#000000", "o"), Axes(x="step", y="share", title=title), summary=""
+    )
+    drawn[0].draw_without_rendering()
+    bold = next(text for text in drawn[0].findobj(Text) if text.get_fontweight() == "bold" and text.get_text())
+    assert bold.get_window_extent().x1 <= drawn[0].bbox.x1

@@ -15,9 +15,10 @@ from prefopt.report.comparison_page import compare_page
 from prefopt.report.data_check import doctor_page
 from prefopt.report.page import label_cells
 from prefopt.report.run_page import run_page
+from prefopt.report.runs_page import runs_of, write_runs_page
 from tests.compare.outcomes import outcome
 from tests.report.html import Page
-from tests.report.run_folders import run_folder
+from tests.report.run_folders import lines, run_folder
 from tests.report.test_comparison_page import COST, TIMED, row
 
 TEMPLATES = sorted(
@@ -45,7 +46,31 @@ def a_data_check(folder: Path) -> str:
     return doctor_page([examine(DataConfig(path=str(path)))])
 
 
-PAGES: dict[str, Callable[[Path], str]] = {"run": a_run, "comparison": a_comparison, "data check": a_data_check}
+def a_reward_model(folder: Path) -> str:
+    one = {"value": 0.6, "se": 0.05, "count": 40}
+    figures = {"accuracy": one, "accuracy_strict": one, "ties": one | {"value": 0.0}, "margin": one, "by_length": {},
+               "score": 0.1, "score_std": 1.0, "length_correlation": None, "calibration": []}  # fmt: skip
+    more = {"reward_model": {"before": figures, "after": figures}, "reference": {"found": 0, "computed": 0}}
+    return run_page(run_folder(folder / "run", loss="bradley_terry", texts={}, **more))
+
+
+def a_run_on_samples(folder: Path) -> str:
+    run = run_folder(folder / "run", loss="rloo")
+    row = {"step": 1, "prompt": CHAT, "text": "It is.<|im_end|>", "reward": 1.0, "advantage": 0.5, "ended": True}
+    lines(run.path / "rollouts.jsonl", [row])
+    return run_page(run)
+
+
+def many_runs(folder: Path) -> str:
+    for number, loss in enumerate(("dpo", "ipo", "simpo")):
+        run_folder(folder / f"{number}-{loss}", loss=loss, margin=float(number))
+    return write_runs_page(folder, runs_of(folder)).read_text()
+
+
+PAGES: dict[str, Callable[[Path], str]] = {
+    "run": a_run, "comparison": a_comparison, "data check": a_data_check, "reward model": a_reward_model,
+    "run on samples": a_run_on_samples, "runs": many_runs,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=PAGES)
@@ -83,7 +108,17 @@ def test_the_style_keeps_a_narrow_screen_usable(html: str) -> None:
 
 
 def test_no_text_has_tokens_of_a_template(html: str) -> None:
-    assert "im_start" not in html
+    assert not re.search("im_start|im_end|eos>", html)
+
+
+def test_a_table_has_no_empty_column(html: str) -> None:
+    for table in re.findall(r"<table\b.*?</table>", html, re.DOTALL):
+        rows = [
+            re.findall(r"<td\b[^>]*>(.*?)</td>", row, re.DOTALL)
+            for row in re.findall(r"<tr\b.*?</tr>", table, re.DOTALL)
+        ]
+        columns = list(zip(*(row for row in rows if row), strict=True))
+        assert all(any(cell.strip() for cell in column) for column in columns), table[:300]
 
 
 def test_sentences_are_spaced(html: str) -> None:

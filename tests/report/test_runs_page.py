@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from prefopt.common.escaping_console import Console
-from prefopt.report.runs_page import runs_of, show_runs, write_runs_page
+from prefopt.report.runs_page import runs_of, short_names, show_runs, write_runs_page
 from tests.report.html import EVIL, Page
 from tests.report.run_folders import run_folder
 
@@ -45,9 +46,31 @@ def test_page_and_table(folder: Path) -> None:
     assert not Page(html).resources
     assert EVIL not in html
     assert 'href="2-dpo/report.html"' in html
+    table = html[html.index("<table") : html.index("</table>")]
+    assert "learnt the preference" not in table  # a sentence would push the other columns out of sight
+    assert "learnt the preference" in html
+    assert "trainer.<wbr>learning_<wbr>rate" in table
+    assert 'data-label="trainer.learning_rate"' in table
     stream = io.StringIO()
     show_runs(Console(file=stream, width=160), lines, page)
     said = stream.getvalue()
     assert "did not end" in said
     assert "\x1b" not in said
     assert "prefopt compare" in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_stands_in_a_terminal(folder: Path, width: int) -> None:
+    """From 120 columns on beside each other; before, one figure a line. Verdicts are sentences below."""
+    stream = io.StringIO()
+    show_runs(Console(file=stream, width=width), runs_of(folder), folder / "runs.html")
+    shown = stream.getvalue()
+    assert ("log-ratio right, %: " in shown) == (width < 120)
+    assert "learning_rate" in shown
+    assert "trainer.learning_rate" not in shown
+    assert re.search(r"^✗ 11-dpo: did not end$", shown, re.MULTILINE)
+    assert max(map(len, shown.splitlines()[:-1])) <= width
+
+
+def test_names_are_short_where_they_tell_options_apart() -> None:
+    assert short_names(["loss.beta", "seed", "a.path", "b.path"]) == ["beta", "seed", "a.path", "b.path"]
