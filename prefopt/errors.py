@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable, Iterator
 
 FULL = ("no space left", "disk quota exceeded", "pytorchstreamwriter failed", "unexpected pos")  # the latter of torch
@@ -34,7 +35,7 @@ class TrainingError(PrefoptError):
 
 
 class Stopped(PrefoptError):
-    """A signal ended the run; what it had is saved, and the same command goes on from there. Exit code 75."""
+    """A signal ended the run; what it had is saved, and the same command resumes from there. Exit code 75."""
 
     exit_code = 75
 
@@ -82,7 +83,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest choice, or nothing."""
+def no_such_file(path: str) -> UserError:
+    """The error for a file or folder that does not exist, with the nearest name in the same place."""
+    folder, name = os.path.split(path.rstrip("/"))
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    return UserError(f"no such file or folder: {path}{nearest(name, beside, folder)}")
+
+
+def nearest(word: str, choices: Iterable[str], folder: str = "") -> str:
+    """`; did you mean 'x'?` for the closest choice, or nothing; choices of a folder are shown with it."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {os.path.join(folder, close[0])!r}?" if close else ""

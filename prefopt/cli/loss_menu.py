@@ -56,13 +56,19 @@ def print_menu(losses: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
         if table.fits(console, console.width):
             break
     console.print(table)
+    if console.is_terminal:
+        console.print("`prefopt losses NAME` describes one.", style="dim")
     if count < len(COLUMNS):
         console.print(f"A wider terminal, or --json, also shows: {', '.join(COLUMNS[count:])}.", style="dim")
     return 0
 
 
+def flags(loss: Mapping[str, Any]) -> list[str]:
+    """The names of what a loss needs beside its data."""
+    return [key for key, value in loss["needs"].items() if value is True] + list(loss["needs"]["vocab"])
+
+
 def _row(loss: Mapping[str, Any]) -> tuple[str, ...]:
-    flags = [key for key, value in loss["needs"].items() if value is True] + loss["needs"]["vocab"]
     settings = [f"{key}={'?' if value is None else value}" for key, value in loss["hyperparameters"].items()]
-    return (loss["name"], loss["needs"]["data"], loss["ranking"], " ".join(flags), " ".join(settings),
+    return (loss["name"], loss["needs"]["data"], loss["ranking"], " ".join(flags(loss)), " ".join(settings),
             loss["paper"].removeprefix("https://"), loss["audit"], loss["source"])  # fmt: skip

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prefopt.cli.loss_menu import flags
 from prefopt.common.json_output import print_json
 from prefopt.errors import ThresholdError, UserError
 from prefopt.losses import registry
-from prefopt.plugin import traits
+from prefopt.plugin import comments, traits
 from prefopt.testing import check_loss, example
 
 
@@ -37,6 +39,34 @@ def describe(name: str) -> dict[str, Any]:
 def describe_all() -> list[dict[str, Any]]:
     """Every loss, those of other packages too."""
     return [describe(name) for name in registry.names()]
+
+
+def show(names: list[str], *, as_json: bool) -> int:
+    """Print what losses are: their docstrings, hyper-parameters, needs and sources.
+
+    Raises:
+        UserError: an unknown loss.
+    """
+    losses = [describe(name) for name in names]
+    if as_json:
+        print_json(losses, indent=2)
+    else:
+        print("\n\n".join(map(_described, losses)))
+    return 0
+
+
+def _described(loss: dict[str, Any]) -> str:
+    cls = registry.loss_class(loss["name"])
+    said = comments(cls)
+    settings = [(f"loss.{key}={'?' if value is None else value}", said.get(key, ""))
+                for key, value in loss["hyperparameters"].items()]  # fmt: skip
+    width = max((len(setting) for setting, _ in settings), default=0)
+    lines = [f"{loss['name']}: {inspect.cleandoc(cls.__doc__ or '')}", ""]
+    lines += [f"{setting:<{width}}  {meaning}".rstrip() for setting, meaning in settings] + [""] * bool(settings)
+    lines += [f"reads    {loss['needs']['data']}; {', '.join(flags(loss)) or 'nothing else'}"]
+    lines += [f"paper    {loss['paper']}"]
+    lines += [f"checked  {loss['audit']}: {loss['source']}"] if loss["audit"] else []
+    return "\n".join(lines)
 
 
 def _with_needs(cls: type[Any]) -> Any:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from prefopt.config.options import (
     CLASSES,
@@ -19,7 +20,8 @@ from prefopt.config.options import (
     root_keys,
     values,
 )
-from prefopt.errors import UserError, nearest
+from prefopt.data.formats import is_data
+from prefopt.errors import UserError, nearest, no_such_file
 
 VERBS = ("train", "plan", "compare", "eval", "sample", "chat", "data", "reference")
 # What a verb reads of the options of a run; the others are refused instead of ignored. The rest of `VERBS` takes all:
@@ -92,10 +94,12 @@ def check_overrides(verb: str, argv: list[str]) -> None:
     known = _known(argv)
     reader = f"{verb} --model-shape" if any(word.startswith("--model-shape") for word in argv) else verb
     more = any(word.startswith(MORE_CHOICES) for word in argv)
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+    for previous, word, following in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if meant := _meant(verb, name, bool(equals), known):
             raise UserError(f"there is no option {name!r}; did you mean {meant}={value if equals else following}?")
+        if verb in OF_A_RUN and not equals and not previous.startswith("-"):
+            _check_word(word)
         if verb == "train" and name.startswith("--") and not any(flag.startswith(name) for flag in FLAGS):
             raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and {ALL}")
         if reader in READS and OVERRIDE.fullmatch(word) and not os.path.exists(word):
@@ -103,6 +107,8 @@ def check_overrides(verb: str, argv: list[str]) -> None:
         if verb in OF_A_RUN and not more and OVERRIDE.fullmatch(word):
             _check_option(name, known)
             _check_choice(name, value)
+        if name in ("data", "data.path") or (verb == "data" and not equals and not previous.startswith("-")):
+            _check_files(value if equals else word)
     for loss in _losses(argv):
         if loss not in (names := choices()["loss"]) and not more:
             known_names = [*names, *(name + ONLINE for name in names if "@" in loss)]
@@ -131,6 +137,8 @@ def _meant(verb: str, name: str, has_value: bool, known: Mapping[str, Sequence[s
     key = name.removeprefix("--").replace("-", "_") if flag else name
     group, _, last = key.rpartition(".")
     options = [option for names in known.values() for option in names]
+    if flag and verb == "train" and key in options:
+        return key
     if key in options or not (has_value or flag) or (group and group not in known):
         return ""
     if last in MEANT and group in ("", "trainer"):
@@ -161,15 +169,39 @@ def _check_option(key: str, known: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"there is no option {key!r}{nearest(key, options)}; {ALL}")
 
 
+def _check_word(word: str) -> None:
+    """Raise UserError for a loss, a file or a folder that is given without its key."""
+    file = os.path.isfile(word)
+    key = "loss" if word in choices()["loss"] else "data" if file else "model" if os.path.isdir(word) else ""
+    if key:
+        raise UserError(f"{word!r} is not a setting: write KEY=VALUE; did you mean {key}={word}?")
+
+
+def _check_files(value: str) -> None:
+    """Raise UserError for a data file that does not exist, alone or in a sweep; no name on the hub ends like one."""
+    for path in [value] if os.path.lexists(value) else value.split(","):
+        if is_data(Path(path)) and "$" not in path and not os.path.lexists(path):
+            raise no_such_file(path)
+
+
 def _check_choice(group: str, value: str) -> None:
     """Raise UserError for an unknown preset; a sweep's functions, such as glob(), are left to Hydra."""
     names = choices().get(group)
+    if names is not None and not value:
+        raise UserError(f"{group}= has no value; choose from: {', '.join(names)}{_own(group)}")
     if group == "loss" or names is None or not CHOICES.fullmatch(value):
         return
     for one in value.split(","):
         if one not in (*names, "null") and not is_own(group, one) and not one.endswith((".yaml", ".yml")):
-            own = f"; a file, a folder or a hub id is {group}.path=..." if group in OF_PATHS else ""
-            raise UserError(f"unknown {group} {one!r}{nearest(one, names)}; choose from: {', '.join(names)}{own}")
+            here = (
+                [name for name in os.listdir() if group == "data" or os.path.isdir(name)] if group in OF_PATHS else []
+            )
+            raise UserError(f"unknown {group} {one!r}{nearest(one, [*names, *here])}; choose from: "
+                            f"{', '.join(names)}{_own(group)}")  # fmt: skip
+
+
+def _own(group: str) -> str:
+    return f"; a file, a folder or a hub id is {group}.path=..." if group in OF_PATHS else ""
 
 
 def _losses(argv: Sequence[str]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from prefopt.errors import UserError, first_line, nearest
 
+KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+
 
 def initialized() -> AbstractContextManager[Any]:
     """A context in which Hydra can compose; nothing to do where a job or a stage is being composed."""
@@ -58,9 +60,18 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
                     f"there is no option {key!r}{nearest(key, valid)}; `prefopt train --cfg job` prints all options"
                 )
             first = (str(cause) if cause is not None else text).splitlines()[0]
-            return UserError(f"{override}: {first}")
+            return UserError(_wrong_value(override, first))
     lines = [line.strip() for line in whole.splitlines() if line.strip()]
     return UserError(" ".join(lines[:3]))
+
+
+def _wrong_value(override: str, message: str) -> str:
+    """OmegaConf's message about the value of an override, in the words of a user."""
+    found = re.fullmatch(r"Value '.*' of type '\w+' could not be converted to (\w+)", message)
+    if found is None or found[1] not in KINDS:
+        return f"{override}: {message}"
+    key, _, value = override.partition("=")
+    return f"{key} is {KINDS[found[1]]}, not {value!r}" if value else f"{key}= has no value: give {KINDS[found[1]]}"
 
 
 def not_composed(error: Exception, overrides: list[str]) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,11 +55,36 @@ def group_options(group: str) -> list[Option]:
 
 
 def loss_options(name: str) -> list[Option] | None:
-    """The hyper-parameters of a built-in loss; None for that of another package."""
-    if name not in MENU:
-        return None
-    module, _, cls = MENU[name].partition(":")
-    return _fields(f"losses/{module}.py:{cls}", "loss")
+    """The hyper-parameters of a loss; None where the source of another package does not show all of them."""
+    if name in MENU:
+        module, _, cls = MENU[name].partition(":")
+        return _fields(f"losses/{module}.py:{cls}", "loss")
+    for point in entry_points(group=OUTSIDE["losses"], name=name):
+        folder = folder_of(point.module)
+        for file in (folder / "__init__.py", folder.with_suffix(".py")):
+            if file.is_file() and _is_plain(str(file), point.attr):
+                return _fields(f"{file}:{point.attr}", "loss")
+    return None
+
+
+def folder_of(package: str) -> Path:
+    """Where a package of an entry point lies, without importing it: that takes torch, and may fail."""
+    top, *parts = package.split(".")
+    try:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        found = None
+    locations = list(found.submodule_search_locations or ()) if found is not None else []
+    if found is not None and not locations and found.origin is not None:  # a module that is one file
+        return Path(found.origin).with_suffix("").joinpath(*parts)
+    return Path(locations[0] if locations else top).joinpath(*parts)
+
+
+def _is_plain(file: str, name: str) -> bool:
+    """Whether a file defines a class without bases, so that its fields stand there."""
+    return any(
+        isinstance(node, ast.ClassDef) and node.name == name and not node.bases for node in _source(file)[1].body
+    )
 
 
 def root_keys() -> list[str]:
@@ -71,8 +97,9 @@ def root_keys() -> list[str]:
 def choices() -> Mapping[str, list[str]]:
     """The choices in each group, from the names of losses and of presets."""
     found = {"loss": {*MENU, *(point.name for point in entry_points(group=OUTSIDE["losses"]))}}
-    for package in ("prefopt.conf", *(point.value for point in entry_points(group=OUTSIDE["presets"]))):
-        for group in files(package).iterdir():
+    outside = [folder_of(point.value) for point in entry_points(group=OUTSIDE["presets"])]
+    for presets in (files("prefopt.conf"), *(folder for folder in outside if folder.is_dir())):
+        for group in presets.iterdir():
             if group.is_dir() and (names := set(_presets(group, ""))):
                 found.setdefault(group.name, set()).update(names)
     return {group: sorted(names) for group, names in sorted(found.items())}
@@ -113,7 +140,8 @@ def _presets(folder: Traversable, prefix: str) -> Iterator[str]:
 
 @cache
 def _source(file: str) -> tuple[list[str], ast.Module]:
-    text = (files("prefopt") / file).read_text(encoding="utf-8")
+    """The lines and the syntax tree of a file of prefopt, or of another one by its absolute path."""
+    text = Path(str(files("prefopt") / file)).read_text(encoding="utf-8")
     return text.splitlines(), ast.parse(text)
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefopt.data.data_config import Source
+from prefopt.data.formats import FORMATS, is_data
 from prefopt.errors import UserError, first_line
 
-FORMATS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 SPLIT = re.compile(
     r"(?:^|[-._ /0-9])(train(?:ing)?|test(?:ing)?|validation|valid|val|dev|eval(?:uation)?)(?=$|[-._ /0-9])"
 )
@@ -142,12 +141,6 @@ def _some(names: list[str]) -> str:
 
 def _first(unread: dict[str, list[str]]) -> str:
     return "".join(f"; {names[0]}: {reason}" for reason, names in list(unread.items())[:3])
-
-
-def is_data(path: Path) -> bool:
-    """Whether the name is that of a data file."""
-    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
-    return inner.suffix.lower() in FORMATS
 
 
 def choose_split(names: list[str], source: Source) -> str:

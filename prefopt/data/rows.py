@@ -22,9 +22,10 @@ import pyarrow.parquet
 
 from prefopt.common.digest import of_file, of_json
 from prefopt.data.data_config import Source
-from prefopt.data.folders import COMPRESSIONS, FORMATS, WHOLE, choose_split, is_data, list_folder
+from prefopt.data.folders import WHOLE, choose_split, list_folder
+from prefopt.data.formats import COMPRESSIONS, FORMATS, is_data
 from prefopt.data.record import Rejection
-from prefopt.errors import UserError, first_line, of_machine
+from prefopt.errors import UserError, first_line, no_such_file, of_machine
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | Rejection]]  # ("file:row", the row or its rejection)
@@ -346,7 +347,7 @@ READERS: dict[str, Any] = {
 
 def _open_hub(source: Source, *, streaming: bool) -> Opened:
     if not HUB_NAME.fullmatch(source.path) or is_data(Path(source.path)):
-        raise UserError(f"no such file or folder: {source.path}")
+        raise no_such_file(source.path)
     import datasets
     from huggingface_hub import HfApi
 

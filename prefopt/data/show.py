@@ -35,7 +35,9 @@ def find(records: Sequence[Record], rejections: Sequence[Rejection], row: str) -
     for rejection in rejections:
         if row in (rejection.id, rejection.source) or (row.isdigit() and rejection.source.endswith(f":{row}")):
             raise UserError(f"row {rejection.source} was rejected as {rejection.reason}: {rejection.detail}")
-    raise UserError(f"no record {row!r}: give an id, a row number counted from 0, or FILE:ROW")
+    rows = [record.source for record in records] + [rejection.source for rejection in rejections]
+    last = max(rows, key=lambda source: int(source.rpartition(":")[2]) if source.rpartition(":")[2].isdigit() else -1)
+    raise UserError(f"no record {row!r}: give an id, a row number counted from 0 (the last is {last}), or FILE:ROW")
 
 
 def show(record: Record, tokenizer: Any | None, config: DataConfig, console: Console) -> None:

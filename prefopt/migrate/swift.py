@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.folders import is_data
+from prefopt.data.formats import is_data
 from prefopt.errors import UserError, nearest
 from prefopt.migrate.trainer_options import convert_trainer_options, record_unconverted
 from prefopt.migrate.translation import Translation

@@ -42,7 +42,10 @@ def check_path(path: str, *, weights: bool) -> None:
         raise UserError(f"model.path={path} is the folder of a run: give {path}/final, its model")
     if not weights:
         if not any(map(OF_A_TOKENIZER.search, names)):
-            raise UserError(f"model.path={path} has no tokenizer: copy the files of that of its model into it")
+            raise UserError(
+                f"model.path={path} has no tokenizer: copy the tokenizer's files (tokenizer.json, "
+                "tokenizer_config.json) of its base model into it"
+            )
     elif "config.json" not in names:
         raise UserError(f"model.path={path} has no config.json: give the folder of a model that transformers loads")
     elif not any(".safetensors" in name for name in names):

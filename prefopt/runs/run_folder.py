@@ -22,6 +22,7 @@ from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import FORMAT, DataConfig
+from prefopt.data.formats import is_data
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
@@ -58,8 +59,7 @@ class RunFolder:
         """
         folder = Path(path)
         if not is_run(folder):
-            siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-            hint = nearest(folder.name, siblings) if not folder.exists() else "; it has no config.yaml"
+            hint = _hint(folder)
             raise UserError(f"{path} is not the folder of a run{hint} (`prefopt train` prints the folder it writes to)")
         return cls(folder)
 
@@ -287,6 +287,19 @@ def _is_of_format(override: str) -> bool:
     return group == "data" and name in FORMAT
 
 
+def _hint(folder: Path) -> str:
+    """What was probably meant by a folder that is not that of a run."""
+    if not folder.is_dir():
+        beside = [one.name for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
+        return nearest(folder.name, beside, str(folder.parent))
+    run = next((one for one in folder.resolve().parents if is_run(one)), None)
+    if run is not None:
+        return f"; it is part of the run {os.path.relpath(run)}"
+    inside = [one for one in folder.iterdir() if is_run(one)]
+    newest = max(inside, key=lambda one: one.stat().st_mtime, default=None)
+    return "; it has no config.yaml" if newest is None else f"; the newest run in it is {newest}"
+
+
 def is_run(path: str | Path) -> bool:
     """Whether `path` is the folder of a run."""
     folder = Path(path)
@@ -298,14 +311,18 @@ def model_path(name: str, data: DataConfig | None = None) -> str:
     world's model for that of the world that `data` is of.
 
     Raises:
-        UserError: no such folder, beside folders of runs.
+        UserError: no such folder, beside folders of runs; a folder of runs; or a data file.
     """
     if is_run(name):
         return str(RunFolder.open(name).final)
     folder = Path(name)
+    if is_data(folder):
+        raise UserError(f"{name} is a data file, not a model: name a run or a model, and the data by data.path={name}")
+    if folder.is_dir() and not (folder / "config.json").is_file() and any(is_run(one) for one in folder.iterdir()):
+        raise UserError(f"{name} is not the folder of a run or a model{_hint(folder)}")
     beside = [one.name for one in folder.parent.iterdir() if is_run(one)] if folder.parent.is_dir() else []
     if beside and not folder.exists() and "/" in name:  # the hub would be asked for it
-        raise UserError(f"there is no run {name}{nearest(folder.name, beside)}")
+        raise UserError(f"there is no run {name}{nearest(folder.name, beside, str(folder.parent))}")
     return resolve_path(name, data)
 
 

@@ -15,7 +15,7 @@ import torch
 from prefopt.plugin import Loss, comments, value_at_reference
 from prefopt.testing import samples
 from prefopt.testing.metadata_checks import replaced
-from prefopt.testing.numbers import SIDES, Numbers, build, value_of, whole
+from prefopt.testing.numbers import SIDES, Numbers, build, shown, value_of, whole
 
 Failures = list[str]
 ALL_SIDES = {side for sides in SIDES.values() for side, _ in sides}
@@ -125,7 +125,7 @@ def stated_words(loss: Loss) -> Failures:
     value = torch.as_tensor(value_at_reference(loss, batch), dtype=torch.float64)
     if torch.allclose(value, torch.full_like(value, stated), rtol=1e-6):
         return []
-    return [f"the docstring says {words!r}, which is {stated:.6g}, but at_reference is {value.tolist()}"]
+    return [f"the docstring says {words!r}, which is {stated:.6g}, but at_reference is {shown(value)}"]
 
 
 def arithmetic(words: str, loss: Any) -> float | None:

@@ -253,3 +253,9 @@ def _filled(value: Tensor | None) -> Tensor | None:
 
 def _ids(ids: Tensor | None, like: Logps) -> Tensor:
     return torch.arange(len(like.sum)) if ids is None else ids
+
+
+def shown(values: Tensor) -> str:
+    """A tensor in a message: its numbers to six digits, or the one number that all of them are."""
+    numbers = [f"{value:.6g}" for value in values.detach().flatten().tolist()]
+    return numbers[0] if len(set(numbers)) == 1 else f"[{', '.join(numbers)}]"

@@ -66,7 +66,7 @@ class Signals:
     def check(self, kept: str = "nothing had to be saved") -> None:
         """Raise Stopped if a signal has come."""
         if self.received:
-            raise Stopped(f"stopped by {self.received}: {kept}; the same command goes on from here")
+            raise Stopped(f"stopped by {self.received}: {kept}; the same command resumes from here")
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:

@@ -79,7 +79,14 @@ def test_eval_of_labels_and_of_an_adapter(model_folder: Path, tmp_path: Path, ca
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"{finished}t"]) == 2
-    assert capsys.readouterr().err == f"prefopt: there is no run {finished}t; did you mean 'out'?\n"
+    assert capsys.readouterr().err == f"prefopt: there is no run {finished}t; did you mean '{finished}'?\n"
+
+
+def test_a_folder_of_runs_and_a_part_of_one_are_named(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(finished.parent)]) == 2
+    assert f"is not the folder of a run or a model; the newest run in it is {finished}" in capsys.readouterr().err
+    assert main(["report", str(finished / "final")]) == 2
+    assert "it is part of the run " in capsys.readouterr().err
 
 
 def test_the_model_of_a_world_is_of_the_world_that_the_run_was_on(

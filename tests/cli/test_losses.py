@@ -46,6 +46,26 @@ def test_a_broken_file_of_facts_is_made_again(content: str, capsys: pytest.Captu
     assert shown(capsys) == live == json.loads(loss_menu.facts_file().read_text())
 
 
+def test_a_named_loss_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "simpo", "dpo"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("simpo: Reference-free Bradley-Terry loss on length-averaged log-probs, with a margin.\n")
+    assert "\nL = -log sigmoid(beta * (lw - ll - gamma_beta_ratio))" in text
+    assert "\nloss.gamma_beta_ratio=0.5  target margin in nats/token; 0.1 to 0.8\n" in text
+    assert "\nreads    pairs; lengths\n" in text
+    assert "\n\ndpo: " in text
+    assert main(["losses", "dpo", "--json"]) == 0
+    assert [loss["name"] for loss in json.loads(capsys.readouterr().out)] == ["dpo"]
+    assert main(["losses", "simpoo"]) == 2
+    assert "did you mean 'simpo'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_every_loss_can_be_described(name: str) -> None:
+    text = loss_plugins._described(loss_plugins.describe(name))
+    assert all(f"loss.{key}=" in text for key in loss_plugins.describe(name)["hyperparameters"])
+
+
 def test_losses_of_other_packages_are_in_the_menu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

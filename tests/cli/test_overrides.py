@@ -40,6 +40,39 @@ def test_files_and_a_verbs_own_options_are_no_options_of_a_run(tmp_path: Path, m
     check_overrides("sample", ["model", "num_generations=4"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["data=plian.jsonl"], "no such file or folder: plian.jsonl; did you mean 'plain.jsonl'"),
+        (["data.path=sets/plian.jsonl.gz"], "no such file or folder: sets/plian.jsonl.gz; did you mean 'sets/plain"),
+        (["-m", "data=plain.jsonl,plian.jsonl"], "no such file or folder: plian.jsonl"),
+        (["model=modle"], "unknown model 'modle'; did you mean 'model'"),
+        (["data="], "data= has no value; choose from: auto, .*a file, a folder or a hub id is data.path="),
+        (["dpo"], "'dpo' is not a setting: write KEY=VALUE; did you mean loss=dpo"),
+        (["loss=dpo", "plain.jsonl"], "did you mean data=plain.jsonl"),
+        (["loss=dpo", "./model"], "did you mean model=./model"),
+        (["--loss", "dpo"], "there is no option '--loss'; did you mean loss=dpo"),
+    ],
+)
+def test_what_was_meant(argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "sets"):
+        Path(folder).mkdir()
+    for file in ("plain.jsonl", "sets/plain.jsonl.gz"):
+        Path(file).touch()
+    with pytest.raises(UserError, match=message):
+        check_overrides("train", argv)
+
+
+def test_words_of_options_and_interpolations_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf").mkdir()
+    check_overrides("train", ["--config-dir", "conf", "data.path=${oc.env:SETS}/pairs.jsonl"])
+    check_overrides("data", ["check", "data.path=owner/set", "--html", "page.json"])
+    with pytest.raises(UserError, match=r"no such file or folder: gone.jsonl"):
+        check_overrides("data", ["check", "gone.jsonl"])
+
+
 class Recorder:
     """Passes a configuration on, and notes which options are read; `data` and `loss` are read as a whole."""
 

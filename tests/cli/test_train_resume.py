@@ -42,7 +42,7 @@ def test_sigterm_to_all_of_its_processes_leaves_a_checkpoint_and_exit_code_75(ru
     step = max(int(p.name.split("-")[1]) for p in run.out.glob("checkpoint-*"))
     assert "SIGTERM: finishing this step, then saving" in out
     assert err.splitlines()[-1] == (
-        f"prefopt: stopped by SIGTERM: checkpoint-{step} is saved; the same command goes on from here"
+        f"prefopt: stopped by SIGTERM: checkpoint-{step} is saved; the same command resumes from here"
     )
     assert not (run.out / "summary.json").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -338,5 +339,21 @@ def test_a_schema_of_another_package_that_is_none(
         if name == "theirs":
             with pytest.raises(UserError, match=said):
                 schemas.named(name)
+    finally:
+        schemas._outside.cache_clear()
+
+
+def test_what_a_schema_of_another_package_raises_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(row: Any) -> list[Any]:
+        return [row["smilley"]]
+
+    theirs = replace(SCHEMAS["prompt_pair"], name="theirs", matches=lambda row: "smiley" in row, read=read)
+    monkeypatch.setattr(outside, "entry_points", lambda group: [Point("theirs", theirs)])
+    schemas._outside.cache_clear()
+    try:
+        schema = schemas.recognise([{"smiley": "up"}], "file")
+        with pytest.raises(UserError, match="schema 'theirs' of package their-package failed on a row with the columns "
+                           "'smiley': KeyError: 'smilley'"):  # fmt: skip
+            schema.read({"smiley": "up"})
     finally:
         schemas._outside.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.losses import MENU, load_class
 from prefopt.losses.registry import load
-from prefopt.plugin import Data
+from prefopt.plugin import Data, LossOutput, PairLogps
 from prefopt.testing import check_loss, evaluate, example
 from tests.losses.hand import LIST, PAIR
 from tests.losses.names import OFFLINE
@@ -115,3 +115,18 @@ def test_menu_as_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("simpo ") and "gamma_beta_ratio=0.5" in line and "2405.14734" in line for line in lines)
     assert all(any(line.split()[:1] == [name] for line in lines) for name in MENU)
+
+
+def test_a_failed_check_says_it_once_in_short_numbers() -> None:
+    at_reference, gradient = (next(one for one in check_loss(WrongSign()) if one.name == name).detail
+                              for name in ("value at reference", "direction"))  # fmt: skip
+    assert at_reference == "seed 0: -0.693147 at policy = reference, stated 0.693147"
+    assert gradient == "seed 0: the loss pulls chosen the wrong way: gradient 0.05"
+
+
+class WrongSign(load_class("dpo")):  # type: ignore[misc]
+    """DPO, negated."""
+
+    def __call__(self, logps: PairLogps, /) -> LossOutput:
+        right: LossOutput = super().__call__(logps)
+        return dataclasses.replace(right, loss=-right.loss)

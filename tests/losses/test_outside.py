@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,6 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "prefopt-mypo"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that sees the example installed, in a folder of its own."""
-    import shutil
-
     work = tmp_path_factory.mktemp("outside")
     source, target = work / "source", work / "site"
     shutil.copytree(EXAMPLE, source)  # pip builds in the source tree
@@ -108,7 +107,7 @@ options = [f"model.path={work}/model", "model=local", "data=auto", f"data.path={
 options += ["trainer.max_steps=2", f"hydra.sweep.dir={work}/runs", f"reference_folder={work}/reference"]
 print("train", main(["train", "-m", "loss=dpo,mypo", *options]))
 print("help", flush=True)
-main(["train", "--help"])
+main(["train", "loss=mypo", "--help"])
 """
 
 
@@ -124,9 +123,31 @@ def test_train_knows_it(installed: dict[str, str], tmp_path: Path) -> None:
     assert "misspelt 2" in lines
     assert any("capp" in line and "cap" in line for line in result.stderr.splitlines())
     assert any("mypo" in line for line in lines[lines.index("help") :])
+    assert "  loss.cap=4.0                          largest margin, in units of reward; useful range 2 to 10" in lines
     assert "train 0" in lines, result.stdout + result.stderr
     runs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/summary.json")}
     assert sorted(runs) == ["0-dpo", "1-mypo"]
+
+
+BROKEN = """
+import sys
+from prefopt.cli import main
+from prefopt.config.options import choices
+assert "mypo_short" in choices()["experiment"] and "torch" not in sys.modules
+sys.exit(main(["train", "loss=dpo", "--help"]) or main(["train", "loss=mypo", "--cfg", "job"]))
+"""
+
+
+def test_a_broken_package_is_named_and_not_imported_for_the_menu(installed: dict[str, str], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(installed["PYTHONPATH"].split(os.pathsep)[0], site)
+    (site / "prefopt_mypo" / "__init__.py").write_text("import no_such_module\n")
+    root = installed["PYTHONPATH"].split(os.pathsep)[1]
+    environment = installed | {"PYTHONPATH": os.pathsep.join([str(site), root])}
+    result = subprocess.run([sys.executable, "-c", BROKEN], env=environment, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "of package prefopt-mypo failed to import: ModuleNotFoundError: No module named 'no_such" in result.stderr
 
 
 # --- errors that name the package

@@ -8,10 +8,13 @@ it in that module's `SCHEMAS`. Installed packages register theirs by entry point
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint
+from typing import Any
 
+from prefopt.data.record import RowError
 from prefopt.data.rows import Row
 from prefopt.data.schemas import demonstrations, judgements, lists, pairs, prompts_alone, trees, unpaired
 from prefopt.data.schemas.base import Schema
@@ -51,7 +54,22 @@ def _load_outside(point: EntryPoint) -> Schema:
         raise UserError(f"{where} must be a prefopt.data.schemas.base.Schema, got {type(schema).__name__}")
     if schema.name != point.name:
         raise UserError(f"{where} has another name in it, {schema.name!r}")
-    return schema
+    return replace(schema, matches=_guarded(schema.matches, where), read=_guarded(schema.read, where))
+
+
+def _guarded(function: Callable[[Row], Any], where: str) -> Callable[[Row], Any]:
+    """A function of another package on a row: what it raises beside a RowError becomes an error that names it."""
+
+    def call(row: Row) -> Any:
+        try:
+            return function(row)
+        except (RowError, UserError, RecursionError, UnicodeError):
+            raise
+        except Exception as error:
+            raise UserError(f"{where} failed on a row with the columns {', '.join(map(repr, row))}: "
+                            f"{type(error).__name__}: {error}") from error  # fmt: skip
+
+    return call
 
 
 def recognise(rows: Sequence[Row], where: str) -> Schema:
