@@ -8,9 +8,10 @@ is_checkpoint_format)` of vllm/v1/worker/gpu_model_runner.py@000fc94, called as 
 tests/model_executor/model_loader/test_reload.py@026bb17; POST /pause?mode=wait and /resume of
 vllm/entrypoints/serve/dev/rlhf/api_router.py@0100a21; POST /collective_rpc {method, args, kwargs} of
 vllm/entrypoints/serve/rpc/api_router.py@09cb327, and /reset_prefix_cache of serve/cache/api_router.py@09cb327, both
-there under VLLM_SERVER_DEV_MODE alone; the fields of a request of
-vllm/entrypoints/openai/completion/protocol.py@002032e. Its `update_weights` (NCCL, CUDA IPC) needs the trainer's
-process in a group with the server's, and is not used.
+there under VLLM_SERVER_DEV_MODE alone; POST /v1/load_lora_adapter {lora_name, lora_path} and /v1/unload_lora_adapter
+{lora_name} of vllm/entrypoints/serve/lora/api_router.py@27873ca, there under VLLM_ALLOW_RUNTIME_LORA_UPDATING alone;
+the fields of a request of vllm/entrypoints/openai/completion/protocol.py@002032e. Its `update_weights` (NCCL, CUDA IPC)
+needs the trainer's process in a group with the server's, and is not used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,12 @@ class VllmServer:
 
     def _reload(self, target: Path) -> None:
         """Whole weights; the prefix cache of the old ones is dropped."""
-        self.name = str(self._call("/v1/models")["data"][0]["id"])
+        models = self._call("/v1/models")
+        try:
+            self.name = str(models["data"][0]["id"])
+        except (TypeError, KeyError, IndexError) as error:
+            raise UserError(f"rollout.url={self.url}/v1/models names no model ({str(models)[:80]}): give the address "
+                            "of a vLLM server, without /v1") from error  # fmt: skip
         self._call("/pause?mode=wait", {})
         weights = {"method": "reload_weights", "kwargs": {"weights_path": str(target.resolve())}}
         self._call("/collective_rpc", weights)
@@ -121,10 +128,13 @@ class VllmServer:
 
         def one(prompt: Sequence[int], seed: int) -> list[SampledText]:
             asked = {"model": self.name, "prompt": list(prompt), "seed": seed, **shared, **WHOLE_DISTRIBUTION}
-            choices = self._call("/v1/completions", asked).get("choices", [])
+            answer = self._call("/v1/completions", asked)
+            choices = answer.get("choices") if isinstance(answer, dict) else None
+            if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+                raise TrainingError(f"{self.url} gave no texts: {str(answer)[:200]}")
             if len(choices) != count:
                 raise TrainingError(f"{self.url} gave {len(choices)} texts where {count} were asked for")
-            return [_text(choice, ends, self.url) for choice in sorted(choices, key=lambda c: int(c["index"]))]
+            return [_text(choice, ends, self.url) for choice in sorted(choices, key=lambda c: int(c.get("index", 0)))]
 
         with ThreadPoolExecutor(TOGETHER) as pool:
             return list(pool.map(one, prompts, seeds))
@@ -142,7 +152,7 @@ class VllmServer:
             said = " ".join(error.read().decode("utf-8", "replace").split())[:200] or error.reason
             raise UserError(f"rollout.url={self.url}{path} answers {error.code}: {said}. A server is started as "
                             "docs/own_samples.md says, under VLLM_SERVER_DEV_MODE=1") from error  # fmt: skip
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise UserError(f"rollout.url={self.url} does not answer ({first_line(error)}): start the vLLM server, or "
                             "leave out rollout.sampler=vllm") from error  # fmt: skip
         try:

@@ -38,8 +38,12 @@ class Stub:
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         with self.lock:
             self.calls.append((path, body))
+            if path == "/v1/models" and self.fault == "no model":
+                return 200, []
             if path == "/v1/models":
                 return 200, {"data": [{"id": "served"}]}
+            if path == "/v1/completions" and self.fault == "no texts":
+                return 200, ["busy"]
             if path == "/v1/completions":
                 assert not self.paused
                 return 200, {"choices": self._choices(body)}
@@ -109,7 +113,7 @@ def stub() -> Iterator[tuple[Stub, str]]:
             code, answer = served.answer(self.path, body)
             content = b"" if answer is None else json.dumps(answer).encode()
             self.send_response(code)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) + 9 * (served.fault == "dies")))
             self.end_headers()
             self.wfile.write(content)
 
@@ -186,6 +190,7 @@ def test_an_adapter_is_loaded_under_a_new_name(stub: tuple[Stub, str], tmp_path:
         ("no log-prob", "gave no log-prob for token"),
         ("no token ids", "gave a text without token_ids"),
         ("fewer", "gave 3 texts where 4 were asked for"),
+        ("no texts", "gave no texts: .'busy'"),
     ],
 )
 def test_an_incomplete_answer_stops_the_run(fault: str, message: str, stub: tuple[Stub, str], tmp_path: Path) -> None:
@@ -208,6 +213,18 @@ def test_what_the_server_refuses_is_said(stub: tuple[Stub, str], tmp_path: Path)
     policy = adapters.attach(tiny.model(), adapters.PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
     with pytest.raises(UserError, match=r"load_lora_adapter answers 400: .*LoRA is not enabled"):
         own_texts.run("rloo", tmp_path, policy, rollout=served(stub[1]), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("dies", "does not answer .*IncompleteRead"), ("no model", "/v1/models names no model")],
+)
+def test_what_is_no_answer_of_such_a_server_is_said(
+    fault: str, message: str, stub: tuple[Stub, str], tmp_path: Path
+) -> None:
+    stub[0].fault = fault
+    with pytest.raises(UserError, match=message):
+        own_texts.run("rloo", tmp_path, rollout=served(stub[1]), max_steps=1)
 
 
 def test_no_server(tmp_path: Path) -> None:
