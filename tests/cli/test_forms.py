@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.cli import main
 from tests.data.tiny import tokenizer
+from tests.models import pictures
 
 STEPS, ROWS, INSIDE = 10, 8, "inside completions"
 QWEN3 = Path(__file__).parents[1] / "data" / "templates" / "qwen3.jinja"
@@ -98,6 +99,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def checked_shown_and_trained(
+    loss: str, model: Path, data: Path, out: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What `data check` and `data show` print, with the bars between tokens left out; training is part of the test."""
+    shape = ["data.ties=keep", *options]
+    assert main(["data", "check", str(data), "--tokenizer", str(model), *shape, "--threshold", "kept=0"]) in (0, 3)
+    assert main(["data", "show", str(data), "--row", "0", "--tokenizer", str(model), *shape]) == 0
+    said = capsys.readouterr().out.replace("│", "")
+    given = [f"loss={loss}", f"model.path={model}", f"data.path={data}", f"output_dir={out}", "evaluation.texts=0",
+             "data.eval_records=0", "batch.records=4", "evaluation.kl_prompts=0", f"trainer.max_steps={STEPS}",
+             *options]  # fmt: skip
+    assert main(["train", *given]) == 0
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    assert len(losses) == STEPS
+    assert all(abs(value) < float("inf") for value in losses)
+    assert json.loads((out / "manifest.json").read_text())["data"]["counts"]["train"] >= ROWS - 3
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_check_show_and_ten_steps(form: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,18 +126,17 @@ def test_check_show_and_ten_steps(form: str, model: Path, tmp_path: Path, capsys
     gathered = form in ("annotators", "answers in rows of their own")
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row(i)) + "\n" for i in range(ROWS * (1 + gathered))))
-    shape = ["data.ties=keep", *options]
-    assert main(["data", "check", str(data), "--tokenizer", str(model), *shape, "--threshold", "kept=0"]) in (0, 3)
-    assert main(["data", "show", str(data), "--row", "0", "--tokenizer", str(model), *shape]) == 0
-    said = capsys.readouterr().out.replace("│", "")  # between tokens
+    said = checked_shown_and_trained(loss, model, data, tmp_path / "run", options, capsys)
     assert [text for text in printed if text not in said] == []
-    run = tmp_path / "run"
-    given = [f"loss={loss}", f"model.path={model}", f"data.path={data}", f"output_dir={run}", "evaluation.texts=0",
-             "data.eval_records=0", "batch.records=4", "evaluation.kl_prompts=0", f"trainer.max_steps={STEPS}",
-             *options]  # fmt: skip
-    assert main(["train", *given]) == 0
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [entry["loss"] for entry in logged if "loss" in entry]
-    assert len(losses) == STEPS
-    assert all(abs(value) < float("inf") for value in losses)
-    assert json.loads((run / "manifest.json").read_text())["data"]["counts"]["train"] >= ROWS - 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "family", "column"),
+    [("dpo", "qwen2_vl", "images"), ("orpo", "gemma3", "image"), ("simpo", "llava", "images")],
+)
+def test_images(loss: str, family: str, column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Path(pictures.save(family, tmp_path / "model"))
+    data = pictures.write(tmp_path, ROWS, column=column)
+    said = checked_shown_and_trained(loss, model, data, tmp_path / "run", [], capsys)
+    assert [text for text in ("with_images", "images:", "image 16x16") if text not in said] == []
