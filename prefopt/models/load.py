@@ -222,7 +222,7 @@ def _no_causal_model(path: str) -> str:
     kind = (settings.get("architectures") or [settings.get("model_type", "it")])[0]
     if has_processor(path):
         return (f"transformers has no class of this kind for {kind}: it trains as AutoModelForImageTextToText loads "
-                "it, and reward models for images need a family with a classifier, such as Gemma 3")  # fmt: skip
+                "it, and reward models for images need a family with a classifier, Gemma 3 or Qwen3.5")  # fmt: skip
     if "text_config" not in settings:
         return f"{kind} is not a causal language model (transformers has no AutoModelForCausalLM for it); give one"
     return (

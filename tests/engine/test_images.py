@@ -58,15 +58,28 @@ class Family:
         return float(logp[torch.arange(start - 1, len(ids) - 1), ids[start:]].sum())
 
 
-@pytest.fixture(scope="module", params=list(pictures.FAMILIES))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    folder = tmp_path_factory.mktemp(request.param)
-    path = pictures.save(request.param, folder / "model")
+def made(name: str, folder: Path) -> Family:
+    path = pictures.save(name, folder / "model")
     config, cache = ModelConfig(path=path), str(folder / "cache")
     tokenizer = load_tokenizer(config)
     file = pictures.write(folder, 6)
     pairs = prepare(DataConfig(path=str(file), cache_dir=cache), tokenizer, Data.PAIRS).train
     return Family(path, load_model(config), tokenizer, pairs, folder)
+
+
+@pytest.fixture(scope="module", params=list(pictures.FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return made(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("name", pictures.PADDED)
+def test_families_without_trees_give_the_numbers_of_a_plain_forward(name: str, tmp_path: Path) -> None:
+    family = made(name, tmp_path)
+    assert choose_layout(family.model).layout == "padded"
+    expected = np.array([[family.plain(i, said) for said in ("rb" if i % 2 else "br")] for i in range(6)])
+    found = np.stack([scored.sum for scored in score(family.model, family.pairs)])
+    assert np.abs(found - expected).max() < NATS
+    assert abs(expected[0, 0] - expected[1, 1]) > 10 * NATS
 
 
 def test_both_layouts_give_the_numbers_of_a_plain_forward(family: Family) -> None:

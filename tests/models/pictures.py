@@ -18,6 +18,7 @@ from transformers import (
     LlavaProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    Qwen3VLProcessor,
 )
 
 from prefopt.models.processor import image_processor
@@ -43,10 +44,12 @@ IMAGES_FIRST = (
 )
 
 
+CHATML_QWEN = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+
+
 def _qwen(kind: str) -> tuple[Any, Any]:
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    tokenizer = tiny.tokenizer(template, special=special, vocab_size=420)
+    tokenizer = tiny.tokenizer(CHATML_QWEN, special=special, vocab_size=420)
     ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
                    tokenizer.convert_tokens_to_ids(list(special)), strict=True))  # fmt: skip
     sight = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
@@ -59,6 +62,24 @@ def _qwen(kind: str) -> tuple[Any, Any]:
     config = AutoConfig.for_model(kind, text_config={**TEXT, "rope_parameters": rope}, vision_config=sight, **ids)
     images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=1024)
     return config, image_processor(Qwen2VLProcessor, images, tokenizer, {"chat_template": tokenizer.chat_template})
+
+
+def _qwen3_5() -> tuple[Any, Any]:
+    config, processor = _qwen("qwen2_5_vl")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    text = {**TEXT, "rope_parameters": rope, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8}  # fmt: skip
+    sight = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "hidden_size": 32,
+             "out_hidden_size": 32, "depth": 2, "num_heads": 4, "intermediate_size": 48,
+             "num_position_embeddings": 64}  # fmt: skip
+    ids = {name: getattr(config, name) for name in ("vision_start_token_id", "vision_end_token_id", "image_token_id",
+                                                    "video_token_id")}  # fmt: skip
+    tokenizer = processor.tokenizer
+    return (
+        AutoConfig.for_model("qwen3_5", text_config=text, vision_config=sight, **ids),
+        image_processor(Qwen3VLProcessor, processor.image_processor, tokenizer, {"chat_template": CHATML_QWEN}),
+    )
 
 
 def _gemma() -> tuple[Any, Any]:
@@ -98,11 +119,12 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": _gemma,
     "llava": _llava,
 }
+PADDED = {"qwen3_5": _qwen3_5}  # layers with a state read no trees
 
 
 def save(family: str, folder: Path, *, scale: float = 3.0) -> str:
     """Save a random model of a family with its processor; matrices are `scale` times the usual size."""
-    config, processor = FAMILIES[family]()
+    config, processor = (FAMILIES | PADDED)[family]()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():

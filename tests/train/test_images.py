@@ -77,9 +77,10 @@ def test_other_losses_learn_from_the_image(loss: str, files: tuple[Path, Path], 
 
 
 @pytest.mark.slow
-def test_a_reward_model_learns_from_the_image(files: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_a_reward_model_learns_from_the_image(family: str, files: tuple[Path, Path], tmp_path: Path) -> None:
     for images, expected in ((True, 1.0), (False, 0.5)):
-        one = Setting("gemma3", files, tmp_path / str(images), images=images)
+        one = Setting(family, files, tmp_path / str(images), images=images)
         model = load_reward_model(one.config, PeftConfig(), tokenizer=one.tokenizer, seed=0)
         assert one.learnt(model, "bradley_terry") == expected
 
