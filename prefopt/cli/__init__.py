@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from prefopt import __version__
-from prefopt.cli.overrides import check_overrides
+from prefopt.cli.overrides import check_files, check_overrides
 from prefopt.cli.verbs import VERBS
 from prefopt.common.json_output import only_json
 from prefopt.common.redact import one_line
@@ -50,6 +50,7 @@ def _run(verb: str, argv: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"unknown verb {verb!r}{nearest(verb, list(VERBS))}; see `prefopt --help`")
     check_overrides(verb, argv)
+    check_files(verb, argv)
     check_address_space()
     return int(_module(verb).main(argv))
 

@@ -23,6 +23,7 @@ from prefopt.cli.compare_options import LAUNCHER_OPTION, CompareConfig
 from prefopt.common.escaping_console import Console
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
+from prefopt.compare.caveats import foreseen
 from prefopt.compare.comparison import JOBS, compare, default_workers, with_win_rates
 from prefopt.compare.execute import data_of, execute
 from prefopt.compare.jobs import Job, JobResult, failure, load, save
@@ -47,6 +48,7 @@ def run_all(comparison: Comparison, config: CompareConfig, words: Sequence[str],
     console, folder = Console(highlight=False), Path(config.output_dir)
     rounds = Rounds(comparison)
     workers = default_workers(rounds) if config.workers is None else config.workers
+    _print_foreseen(console, rounds)
     with ProgressDisplay(console, (rounds.trial_count, rounds.final_count), workers) as progress:
         result = compare(
             rounds,
@@ -181,6 +183,7 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
     rounds = Rounds(comparison)
     workers = max(1, default_workers(rounds) if config.workers is None else config.workers)
     trials, finals = known_jobs(rounds, folder)
+    _print_foreseen(console, rounds)
     first, second = rounds.trial_count, rounds.final_count if finals is None else len(finals)
     for job in trials:
         console.print(f"  {job.label}", highlight=False, markup=False, soft_wrap=True)
@@ -199,6 +202,15 @@ def dry_run(comparison: Comparison, config: CompareConfig) -> int:
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     return 0
+
+
+def _print_foreseen(console: Console, rounds: Rounds) -> None:
+    """Print what will weaken the verdicts, whatever the runs give; worlds have prompts enough."""
+    config = rounds.base_config
+    held_out = [] if config.data.is_world else data_of(config).half("test")
+    prompts = {tuple(record.prompt.tolist()) for record in held_out}
+    for warning in foreseen(rounds.comparison, len(prompts)) if held_out else []:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def seconds_of_a_job(jobs: Sequence[Job], done: Sequence[JobResult]) -> tuple[float, str]:

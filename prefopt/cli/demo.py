@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,10 @@ def run(output_dir: Path, *, seed: int = 0, size: Any = None, world: Any = None)
 
 @contextmanager
 def _progress_bars(console: Console) -> Iterator[Any]:
-    """Give a function that shows a bar for one task."""
+    """Give a function that shows a bar for one task; where no bar can move, a line when it is done."""
+    if not (console.is_terminal or console.is_jupyter):
+        yield partial(_line, console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
 
@@ -75,3 +80,10 @@ def _progress_bars(console: Console) -> Iterator[Any]:
             bars.update(task, total=steps or 1, completed=steps or 1)
 
         yield bar
+
+
+@contextmanager
+def _line(console: Console, title: str, steps: int | None) -> Iterator[Callable[[], None]]:
+    start = time.perf_counter()
+    yield lambda: None
+    console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)

@@ -75,13 +75,14 @@ def _parser() -> argparse.ArgumentParser:
 def _show(found: Any, to: Path | None) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"from {found.source}:")
-    command = f"experiment={to}" if to is not None else shlex.join(found.overrides)
-    console.print(f"  prefopt train {command}", soft_wrap=True)
+    unavailable = found.unavailable()
+    command = [f"experiment={to}"] if to is not None else found.overrides
+    console.print(f"  prefopt train {shlex.join([*command, *unavailable])}", soft_wrap=True)
     for title, lines in (
         ("no equivalent", [f"{name}: {why}" for name, why in found.no_equal.items()]),
         ("differs", found.differs),
         ("no effect here", [", ".join(found.no_effect)] if found.no_effect else []),
-        ("on this machine", found.unavailable()),
+        ("on this machine", [f"with {override}: {why}" for override, why in unavailable.items()]),
     ):
         if lines:
             console.print(f"\n{title}:")

@@ -94,12 +94,10 @@ def check_overrides(verb: str, argv: list[str]) -> None:
     known = _known(argv)
     reader = f"{verb} --model-shape" if any(word.startswith("--model-shape") for word in argv) else verb
     more = any(word.startswith(MORE_CHOICES) for word in argv)
-    for previous, word, following in zip(["", *argv], argv, [*argv[1:], ""], strict=False):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if meant := _meant(verb, name, bool(equals), known):
             raise UserError(f"there is no option {name!r}; did you mean {meant}={value if equals else following}?")
-        if verb in OF_A_RUN and not equals and not previous.startswith("-"):
-            _check_word(word)
         if verb == "train" and name.startswith("--") and not any(flag.startswith(name) for flag in FLAGS):
             raise UserError(f"there is no option {name}; options are KEY=VALUE, such as loss.beta=0.1, and {ALL}")
         if reader in READS and OVERRIDE.fullmatch(word) and not os.path.exists(word):
@@ -107,12 +105,30 @@ def check_overrides(verb: str, argv: list[str]) -> None:
         if verb in OF_A_RUN and not more and OVERRIDE.fullmatch(word):
             _check_option(name, known)
             _check_choice(name, value)
-        if name in ("data", "data.path") or (verb == "data" and not equals and not previous.startswith("-")):
-            _check_files(value if equals else word)
     for loss in _losses(argv):
         if loss not in (names := choices()["loss"]) and not more:
             known_names = [*names, *(name + ONLINE for name in names if "@" in loss)]
             raise UserError(f"unknown loss {loss!r}{nearest(loss, known_names)}; `prefopt losses` prints the menu")
+
+
+def check_files(verb: str, argv: Sequence[str]) -> None:
+    """Check that the data files of a command line exist (no name on the hub ends like one), and that each has its key.
+
+    Raises:
+        UserError: a file that does not exist, with the nearest name beside it; a loss, file or folder without its key.
+    """
+    if verb not in VERBS or any(word in ("-h", "--help", "--cfg", "-c") for word in argv):
+        return
+    for previous, word in zip(["", *argv], argv, strict=False):
+        key, equals, value = word.partition("=")
+        if verb in OF_A_RUN and not equals and not previous.startswith("-"):
+            _check_key(word)
+        if key not in ("data", "data.path") and (verb != "data" or equals or previous.startswith("-")):
+            continue
+        given = value if equals else word
+        for path in [given] if os.path.lexists(given) else given.split(","):  # of a sweep
+            if is_data(Path(path)) and "$" not in path and not os.path.lexists(path):
+                raise no_such_file(path)
 
 
 def _known(argv: Sequence[str]) -> dict[str, list[str]]:
@@ -169,19 +185,12 @@ def _check_option(key: str, known: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"there is no option {key!r}{nearest(key, options)}; {ALL}")
 
 
-def _check_word(word: str) -> None:
+def _check_key(word: str) -> None:
     """Raise UserError for a loss, a file or a folder that is given without its key."""
     file = os.path.isfile(word)
     key = "loss" if word in choices()["loss"] else "data" if file else "model" if os.path.isdir(word) else ""
     if key:
         raise UserError(f"{word!r} is not a setting: write KEY=VALUE; did you mean {key}={word}?")
-
-
-def _check_files(value: str) -> None:
-    """Raise UserError for a data file that does not exist, alone or in a sweep; no name on the hub ends like one."""
-    for path in [value] if os.path.lexists(value) else value.split(","):
-        if is_data(Path(path)) and "$" not in path and not os.path.lexists(path):
-            raise no_such_file(path)
 
 
 def _check_choice(group: str, value: str) -> None:

@@ -94,10 +94,10 @@ def _print_plan(config: RunConfig, found: Plan, overrides: Iterable[str]) -> Non
     if rate_of_adapters(overrides) is not None:
         rate += f" ({ADAPTER_RATE} times that of full tuning, the default with adapters)"
     console.print(f"model {config.model.path}, data {config.data.path}, {rate}")
-    what = "prompts" if found.samples else "records"
+    what, epochs = "prompts" if found.samples else "records", f"{schedule.steps / schedule.steps_per_epoch:.2g}"
     console.print(
-        f"{schedule.records:,} {what} ({found.rejected:,} rejected), {schedule.records_per_step} per step; "
-        f"{schedule.steps:,} steps, {schedule.steps / schedule.steps_per_epoch:.2g} epochs"
+        f"{schedule.records:,} {what} to train on, {found.held_out:,} held out, {found.rejected:,} rejected; "
+        f"{schedule.records_per_step} per step; {schedule.steps:,} steps, {epochs} epoch{'s' * (epochs != '1')}"
     )
     console.print(
         f"{schedule.tokens_per_step:,.0f} tokens per step in {schedule.micro_batches:.1f} micro-batches, the longest "

@@ -17,6 +17,7 @@ FEW_TRIALS, FEW_SEEDS, FEW_PROMPTS = 3, 5, 100
 UNEQUAL_VALIDITY = 0.1  # difference in the share of valid texts that makes rewards hard to compare
 SPACE = "search_space"
 UNEQUAL_KL = 2.0  # ratio of KLs likewise
+LEAST_KL = 0.05  # nats a text: models that moved less all write what the base model writes
 
 
 def caveats(
@@ -79,6 +80,19 @@ def _of_bound(comparison: Comparison, standings: Sequence[Standing]) -> Iterator
             yield f"{s.name}: {len(far)} of {len(kl)} final runs are past budget.max_kl={bound:g} (KL {max(far):.3g})"
 
 
+def foreseen(comparison: Comparison, prompts: int) -> list[str]:
+    """What will weaken the verdicts of a comparison, whatever its runs give.
+
+    Args:
+        comparison: what will be compared.
+        prompts: the number of different test prompts.
+    """
+    found = list(_of_samples(comparison, prompts, shared=True))
+    if prompts < MIN_PROMPTS:
+        found.append(f"hold out {2 * MIN_PROMPTS} prompts or more (data.eval_records=N): half of them choose settings")
+    return found
+
+
 def _of_samples(comparison: Comparison, prompts: int, shared: bool) -> Iterator[str]:
     seeds = comparison.seeds
     if seeds == 1:
@@ -101,7 +115,7 @@ def _of_models(standings: Sequence[Standing]) -> Iterator[str]:
         low, high = min(valid, key=valid.__getitem__), max(valid, key=valid.__getitem__)
         yield f"unequal validity: {valid[low]:.0%} of {low}'s texts are valid, {valid[high]:.0%} of {high}'s"
     kl = {s.name: s.figures["kl"] for s in rivals if s.figures.get("kl", 0) > 0 and s.name != SFT}
-    if kl and max(kl.values()) > UNEQUAL_KL * min(kl.values()):
+    if kl and max(kl.values()) > max(UNEQUAL_KL * min(kl.values()), LEAST_KL):
         low, high = min(kl, key=kl.__getitem__), max(kl, key=kl.__getitem__)
         yield (f"unequal KL: {low} moved {kl[low]:.2f} nats from the start, {high} {kl[high]:.2f}; see the metric at "
                "matched KL, too")  # fmt: skip

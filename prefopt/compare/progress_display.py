@@ -88,7 +88,7 @@ def describe(result: JobResult) -> str:
         return f"{result.status}: {result.reason}"
     shown = [next((name for name in PRIMARY if name in result.figures), ""), "kl"]
     return ", ".join(
-        f"{METRICS[name].title.lower()} {result.figures[name]:.3f}" for name in shown if name in result.figures
+        f"{METRICS[name].in_words} {result.figures[name]:z.3f}" for name in shown if name in result.figures
     )
 
 

@@ -130,6 +130,12 @@ class Metric:
     deviations: bool = False
     moved: bool = False
 
+    @property
+    def in_words(self) -> str:
+        """The title inside a sentence."""
+        first, _, rest = self.title.partition(" ")
+        return f"{first if first.isupper() else first.lower()} {rest}".rstrip()
+
     def smallest_in_words(self) -> str:
         """State the smallest difference that matters, with its unit; empty where there is none."""
         if not self.smallest:

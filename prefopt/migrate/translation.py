@@ -111,21 +111,21 @@ class Translation:
             "unavailable": self.unavailable(),
         }
 
-    def unavailable(self) -> list[str]:
-        """What this machine cannot do of it, each with the override that leaves it out."""
-        lines = []
+    def unavailable(self) -> dict[str, str]:
+        """What this machine cannot do of it: the override that leaves it out, and why."""
+        found = {}
         if self.settings.get("trainer.bf16") and not is_torch_bf16_gpu_available():
-            lines.append("add trainer.bf16=false, since no GPU here computes in bfloat16")
+            found["trainer.bf16=false"] = "no GPU here computes in bfloat16"
         gpu = torch.cuda.is_available()
         if self.settings.get("trainer.fp16") and not gpu:
-            lines.append("add trainer.fp16=false, since float16 needs a GPU")
+            found["trainer.fp16=false"] = "float16 needs a GPU"
         if self.settings.get("trainer.tf32") and not gpu:
-            lines.append("add trainer.tf32=null, since TF32 needs a GPU")
+            found["trainer.tf32=null"] = "TF32 needs a GPU"
         if self.groups.get("peft") == "qlora" and not gpu:
-            lines.append("4-bit weights need a GPU: write `override /peft: lora` in the file, or give peft=lora")
+            found["peft=lora"] = "4-bit weights need a GPU"
         if "bit" in (optimizer := str(self.settings.get("trainer.optim", ""))) and not gpu:
-            lines.append(f"add trainer.optim=adamw_torch, since {optimizer} needs a GPU and bitsandbytes")
-        return lines
+            found["trainer.optim=adamw_torch"] = f"{optimizer} needs a GPU and bitsandbytes"
+        return found
 
     def yaml(self) -> str:
         """The experiment for `prefopt train experiment=FILE.yaml`."""

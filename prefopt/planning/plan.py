@@ -57,6 +57,7 @@ class Plan:
         seconds: by part: `reference`, `training`, `evaluation`, `generation` of texts to look at, and `sampling` of
             those that a run with source=rollouts learns from, without the time of its reward.
         rejected: rows that cannot be used.
+        held_out: records to measure on, beside those to train on.
         warnings: one line each.
         samples: of a run with source=rollouts the number of texts and of their tokens; all else is then what it takes
             if every text has its full length.
@@ -72,6 +73,7 @@ class Plan:
     rejected: int
     warnings: list[str]
     samples: dict[str, int] = field(default_factory=dict)
+    held_out: int = 0
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -79,6 +81,7 @@ class Plan:
         return {
             "records": planned.records,
             "rejected": self.rejected,
+            "held_out": self.held_out,
             "records_per_step": planned.records_per_step,
             "steps": planned.steps,
             "steps_per_epoch": planned.steps_per_epoch,
@@ -131,6 +134,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     found = Plan(
         schedule=planned, layout=run.layout, memory=memory, limit_gib=limit, device=name, measured=True,
         seconds=seconds, rejected=len(run.data.rejections), warnings=[],
+        held_out=len(run.data.eval or ()),
         samples={} if run.samples is None else run.samples.plain(planned.steps),
     )  # fmt: skip
     if device is not None:

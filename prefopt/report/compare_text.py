@@ -28,7 +28,7 @@ def finding(result: ComparisonOutcome) -> list[str]:
     if not rivals:
         return _finding_without_rivals(result)
     best = rivals[0]
-    title = METRICS[result.metric].title.lower()
+    title = METRICS[result.metric].in_words
     found: dict[str, list[str]] = {"better": [], "tie": [], "cannot_tell": []}
     for other in rivals[1:]:
         pair = verdict_of(result.pairs, best.name, other.name)
@@ -40,7 +40,9 @@ def finding(result: ComparisonOutcome) -> list[str]:
     elif len(found["better"]) == len(rivals) - 1:
         sentences = [f"{best.name} is better than every other method by {title}."]
     elif len(found["cannot_tell"]) == len(rivals) - 1:
-        sentences = [f"No method can be told from {best.name}, which has the best {title} by number alone."]
+        sentences = [
+            f"The data cannot tell which method is best by {title}: {best.name} comes first, perhaps by chance."
+        ]
     else:
         sentences = [f"{best.name} has the best {title}; it {', and '.join(parts)}."]
     return sentences + [sentence for rival in (SFT, BASE) if (sentence := _against(result, rival))]

@@ -157,7 +157,7 @@ def tried_settings(result: ComparisonOutcome, look: Mapping[str, Style], draw: C
             lines.append(Curve(label=s.name, x=[x for x, _ in best], y=[y for _, y in best], beside=beside))
     if not lines:
         return None
-    title = METRICS[result.metric].title.lower()
+    title = METRICS[result.metric].in_words
     summary = f"{title} against KL of every setting that was tried, by method"
     return draw(lines, look, Axes(x="KL to the start (nats per text)", y=title), summary=summary)
 

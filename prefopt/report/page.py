@@ -36,9 +36,16 @@ def render(template: str, *, escape: bool = True, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "plain": markdown_line, "readable": readable,
-                            "breakable": breakable}  # fmt: skip
+                            "breakable": breakable, "code": code}  # fmt: skip
     text = without_control(environment.get_template(template).render(**context))
     return label_cells(text) if escape else text
+
+
+def code(text: str) -> Markup:
+    """Escape a sentence of ours and set what stands in backticks as code."""
+    parts = str(text).split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 and i < len(parts) - 1 else
+                           (escape("`" + part) if i % 2 else escape(part)) for i, part in enumerate(parts))  # fmt: skip
 
 
 def label_cells(html: str) -> str:

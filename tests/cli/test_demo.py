@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def test_demo(
     rows = demo.run(tmp_path / "demo", size=size, world=ReviewWorld(pairs=256))
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in rows)
+    stages = [line for line in printed.splitlines() if re.fullmatch(r".+: \d+ s", line)]
+    assert stages[0].startswith("World, base and SFT model: ")
+    assert len(stages) > len(rows)  # no bar moves in a pipe
     *_, name, check, train = (line.split() for line in printed.splitlines())
     assert [words[0] for words in (name, check, train)] == 3 * [as_typed()]
     assert train[1:5] == ["train", "loss=dpo", "model=MODEL", "data=FILE"]

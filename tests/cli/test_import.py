@@ -42,7 +42,8 @@ def test_a_config_with_evaluation_and_a_file_runs_unedited(
     assert "a file has no split 'test'; 5 % of its prompts are held out instead" in said
     run = ["train", "experiment=ours.yaml", "evaluation.max_new_tokens=2", "evaluation.kl_prompts=2"]
     if not torch.cuda.is_available():
-        assert "on this machine: add trainer.bf16=false" in said
+        assert "prefopt train experiment=ours.yaml trainer.bf16=false" in said
+        assert "on this machine: with trainer.bf16=false: no GPU here computes in bfloat16" in said
         assert main(run) == 2
         assert "add trainer.bf16=false" in capsys.readouterr().err
         run.append("trainer.bf16=false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import loading, main
-from prefopt.cli.overrides import OF_A_RUN, READS, VERBS, check_overrides
+from prefopt.cli.overrides import OF_A_RUN, READS, VERBS, check_files, check_overrides
 from prefopt.config.options import CLASSES, group_options, root_keys
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
@@ -43,34 +44,45 @@ def test_files_and_a_verbs_own_options_are_no_options_of_a_run(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["data=plian.jsonl"], "no such file or folder: plian.jsonl; did you mean 'plain.jsonl'"),
-        (["data.path=sets/plian.jsonl.gz"], "no such file or folder: sets/plian.jsonl.gz; did you mean 'sets/plain"),
-        (["-m", "data=plain.jsonl,plian.jsonl"], "no such file or folder: plian.jsonl"),
         (["model=modle"], "unknown model 'modle'; did you mean 'model'"),
         (["data="], "data= has no value; choose from: auto, .*a file, a folder or a hub id is data.path="),
-        (["dpo"], "'dpo' is not a setting: write KEY=VALUE; did you mean loss=dpo"),
-        (["loss=dpo", "plain.jsonl"], "did you mean data=plain.jsonl"),
-        (["loss=dpo", "./model"], "did you mean model=./model"),
         (["--loss", "dpo"], "there is no option '--loss'; did you mean loss=dpo"),
     ],
 )
 def test_what_was_meant(argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("model", "sets"):
-        Path(folder).mkdir()
-    for file in ("plain.jsonl", "sets/plain.jsonl.gz"):
-        Path(file).touch()
+    Path("model").mkdir()
+    Path("plain.jsonl").touch()
     with pytest.raises(UserError, match=message):
         check_overrides("train", argv)
 
 
-def test_words_of_options_and_interpolations_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("verb", "argv", "message"),
+    [
+        ("train", ["data=plian.jsonl"], "no such file or folder: plian.jsonl; did you mean 'plain.jsonl'"),
+        ("plan", ["data.path=sets/plian.jsonl.gz"], "folder: sets/plian.jsonl.gz; did you mean 'sets/plain.jsonl.gz'"),
+        ("train", ["-m", "data=plain.jsonl,plian.jsonl"], "no such file or folder: plian.jsonl"),
+        ("train", ["dpo"], "'dpo' is not a setting: write KEY=VALUE; did you mean loss=dpo"),
+        ("plan", ["loss=dpo", "plain.jsonl"], "did you mean data=plain.jsonl"),
+        ("train", ["loss=dpo", "./sets"], "did you mean model=./sets"),
+        ("train", ["--config-dir", "sets", "loss=dpo"], None),
+        ("data", ["check", "plian.jsonl"], "no such file or folder: plian.jsonl"),
+        ("data", ["check", "plain.jsonl", "data.path=owner/set", "--html", "page.json"], None),
+        ("train", ["data.path=${oc.env:SETS}/pairs.jsonl"], None),
+        ("train", ["data=plian.jsonl", "--cfg", "job"], None),
+        ("train", ["-m", "data=plain.jsonl,owner/set.name"], None),
+    ],
+)
+def test_files_that_do_not_exist_or_have_no_key(
+    verb: str, argv: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("conf").mkdir()
-    check_overrides("train", ["--config-dir", "conf", "data.path=${oc.env:SETS}/pairs.jsonl"])
-    check_overrides("data", ["check", "data.path=owner/set", "--html", "page.json"])
-    with pytest.raises(UserError, match=r"no such file or folder: gone.jsonl"):
-        check_overrides("data", ["check", "gone.jsonl"])
+    Path("sets").mkdir()
+    for file in ("plain.jsonl", "sets/plain.jsonl.gz"):
+        Path(file).touch()
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_files(verb, argv)
 
 
 class Recorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prefopt.compare.caveats import foreseen
 from prefopt.compare.spec import Budget, Comparison, Method
 from tests.compare.outcomes import outcome, runs
 
@@ -23,6 +24,21 @@ def test_what_weakens_a_result_is_said() -> None:
     said = "\n".join(outcome(*rows, trials=2).warnings)
     for words in ("2 trials per method", "unequal validity: 70% of far's texts", "unequal KL: near moved 0.50"):
         assert words in said
+
+
+def test_models_that_did_not_move_have_no_unequal_kl() -> None:
+    rows = [runs("base", 0.0), runs("sft", 0.0), runs("near", 1.0, kl=0.001), runs("far", 1.2, kl=0.01)]
+    assert not any("unequal KL" in warning for warning in outcome(*rows).warnings)
+
+
+def test_what_will_weaken_verdicts_is_foreseen() -> None:
+    """Before anything runs: with ten test prompts there can be no verdict."""
+    few = foreseen(Comparison(methods=(Method(name="a", loss="dpo"),), seeds=5), 10)
+    assert few == [
+        "10 different test prompts: too few for a verdict, which takes at least 50",
+        "hold out 100 prompts or more (data.eval_records=N): half of them choose settings",
+    ]
+    assert foreseen(Comparison(methods=(Method(name="a", loss="dpo"),), seeds=5), 1000) == []
 
 
 def test_a_control_that_did_not_run_is_no_confusion() -> None:

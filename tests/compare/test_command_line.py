@@ -25,6 +25,7 @@ def test_a_dry_run_trains_a_few_steps_at_most(
     said = capsys.readouterr().out
     assert "dpo beta=0.1, lr=0.01, seed 0, validation" in said
     assert "dpo, 2 more near its best, validation" in said
+    assert "different test prompts: too few for a verdict, which takes at least 50" in said
     assert "10 + 7 jobs, 0 of them done; 17 to do at about" in said
     assert main(given) == 0  # one setting each: nothing to try
     said = capsys.readouterr().out

@@ -325,7 +325,11 @@ def test_threshold_fails_the_command(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--json", "data.max_length=3"], "give a FILE"),
     ],
 )
-def test_user_errors(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(
+    argv: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").touch()
     assert main(["data", "check", *argv]) == 2
     assert says in capsys.readouterr().err
 

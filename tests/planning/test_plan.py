@@ -38,6 +38,7 @@ def test_says_what_others_build_on(plan: Any, tmp_path: Path) -> None:
     found = plan("trainer.num_train_epochs=2")
     assert {"steps", "tokens_per_step", "memory_gib", "seconds", "warnings"} <= found.keys()
     assert found["records"] == 32
+    assert found["held_out"] == 8
     assert found["steps"] == 8  # 32 records, 8 a step, two epochs
     parts = ["weights", "gradients", "optimizer", "activations", "head", "reference", "libraries"]
     assert list(found["memory_gib"]) == [*parts, "total"]

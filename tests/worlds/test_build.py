@@ -184,7 +184,9 @@ def test_knobs_on_the_command_line(world_files: WorldFiles, tmp_path: Path, caps
     """`data.world.KNOB=VALUE` trains on that world; a knob that is not there is refused by name."""
     assert main(["train", "data.world.label_flip=0.2", f"output_dir={tmp_path / 'a'}"]) == 2
     assert "did you mean 'label_flips'" in capsys.readouterr().err
-    assert main(["train", "data.world.pairs=100", "data.path=x.jsonl", f"output_dir={tmp_path / 'b'}"]) == 2
+    assert (
+        main(["train", "data.world.pairs=100", f"data.path={world_files.train}", f"output_dir={tmp_path / 'b'}"]) == 2
+    )
     assert "data.world is for the paths world and world/instructions" in capsys.readouterr().err
     config = compose(["data.world.pairs=100", "data.world.label_flips=0.5"])
     prepared = prepared_data(config, AutoTokenizer.from_pretrained(world_files.model))

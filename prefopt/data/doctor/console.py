@@ -14,9 +14,12 @@ def show(report: Report, console: Console) -> None:
                   f"{report.kept:,} of {report.rows:,} rows kept")  # fmt: skip
     for line in report.account:
         console.print(f"  {escape(line)}")
-    for reason, found in report.reasons().items():
+    reasons = report.reasons()
+    for reason, found in reasons.items():
         console.print(f"  [yellow]−{found['count']:>6,}[/]  {reason}  [dim]{escape(_places(found['sources']))}[/]")
         console.print(f"           [dim]{escape(found['example'])}[/]")
+    if reasons:
+        console.print("  [dim]rows are counted from 0; `prefopt data show FILE --row N` shows one[/]")
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column()
     table.add_column(justify="right")
