@@ -220,7 +220,10 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 
 def first(value: Mapping[str, Any], *names: str) -> Any:
     """The value of the first of these fields that is not null."""
-    return next((value[name] for name in names if value.get(name) is not None), None)
+    for name in names:
+        if (held := value.get(name)) is not None:
+            return held
+    return None
 
 
 def simple(turns: tuple[Message, ...]) -> Text:
