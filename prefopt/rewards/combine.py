@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.digest import of_json
 from prefopt.errors import UserError, nearest
 from prefopt.rewards.reward import Answer, Reward, scores_of
 
@@ -35,6 +36,17 @@ class Combined:
     def __call__(self, answers: Sequence[Answer], /) -> Floats:
         """(n,) scores."""
         return self.rule(np.stack([scores_of(part(answers), answers, part.name) for part in self.parts]))
+
+
+def digest_of(reward: Reward | None) -> str | None:
+    """A digest of what a reward is made of, besides its name: the files of functions, the weights of reward models;
+    None for a world's rule, and for what was typed into an interpreter."""
+    found = sorted(filter(None, (getattr(part, "digest", None) for part in _parts(reward))))
+    return None if not found else found[0] if len(found) == 1 else of_json(found)
+
+
+def _parts(reward: Any) -> list[Any]:
+    return [part for r in reward.parts for part in _parts(r)] if isinstance(reward, Combined) else [reward]
 
 
 def combined(given: Any, named: Callable[[str, bool], Reward]) -> Reward:

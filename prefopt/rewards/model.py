@@ -85,6 +85,11 @@ class ModelReward:
         """The digest of its weights: a run knows it by what it is, not by where it lies."""
         return f"{'centred ' if self.centre else ''}model {digest_of_weights(self.path)}"
 
+    @property
+    def digest(self) -> str:
+        """Of its weights, as `name` is."""
+        return self.name
+
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Writer]:
         model, tokenizer = open_reward_model(self.path)

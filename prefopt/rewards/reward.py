@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.digest import FileState, of_files
 from prefopt.data.images.inputs import decode_prompt
 from prefopt.errors import UserError, first_line
 
@@ -68,6 +71,15 @@ class FunctionReward:
 
     name: str
     function: Callable[[list[str], list[str]], Sequence[float]]
+
+    @property
+    def digest(self) -> str | None:
+        """Of the file that the function is written in; None for what is not in a file of Python."""
+        try:
+            file = inspect.getsourcefile(self.function)
+        except TypeError:  # not written in Python, or an object that is called
+            return None
+        return None if file is None or not os.path.isfile(file) else of_files([FileState.of(Path(file))])
 
     def __call__(self, answers: Sequence[Answer], /) -> NDArray[np.float64]:
         prompts, texts = [a.prompt_text for a in answers], [a.text for a in answers]

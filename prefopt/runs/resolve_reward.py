@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefopt import worlds
-from prefopt.common.digest import FileState, of_files, of_json
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import WORLDS, DataConfig
 from prefopt.data.row_facts import ARGUMENTS
@@ -19,7 +16,7 @@ from prefopt.models.load import load_tokenizer
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.reward_model import is_reward_model
 from prefopt.plugin.outside import described, loaded, registered
-from prefopt.rewards.combine import Combined, combined
+from prefopt.rewards.combine import combined, digest_of
 from prefopt.rewards.model import GivenPrompt, ModelReward, Writer
 from prefopt.rewards.reward import FunctionReward, Reward, from_function
 from prefopt.runs.resolve import resolved, resolved_data
@@ -111,20 +108,4 @@ def digest_of_reward(config: RunConfig) -> str | None:
     Raises:
         UserError: no such reward.
     """
-    found = sorted(filter(None, map(_digest_of, _parts(resolved_reward(config)))))
-    return None if not found else found[0] if len(found) == 1 else of_json(found)
-
-
-def _parts(reward: Any) -> list[Any]:
-    return [part for r in reward.parts for part in _parts(r)] if isinstance(reward, Combined) else [reward]
-
-
-def _digest_of(reward: Any) -> str | None:
-    if isinstance(reward, ModelReward):
-        return reward.name
-    function = getattr(reward, "function", None)
-    try:
-        file = None if function is None else inspect.getsourcefile(function)
-    except TypeError:  # not written in Python, or an object that is called
-        file = None
-    return None if file is None else of_files([FileState.of(Path(file))])
+    return digest_of(resolved_reward(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from prefopt.errors import UserError
 from prefopt.plugin import Loss
 from prefopt.train.settings import Settings
 from prefopt.train.sources.source import RecordSource
+
+logger = logging.getLogger(__name__)
 
 IDENTITY = "run.json"
 # Of transformers' arguments, what changes the steps after a resume; most are in the states that it loads, so another
@@ -37,6 +40,8 @@ CONTENTS = {
     "reference": ("another reference", "model.reference", "model.reference"),
     "value_model": ("another value model", "model.value_model", "model.value_model"),
 }
+# What a resume may change, as where a reward's error was mended; the user is told.
+NOTED = {"reward_code": "the code of the reward"}
 ORIGIN = "origin"  # the options that gave the contents; others that give the same are no other run
 # Of an adapter, what `peft` options set, and what says where it is from.
 ADAPTER = {"r": "peft.r", "lora_alpha": "peft.alpha", "target_modules": "peft.target_modules"}
@@ -123,9 +128,14 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise UserError where a checkpoint was made by another run than this one."""
     if not (folder / IDENTITY).exists():
         return
-    if said := differences(json.loads((folder / IDENTITY).read_text()), identity):
+    kept = json.loads((folder / IDENTITY).read_text())
+    if said := differences(kept, identity):
         raise UserError(f"cannot resume from {folder}: it was made with {' and '.join(said)}; give what it was made "
                         "with, or start from its weights in another folder")  # fmt: skip
+    for name, words in NOTED.items():
+        if kept.get(name) is not None and kept[name] != identity.get(name):
+            logger.warning("%s has changed since %s: the steps after it are not those of a run that was not stopped",
+                           words, folder)  # fmt: skip
 
 
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -135,7 +145,8 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     origin, before = now.get(ORIGIN, {}), kept.get(ORIGIN, {})
     found = []
-    for name in (name for name, value in kept.items() if name in now and now[name] != value and name != ORIGIN):
+    ignored = {ORIGIN, *NOTED}
+    for name in (name for name, value in kept.items() if name in now and now[name] != value and name not in ignored):
         if name not in CONTENTS:
             found.append(f"another {name} ({kept[name]!s:.200}, now {now[name]!s:.200})")
             continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from prefopt.losses.registry import load
 from prefopt.models.adapters import attach
 from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Data
+from prefopt.rewards import from_function
 from prefopt.train import BatchConfig
 from prefopt.train.run_identity import differences
 from tests.data.tiny import tokenizer
-from tests.train import tiny
+from tests.train import own_texts, tiny
 
 DATA = tiny.records(Data.PAIRS, 4)
 LORA = PeftConfig(method="lora", r=2, alpha=4, target_modules=["k_proj"])
@@ -72,3 +75,20 @@ def test_a_resume_with_another_adapter_base_or_tokenizer_is_refused_by_name(tmp_
             tiny.run(load("simpo"), DATA, tmp_path, model, tokenizer=its, resume=tmp_path / "checkpoint-1", **options)
     made("a", padding=True, truncation=True, max_length=4)  # sets what calls set
     tiny.run(load("simpo"), DATA, tmp_path, adapted(), tokenizer=made, resume=tmp_path / "checkpoint-1", **options)
+
+
+def test_a_resume_with_changed_code_of_the_reward_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a reward may be mended before a resume; that it is another reward then does not go unsaid."""
+    monkeypatch.setattr(logging.getLogger("prefopt"), "propagate", True)
+    file = tmp_path / "r.py"
+    file.write_text("def f(prompts, completions):\n    return [len(text) for text in completions]\n")
+    own_texts.run("dpo", tmp_path, save_strategy="steps", save_steps=1, reward=from_function(f"{file}:f"))
+    shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "b" / "checkpoint-1")
+    resumed = {"resume": tmp_path / "b" / "checkpoint-1", "save_strategy": "steps", "save_steps": 1}
+    own_texts.run("dpo", tmp_path / "b", reward=from_function(f"{file}:f"), **resumed)
+    assert "the code of the reward has changed" not in caplog.text
+    file.write_text("def f(prompts, completions):\n    return [-len(text) for text in completions]\n")
+    own_texts.run("dpo", tmp_path / "b", reward=from_function(f"{file}:f"), **resumed)
+    assert f"the code of the reward has changed since {tmp_path / 'b' / 'checkpoint-1'}" in caplog.text

@@ -28,6 +28,7 @@ from prefopt.engine.scoring import Scored, score
 from prefopt.engine.values import Estimates, ValueModel, estimate
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Loss, Vocab
+from prefopt.rewards.combine import digest_of
 from prefopt.rewards.reward import Answer, Reward, answer, scores_of
 from prefopt.train.examples import Drawn
 from prefopt.train.sources.draws import LABELS, TEXTS, generator
@@ -144,7 +145,7 @@ class Rollouts(RecordSource):
         """The reward and the options of sampling, as JSON values."""
         sampling = {f"rollout.{name}": value for name, value in dataclasses.asdict(self.config).items()}
         del sampling["rollout.url"]  # the same server may listen elsewhere
-        return {"reward": self.reward.name, **sampling}
+        return {"reward": self.reward.name, "reward_code": digest_of(self.reward), **sampling}
 
     @property
     def temperature(self) -> float:

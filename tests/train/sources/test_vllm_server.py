@@ -19,6 +19,7 @@ from prefopt.engine.generation import sample
 from prefopt.errors import TrainingError, UserError
 from prefopt.losses.registry import load
 from prefopt.models import adapters
+from prefopt.models.peft_config import PeftConfig
 from prefopt.train.sources.rollout_config import RolloutConfig
 from prefopt.train.sources.rollouts import Rollout
 from prefopt.train.sources.vllm_server import WHOLE_DISTRIBUTION, correction
@@ -169,7 +170,7 @@ def test_another_precision_is_corrected_for(stub: tuple[Stub, str], tmp_path: Pa
 
 def test_an_adapter_is_loaded_under_a_new_name(stub: tuple[Stub, str], tmp_path: Path) -> None:
     served_by, url = stub
-    policy = adapters.attach(tiny.model(), adapters.PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
+    policy = adapters.attach(tiny.model(), PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
     own_texts.run("rloo", tmp_path, policy, rollout=served(url, max_stale=1), max_steps=3, learning_rate=1e-6)
     calls = [(path, body["lora_name"]) for path, body in served_by.calls if "lora" in path]
     assert calls == [
@@ -210,7 +211,7 @@ def test_a_server_without_the_new_weights_stops_the_run(stub: tuple[Stub, str], 
 
 def test_what_the_server_refuses_is_said(stub: tuple[Stub, str], tmp_path: Path) -> None:
     stub[0].fault = "refuses"
-    policy = adapters.attach(tiny.model(), adapters.PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
+    policy = adapters.attach(tiny.model(), PeftConfig(method="lora", r=2), seed=0).to(torch.float64)
     with pytest.raises(UserError, match=r"load_lora_adapter answers 400: .*LoRA is not enabled"):
         own_texts.run("rloo", tmp_path, policy, rollout=served(stub[1]), max_steps=1)
 
