@@ -86,7 +86,7 @@ def test_a_resume_with_changed_code_of_the_reward_is_told(
     file.write_text("def f(prompts, completions):\n    return [len(text) for text in completions]\n")
     own_texts.run("dpo", tmp_path, save_strategy="steps", save_steps=1, reward=from_function(f"{file}:f"))
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "b" / "checkpoint-1")
-    resumed = {"resume": tmp_path / "b" / "checkpoint-1", "save_strategy": "steps", "save_steps": 1}
+    resumed: dict[str, Any] = {"resume": tmp_path / "b" / "checkpoint-1", "save_strategy": "steps", "save_steps": 1}
     own_texts.run("dpo", tmp_path / "b", reward=from_function(f"{file}:f"), **resumed)
     assert "the code of the reward has changed" not in caplog.text
     file.write_text("def f(prompts, completions):\n    return [-len(text) for text in completions]\n")
