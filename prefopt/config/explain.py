@@ -71,6 +71,7 @@ def _wrong_value(override: str, message: str) -> str:
     if found is None or found[1] not in KINDS:
         return f"{override}: {message}"
     key, _, value = override.partition("=")
+    value = value.strip("'")  # of Hydra's grammar
     return f"{key} is {KINDS[found[1]]}, not {value!r}" if value else f"{key}= has no value: give {KINDS[found[1]]}"
 
 

@@ -66,7 +66,7 @@ def test_texts_in_lists_and_tables() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("loss.beta=é", "loss.beta='é': Value 'é' of type 'str'"),
+        ("loss.beta=é", "loss.beta is a number, not 'é'"),
         ("loss=dpo;", "unknown loss 'dpo;'; did you mean 'dpo'?"),
         ("data=数据", "unknown data '数据'"),
         ("seed=a=b", "seed=a=b must be a whole number"),
