@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,8 @@ from prefopt.data.reader import read
 from prefopt.data.show import find
 from prefopt.data.show import show as show_record
 from prefopt.data.views import to_view
-from prefopt.engine.scoring import score
 from prefopt.errors import ThresholdError, UserError
-from prefopt.models.load import load_model, load_tokenizer
-from prefopt.models.model_config import ModelConfig
 from prefopt.report.data_check import doctor_page
-from prefopt.runs.resolve import resolve_path
 
 OVERRIDE = re.compile(r"data(\.[\w.]+)?=.*", re.DOTALL)
 
@@ -37,8 +32,7 @@ def check(args: argparse.Namespace) -> int:
         ThresholdError: a figure is beyond its threshold.
     """
     limits = thresholds(args.threshold)
-    tokenizer = _tokenizer(args)
-    scorer = partial(score, load_model(ModelConfig(path=resolve_path(args.model)))) if args.model else None
+    tokenizer, scorer = _tokenizer(args), _models().scorer_of(args.model) if args.model else None
     reports = [examine(c, tokenizer=tokenizer, score=scorer, limits=limits) for c in _configs(args.what)]
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
@@ -105,4 +99,10 @@ def _configs(words: list[str]) -> list[DataConfig]:
 
 def _tokenizer(args: argparse.Namespace) -> Any:
     path = args.tokenizer or args.model
-    return load_tokenizer(ModelConfig(path=resolve_path(path))) if path else None
+    return _models().tokenizer_of(path) if path else None
+
+
+def _models() -> Any:
+    from prefopt.cli import data_models  # loads transformers
+
+    return data_models

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefopt.cli.arguments import Parser
+from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
 
 
@@ -20,7 +21,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
     parser.add_argument("--json", action="store_true", help="print a JSON object; a list of them for several runs")
     args = parser.parse_args(argv)
-    from prefopt.common.json_output import print_json
     from prefopt.report.run_page import write_run_page
     from prefopt.report.verdict import judge
     from prefopt.runs.run_folder import RunFolder
