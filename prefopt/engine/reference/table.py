@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,11 @@ def reference_table(
     """
     store.refresh()
     store.check()
-    keys = [[entry_key(r.prompt, c) for c in r.completions] for r in records]
+    texts = [_Texts.of(record) for record in records]
+    keys = [record.keys for record in texts]
     is_read = np.ones(len(keys), bool) if read is None else np.isin(np.arange(len(keys)), read)
     with opened(model) as policy:
-        reference = _Pass(policy, records, keys, is_read, store, entropy)
+        reference = _Pass(policy, records, texts, is_read, store, entropy)
         # Of several runs that lack the same entries, one computes them; the processes of one run share them out.
         with making(store.folder) if process[1] == 1 and reference.missing() else nullcontext():
             store.refresh()
@@ -152,17 +154,38 @@ def _entries(
     return rows
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Texts:
+    """What a pass asks of each record: the keys of its completions' entries, and lengths in tokens. Records are read
+    from a file each time, so it is kept."""
+
+    keys: list[Key]
+    prompt: int
+    completions: list[int]
+    trained: list[int]
+
+    @classmethod
+    def of(cls, record: TokenRecord) -> _Texts:
+        completions = record.completions
+        return cls([entry_key(record.prompt, c) for c in completions], len(record.prompt), list(map(len, completions)),
+                   [int(num_trained(c)) for c in completions])  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One pass of a reference over records; `keys` name the entries of each record's completions, and `is_read` (N,)
-    says which records are read."""
+    """One pass of a reference over records; `is_read` (N,) says which are read."""
 
     policy: Any
     records: Sequence[TokenRecord]
-    keys: list[list[Key]]
+    texts: list[_Texts]
     is_read: NDArray[np.bool_]
     store: ReferenceStore
     entropy: bool
+
+    @cached_property
+    def keys(self) -> list[list[Key]]:
+        """The keys of each record's completions."""
+        return [record.keys for record in self.texts]
 
     def run(self, process: tuple[int, int], progress: Progress) -> int:
         """Compute this process's share of what the store lacks; returns the number of entries that it has."""
@@ -184,6 +207,8 @@ class _Pass:
         self, wanted: set[Key], missing: Mapping[int, list[int]], process: tuple[int, int]
     ) -> list[list[int]]:
         """The records of this process that lack entries, of those batches of all texts that have a wanted entry."""
+        if not wanted:
+            return []
         rank, count = process
         # Shared out by content, not by place among the missing: processes may see different stores.
         mine = {i: c for i, c in self._texts().items() if int.from_bytes(self.keys[i][0][:8], "little") % count == rank}
@@ -212,7 +237,7 @@ class _Pass:
         for i, record in enumerate(self.keys):
             for c, key in enumerate(record):
                 entry = self.store.get(key, self.entropy)
-                scored = num_trained(self.records[i].completions[c])
+                scored = self.texts[i].trained[c]
                 if entry is not None and len(entry[0]) != scored:
                     raise UserError(f"the reference store {self.store.folder} has {len(entry[0])} tokens for a text of "
                                     f"record {self.records[i].id} with {scored}; delete "
@@ -259,7 +284,7 @@ class _Pass:
     def _batches(self, missing: dict[int, list[int]], tokens: int) -> list[list[int]]:
         """Records in batches of about so many tokens, longest first: a lack of memory shows at once."""
         size = {
-            i: len(self.records[i].prompt) + sum(len(self.records[i].completions[c]) for c in completions)
+            i: self.texts[i].prompt + sum(self.texts[i].completions[c] for c in completions)
             for i, completions in missing.items()
         }
         batches: list[list[int]] = []
