@@ -117,17 +117,16 @@ def reference_table(
     """
     store.refresh()
     store.check()
-    texts = [_Texts.of(record) for record in records]
-    keys = [record.keys for record in texts]
-    is_read = np.ones(len(keys), bool) if read is None else np.isin(np.arange(len(keys)), read)
+    is_read = np.ones(len(records), bool) if read is None else np.isin(np.arange(len(records)), read)
     with opened(model) as policy:
-        reference = _Pass(policy, records, texts, is_read, store, entropy)
+        reference = _Pass(policy, records, [_Texts.of(record) for record in records], is_read, store, entropy)
         # Of several runs that lack the same entries, one computes them; the processes of one run share them out.
         with making(store.folder) if process[1] == 1 and reference.missing() else nullcontext():
             store.refresh()
             hits = reference.run(process, progress)
     barrier()
     store.refresh()
+    keys = reference.keys
     rows = _entries(store, keys, is_read, entropy)
     store.touch()
     return ReferenceTable(
