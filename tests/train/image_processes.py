@@ -1,7 +1,7 @@
 """Runs on pairs with images: `torchrun ... -m tests.train.image_processes FOLDER RUN...`.
 
 A run is a family of `tests.models.pictures` and what it is done with: `again` (activations are computed again), `fsdp`,
-`padded`, `mixed` (every other record has no image: one process of two often has none). It leaves
+`padded`, `mixed` (every third record has an image: in steps 1 and 6 one process of two has none). It leaves
 `FOLDER/<run>.json` (losses, wrapper, processes) and `FOLDER/<run>.safetensors` (the weights at the end, whole).
 """
 
@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
         pictures.save(family, folder / family, scale=1.0)
     rows = pictures.write(folder, 12).read_text().splitlines()
     texts = [json.dumps({"prompt": "Which?", "chosen": "r", "rejected": "b"}) for _ in rows]
-    mixed = [text if i % 2 else row for i, (row, text) in enumerate(zip(rows, texts, strict=True))]
+    mixed = [text if i % 3 else row for i, (row, text) in enumerate(zip(rows, texts, strict=True))]
     (folder / "mixed.jsonl").write_text("\n".join(mixed))
 
 
