@@ -39,7 +39,6 @@ def nothing_is_trained(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         (["methods.base.loss=dpo"], "the row 'base' is always the model before training"),
         (["workers=-1"], "workers=-1 must be at least 0"),
         (["workers=1", "launcher=joblib"], "launcher=joblib starts the processes"),
-        (["workers=1", "only=abc"], "only=KEY runs one job in this process; leave it out"),
         (["--list", "--json"], "--list and --json exclude each other"),
         (["sentinels.kl=3"], "sentinels.kl=3: `prefopt compare` does not read it; leave it out"),
         (["methods.dpo.trainer.save_steps=3"], "trainer.save_steps=3: `prefopt compare` does not read it"),
