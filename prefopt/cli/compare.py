@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     modes = [*(flag for flag in FLAGS if flag in flags), *(["only=KEY"] if config.only is not None else [])]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)} exclude each other: each prints something of its own")
-    if config.workers is not None and config.launcher is not None and config.only is None:
+    if config.workers and config.launcher is not None and config.only is None:
         raise UserError(f"workers={config.workers}: launcher={config.launcher} starts the processes, and has an option "
                         "of its own for their number (such as hydra.launcher.n_jobs of joblib)")  # fmt: skip
     quiet()
