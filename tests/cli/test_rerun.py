@@ -68,7 +68,7 @@ def test_what_cannot_be_repeated_is_refused(run: Run, tmp_path: Path, capsys: py
         ("[1, 2]", "is not a run's configuration"),
         ("loss: {name: dpo}", "model.path has no value"),
         ("loss: {name: dpoo}\nseed: 0\ntrainer: {}\n", "did you mean 'dpo'"),
-        ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "could not be converted to Float"),
+        ("loss: {name: dpo, beta: much}\nseed: 0\ntrainer: {}\n", "loss.beta is a number, not 'much'"),
         ("loss: {name: dpo}\nseed: 0\ntrainer: {}\ndata: {path: world}\n", "model.path has no value"),
         ("loss: {_target_: os.system, name: dpo}\nseed: 0\ntrainer: {}\n", "_target_"),
         (

@@ -13,10 +13,10 @@ from tests.cli.conftest import Run
 WRONG = [
     ("loss=simpoo", "did you mean 'simpo'?"),
     ("loss.bta=1", "did you mean 'loss.beta'?"),
-    ("loss.beta=abc", "could not be converted to Float"),
+    ("loss.beta=abc", "loss.beta is a number, not 'abc'"),
     ("loss.beta=-1", "beta=-1.0 is not possible"),
     ("trainer.learning_rat=1", "did you mean 'trainer.learning_rate'?"),
-    ("trainer.learning_rate=abc", "could not be converted to Float"),
+    ("trainer.learning_rate=abc", "trainer.learning_rate is a number, not 'abc'"),
     ("trainer.gradient_accumulation_steps=2", "there is no option 'trainer.gradient_accumulation_steps'"),
     ("trainer.lr_scheduler_type=foo", "not a valid SchedulerType"),
     ("trainer.learning_rate=-1", "trainer.learning_rate=-1.0 must be a number of at least 0"),
