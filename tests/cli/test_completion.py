@@ -69,7 +69,7 @@ def test_a_tab_in_the_shell(tmp_path: Path) -> None:
 def test_what_is_known_covers_verbs_losses_and_options() -> None:
     found = load_index()
     assert found["verbs"].keys() == VERBS.keys()
-    assert set(found["verbs"]["losses"]["commands"]) == {"check", "docs"}
+    assert set(found["verbs"]["losses"]["commands"]) == {"check", "docs", "show"}
     assert {"dpo", "kto", "simpo"} <= set(found["groups"]["loss"])
     assert "compat/trl_dpo" in found["groups"]["experiment"]
     assert {"loss.beta", "trainer.learning_rate", "data.path", "seed"} <= set(found["keys"])
