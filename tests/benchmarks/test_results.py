@@ -80,6 +80,7 @@ def test_pictures_match_the_results() -> None:
 
 
 @pytest.mark.parametrize("suite", ["controlled", "displacement", "noise", "length", "scarce"])
+@pytest.mark.slow
 def test_a_suite_can_be_composed(suite: str, world_files: WorldFiles) -> None:
     """Every job of a suite is a valid configuration for `prefopt train`, and no two rows are the same run."""
     module = importlib.import_module(suite)

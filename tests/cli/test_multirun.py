@@ -51,6 +51,7 @@ def searched(run: Run, *given: str) -> list[str]:
 
 
 @with_optuna
+@pytest.mark.slow
 def test_the_best_of_the_trials_is_kept(run: Run) -> None:
     assert main(searched(run, "optimized_metric=rewards/margins")) == 0
     kept = yaml.safe_load((run.out / "optimization_results.yaml").read_text())

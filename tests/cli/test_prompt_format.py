@@ -54,6 +54,7 @@ def rendered(folder: Path, **arguments: Any) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_tuned_model_and_its_export_carry_the_template_of_training(
     unthinking: Path, thinker: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_chat_asks_as_in_training(unthinking: Path, thinker: Path, monkeypatch: 
     assert "<think>" not in heard[-1]
 
 
+@pytest.mark.slow
 def test_sample_writes_prompts_as_in_training(
     unthinking: Path, thinker: Path, pairs_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:

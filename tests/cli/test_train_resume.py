@@ -24,6 +24,7 @@ from tests.cli.conftest import Run
 SAVED = ("trainer.save_strategy=steps", "trainer.save_steps=2")
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_of_its_processes_leaves_a_checkpoint_and_exit_code_75(run: Run) -> None:
     """As a batch system does it: the command and its loader's worker both get the signal, in the middle of training."""
     options = ["loss=simpo", "trainer.max_steps=100000", "trainer.dataloader_num_workers=1", "evaluation.texts=0"]
@@ -151,6 +152,7 @@ def test_a_refused_resume_changes_nothing(run: Run, capsys: pytest.CaptureFixtur
     assert [entry["from"] for entry in manifest["resumed"]] == [str(run.out / "checkpoint-4")]
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_records_or_weights_is_refused_by_the_option(
     run: Run, model_folder: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_policy_has_no_scores_and_a_reward_model_no_texts(
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.slow
 def test_an_export_scores_the_same_in_a_fresh_process(reward_runs: dict[str, Path], peft: str, tmp_path: Path) -> None:
     """At batch 1 and 8, padded left and right, without prefopt."""
     from prefopt.models.reward_model import open_reward_model

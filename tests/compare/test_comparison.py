@@ -99,6 +99,7 @@ def test_settings_are_chosen_on_validation_prompts_only(hold: Hold, made_up: Mad
     assert any("what lies beyond was not tried" in warning for warning in found["warnings"])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_row_with_its_reason(
     hold: Hold, finished: Path, tmp_path: Path, ran: list[tuple[Job, JobResult]]
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_run_that_diverges_is_a_row_with_its_reason(
         assert result.cost["job_seconds"] >= result.cost["train_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again(hold: Hold, made_up: MadeUp) -> None:
     def unlucky(job: Job, result: JobResult) -> JobResult | None:
         return failure(job, "failed", "the cat pulled the plug") if job.method == "ipo" else None

@@ -181,6 +181,7 @@ def test_failed_controls_of_samples_are_said() -> None:
     assert without.warnings[0].startswith("CONTROL FAILED: rloo with its rewards negated did not run")
 
 
+@pytest.mark.slow
 def test_offline_and_online_rows_in_one_table(
     hold: Hold, ran: list[tuple[Job, JobResult]], tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Hold = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.slow
 def test_a_comparison_in_wandb_is_one_group(hold: Hold, finished: Path, tmp_path: Path) -> None:
     hold("losses=[dpo]", "seeds=1", "tracking=wandb", "tracking.mode=offline", keep=finished)
     runs = list((tmp_path / "out" / "wandb").glob("offline-run-*"))

@@ -28,6 +28,7 @@ def first_is_longer(prompts: Sequence[str], first: Sequence[str], second: Sequen
     return [1.0 if len(a) >= len(b) else 0.2 for a, b in zip(first, second, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_judge_that_compares(
     hold: Hold,
     made_up: Callable[..., list[Job]],
@@ -49,6 +50,7 @@ def test_a_judge_that_compares(
     assert hold(*given)["methods"] == found["methods"]
 
 
+@pytest.mark.slow
 def test_a_reward_model_and_another_one_in_the_same_folder(
     hold: Hold, ran: list[tuple[Job, JobResult]], model_folder: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ class Fatal(Job):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_failed_row_and_the_others_go_on(job: Job, tmp_path: Path) -> None:
     """Killed while it waits (nobody reads the job that it is given), or at work; the next job has another worker.
 
@@ -68,6 +69,7 @@ def test_fewer_workers_than_none() -> None:
         Team(-1)
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_nothing_of_the_jobs_it_did(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models, trainers and their tensors go with each job; the data and the reference are kept once."""
     counts: list[tuple[int, int]] = []

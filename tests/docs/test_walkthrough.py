@@ -26,6 +26,7 @@ def smaller(words: list[str]) -> list[str]:
     return [*kept, *(f"{name}={value}" for name, value in SMALL.items())]
 
 
+@pytest.mark.slow
 def test_the_walkthrough_leads_from_data_to_an_exported_model(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from prefopt.losses.registry import load
@@ -38,6 +39,7 @@ def test_nca_parity(batch: Named) -> None:
     assert ours("nca", batch, beta=0.1) == close(theirs, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_nca_at_beta_1_reaches_the_distribution_of_winners() -> None:
     # q_w sigmoid(-r) = mu sigmoid(r), as q_w + q_l = 2 mu: e^r = q_w / mu = 2 p(y > mu), which is normalised
     assert distance("nca", {"beta": 1.0}, (2 * WORLD.win_rate()).log()) < 1e-4

@@ -73,6 +73,7 @@ def test_it_learns_from_own_samples(installed: dict[str, str], tmp_path: Path) -
     assert result.stdout.splitlines()[-2:] == ["1 True True", "2 True True"]
 
 
+@pytest.mark.slow
 def test_its_own_test_passes(installed: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
     result = subprocess.run(command, env=installed, cwd=EXAMPLE, capture_output=True, text=True)

@@ -120,6 +120,7 @@ def test_presets_for_cpo_and_orpo_trainer(batch: Named) -> None:  # noqa: F811
     assert ours(preset("trl_orpo"), batch) == pytest.approx(likelihood - float(odds.mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_preset_composes_and_those_of_trl_are_tested() -> None:
     listed = catalogue.presets()
     for name in listed:

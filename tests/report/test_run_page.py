@@ -94,7 +94,7 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path / "runs" / "mine")
-    with pytest.raises(UserError, match="did you mean '.*mine'"):
+    with pytest.raises(UserError, match=r"did you mean '.*mine'"):
         RunFolder.open(tmp_path / "runs" / "mime")
 
 

@@ -136,6 +136,7 @@ def test_the_check_is_held_to_the_precision(finished: dict[str, Path], tmp_path:
     assert not (done.folder / "README.md").exists(), "no card was asked for"
 
 
+@pytest.mark.slow
 def test_other_weights_than_the_runs_are_found_out(finished: dict[str, Path], exported: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported["none"])
     other = load_model(ModelConfig(path=str(finished["none"] / "final")))
@@ -211,6 +212,7 @@ def test_push_uploads_the_finished_folder(
         module.upload(out, "me/tuned")
 
 
+@pytest.mark.slow
 def test_a_multimodal_adapter_with_relative_paths_is_exported_from_elsewhere(
     pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def first_loss(out: str) -> float:
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.slow
 def test_the_last_stage_starts_from_the_first_and_has_it_as_reference(call: Call, peft: str) -> None:
     (sft,) = call("one", f"peft={peft}")
     assert (sft["name"], sft["method"], sft["found"]) == ("sft", "sft", False)
@@ -201,6 +202,7 @@ def test_the_last_stage_starts_from_the_first_and_has_it_as_reference(call: Call
     assert other["folder"] != sft["folder"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_goes_on_from_its_checkpoint(call: Call) -> None:
     saving = ("trainer.save_strategy=steps", "trainer.save_steps=1")
     (whole,) = call("one", *saving)

@@ -7,9 +7,12 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.train.test_processes import launch, python
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_ends(tmp_path: Path) -> None:
     """Without a launcher that ends them. The deadline is far above `ddp_timeout`, and far below torch's default."""
     cases = ("killed-1", "killed-0", "refused-2", "stalled-1", "altered", "none whole")
@@ -31,6 +34,7 @@ def test_a_run_that_loses_a_process_ends(tmp_path: Path) -> None:
         assert "has checkpoints, but none that can be resumed from" in said["none whole"][rank]
 
 
+@pytest.mark.slow
 def test_torchrun_reports_a_lost_process_and_ends_the_others(tmp_path: Path) -> None:
     done = launch(2, "tests.train.lost", str(tmp_path), "killed-1")
     assert done.returncode == 1, done.stderr[-4000:]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.train.test_kills import module
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_run_with_a_checkpoint_and_the_next_goes_on_bit_for_bit(tmp_path: Path) -> None:
     stops = {stop["place"]: stop for stop in module("tests.train.signalled", tmp_path)}
     for place, stop in stops.items():
