@@ -72,9 +72,11 @@ def build(world: ReviewWorld, root: Path | None = None, *, callbacks: Sequence[A
         callbacks: transformers callbacks for the training of the two models.
     """
     root = cache_dir() / "worlds" if root is None else root
-    models_folder = _models(world, _models_folder(world, root), callbacks)
+    models_folder = _models(world, root, callbacks)
+    # Before the pairs, which one process makes: models are trained by all.
+    writer = _models(dataclasses.replace(world, width=WIDTH), root, ()) / "sft"
     pairs_folder = root / f"review-pairs-{_key(**dataclasses.asdict(world))}"
-    cached_folder(pairs_folder, lambda folder: _make_pairs(world, root, folder))
+    cached_folder(pairs_folder, lambda folder: _make_pairs(world, root, writer, folder))
     return WorldFiles(
         base=models_folder / "base",
         model=models_folder / "sft",
@@ -184,12 +186,9 @@ def _key(**content: Any) -> str:
     return of_json([content, source, versions], size=8)
 
 
-def _models_folder(world: ReviewWorld, root: Path) -> Path:
-    return root / f"review-models-{_key(seed=world.seed, width=world.width)}"
-
-
-def _models(world: ReviewWorld, folder: Path, callbacks: Sequence[Any]) -> Path:
+def _models(world: ReviewWorld, root: Path, callbacks: Sequence[Any]) -> Path:
     """The folder of the models. All processes of a run train them together, but only the first one writes weights."""
+    folder = root / f"review-models-{_key(seed=world.seed, width=world.width)}"
     if not from_first_process(folder.is_dir):
         with making(folder) if is_first_process() else nullcontext():
             if from_first_process(folder.is_dir):  # another run was making it
@@ -256,9 +255,9 @@ def _corrupted(record: TokenRecord, rng: np.random.Generator) -> TokenRecord:
     return dataclasses.replace(record, completions=(ids,))
 
 
-def _make_pairs(world: ReviewWorld, root: Path, folder: Path) -> None:
+def _make_pairs(world: ReviewWorld, root: Path, writer: Path, folder: Path) -> None:
     for split, count in _counts(world).items():
-        rows = _labelled(world, _samples(world, split, count, root), split)[:count]
+        rows = _labelled(world, _samples(world, split, count, root, writer), split)[:count]
         if len(rows) < count:
             raise PrefoptError(f"the samples gave only {len(rows)} usable {split} pairs of {count}: try another `draw`")
         if split == "train" and world.desirable_dropped > 0:
@@ -270,19 +269,17 @@ def _counts(world: ReviewWorld) -> dict[Split, int]:
     return {"train": world.pairs, "validation": HELD_OUT_PAIRS, "test": HELD_OUT_PAIRS}
 
 
-def _samples(world: ReviewWorld, split: Split, count: int, root: Path) -> dict[str, list[list[int]]]:
-    """For each prompt the samples of its two pairs; worlds that differ only in labels share them."""
+def _samples(world: ReviewWorld, split: Split, count: int, root: Path, writer: Path) -> dict[str, list[list[int]]]:
+    """For each prompt the `writer`'s samples of its two pairs; worlds that differ only in labels share them."""
     wanted = min(-(-count * 8 // 15) + 8, MAX_PAIRS * 8 // 15)  # a reserve for unusable pairs
     prompts = world.prompts(wanted, world.draw, split)
     each = world.samples_per_prompt
     name = _key(seed=world.seed, draw=world.draw, split=split, prompts=len(prompts), each=each)
 
-    writer = dataclasses.replace(world, width=WIDTH)
-
     def make(folder: Path) -> None:
         repeated = [prompt_ids(prompt) for prompt in prompts for _ in range(each)]
         texts = generate(
-            LlamaForCausalLM.from_pretrained(_models(writer, _models_folder(writer, root), ()) / "sft"),
+            LlamaForCausalLM.from_pretrained(writer),
             repeated,
             max_new_tokens=MAX_NEW_TOKENS,
             eos_token_id=EOS,

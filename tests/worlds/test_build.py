@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from prefopt.plugin import Data
 from prefopt.runs.resolve import prepared_data
 from prefopt.worlds.build import EOS, MAX_NEW_TOKENS, VOCABULARY, WorldFiles, build, new_model, prompt_ids, words
 from prefopt.worlds.review import ReviewWorld
+from tests.train.test_processes import launch
+from tests.worlds import processes
 
 WORLD = ReviewWorld()
 
@@ -96,6 +99,18 @@ def test_the_data_layer_takes_every_pair(world_files: WorldFiles, tmp_path: Path
     for ids, side in zip(first.completions, ("chosen", "rejected"), strict=True):
         assert words([*first.prompt, *ids]).split()[1:] == whole(row, side).split()  # after the beginning of text
         assert ids[-1] == EOS
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_makes_the_pairs(world_files: WorldFiles, tmp_path: Path) -> None:
+    """The others waited for a lock while it waited for them."""
+    models = world_files.model.parent
+    shutil.copytree(models, tmp_path / models.name)
+    done = launch(2, "tests.worlds.processes", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert len(rows(Path(found[0]["train"]))) == processes.PAIRS
 
 
 def test_worlds_with_other_labels_share_models_and_texts(world_files: WorldFiles) -> None:
