@@ -66,7 +66,8 @@ def restore(suite: str, wanted: Sequence[Job], local: Path) -> None:
 
 def provenance(suite: str, wanted: Sequence[Job]) -> dict[str, Any]:
     """How many jobs ran on each processor, and how many draws of the data came out in several versions."""
-    found = [(job, facts) for job in wanted if (facts := _read(suite, job)) is not None]
+    files = {_file(suite, job): job for job in wanted}  # two rows may share a job
+    found = [(job, facts) for job in files.values() if (facts := _read(suite, job)) is not None]
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for job, facts in found:
         versions[json.dumps(job.config.data.world, sort_keys=True)].add(facts["fingerprints"].get("data", ""))
