@@ -309,10 +309,8 @@ class Encoder:
 
     def _blank(self, ids: list[int]) -> bool:
         """Whether tokens have no visible character; the first few nearly always have."""
-        shown = self.tokenizer.decode(ids[:FIRST])
-        if len(ids) > FIRST and blank(shown.rstrip("\ufffd")):  # of a character that was cut in two
-            shown = self.tokenizer.decode(ids)
-        return blank(shown)
+        shown = self.tokenizer.decode(ids[:FIRST]).rstrip("\ufffd")  # of a character that was cut in two
+        return blank(shown) and blank(self.tokenizer.decode(ids))
 
     def _too_long(self, prompt: int | None, completions: list[list[int]], remark: str) -> RowError:
         most = f", at most {max(map(len, completions))} of an answer" if completions else ""
