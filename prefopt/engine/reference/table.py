@@ -210,7 +210,7 @@ class _Pass:
             return []
         rank, count = process
         # Shared out by content, not by place among the missing: processes may see different stores.
-        mine = {i: c for i, c in self._texts().items() if int.from_bytes(self.keys[i][0][:8], "little") % count == rank}
+        mine = {i: c for i, c in self.distinct.items() if int.from_bytes(self.keys[i][0][:8], "little") % count == rank}
         found = []
         for batch in self._batches(mine, BATCH_TOKENS):
             lack = [i for i in batch if i in missing]
@@ -218,7 +218,8 @@ class _Pass:
                 found.append(lack)
         return found
 
-    def _texts(self) -> dict[int, list[int]]:
+    @cached_property
+    def distinct(self) -> dict[int, list[int]]:
         """Record -> its completions, each text once."""
         found: dict[int, list[int]] = {}
         seen: set[Key] = set()
@@ -232,18 +233,16 @@ class _Pass:
     def missing(self) -> dict[int, list[int]]:
         """Record -> its completions that the store lacks, each text once."""
         missing: dict[int, list[int]] = {}
-        seen: set[Key] = set()
-        for i, record in enumerate(self.keys):
-            for c, key in enumerate(record):
-                entry = self.store.get(key, self.entropy)
+        for i, completions in self.distinct.items():
+            for c in completions:
+                entry = self.store.get(self.keys[i][c], self.entropy)
                 scored = self.texts[i].trained[c]
-                if entry is not None and len(entry[0]) != scored:
+                if entry is None:
+                    missing.setdefault(i, []).append(c)
+                elif len(entry[0]) != scored:
                     raise UserError(f"the reference store {self.store.folder} has {len(entry[0])} tokens for a text of "
                                     f"record {self.records[i].id} with {scored}; delete "
                                     f"it with `prefopt reference prune {self.store.folder.name}`")  # fmt: skip
-                if key not in seen and entry is None:
-                    seen.add(key)
-                    missing.setdefault(i, []).append(c)
         return missing
 
     def fill(self, batches: list[list[int]], missing: dict[int, list[int]], progress: Callable[[int], None]) -> None:
