@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -12,6 +13,7 @@ from prefopt.errors import PrefoptError
 
 K = TypeVar("K")
 T = TypeVar("T")
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def process_count() -> int:
@@ -25,13 +27,21 @@ def is_first_process() -> bool:
 
 
 def from_first_process(make: Callable[[], T]) -> T:
-    """What `make` gives, or raises, in the first process; the others wait for it."""
+    """What `make` gives, or raises, in the first process; the others wait for it.
+
+    Inside `make` the first process is alone: nothing is exchanged there.
+    """
+    if _ALONE.get():
+        return make()
     answer: list[T | PrefoptError | None] = [None]
     if is_first_process():
+        before = _ALONE.set(True)
         try:
             answer = [make()]
         except PrefoptError as error:
             answer = [error]
+        finally:
+            _ALONE.reset(before)
     if process_count() > 1:
         broadcast_object_list(answer)
     if isinstance(answer[0], PrefoptError):
@@ -50,7 +60,7 @@ def from_all_processes(make: Callable[[], dict[K, T]]) -> dict[K, T]:
     except PrefoptError as error:
         part = error
     whole: dict[K, T] = {}
-    for found in gather_object([part]) if process_count() > 1 else [part]:
+    for found in gather_object([part]) if process_count() > 1 and not _ALONE.get() else [part]:
         if isinstance(found, PrefoptError):
             raise found
         whole |= found

@@ -51,6 +51,8 @@ def with_samples(config: RunConfig, log: Log) -> RunConfig:
     """
     if config.source != "samples":
         return config
+    # Before what the first process makes alone: a world's models are trained by all.
+    loadable, _ = resolved(config), resolved_data(config.data)
     folder, made = config.output_dir, from_first_process(lambda: _make(config, log))
     data = dataclasses.replace(
         config.data, path=str(folder / ROWS), eval_path=str(folder / HELD_OUT) if made["held_out"] else None,
@@ -59,7 +61,7 @@ def with_samples(config: RunConfig, log: Log) -> RunConfig:
         ties="split" if config.rollout.label is LabelRule.ARGMAX else "keep",
     )  # fmt: skip
     # Names of a world's models would be those of the default world on this data.
-    model = resolved(config).model if config.data.is_world else config.model
+    model = loadable.model if config.data.is_world else config.model
     return dataclasses.replace(config, source="offline", reward=None, data=data, model=model)
 
 

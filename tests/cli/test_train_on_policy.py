@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from prefopt.cli import main
+from prefopt.worlds.build import WorldFiles
 from tests.cli.conftest import Run
+from tests.train.test_processes import python
 
 SHORT = "def short(prompts, completions):\n    return [-len(text) / 10 for text in completions]\n"
 
@@ -140,3 +143,18 @@ def test_rounds_learn_from_samples_of_the_model_before(
     changed = ["rounds=1", f"output_dir={first}", "rollout.temperature=0.5"]
     assert run(*given[:-2], *changed) == 2
     assert "has samples that were made with another rollout.temperature: give what" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_learn_from_samples_that_the_first_one_drew(world_files: WorldFiles, tmp_path: Path) -> None:
+    """On a world, whose models all processes look up together."""
+    code = "import sys; from prefopt.cli import main; sys.exit(main())"
+    done = python(
+        "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "--no-python",
+        sys.executable, "-W", "ignore", "-c", code, "train", "loss=dpo", "source=samples", "data.max_records=32",
+        "rollout.max_new_tokens=8", "batch.records=8", "trainer.max_steps=1", "evaluation.kl_prompts=2",
+        "evaluation.max_new_tokens=8", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 1
+    assert (tmp_path / "records.jsonl").read_text()
