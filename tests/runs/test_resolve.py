@@ -63,7 +63,7 @@ def test_a_worlds_model_is_the_one_that_the_knobs_of_its_data_name(monkeypatch: 
 def test_what_is_trained_on_samples_of_a_world_is_the_model_that_wrote_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(worlds, "resolve", lambda knobs, _: replace(FILES, model=Path("/world", str(knobs["seed"]))))
+    monkeypatch.setattr(worlds, "resolve", lambda knobs, *_: replace(FILES, model=Path(f"/world/{knobs['seed']}")))
     monkeypatch.setattr(sampling_rounds, "_make", lambda *_: {"held_out": False})
     given = ["source=samples", "reward=world", f"output_dir={tmp_path}"]
     config = compose([*given, "model=world_base", "model.reference=world", "data.world.seed=3"])
