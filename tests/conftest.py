@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,7 +53,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
+_imported = 0
+
+
+def _exempt_imports() -> None:
+    """Exempt what imports created from garbage collection, which every training runs twice."""
+    global _imported
+    if len(sys.modules) > _imported + 50:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
+
+
 def pytest_collection_finish() -> None:
-    """Exempt everything that imports created from garbage collection, which accelerate runs often in each training."""
-    gc.collect()
-    gc.freeze()
+    _exempt_imports()
+
+
+def pytest_runtest_setup() -> None:
+    _exempt_imports()

@@ -47,6 +47,17 @@ OBJECTS = ("loss", "model", "peft", "data", "batch", "tracking", "evaluation", "
 KEYS = (*OBJECTS, "trainer", "source", "rounds", "reward", "seed", "output_dir", "reference_folder", "resume",
         "progress", "stages", "stages_folder", "optimized_metric")  # fmt: skip
 ENTRY_POINT_GROUP = "prefopt.conf"
+GROUPS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "peft": PeftConfig,
+    "data": DataConfig,
+    "tracking": TrackingConfig,
+    "evaluation": EvaluationConfig,
+    "sentinels": SentinelConfig,
+    "rollout": RolloutConfig,
+    "batch": BatchConfig,
+    "trainer": TrainerConfig,
+}
 
 
 class OutsidePresets(SearchPathPlugin):
@@ -58,31 +69,21 @@ class OutsidePresets(SearchPathPlugin):
 
 
 def register() -> None:
-    """Put the schemas of all losses and groups into Hydra's store."""
+    """Put the schemas of all losses and groups into Hydra's store, unless they are there already."""
+    known = {("loss", name): registry.loss_class(name) for name in registry.names()}
+    known |= {(group, "_schema"): cls for group, cls in GROUPS.items()}
     store = ConfigStore.instance()
-    for name in registry.names():
-        store.store(group="loss", name=name, node=_node(registry.loss_class(name)))
-    for group, node in schemas().items():
-        store.store(group=group, name="_schema", node=node)
+    for (group, name), cls in known.items():
+        stored = store.repo.get(group, {}).get(f"{name}.yaml")
+        if stored is None or OmegaConf.get_type(stored.node) is not cls:
+            store.store(group=group, name=name, node=_node(cls))
     if OutsidePresets not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(OutsidePresets)
 
 
 def schemas(loss: str | None = None) -> dict[str, DictConfig]:
     """The schema of each group, and of the loss with that name."""
-    groups: dict[str, type[Any]] = {
-        "model": ModelConfig,
-        "peft": PeftConfig,
-        "data": DataConfig,
-        "tracking": TrackingConfig,
-        "evaluation": EvaluationConfig,
-        "sentinels": SentinelConfig,
-        "rollout": RolloutConfig,
-        "batch": BatchConfig,
-        "trainer": TrainerConfig,
-    }
-    if loss is not None:
-        groups["loss"] = registry.loss_class(loss)
+    groups = GROUPS if loss is None else {**GROUPS, "loss": registry.loss_class(loss)}
     return {group: _node(cls) for group, cls in groups.items()}
 
 
