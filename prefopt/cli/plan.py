@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefopt.cli.arguments import Parser, at_least
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefopt.config.run_config import RunConfig
     from prefopt.planning.plan import Plan
     from prefopt.planning.sharded import ShardedPlan
+    from prefopt.planning.staged import StagedPlan
 
 EXAMPLES = """examples:
   prefopt plan loss=simpo model.path=MODEL data.path=FILE
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="prefopt plan",
         description="Estimate the steps, tokens, memory by part and time of a run before it starts, and warn. Takes "
         "the overrides of `prefopt train`, also those that change no estimate, such as tracking=wandb. Loads the model "
-        "and runs two short rows of the data; trains nothing.",
+        "and runs two short rows of the data; trains nothing. Of a run with stages, plans each and adds them up.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     from prefopt.common.quiet import quiet
     from prefopt.config.compose import compose
-    from prefopt.planning.plan import plan
+    from prefopt.planning.staged import plan_stages
 
     for name, default in OF_SHAPES.items():
         if getattr(args, name) != default:
@@ -79,14 +80,31 @@ def _plan_run(args: argparse.Namespace) -> dict[str, Any]:
     quiet(keep_data_bars=True)
     named = device(args.device) if args.device else None
     config = compose(args.overrides, refuse_unread=True)
-    found = plan(config, named)
+    found = plan_stages(config, named)
     if not args.json:
-        _print_plan(config, found, args.overrides)
+        _print_stages(config, found, args.overrides)
     return {"config": config.plain(), **found.plain()}
 
 
-def _print_plan(config: RunConfig, found: Plan, overrides: Iterable[str]) -> None:
+def _print_stages(config: RunConfig, found: StagedPlan, overrides: Sequence[str]) -> None:
     console = Console(highlight=False, markup=False)
+    for stage, planned in found.stages:
+        if planned is None:
+            console.print(f"stage {stage.name}: {stage.config.loss_name}, found in {stage.folder}; takes nothing")
+        else:
+            console.print(f"stage {stage.name}, in {stage.folder}:")
+            _print_plan(console, stage.config, planned, overrides)
+        console.print()
+    if found.stages:
+        console.print(f"stage {config.loss_name}, the last, from {found.stages[-1][0].folder}:")
+    _print_plan(console, config, found.last, overrides)
+    if found.stages:
+        total = found.total()
+        console.print(f"\nin all: {total['steps']:,} steps, about {_duration(total['seconds'])}, at most "
+                      f"{total['memory_gib']:.2f} GiB at once")  # fmt: skip
+
+
+def _print_plan(console: Console, config: RunConfig, found: Plan, overrides: Iterable[str]) -> None:
     schedule, plain = found.schedule, config.plain()
     settings = " ".join(f"{key}={value}" for key, value in plain["loss"].items() if key != "name")
     console.print(f"{config.loss_name} {settings}".rstrip())
@@ -159,6 +177,7 @@ def _check_counted(config: RunConfig) -> None:
         (bool(trainer["fp16"]), "trainer.bf16=true"),
         ("adam" not in str(trainer["optim"]), "trainer.optim=adamw_torch"),
         (config.source != "offline", "source=offline"),
+        (bool(config.stages), "no stages"),
     ]
     if wrong := [option for is_wrong, option in ignored if is_wrong]:
         raise UserError(f"--model-shape counts full tuning in bfloat16 with Adam on given records: {', '.join(wrong)}; "

@@ -13,6 +13,7 @@ libraries    of the process before a model is there (on an accelerator: its cont
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Memory:
         return {name: round(value / 2**30, 4) for name, value in (asdict(self) | {"total": self.total}).items()}
 
 
+@cache  # a later plan of the same process must not count what the first one loaded
 def library_bytes() -> int:
     """Measure this process once all libraries of a run are loaded and used: a toy model takes a few steps.
 

@@ -100,7 +100,7 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, device: Device | None = None) -> Plan:
+def plan(config: RunConfig, device: Device | None = None, *, tuned: bool = False) -> Plan:
     """Plan what `prefopt train` would do with this configuration.
 
     Prepares the data and loads the model as the run would, and runs two short rows of its own records forward and back.
@@ -109,6 +109,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     Args:
         config: the configuration of the run.
         device: another device than this machine's.
+        tuned: the run starts from what a stage before it makes of the model, so that it is no base model.
 
     Raises:
         UserError: anything that the run itself would reject.
@@ -139,7 +140,7 @@ def plan(config: RunConfig, device: Device | None = None) -> Plan:
     )  # fmt: skip
     if device is not None:
         found = _on_device(found, device, run, work)
-    return replace(found, warnings=_warnings(run, found))
+    return replace(found, warnings=_warnings(run, found, tuned=tuned))
 
 
 class _Run:
@@ -301,7 +302,7 @@ def _on_device(found: Plan, device: Device, run: _Run, work: _Work) -> Plan:
     )
 
 
-def _warnings(run: _Run, found: Plan) -> list[str]:
+def _warnings(run: _Run, found: Plan, *, tuned: bool) -> list[str]:
     config, model, records = run.config, run.model, run.data.train
     adapters, weights = bool(getattr(model, "peft_config", None)), count_weights(model)[2]
     rate = float(run.arguments.learning_rate)
@@ -313,7 +314,7 @@ def _warnings(run: _Run, found: Plan) -> list[str]:
         *advice.learning_rate(config.loss, config.loss_name, rate, adapters=adapters, weights=weights),
         *advice.adapters(model),
         *filter(None, [precision_advice(run.kind, config.model.dtype, config.trainer)]),
-        *advice.not_tuned(model, run.tokenizer, answered, run.needs.data),
+        *([] if tuned else advice.not_tuned(model, run.tokenizer, answered, run.needs.data)),
         *([] if run.samples is None or found.measured else [NOT_SAMPLED]),
         *advice.memory(found.memory.total / 2**30, found.limit_gib, found.device),
     ]

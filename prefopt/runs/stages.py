@@ -8,7 +8,8 @@ SFT.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from prefopt.common.processes import is_first_process, process_count
 from prefopt.config.effects import Effect, options_with
 from prefopt.config.run_config import RunConfig
 from prefopt.config.stage_overrides import check_names
+from prefopt.errors import UserError
 from prefopt.runs.resolve_reward import digest_of_reward
 from prefopt.runs.run import check_training, run
 from prefopt.runs.sampling_rounds import content_of, rounds_as_stages, state_of_model
@@ -46,37 +48,78 @@ def run_stages(
     Raises:
         UserError, TrainingError: as `prefopt.runs.run.run`; a stage's name cannot be used.
     """
-    config = rounds_as_stages(config)
-    check_names(config.stages)
-    if config.stages:  # else the run itself does
-        for each in (*config.stages.values(), config):
+    stages, last = in_a_row(config)
+    if stages:  # else the run itself does
+        for each in (*(stage.config for stage in stages), last):
             check_training(each)
-    before: dict[str, Any] | None = None
     done: list[dict[str, Any]] = []
-    for name, stage in config.stages.items():
-        stage = _from(stage, before)
-        digest = fingerprint(stage, before["digest"] if before else None)
-        folder = Path(config.stages_folder) / f"{name}-{digest}"
-        with _locked(folder):
-            found = (folder / "summary.json").exists()
-            log(f"stage {name}: {stage.loss_name}, {'found in' if found else 'in'} {folder}")
+    for stage in stages:
+        with _locked(stage.folder):
+            found = stage.is_finished()
+            log(f"stage {stage.name}: {stage.config.loss_name}, {'found in' if found else 'in'} {stage.folder}")
             if not found:
-                run(dataclasses.replace(stage, output_dir=folder), log=log)
-        before = {"name": name, "digest": digest, "folder": str(folder), "method": stage.loss_name, "found": found}
-        done.append(before)
+                run(stage.config, log=log)
+        done.append({"name": stage.name, "digest": stage.digest, "folder": str(stage.folder),
+                     "method": stage.config.loss_name, "found": found})  # fmt: skip
     if done:
-        log(f"stage {config.loss_name}: the last, from {done[-1]['folder']}")
-    summary = run(dataclasses.replace(_from(config, before), stages={}), log=log)
+        log(f"stage {last.loss_name}: the last, from {done[-1]['folder']}")
+    summary = run(last, log=log)
     if done and is_first_process():
-        write_json(config.output_dir / STAGES, done)
+        write_json(last.output_dir / STAGES, done)
     return summary
 
 
-def _from(config: RunConfig, before: Mapping[str, Any] | None) -> RunConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run before the last.
+
+    Attributes:
+        name: as in `config.stages`.
+        digest: the fingerprint of everything that its model depends on.
+        config: as it runs in `folder`, from the model of the stage before.
+    """
+
+    name: str
+    digest: str
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """Named after the digest, so that every run that needs this stage finds it."""
+        return self.config.output_dir
+
+    def is_finished(self) -> bool:
+        """Whether an earlier call has left its model."""
+        return (self.folder / "summary.json").exists()
+
+
+def in_a_row(config: RunConfig) -> tuple[list[Stage], RunConfig]:
+    """The stages of a configuration and its last run, each with the model of the one before as its start.
+
+    Raises:
+        UserError: a stage's name cannot be used, or the next cannot start from its model.
+    """
+    config = rounds_as_stages(config)
+    check_names(config.stages)
+    stages: list[Stage] = []
+    for name, own in config.stages.items():
+        started = _from(own, stages[-1] if stages else None)
+        digest = fingerprint(started, stages[-1].digest if stages else None)
+        folder = Path(config.stages_folder) / f"{name}-{digest}"
+        stages.append(Stage(name=name, digest=digest, config=dataclasses.replace(started, output_dir=folder)))
+    last = dataclasses.replace(_from(config, stages[-1] if stages else None), stages={})
+    for stage, following in itertools.pairwise([*(stage.config for stage in stages), last]):
+        if stage.loss.needs.reward_model and not following.loss.needs.reward_model:
+            raise UserError(f"stages: loss={stage.loss_name} trains a reward model, which loss={following.loss_name} "
+                            "cannot start from: train it alone, and give its folder as reward=RUN")  # fmt: skip
+    return stages, last
+
+
+def _from(config: RunConfig, before: Stage | None) -> RunConfig:
     """The configuration of a stage, with the model of the stage before it."""
     if before is None:
         return config
-    final = str(Path(before["folder"], "final").resolve())  # so that it can be found from any folder
+    final = str((before.folder / "final").resolve())  # so that it can be found from any folder
     return dataclasses.replace(config, model=dataclasses.replace(config.model, path=final, revision=None))
 
 
