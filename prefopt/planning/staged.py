@@ -11,7 +11,7 @@ from prefopt.errors import UserError
 from prefopt.planning.devices import Device
 from prefopt.planning.plan import Plan, plan
 from prefopt.runs.resolve import resolved
-from prefopt.runs.stages import Stage, in_a_row
+from prefopt.runs.stages import StageRun, in_a_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class StagedPlan:
         last: the plan of the run itself.
     """
 
-    stages: list[tuple[Stage, Plan | None]]
+    stages: list[tuple[StageRun, Plan | None]]
     last: Plan
 
     def plain(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def plan_stages(config: RunConfig, device: Device | None = None) -> StagedPlan:
         UserError: anything that a stage would reject, with its name.
     """
     stages, last = in_a_row(config)
-    plans: list[tuple[Stage, Plan | None]] = []
+    plans: list[tuple[StageRun, Plan | None]] = []
     start: RunConfig | None = None  # of the first stage that has not run; every later one is planned on its model
     for stage in stages:
         if start is None and stage.is_finished():
@@ -86,7 +86,7 @@ def _plan(name: str, config: RunConfig, start: RunConfig | None, device: Device 
         give_back()  # the next plan must not count this one's memory
 
 
-def _start_of_next(stage: Stage, start: RunConfig | None) -> RunConfig:
+def _start_of_next(stage: StageRun, start: RunConfig | None) -> RunConfig:
     """What the stage behind this one is planned on: the model that exists, and the template that this stage saves."""
     if start is None:
         return resolved(stage.config)

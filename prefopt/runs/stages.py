@@ -70,7 +70,7 @@ def run_stages(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageRun:
     """A run before the last.
 
     Attributes:
@@ -93,7 +93,7 @@ class Stage:
         return (self.folder / "summary.json").exists()
 
 
-def in_a_row(config: RunConfig) -> tuple[list[Stage], RunConfig]:
+def in_a_row(config: RunConfig) -> tuple[list[StageRun], RunConfig]:
     """The stages of a configuration and its last run, each with the model of the one before as its start.
 
     Raises:
@@ -101,12 +101,12 @@ def in_a_row(config: RunConfig) -> tuple[list[Stage], RunConfig]:
     """
     config = rounds_as_stages(config)
     check_names(config.stages)
-    stages: list[Stage] = []
+    stages: list[StageRun] = []
     for name, own in config.stages.items():
         started = _from(own, stages[-1] if stages else None)
         digest = fingerprint(started, stages[-1].digest if stages else None)
         folder = Path(config.stages_folder) / f"{name}-{digest}"
-        stages.append(Stage(name=name, digest=digest, config=dataclasses.replace(started, output_dir=folder)))
+        stages.append(StageRun(name=name, digest=digest, config=dataclasses.replace(started, output_dir=folder)))
     last = dataclasses.replace(_from(config, stages[-1] if stages else None), stages={})
     for stage, following in itertools.pairwise([*(stage.config for stage in stages), last]):
         if stage.loss.needs.reward_model and not following.loss.needs.reward_model:
@@ -115,7 +115,7 @@ def in_a_row(config: RunConfig) -> tuple[list[Stage], RunConfig]:
     return stages, last
 
 
-def _from(config: RunConfig, before: Stage | None) -> RunConfig:
+def _from(config: RunConfig, before: StageRun | None) -> RunConfig:
     """The configuration of a stage, with the model of the stage before it."""
     if before is None:
         return config
