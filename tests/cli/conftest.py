@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from markupsafe import Markup
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import worlds
 from prefopt.cli import main
 from prefopt.worlds.build import WorldFiles
 from tests.data.tiny import tokenizer
+
+
+@pytest.fixture(autouse=True)
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have the words of their charts alone: drawing takes a third of a tiny run, and is tested in tests/report."""
+
+    def sketch(lines: Any, style: Any, axes: Any, *, summary: str) -> Markup:
+        return Markup('<svg role="img" aria-label="{}"></svg>').format(summary)
+
+    for page in ("run_page", "comparison_page"):
+        monkeypatch.setattr(f"prefopt.report.{page}.small_chart", sketch)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import pytest
 from prefopt.cli import compare_jobs, main
 from prefopt.compare import workers
 from prefopt.compare.jobs import Job, JobResult
-from tests.cli.conftest import model_folder, pairs_file
+from tests.cli.conftest import model_folder, pairs_file, sketched
 
-__all__ = ["model_folder", "pairs_file"]
+__all__ = ["model_folder", "pairs_file", "sketched"]
 
 Hold = Callable[..., dict[str, Any]]
 PROMPTS = 8  # of each half of the held-out pairs

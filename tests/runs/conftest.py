@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import main
-from tests.cli.conftest import model_folder, pairs_file, run
+from tests.cli.conftest import model_folder, pairs_file, run, sketched
 
-__all__ = ["model_folder", "pairs_file", "run"]
+__all__ = ["model_folder", "pairs_file", "run", "sketched"]
 
 
 @pytest.fixture(scope="session")
