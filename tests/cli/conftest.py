@@ -21,7 +21,7 @@ from tests.data.tiny import tokenizer
 
 @pytest.fixture(autouse=True)
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages have the words of their charts alone: drawing takes a third of a tiny run, and is tested in tests/report."""
+    """Pages have the words of their charts alone: drawing takes a third of a tiny run; tests/report tests it."""
 
     def sketch(lines: Any, style: Any, axes: Any, *, summary: str) -> Markup:
         return Markup('<svg role="img" aria-label="{}"></svg>').format(summary)
