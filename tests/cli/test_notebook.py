@@ -32,6 +32,11 @@ def result(model_folder: Path, pairs_file: Path, tmp_path_factory: pytest.TempPa
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def sketched() -> None:
+    """Figures are rendered here."""
+
+
 def test_a_result_shows_itself(result: TrainResult) -> None:
     table = result.table()
     assert list(table.columns) == ["base", "tuned", "change"]

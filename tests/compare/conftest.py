@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,21 @@ import pytest
 
 from prefopt.cli import compare_jobs, main
 from prefopt.compare import workers
+from prefopt.compare.frontier import at_matched_kl
 from prefopt.compare.jobs import Job, JobResult
+from prefopt.report import comparison_page
 from tests.cli.conftest import model_folder, pairs_file, sketched
 
 __all__ = ["model_folder", "pairs_file", "sketched"]
 
 Hold = Callable[..., dict[str, Any]]
 PROMPTS = 8  # of each half of the held-out pairs
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each method's frontier, which tests/compare/test_frontier.py tests."""
+    monkeypatch.setattr(comparison_page, "at_matched_kl", partial(at_matched_kl, resamples=50))
 
 
 @pytest.fixture(scope="session")
