@@ -14,7 +14,7 @@ from tests.source import LAYERS, House
 
 # Where a figure still misses its goal, what it is allowed to be; a bound rises only with what prefopt can do.
 NOT_YET = {
-    "lines": 53_500,
+    "lines": 53_800,
 }
 
 

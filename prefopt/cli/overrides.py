@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from prefopt.config.check_values import OF_COMPARE, check_values
 from prefopt.config.options import (
     CLASSES,
     OF_PATHS,
@@ -84,10 +85,11 @@ ALL = "`prefopt train --cfg job` prints all options"
 
 
 def check_overrides(verb: str, argv: list[str]) -> None:
-    """Check the names of options, losses and presets; values are checked with the configuration.
+    """Check the names of options, losses and presets, and values that are wrong whatever the other options are.
 
     Raises:
-        UserError: an unknown loss, preset or option, with the one that was probably meant.
+        UserError: an unknown loss, preset or option, with the one that was probably meant; a value that its option
+            cannot have.
     """
     if verb not in VERBS:
         return
@@ -109,6 +111,9 @@ def check_overrides(verb: str, argv: list[str]) -> None:
         if loss not in (names := choices()["loss"]) and not more:
             known_names = [*names, *(name + ONLINE for name in names if "@" in loss)]
             raise UserError(f"unknown loss {loss!r}{nearest(loss, known_names)}; `prefopt losses` prints the menu")
+    if not {"-h", "--help"} & {*argv}:
+        check_values(argv)
+        check_values(argv if verb == "compare" else (), OF_COMPARE)
 
 
 def check_files(verb: str, argv: Sequence[str]) -> None:

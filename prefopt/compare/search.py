@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.compare.spec import Budget
 from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 
@@ -85,8 +86,7 @@ def settings(config: RunConfig, trials: int, score: Score = lambda setting: None
     Raises:
         UserError: `trials` is below 1, or the plugin's search space is invalid.
     """
-    if trials < 1:
-        raise UserError(f"budget.trials={trials} must be at least 1")
+    Budget.LIMITS["trials"].check("budget.trials", trials)
     rate = float(config.trainer["learning_rate"])
     name, values = strengths(config.loss, config.loss_name)
     first = values.index(getattr(config.loss, name)) if name is not None else 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.common.option_limits import Limits, above, at_least, check_limits
 from prefopt.common.smallest_effects import DEVIATIONS, SHARE, WORLD_REWARD
 from prefopt.errors import UserError
 from prefopt.losses import registry
@@ -55,20 +56,22 @@ class Method:
 class Budget:
     """What each method may spend on the search for its setting."""
 
+    LIMITS: ClassVar[Limits] = {"trials": at_least(1), "max_kl": above(0, otherwise="null for no bound")}
+
     trials: int = 4  # settings (strength and learning rate) tried on validation prompts; 1 takes the first untried
     # A trial that moved further from the start (nats a text, KL) counts as diverged, and the next one has a lower rate;
     # drawing 1,000 texts and keeping the best costs 5.9. None: none does
     max_kl: float | None = 10.0
 
-    def check(self) -> None:
-        """Raise UserError for a bound that no run could keep."""
-        if self.max_kl is not None and not self.max_kl > 0:
-            raise UserError(f"budget.max_kl={self.max_kl} must be above 0, in nats a text; null: no bound")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
     """How a trained model is measured; part of the key of a finished job."""
+
+    LIMITS: ClassVar[Limits] = {
+        "prompts": at_least(2, otherwise="null for the default, since a KL needs several prompts"),
+        "samples_per_prompt": at_least(1, otherwise="null for the default"), "texts": at_least(0),
+    }  # fmt: skip
 
     # that every model continues; None: 512 of a world, else 128 with a judge, else evaluation.kl_prompts
     prompts: int | None = None
@@ -77,21 +80,6 @@ class MeasureConfig:
     texts: int = 6  # continuations kept for reading side by side
     judge: str | None = None  # the folder of a reward model, or module:function
     tasks: tuple[str, ...] = ()  # names or YAML files of lm-evaluation-harness tasks
-
-    def check(self) -> None:
-        """Check the numbers of prompts, samples and texts.
-
-        Raises:
-            UserError: one of them is too small.
-        """
-        if self.prompts is not None and self.prompts < 2:
-            raise UserError(f"measure.prompts={self.prompts} must be at least 2: a KL needs several prompts; leave it "
-                            "out for the default")  # fmt: skip
-        if self.samples_per_prompt is not None and self.samples_per_prompt < 1:
-            raise UserError(f"measure.samples_per_prompt={self.samples_per_prompt} must be at least 1; leave it out "
-                            "for the default")  # fmt: skip
-        if self.texts < 0:
-            raise UserError(f"measure.texts={self.texts} must be at least 0")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,6 +168,8 @@ class Comparison:
             first method on the policy's own samples a second name, too, and runs on changed rewards.
     """
 
+    LIMITS: ClassVar[Limits] = {"seeds": at_least(1)}
+
     methods: tuple[Method, ...]
     overrides: tuple[str, ...] = ()
     budget: Budget = field(default_factory=Budget)
@@ -195,10 +185,9 @@ class Comparison:
         """
         if not self.methods:
             raise UserError("there is nothing to compare: give losses=[dpo,ipo,simpo]; `prefopt losses` is the menu")
-        if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds} must be at least 1; fewer than 5 show little")
-        self.measure.check()
-        self.budget.check()
+        check_limits(self.LIMITS, self)
+        check_limits(Budget.LIMITS, self.budget, "budget")
+        check_limits(MeasureConfig.LIMITS, self.measure, "measure")
         for method in self.methods:
             if method.name == BASE or (method.name == SFT and method.loss != SFT):
                 meaning = "the model before training" if method.name == BASE else "SFT on the chosen side"

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from prefopt.common.files import write_text
+from prefopt.common.option_limits import check_limits
 from prefopt.common.redact import one_line, redact
 from prefopt.config.experiments import from_file
 from prefopt.config.explain import explain, initialized, not_composed, sections
@@ -282,7 +283,9 @@ def run_config(config: DictConfig, own: Mapping[str, Sequence[str]] | None = Non
         stages_folder=Path(config.stages_folder),
         **groups,
     )
-    made.evaluation.check()
+    for group, value in groups.items():
+        check_limits(getattr(value, "LIMITS", {}), value, group)
+    check_limits(TrainerConfig.LIMITS, made.trainer, "trainer")
     made.check_source()
     return made
 

@@ -12,9 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from prefopt.config.check_values import KINDS, wrong_kind
 from prefopt.errors import UserError, first_line, nearest
 
-KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+OF_NODES = {"Float": float, "Integer": int, "Boolean": bool}  # as OmegaConf names them in messages
 
 
 def initialized() -> AbstractContextManager[Any]:
@@ -68,11 +69,10 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
 def _wrong_value(override: str, message: str) -> str:
     """OmegaConf's message about the value of an override, in the words of a user."""
     found = re.fullmatch(r"Value '.*' of type '\w+' could not be converted to (\w+)", message)
-    if found is None or found[1] not in KINDS:
+    if found is None or found[1] not in OF_NODES:
         return f"{override}: {message}"
     key, _, value = override.partition("=")
-    value = value.strip("'")  # of Hydra's grammar
-    return f"{key} is {KINDS[found[1]]}, not {value!r}" if value else f"{key}= has no value: give {KINDS[found[1]]}"
+    return str(wrong_kind(key, value.strip("'"), KINDS[OF_NODES[found[1]]]))  # quoted by Hydra's grammar
 
 
 def not_composed(error: Exception, overrides: list[str]) -> UserError:

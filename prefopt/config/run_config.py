@@ -6,11 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from prefopt.common.option_limits import Limits, at_least, check_limits, one_of
 from prefopt.config.tracking import TrackingConfig
 from prefopt.data.data_config import DataConfig
-from prefopt.errors import UserError, nearest
+from prefopt.errors import UserError
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.peft_config import PeftConfig
 from prefopt.plugin import Loss
@@ -19,26 +20,27 @@ from prefopt.train.sentinels import SentinelConfig
 from prefopt.train.sources.rollout_config import RolloutConfig
 
 SOURCES = ("offline", "samples", "rollouts")
+PROGRESS = ("auto", "rich", "plain", "quiet", "json")  # `prefopt.runs.progress`
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
     """What the model writes on held-out prompts before and after training. The defaults of the group `evaluation`."""
 
+    LIMITS: ClassVar[Limits] = {"texts": at_least(0), "kl_prompts": at_least(0), "max_new_tokens": at_least(1)}
+
     texts: int = 3  # prompts continued greedily before and after, for reading
     kl_prompts: int = 32  # prompts continued at temperature 1, to measure KL(policy || reference)
     max_new_tokens: int = 128
-
-    def check(self) -> None:
-        """Raise UserError for a value that cannot be used."""
-        for name, least in (("texts", 0), ("kl_prompts", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
 
 
 @dataclass(kw_only=True)
 class RunConfig:
     """Everything that a run depends on."""
+
+    LIMITS: ClassVar[Limits] = {
+        "source": one_of(*SOURCES), "rounds": at_least(1), "progress": one_of(*PROGRESS), "seed": at_least(0),
+    }  # fmt: skip
 
     loss: Loss
     loss_name: str
@@ -70,8 +72,7 @@ class RunConfig:
 
     def check_source(self) -> None:
         """Raise UserError where source, reward and loss do not fit together."""
-        if self.source not in SOURCES:
-            raise UserError(f"source={self.source} is not one of {', '.join(SOURCES)}{nearest(self.source, SOURCES)}")
+        check_limits(self.LIMITS, self)
         if self.source != "rollouts" and self.loss.needs.only_own_samples:
             raise UserError(f"loss={self.loss_name} learns from the policy's own samples: add source=rollouts and "
                             "reward=world, a reward model or a function (docs/own_samples.md)")  # fmt: skip

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prefopt.common.environment import environment_kept
 from prefopt.common.files import check_not_link
+from prefopt.common.option_limits import Limits, one_of
 from prefopt.errors import UserError, nearest
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio", "mlflow": "mlflow"}  # our extras
@@ -23,6 +24,8 @@ VARIABLES = ("WANDB_PROJECT", "WANDB_DIR", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_
 @dataclass(kw_only=True)
 class TrackingConfig:
     """The defaults of the Hydra group `tracking`."""
+
+    LIMITS: ClassVar[Limits] = {"mode": one_of("online", "offline", "disabled")}
 
     report_to: str = "none"  # wandb, tensorboard, trackio, mlflow, or another of transformers' integrations
     project: str = "prefopt"  # of wandb and trackio; the experiment of mlflow

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING, OmegaConf
 
+from prefopt.common.option_limits import Limits, at_least, check_limits, one_of
 from prefopt.data.fields import code_of
 from prefopt.data.row_facts import reserved
 from prefopt.errors import UserError
@@ -17,14 +18,6 @@ INSTRUCTIONS = "world/instructions"
 WORLDS = ("world", INSTRUCTIONS)  # `prefopt.worlds` builds them
 MEANINGS = (*SIDES, "desirable", "undesirable")
 FORMAT = ("template", "date", "chat_template_kwargs", "system")  # options of how a model's prompts are written
-CHOICES = {
-    "truncation": ("drop", "keep_end", "keep_start"),
-    "pairs_from": (None, "best_worst", "all", "adjacent"),
-    "annotators": ("auto", "merge", "separate"),
-    "ties": ("auto", "drop", "keep", "split"),
-    "train_on": (None, "all_turns", "last_turn"),
-    "system": ("keep", "merge", "drop"),
-}
 
 
 @dataclass(kw_only=True)
@@ -49,6 +42,20 @@ class DataConfig:
     `path` is a file (.json, .jsonl, .parquet, .csv, .arrow, each also .gz or .zst), a folder of such files or one that
     `datasets` saved, or a name on the hub. Instead of it, `mixture` gives several weighted sources.
     """
+
+    LIMITS: ClassVar[Limits] = {
+        "truncation": one_of("drop", "keep_end", "keep_start"),
+        "pairs_from": one_of("best_worst", "all", "adjacent"),
+        "annotators": one_of("auto", "merge", "separate"),
+        "ties": one_of("auto", "drop", "keep", "split"),
+        "train_on": one_of("all_turns", "last_turn"),
+        "system": one_of("keep", "merge", "drop"),
+        "eval_fraction": at_least(0, below=1),
+        "eval_records": at_least(0),
+        "max_length": at_least(2),
+        "max_records": at_least(1, otherwise="null for all"),
+        "num_proc": at_least(1, otherwise="null to choose by the number of records"),
+    }
 
     path: str | None = None
     world: dict[str, Any] = field(default_factory=dict)  # path=world: knobs of `prefopt.worlds`: docs/world.md
@@ -86,9 +93,7 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise UserError where settings are out of range or exclude each other."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"data.{name}={getattr(self, name)} is not one of {[a for a in allowed if a]}")
+        check_limits(self.LIMITS, self, "data")
         if self.world:
             raise UserError(f"data.world is for the paths world and world/instructions, not for data.path={self.path}")
         if bool(self.path) == bool(self.mixture):
@@ -106,20 +111,12 @@ class DataConfig:
             raise UserError(
                 "data.eval_split needs data.path; hold out of a mixture with data.eval_path or eval_records"
             )
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"data.eval_fraction={self.eval_fraction} must be at least 0 and below 1")
-        for name in ("eval_records", "max_length"):
-            if (getattr(self, name) or 0) < (least := 2 if name == "max_length" else 0):
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}")
         try:
             datetime.date.fromisoformat(self.date)
         except ValueError as error:
             raise UserError(f"data.date={self.date} is not a date such as 2024-07-26") from error
         if wrong := reserved(self.chat_template_kwargs):
             raise UserError(f"data.chat_template_kwargs has {wrong!r}, which prefopt gives the template itself")
-        for name, otherwise in (("max_records", "for all"), ("num_proc", "to choose by the number of records")):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1, or null {otherwise}")
 
     @property
     def is_world(self) -> bool:

@@ -20,8 +20,10 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from prefopt.common.option_limits import check_limits
 from prefopt.data.images.inputs import attach as attach_inputs
 from prefopt.errors import PrefoptError, UserError, first_line, is_panic, of_machine
+from prefopt.models import model_config
 from prefopt.models.adapters import (
     BASE,
     attach,
@@ -38,7 +40,7 @@ from prefopt.models.model_config import ModelConfig
 from prefopt.models.peft_config import PeftConfig
 from prefopt.models.processor import has_processor, load_image_inputs, takes_images
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in model_config.DTYPES}
 
 
 def resolve(path: str) -> str:
@@ -145,8 +147,7 @@ def quantized(config: ModelConfig) -> Any:
     """
     if config.quantization is None:
         return None
-    if config.quantization != "nf4":
-        raise UserError(f"model.quantization={config.quantization} is not one of null, nf4")
+    check_limits(config.LIMITS, config, "model")
     if not torch.cuda.is_available():
         raise UserError("model.quantization=nf4 needs a CUDA device, and there is none here: use peft=lora")
     if find_spec("bitsandbytes") is None:
@@ -167,8 +168,7 @@ def _base_of(saved: dict[str, Any]) -> str:
 
 
 def dtype_of(config: ModelConfig) -> torch.dtype:
-    if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
+    check_limits(config.LIMITS, config, "model")
     return DTYPES[config.dtype]
 
 

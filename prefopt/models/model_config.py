@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from prefopt.common.option_limits import Limits, one_of
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """The model of a run. The defaults of the group `model`."""
+
+    LIMITS: ClassVar[Limits] = {"dtype": one_of(*DTYPES), "quantization": one_of("nf4")}
 
     path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
     revision: str | None = None  # of a hub id

@@ -14,10 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from prefopt.plugin.hyperparameters import comments as comments
 from prefopt.plugin.hyperparameters import require as require
@@ -27,7 +24,10 @@ from prefopt.plugin.needs import Data as Data
 from prefopt.plugin.needs import Needs as Needs
 from prefopt.plugin.needs import Vocab as Vocab
 
-State = Mapping[str, Tensor]
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
 SearchSpace = Mapping[str, tuple[float, ...]]  # one hyper-parameter -> four values to try, in rising order
 
 
@@ -188,7 +188,8 @@ class Logps:
         given = (self.token, *(getattr(self, statistic.value) for statistic in Vocab))
         per_token: Tensor | None = next((value for value in given if value is not None), None)
         per_token = self.per_token if per_token is None else per_token
-        return torch.arange(per_token.shape[-1], device=self.sum.device) < self.num_tokens.unsqueeze(-1)
+        positions = self.num_tokens.long().new_ones(per_token.shape[-1]).cumsum(-1)  # 1, 2, ..., T
+        return positions <= self.num_tokens.unsqueeze(-1)
 
     def vocab(self, name: str) -> Tensor:
         """(B, T) a whole-vocabulary statistic by name; raises where the batch has none."""
@@ -296,7 +297,7 @@ AnyLogps = PairLogps | UnpairedLogps | ListLogps | DemoLogps
 
 def _precise(value: Tensor) -> Tensor:
     """At least float32: bfloat16 has 8 bits, too few for differences and means of log-probs."""
-    return value if value.dtype == torch.float64 else value.float()
+    return value if value.element_size() == 8 else value.float()
 
 
 def _same_shape(like: Tensor | None, value: Tensor | None, name: str) -> None:

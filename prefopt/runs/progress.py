@@ -28,7 +28,7 @@ from prefopt.common.json_output import finite, json_stream
 from prefopt.common.memory_usage import memory_gib
 from prefopt.common.processes import is_first_process
 from prefopt.common.redact import printable
-from prefopt.errors import UserError, nearest
+from prefopt.config.run_config import RunConfig
 
 WARNING = "warning: "
 MOST_LINES = 100  # of a whole run in plain mode
@@ -275,7 +275,6 @@ class JsonProgress(RunProgress):
 
 
 DISPLAYS = {"rich": RichProgress, "plain": PlainProgress, "quiet": RunProgress, "json": JsonProgress}
-MODES = ("auto", *DISPLAYS)
 
 
 def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProgress:
@@ -290,8 +289,7 @@ def run_progress(mode: str, label: str, stream: TextIO | None = None) -> RunProg
     Raises:
         UserError: there is no such mode.
     """
-    if mode not in MODES:
-        raise UserError(f"progress={mode} is not one of {', '.join(MODES)}{nearest(mode, MODES)}")
+    RunConfig.LIMITS["progress"].check("progress", mode)
     if stream is None:
         stream = json_stream() if mode == "json" else sys.stdout
     if not is_first_process():

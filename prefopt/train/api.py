@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from prefopt.common.option_limits import check_limits
 from prefopt.data.images.inputs import inputs_of
 from prefopt.data.tokens import TokenRecord
 from prefopt.engine.cpu import keep_large_buffers
@@ -152,8 +153,7 @@ def build(model: Any, loss: Loss, records: Sequence[TokenRecord], **settings: An
 def _build(model: Any, loss: Loss, records: Sequence[TokenRecord], given: Settings, clock: Clock) -> PreferenceTrainer:
     """`clock` is called with the time of the reference pass, if there is one: fingerprint, store and forwards."""
     needs, batch = loss.needs, given.batch or BatchConfig()
-    if batch.records < 1:
-        raise UserError(f"batch.records must be at least 1, got {batch.records}")
+    check_limits(batch.LIMITS, batch, "batch")
     if needs.only_own_samples and given.reward is None:
         raise UserError("this loss learns from the policy's own samples: train with source=rollouts and a reward")
     if given.value_model is not None and not needs.values:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-from prefopt.engine.layout import Layout
+from prefopt.common.option_limits import Limits, at_least, one_of
 from prefopt.engine.packing import row_tokens
-from prefopt.train.sources.feed import Feed
+
+if TYPE_CHECKING:  # options are checked before torch is loaded
+    from prefopt.engine.layout import Layout
+    from prefopt.train.sources.feed import Feed
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """How records become batches. The defaults of the Hydra group `batch`."""
+
+    LIMITS: ClassVar[Limits] = {
+        "records": at_least(1), "max_tokens": at_least(1), "layout": one_of("auto", "tree", "padded"),
+    }  # fmt: skip
 
     records: int = 32  # records of one optimizer step, on all processes together
     max_tokens: int | None = None  # positions of one forward on one device: memory, not results; None: by the device

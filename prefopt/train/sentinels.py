@@ -8,7 +8,9 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from prefopt.common.option_limits import Limits, at_least
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,11 @@ Sign = tuple[str, float, float, Mapping[str, Any]]  # name, value, bound, what e
 @dataclass(frozen=True, kw_only=True)
 class SentinelConfig:
     """The bounds. The defaults of the Hydra group `sentinels`; null switches one off."""
+
+    LIMITS: ClassVar[Limits] = {
+        "kl": at_least(0), "chosen_fall": at_least(0), "easy_records": at_least(1), "easy_steps": at_least(0),
+        "margin": at_least(0), "length_ratio": at_least(1), "tie_steps": at_least(1),
+    }  # fmt: skip
 
     stop: bool = False  # end the run at the first warning, after a checkpoint (exit code 3)
     measure: bool = False  # sample texts at evaluations in training too, for `kl` and `length_ratio`; else at the end

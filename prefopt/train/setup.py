@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_sched
 from transformers.trainer_pt_utils import get_parameter_names
 
 from prefopt.common.environment import environment_kept
+from prefopt.common.option_limits import check_limits
 from prefopt.data.images.inputs import has_images, inputs_of
 from prefopt.data.token_table import TokenTable
 from prefopt.data.tokens import Ids, TokenRecord
@@ -31,6 +31,7 @@ from prefopt.train.arguments import autocast, computed_in
 from prefopt.train.metrics import figure_names
 from prefopt.train.settings import RunReference
 from prefopt.train.sources.source import RecordSource
+from prefopt.train.trainer_config import OWN, TrainerConfig
 
 # Weights that do not decay: of layer norms, and those with such names.
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -52,15 +53,7 @@ def check_options(args: TrainingArguments, loss: Loss, measured: Collection[str]
         loss: the plugin.
         measured: names of figures that are measured beside the loss's.
     """
-    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise UserError(f"trainer.{name}={getattr(args, name)} must be a number of at least 0")
-    if args.max_steps < -1:
-        raise UserError(f"trainer.max_steps={args.max_steps} must be a number of steps, or -1 for whole epochs")
-    if args.data_seed is not None and args.data_seed < 0:
-        raise UserError(f"trainer.data_seed={args.data_seed} must be at least 0")
-    if args.max_steps <= 0 and not 0 <= args.num_train_epochs < math.inf:
-        raise UserError(f"trainer.num_train_epochs={args.num_train_epochs} must be a number of at least 0")
+    check_limits({name: limit for name, limit in TrainerConfig.LIMITS.items() if name not in OWN}, args, "trainer")
     try:
         optimizer = make_optimizer(args, nn.Linear(1, 1))
     except Exception as error:  # of torch, of transformers, of a package that is not installed
@@ -99,8 +92,7 @@ def check_router_loss(model: Any, weight: float) -> None:
         UserError: no weight of a loss; the model has no experts; or its config asks for a loss of its router, which
             only the option adds.
     """
-    if not 0 <= weight < math.inf:
-        raise UserError(f"trainer.router_aux_loss={weight} must be a number of at least 0")
+    TrainerConfig.LIMITS["router_aux_loss"].check("trainer.router_aux_loss", weight)
     if weight:
         if not hasattr(unwrap(model).config.get_text_config(), "num_experts_per_tok"):
             raise UserError(f"trainer.router_aux_loss={weight} balances experts, and {type(unwrap(model)).__name__} "

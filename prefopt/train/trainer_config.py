@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from prefopt.common.option_limits import Limits, OneOfEnum, above, at_least
 from prefopt.errors import UserError
 
 
@@ -18,6 +19,20 @@ class TrainerConfig:
     Options that this trainer would ignore (per-device batch sizes, gradient accumulation, label smoothing …) are left
     out, so that giving one is an error instead of nothing.
     """
+
+    LIMITS: ClassVar[Limits] = {
+        "learning_rate": at_least(0), "lr_scheduler_type": OneOfEnum("trainer_utils.py:SchedulerType"),
+        "warmup_steps": at_least(0), "max_steps": at_least(-1), "num_train_epochs": at_least(0),
+        "optim": OneOfEnum("training_args.py:OptimizerNames"), "weight_decay": at_least(0),
+        "adam_beta1": at_least(0, below=1), "adam_beta2": at_least(0, below=1), "adam_epsilon": at_least(0),
+        "max_grad_norm": at_least(0), "logging_strategy": OneOfEnum("trainer_utils.py:IntervalStrategy"),
+        "logging_steps": above(0), "eval_strategy": OneOfEnum("trainer_utils.py:IntervalStrategy"),
+        "eval_steps": above(0), "eval_delay": at_least(0),
+        "save_strategy": OneOfEnum("trainer_utils.py:SaveStrategy"), "save_steps": above(0),
+        "save_total_limit": at_least(1), "data_seed": at_least(0), "dataloader_num_workers": at_least(0),
+        "ddp_timeout": at_least(1), "ddp_bucket_cap_mb": at_least(1), "early_stopping_patience": at_least(1),
+        "early_stopping_threshold": at_least(0), "router_aux_loss": at_least(0),
+    }  # fmt: skip
 
     learning_rate: float = 1e-6  # of the optimizer, at its highest
     lr_scheduler_type: str = "cosine"  # cosine, linear, constant, constant_with_warmup and others of transformers

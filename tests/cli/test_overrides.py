@@ -27,10 +27,10 @@ def test_every_option_is_read_or_refused(verb: str) -> None:
     given = [*flags, "model"]
     for option in OPTIONS:
         if any(fnmatch(option, pattern) for pattern in READS[verb]):
-            check_overrides(name, [*given, f"{option}=1"])
+            check_overrides(name, [*given, f"{option}=null"])
             continue
         with pytest.raises(UserError, match=f"{option}: `prefopt {verb}` does not read it .*; leave it out"):
-            check_overrides(name, [*given, f"{option}=1"])
+            check_overrides(name, [*given, f"{option}=null"])
 
 
 def test_files_and_a_verbs_own_options_are_no_options_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

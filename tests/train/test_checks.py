@@ -117,7 +117,7 @@ def test_a_record_over_the_budget_is_named_before_training(tmp_path: Path) -> No
         ({"per_device_train_batch_size": 2}, "is not an option here"),
         ({"lerning_rate": 1e-3}, "did you mean 'learning_rate'"),
         ({"optim": "no_such_optimizer"}, "no_such_optimizer"),
-        ({"batch": BatchConfig(records=0)}, "batch.records must be at least 1"),
+        ({"batch": BatchConfig(records=0)}, "batch.records=0 must be at least 1"),
         ({"batch": BatchConfig(layout="flat")}, "not one of auto, tree, padded"),
     ],
 )

@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
+from prefopt.common.option_limits import Limits, above, at_least, check_limits, one_of
 from prefopt.errors import UserError
 from prefopt.plugin import Data, Loss, traits
 from prefopt.train.sources.labels import LabelRule, check_samples
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = ("own", "vllm")
 CORRECTIONS = ("token_clip", "sequence_mask")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How samples are drawn and labelled. The defaults of the Hydra group `rollout`."""
+
+    LIMITS: ClassVar[Limits] = {
+        "num_generations": at_least(1), "max_new_tokens": at_least(1), "updates": at_least(1),
+        "temperature": above(0), "label_temperature": above(0), "missing_end_penalty": at_least(0),
+        "sampler": one_of("own", "vllm"), "correction": one_of(*CORRECTIONS), "correction_limit": above(1),
+        "max_stale": at_least(0),
+    }  # fmt: skip
 
     num_generations: int = 4  # samples of each prompt; a step has batch.records prompts
     max_new_tokens: int = 128  # a text that is longer is cut off, without an end token
@@ -51,14 +59,7 @@ class RolloutConfig:
 
     def check_samples(self, loss: Loss) -> None:
         """Raise UserError for a value that samples cannot be drawn or labelled with for a loss."""
-        for name in ("num_generations", "max_new_tokens", "updates"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1")
-        for name in ("temperature", "label_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"rollout.{name}={getattr(self, name)} must be above 0 and finite")
-        if not 0 <= self.missing_end_penalty < float("inf"):
-            raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty} must be 0 or more, and finite")
+        check_limits(self.LIMITS, self, "rollout")
         if self.missing_end_penalty and not traits(loss).scores_cut_off:
             raise UserError(f"rollout.missing_end_penalty={self.missing_end_penalty}: this loss does not read the "
                             "scores of texts that were cut off: leave it out, or set loss.cut_off=SCORE")  # fmt: skip
@@ -73,8 +74,6 @@ class RolloutConfig:
 
     def _check_sampler(self, loss: Loss) -> None:
         """Another sampler has other numerics, which a loss that learns from ratios must correct for."""
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"rollout.sampler={self.sampler} is not one of {', '.join(SAMPLERS)}")
         given = [name for name in ("url", "correction") if getattr(self, name) is not None]
         if self.sampler == "own":
             if given or self.max_stale:
@@ -83,10 +82,6 @@ class RolloutConfig:
             return
         if self.url is None:
             raise UserError("rollout.sampler=vllm needs rollout.url, such as http://localhost:8000")
-        if self.correction not in (None, *CORRECTIONS):
-            raise UserError(f"rollout.correction={self.correction} is not one of {', '.join(CORRECTIONS)}")
-        if not 1 < self.correction_limit < float("inf") or self.max_stale < 0:
-            raise UserError("rollout.correction_limit must be above 1 and finite, and rollout.max_stale at least 0")
         if loss.needs.opponent:
             raise UserError("this loss needs texts of an opponent, which the server does not write: leave out "
                             "rollout.sampler=vllm")  # fmt: skip

@@ -188,7 +188,7 @@ def test_a_forward_has_room_for_the_samples_of_a_prompt_in_its_layout(layout: st
 
 
 def test_options_of_the_trainer_are_checked_as_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.learning_rate=-1\.0 must be a number of at least 0"):
+    with pytest.raises(UserError, match=r"trainer\.learning_rate=-1\.0 must be at least 0"):
         own_texts.run("rloo", tmp_path, learning_rate=-1.0)
 
 
