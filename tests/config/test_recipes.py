@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from prefopt.cli import main
 from prefopt.config.compose import compose
+from prefopt.config.run_config import RunConfig
 from prefopt.losses import registry
+from tests.cli.conftest import sketched
+
+__all__ = ["sketched"]
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -20,9 +25,14 @@ ASK_FOR_DATA = ("smollm2_lora", "apertus2025_qrpo_8b")
 CORE = ("dpo", "simpo", "orpo", "kto", "ipo")
 
 
+@cache
+def composed(name: str) -> RunConfig:
+    return compose([f"experiment={name}"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_composes(name: str) -> None:
-    config = compose([f"experiment={name}", *(["data.path=pairs.json"] if name in ASK_FOR_DATA else [])])
+    config = composed(name) if name not in ASK_FOR_DATA else compose([f"experiment={name}", "data.path=pairs.json"])
     assert config.model.path
     for stage in config.stages.values():
         assert stage.loss_name == "sft"
@@ -30,7 +40,7 @@ def test_composes(name: str) -> None:
 
 
 def test_every_core_method_has_a_recipe_of_its_paper_and_a_small_one() -> None:
-    methods = {name: compose([f"experiment={name}"]).loss_name for name in PAPERS}
+    methods = {name: composed(name).loss_name for name in PAPERS}
     for method in CORE:
         family = [name for name, loss in methods.items() if loss.split("_")[0] == method]
         assert [n for n in family if n.endswith("_world")], method
@@ -74,7 +84,7 @@ def test_every_setting_says_where_it_is_from(name: str) -> None:
     ],
 )
 def test_numbers_of_the_sources(name: str, loss: dict[str, float], records: int, rate: float) -> None:
-    config = compose([f"experiment={name}"])
+    config = composed(name)
     assert config.loss == registry.load(config.loss_name, **loss)
     assert config.batch.records == records
     assert config.trainer["learning_rate"] == rate
@@ -87,4 +97,4 @@ def test_the_small_ones_run(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["train", f"experiment={name}", *given, "output_dir=out"]) == 0
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["steps"] == 2
-    assert summary["method"] == compose([f"experiment={name}"]).loss_name
+    assert summary["method"] == composed(name).loss_name

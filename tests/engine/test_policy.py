@@ -129,6 +129,7 @@ def test_no_causal_language_model() -> None:
         Policy(families.model("mamba"), "tree")
 
 
+@pytest.mark.slow
 def test_wrappers_go_around_the_policy() -> None:
     """DDP and FSDP2 in two processes; each asserts what its process finds."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -27,7 +27,7 @@ from prefopt.engine.gates import TOLERANCE
 from prefopt.engine.scoring import score
 from prefopt.errors import PrefoptError, UserError
 from prefopt.models.adapters import is_adapted
-from prefopt.models.export_folder import check
+from prefopt.models.export_folder import ExportCheck, check
 from prefopt.models.load import load_as_trained, load_model
 from prefopt.models.model_config import ModelConfig
 from prefopt.models.processor import load_image_inputs
@@ -129,6 +129,7 @@ def test_the_check_runs_without_prefopt() -> None:
     assert "import of prefopt halted" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_check_is_held_to_the_precision(finished: dict[str, Path], tmp_path: Path) -> None:
     done = export(finished["none"], tmp_path / "out")
     assert done.check.error <= done.check.tolerance == TOLERANCE[torch.float32]
@@ -181,7 +182,7 @@ def test_a_taken_folder_and_an_unfinished_run_are_refused(
 def test_push_uploads_the_finished_folder(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Against a stand-in for the hub: which calls are made, with what."""
+    """Against a stand-in for the hub: which calls are made, with what. The check of the folder has tests of its own."""
     import huggingface_hub
 
     calls: list[tuple[str, dict[str, Any]]] = []
@@ -194,6 +195,7 @@ def test_push_uploads_the_finished_folder(
             calls.append(("upload", given | {"files": sorted(p.name for p in Path(given["folder_path"]).iterdir())}))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(module, "check", lambda *_: ExportCheck(tokens=8, error=0.0, tolerance=1e-4))
     out = tmp_path / "out"
     given = ["export", str(finished["none"]), "--to", str(out), "--dtype", "bfloat16", "--push", "me/tuned"]
     assert main(given) == 0
