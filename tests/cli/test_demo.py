@@ -23,7 +23,7 @@ def test_demo(
     world_files: WorldFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    size = DemoSize(steps=4, prompts=16, samples_per_prompt=2)
+    size = DemoSize(steps=2, prompts=16, samples_per_prompt=2)
     rows = demo.run(tmp_path / "demo", size=size, world=ReviewWorld(pairs=256))
     printed = capsys.readouterr().out
     assert all(row.name in printed for row in rows)
@@ -47,17 +47,17 @@ def test_demo(
     start = by_method["dpo"]["curve"][0]
     assert (start["step"], start["accuracy"]) == (0, 0.5)
     assert start["chosen_change"] == start["rejected_change"] == 0  # before the first step policy is reference
-    assert [point["step"] for point in by_method["dpo"]["curve"]] == [0, 1, 2, 3, 4]
+    assert [point["step"] for point in by_method["dpo"]["curve"]] == [0, 1, 2]
     # the last point of the curve and the evaluation look at the same pairs with the same weights
-    assert by_method["rlhf"]["samples"] == 4 * 128
-    assert by_method["rlhf"]["tokens_sampled"] > 4 * 128
+    assert by_method["rlhf"]["samples"] == 2 * 128
+    assert by_method["rlhf"]["tokens_sampled"] > 2 * 128
     for result in results[2:]:
         assert result["curve"][-1]["chosen_change"] == pytest.approx(result["chosen_change"], abs=1e-4)
         assert result["curve"][-1]["rejected_change"] == pytest.approx(result["rejected_change"], abs=1e-4)
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(row.name in page for row in rows)
     assert "Five ways" in page
-    assert "It cost 512 texts of its own" in page
+    assert "It cost 256 texts of its own" in page
 
 
 def test_methods_on_own_samples_say_so() -> None:

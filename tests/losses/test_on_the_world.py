@@ -55,6 +55,7 @@ def records(world_files: WorldFiles) -> dict[Data, list[TokenRecord]]:
     return {Data.PAIRS: pairs, Data.LISTS: fours, Data.UNPAIRED: singles, Data.DEMONSTRATIONS: pairs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLINE)
 def test_five_steps(name: str, world_files: WorldFiles, records: dict[Data, list[TokenRecord]], tmp_path: Path) -> None:
     loss = example(load_class(name))

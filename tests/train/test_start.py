@@ -32,7 +32,10 @@ def _first(name: str, folder: Path, dtype: torch.dtype, **batch: Any) -> tuple[f
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name in OFFLINE],
+    [
+        *((name, torch.float32) for name in OFFLINE),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in OFFLINE),
+    ],
 )
 def test_the_first_step_is_the_same_in_every_split_and_layout(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """A relu or a sort at policy = reference is decided by the loss, not by the rounding of two forwards."""
