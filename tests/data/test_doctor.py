@@ -277,16 +277,6 @@ def test_tokens(tmp_path: Path) -> None:
     assert report.costs[-1]["dropped"] == 0
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_check_of_every_file(shared_data: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", str(shared_data / name), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    _, kind, rows = FILES[name]
-    assert (found["rows"], found["kind"]) == (rows, kind.value)
-    assert found["kept"] + sum(reason["count"] for reason in found["rejected"].values()) == rows
-    assert all({"figure", "threshold", "ok"} <= set(finding) for finding in found["findings"].values())
-
-
 ODDITIES = {
     "llama-factory/dpo_en_demo.json": {"duplicate_rows": 5, "control_characters": 1},
     "llama-factory/kto_en_demo.json": {
@@ -298,10 +288,16 @@ ODDITIES = {
 }
 
 
-@pytest.mark.parametrize("name", ODDITIES)
-def test_oddities_of_the_real_files(shared_data: Path, name: str) -> None:
-    found = figures(examine(DataConfig(path=str(shared_data / name))))
-    assert {key: found[key] for key in ODDITIES[name]} == ODDITIES[name]
+@pytest.mark.parametrize("name", FILES)
+def test_check_of_every_file(shared_data: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(shared_data / name), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    _, kind, rows = FILES[name]
+    assert (found["rows"], found["kind"]) == (rows, kind.value)
+    assert found["kept"] + sum(reason["count"] for reason in found["rejected"].values()) == rows
+    assert all({"figure", "threshold", "ok"} <= set(finding) for finding in found["findings"].values())
+    oddities = ODDITIES.get(name, {})
+    assert {key: found["findings"][key]["figure"] for key in oddities} == oddities
 
 
 def test_threshold_fails_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from prefopt.data import DataConfig, Rejection, prepare, read, to_view
+from prefopt.data.reader import ReadResult
 from prefopt.data.schemas.prompts import transcript
 from prefopt.plugin import Data
 from tests.data.tiny import tokenizer
@@ -25,6 +27,11 @@ FILES = {
 }
 
 
+@cache
+def read_file(path: Path) -> ReadResult:
+    return read(DataConfig(path=str(path)))
+
+
 def rows_of(rejections: list[Rejection], reason: str) -> list[int]:
     return [int(r.source.rsplit(":", 1)[1]) for r in rejections if r.reason == reason]
 
@@ -32,13 +39,13 @@ def rows_of(rejections: list[Rejection], reason: str) -> list[int]:
 @pytest.mark.parametrize("name", FILES)
 def test_schema_and_rows(shared_data: Path, name: str) -> None:
     schema, kind, rows = FILES[name]
-    found = read(DataConfig(path=str(shared_data / name)))
+    found = read_file(shared_data / name)
     assert (found.schema, found.records[0].kind, found.counts["rows"]) == (schema, kind, rows)
     assert len(found.records) + len(found.rejections) == rows
 
 
 def test_hh_rlhf(shared_data: Path) -> None:
-    found = read(DataConfig(path=str(shared_data / "hh-rlhf/harmless-base-test.jsonl.gz")))
+    found = read_file(shared_data / "hh-rlhf/harmless-base-test.jsonl.gz")
     assert rows_of(found.rejections, "empty_completion") == [86, 516, 925, 1103]
     assert len(found.records) == 2312 - 4
     several = [r.source for r in found.records if not all(isinstance(c, str) for c in r.completions)]
@@ -46,20 +53,20 @@ def test_hh_rlhf(shared_data: Path) -> None:
 
 
 def test_identical_sides(shared_data: Path) -> None:
-    found = read(DataConfig(path=str(shared_data / "llms-from-scratch/instruction-data-with-preference.json")))
+    found = read_file(shared_data / "llms-from-scratch/instruction-data-with-preference.json")
     assert rows_of(found.rejections, "identical_sides") == [122, 226, 400, 566, 628, 676]
     assert len(found.records) == 1100 - 6
 
 
 def test_duplicate_rows_have_ids_of_their_own(shared_data: Path) -> None:
-    found = read(DataConfig(path=str(shared_data / "llama-factory/dpo_en_demo.json")))
+    found = read_file(shared_data / "llama-factory/dpo_en_demo.json")
     ids = [record.id for record in found.records]
     assert len(set(ids)) == 300
     assert sum("-" in name for name in ids) == 5
 
 
 def test_gsm8k_views(shared_data: Path) -> None:
-    records = read(DataConfig(path=str(shared_data / "gsm8k/example_model_solutions.jsonl.gz"))).records
+    records = read_file(shared_data / "gsm8k/example_model_solutions.jsonl.gz").records
     pairs = to_view(records, Data.PAIRS, pairs_from="all")
     assert len(pairs.records) == 2429
     assert pairs.counts["rejected/no_preference"] == 432 + 156  # all wrong, all right
@@ -89,12 +96,12 @@ def test_hh_rlhf_dialogues(shared_data: Path) -> None:
         for side in ("chosen", "rejected")
     )
     assert marked == 73  # speakers inside the text are no turns
-    records = read(DataConfig(path=str(path))).records
+    records = read_file(path).records
     assert round(sum(len(record.prompt) > 1 for record in records) / len(records), 2) == 0.71
 
 
 def test_sharegpt_turns(shared_data: Path) -> None:
-    records = read(DataConfig(path=str(shared_data / "llama-factory/dpo_en_demo.json"))).records
+    records = read_file(shared_data / "llama-factory/dpo_en_demo.json").records
     roles = [[turn["role"] for turn in record.prompt if not isinstance(turn, str)] for record in records]
     assert sum(turns[0] == "system" for turns in roles) == 80
     assert sum(turns.count("user") > 1 for turns in roles) == 106
@@ -102,16 +109,16 @@ def test_sharegpt_turns(shared_data: Path) -> None:
 
 
 def test_labels_and_parts(shared_data: Path) -> None:
-    labelled = read(DataConfig(path=str(shared_data / "llama-factory/kto_en_demo.json"))).records
+    labelled = read_file(shared_data / "llama-factory/kto_en_demo.json").records
     assert [sum(record.desirable is side for record in labelled) for side in (True, False)] == [150, 150]
-    parts = read(DataConfig(path=str(shared_data / "llama-factory/v1_dpo_demo.jsonl"))).records
+    parts = read_file(shared_data / "llama-factory/v1_dpo_demo.jsonl").records
     assert all(isinstance(text, str) for record in parts for text in record.completions)
 
 
 def test_inputs(shared_data: Path) -> None:
     path = shared_data / "llms-from-scratch/instruction-data-with-preference.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
-    records = read(DataConfig(path=str(path))).records
+    records = read_file(path).records
     asked = {record.source.rsplit(":", 1)[1]: record.prompt[-1]["content"] for record in records}  # type: ignore[index]
     bare = [i for i, row in enumerate(rows) if not row["input"]]
     assert len(bare) == 775
