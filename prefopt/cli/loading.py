@@ -62,11 +62,13 @@ def configuration(name: str, overrides: Sequence[str]) -> RunConfig:
     if not data_given:
         raise UserError(f"on which data? {name} is not a run folder, so name some: data.path=FILE (or data=PRESET)")
     chosen = _of_other_data(name, given)
+    config = compose([*chosen, *overrides])
+    if config.data.is_world:
+        return config
     if not given & {"data.eval_path", "data.eval_split", "data.eval_records", "data.eval_fraction"}:
         chosen.append("data.eval_records=0")  # all of it, unless the preset has a split of its own
-    config = compose([*chosen, *overrides])
-    if "loss" in given or config.data.is_world:
-        return config
+    if "loss" in given:
+        return compose([*chosen, *overrides])
     return compose([*chosen, f"loss={_loss_for(config.data)}", *overrides])
 
 

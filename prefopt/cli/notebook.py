@@ -99,11 +99,11 @@ class TrainResult(api.Result):
     def __repr__(self) -> str:
         state = self.trainer.state
         head = f"{self.method}: {state.global_step} steps in {self.seconds:.1f} s"
-        return f"{head}\n{self.table().to_string(float_format='{:.4f}'.format)}" if self.after else head
+        return f"{head}\n{self.table().to_string(float_format='{:z.4f}'.format)}" if self.after else head
 
     def _repr_html_(self) -> str:
         head = html.escape(repr(self).splitlines()[0])
-        return f"<p>{head}</p>{self.table().to_html(float_format='{:.4f}'.format)}"
+        return f"<p>{head}</p>{self.table().to_html(float_format='{:z.4f}'.format)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class CompareResult:
     def _repr_html_(self) -> str:
         shown = self.table()[["value", "low", "high", "kl", "against_best", "setting"]]
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in repr(self).splitlines())
-        return f"{lines}{shown.to_html(float_format='{:.3f}'.format)}"
+        return f"{lines}{shown.to_html(float_format='{:z.3f}'.format)}"
 
 
 def train(

@@ -117,7 +117,7 @@ def _of_models(standings: Sequence[Standing]) -> Iterator[str]:
     kl = {s.name: s.figures["kl"] for s in rivals if s.figures.get("kl", 0) > 0 and s.name != SFT}
     if kl and max(kl.values()) > max(UNEQUAL_KL * min(kl.values()), LEAST_KL):
         low, high = min(kl, key=kl.__getitem__), max(kl, key=kl.__getitem__)
-        yield (f"unequal KL: {low} moved {kl[low]:.2f} nats from the start, {high} {kl[high]:.2f}; see the metric at "
+        yield (f"unequal KL: {low} moved {kl[low]:z.2f} nats from the start, {high} {kl[high]:z.2f}; see the metric at "
                "matched KL, too")  # fmt: skip
 
 

@@ -90,8 +90,8 @@ def kl_warning(measured: Measurement, samples: int) -> str | None:
         return None
     kl, plain = measured.figures["kl"], measured.figures["kl_monte_carlo"]
     return (
-        f"the two estimates of KL disagree on {samples} samples: {kl:.3f} by exact distributions, {plain:.3f} by "
-        f"Monte-Carlo, a difference of {gap.value / gap.se:+.1f} standard errors"
+        f"the two estimates of KL disagree on {samples} samples: {kl:z.3f} by exact distributions, {plain:z.3f} by "
+        f"Monte-Carlo, a difference of {gap.value / gap.se:+z.1f} standard errors"
     )
 
 

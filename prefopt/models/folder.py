@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from prefopt.common.bounds import is_costly
 from prefopt.errors import UserError
 from prefopt.models.gguf import check_no_gguf
+from prefopt.models.hub import check_on_hub
 
 BACKENDS = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
 GROWTH = 64  # a text may become so many times as long; published tokenizers stay below 2
@@ -36,7 +37,8 @@ def check_path(path: str, *, weights: bool) -> None:
     if os.path.isfile(path):
         raise UserError(f"model.path={path} is a file: give the folder that it is in")
     names = os.listdir(path) if os.path.isdir(path) else None
-    if names is None:  # a hub id
+    if names is None:
+        check_on_hub(path)
         return
     if "final" in names and "config.yaml" in names:
         raise UserError(f"model.path={path} is the folder of a run: give {path}/final, its model")

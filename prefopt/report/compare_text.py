@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import shorten
 
 from rich import box
 from rich.text import Text
@@ -13,7 +14,7 @@ from prefopt.compare.outcome import ComparisonOutcome, Standing
 from prefopt.compare.results import train_command
 from prefopt.compare.spec import BASE, METRICS, SFT
 from prefopt.compare.statistics import Interval, verdict_of
-from prefopt.report.formatting import listed, number
+from prefopt.report.formatting import listed, number, signed
 
 TASK = "task/"  # prefix of the figures of tasks
 ONE_RUN = {  # costs of one final run
@@ -97,8 +98,8 @@ def markdown(result: ComparisonOutcome) -> str:
     lines += ["", "| | against | difference | effect | p (Holm) | verdict |", "|---|---|---:|---:|---:|---|"]
     for pair in result.pairs:
         lines.append(
-            f"| {pair.a} | {pair.b} | {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}] | "
-            f"{pair.effect:+.2f} | {pair.p_holm:.2g} | {pair.describe()} |"
+            f"| {pair.a} | {pair.b} | {signed(pair.difference, 3)} [{signed(pair.low, 3)}, {signed(pair.high, 3)}] | "
+            f"{signed(pair.effect)} | {pair.p_holm:.2g} | {pair.describe()} |"
         )
     lines += ["", *(f"- {warning}" for warning in result.warnings), "", "    " + result.command, ""]
     lines += [f"    {train_command(result.comparison, s.runs)}" for s in result.standings if s.runs.chosen is not None]
@@ -126,8 +127,8 @@ def _task_lines(result: ComparisonOutcome) -> list[str]:
     def cell(s: Standing, name: str) -> str:
         if name not in s.figures:
             return "–"
-        change = f" ({s.figures[name] - start[name]:+.3f})" if s is not base and name in start else ""
-        return f"{s.figures[name]:.3f}{change}"
+        change = f" ({signed(s.figures[name] - start[name], 3)})" if s is not base and name in start else ""
+        return f"{number(s.figures[name], 3)}{change}"
 
     table = [["tasks (change against base)", *(name.removeprefix(TASK) for name in names)]]
     table += [[s.name, *(cell(s, name) for name in names)] for s in result.standings]
@@ -137,7 +138,7 @@ def _task_lines(result: ComparisonOutcome) -> list[str]:
 
 def _with_interval(value: Interval, digits: int) -> str:
     """Format a mean and its interval, where there is one."""
-    low, point, high = (f"{number:+.{digits}f}" for number in (value.low, value.point, value.high))
+    low, point, high = (number(one, digits) for one in (value.low, value.point, value.high))
     return point if math.isnan(value.low) else f"{point} [{low}, {high}]"
 
 
@@ -160,8 +161,10 @@ def print_outcome(console: Console, result: ComparisonOutcome) -> None:
     for s in result.standings:
         pair = verdict_of(result.pairs, s.name, best) if best else None
         value = _with_interval(s.value, 2) if s.value else "failed"
-        verdict = "best by number" if s.name == best else pair.describe() if pair else s.reason[:60]
-        kl = f"{s.figures['kl']:.2f}" if "kl" in s.figures else ""
+        verdict = (
+            "best by number" if s.name == best else pair.describe() if pair else shorten(s.reason, 60, placeholder=" …")
+        )
+        kl = number(s.figures["kl"]) if "kl" in s.figures else ""
         bought = ["" if math.isnan(s.cost[name]) else f"{s.cost[name]:,.0f}" for name in ("labels", "tokens_sampled")]
         row = (s.name, value, kl, verdict, s.setting, f"{s.cost['train_seconds']:.1f}", *bought)
         table.add_row(*(Text(printable(cell)) for cell in row))

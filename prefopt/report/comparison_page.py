@@ -34,7 +34,7 @@ from prefopt.report.figures import (
     small_chart,
     styles,
 )
-from prefopt.report.formatting import signed
+from prefopt.report.formatting import number, signed
 from prefopt.report.page import PAGE, render, write_page
 
 Drawn = TypeVar("Drawn")  # a figure, or the element of a page that shows it
@@ -132,7 +132,7 @@ def final_models(result: ComparisonOutcome, look: Mapping[str, Style], draw: Cal
         return None
     points = [Point(s.name, s.figures["kl"], s.value.point, *_errors(s, result.metric)) for s in there if s.value]
     title = METRICS[result.metric].title
-    summary = f"{title} against KL: " + "; ".join(f"{p.label} KL {p.x:.2f}, {p.y:.2f}" for p in points)
+    summary = f"{title} against KL: " + "; ".join(f"{p.label} KL {number(p.x)}, {number(p.y)}" for p in points)
     return draw(points, look, Axes(x="KL to the start (nats per text)", y=title.lower()), summary=summary)
 
 
@@ -230,7 +230,8 @@ def _held_out_changes(result: ComparisonOutcome) -> Markup | None:
 
     series = [dots("chosen_change", "chosen"), dots("rejected_change", "rejected")]
     summary = "Change of log-prob: " + "; ".join(
-        f"{s.name} chosen {s.figures['chosen_change']:.2f}, rejected {s.figures.get('rejected_change', math.nan):.2f}"
+        f"{s.name} chosen {number(s.figures['chosen_change'])}, "
+        f"rejected {number(s.figures.get('rejected_change', math.nan))}"
         for s in there
     )
     axes = Axes(x="change of held-out log-prob (nats per text)", y="")

@@ -136,7 +136,7 @@ def _frontier(rows: Sequence[DemoRow], look: dict[str, Style], facts: DemoFacts)
     furthest = max(point.x for point in points)
     reached = [(n, kl, e.value) for n, kl, e in facts.best_of_n if kl <= 1.15 * furthest]
     yardstick = Curve(f"best of n (n = {reached[-1][0]})", [kl for _, kl, _ in reached], [r for _, _, r in reached])
-    summary = "Reward against KL: " + "; ".join(f"{p.label} KL {p.x:.2f} reward {p.y:.2f}" for p in points)
+    summary = "Reward against KL: " + "; ".join(f"{p.label} KL {number(p.x)} reward {number(p.y)}" for p in points)
     axes = Axes(x="KL to the reference (nats per text)", y="true reward")
     return scatter(points, look, axes, yardstick=yardstick, summary=summary)
 

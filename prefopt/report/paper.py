@@ -70,9 +70,9 @@ def latex(result: ComparisonOutcome, how: str) -> str:
     rows = [
         {
             "method": s.name,
-            metric: f"{s.value.point:.2f}" if s.value else "failed",
+            metric: f"{s.value.point:z.2f}" if s.value else "failed",
             "95 % interval": _interval(s),
-            "KL": f"{s.figures['kl']:.2f}" if "kl" in s.figures else "–",
+            "KL": f"{s.figures['kl']:z.2f}" if "kl" in s.figures else "–",
             "against the best": _verdict(result, s),
             "setting": s.setting or "–",
         }
@@ -103,7 +103,7 @@ def numbers(result: ComparisonOutcome, s: Standing) -> dict[str, Any]:
 
 
 def _interval(s: Standing) -> str:
-    return "–" if s.value is None or math.isnan(s.value.low) else f"[{s.value.low:.2f}, {s.value.high:.2f}]"
+    return "–" if s.value is None or math.isnan(s.value.low) else f"[{s.value.low:z.2f}, {s.value.high:z.2f}]"
 
 
 def _verdict(result: ComparisonOutcome, s: Standing) -> str:

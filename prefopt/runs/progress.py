@@ -37,13 +37,13 @@ REFERENCE_SECONDS = 30  # between two lines about the reference's log-probs in p
 # What is shown, by the first name that was logged, and how. A log-ratio is log-prob less the reference's, in nats, on
 # the batch: it says where each side goes, and is no KL. A KL is shown where one was measured.
 FIGURES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("loss",), "loss {:.4f}"),
-    (("reward",), "reward {:+.3f}"),
+    (("loss",), "loss {:z.4f}"),
+    (("reward",), "reward {:+z.3f}"),
     (("rewards/accuracies", "accuracies/logps"), "accuracy {:.0%}"),
-    (("rewards/margins", "margins/logps"), "margin {:+.3f}"),
-    (("kl",), "KL {:.2f} nats"),
-    (("ratios/chosen",), "log-ratio chosen {:+.2f}"),
-    (("ratios/rejected",), "rejected {:+.2f}"),
+    (("rewards/margins", "margins/logps"), "margin {:+z.3f}"),
+    (("kl",), "KL {:z.2f} nats"),
+    (("ratios/chosen",), "log-ratio chosen {:+z.2f}"),
+    (("ratios/rejected",), "rejected {:+z.2f}"),
     (("tokens_per_second",), "{:,.0f} tokens/s"),
     (("memory_gib",), "{:.2f} GiB"),
 )

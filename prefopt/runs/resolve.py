@@ -31,12 +31,13 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def resolved_data(data: DataConfig) -> DataConfig:
-    """The configuration of data that can be read. Of a world, its validation pairs are held out by default."""
+    """The configuration of data that can be read. Of a world, its validation pairs are held out by default;
+    `data.eval_records=0` holds out nothing."""
     if not data.is_world:
         return data
     files = worlds.resolve(data.world, str(data.path))
-    held_out = data.eval_path or data.eval_records or data.eval_fraction
-    eval_path = data.eval_path if held_out else str(files.validation)
+    by_default = data.eval_path is None and data.eval_records is None and not data.eval_fraction
+    eval_path = str(files.validation) if by_default else data.eval_path
     return dataclasses.replace(data, path=str(files.train), eval_path=eval_path, world={})
 
 

@@ -47,7 +47,10 @@ def _checkpoint(out: Path, resume: str, log: Callable[[str], None]) -> Path | No
         return folder
     if resume == "auto":
         found = last_whole(out, log)
-        log(f"resume=auto: resuming from {found}" if found else "resume=auto: nothing to resume from, starting anew")
+        if found:
+            log(f"resume=auto: resuming from {found}")
+        elif (out / "manifest.json").exists():
+            log(f"resume=auto: an earlier run in {out} left no checkpoint; starting anew")
         return found
     if checkpoints(out):
         raise UserError(f"resume=never, but output_dir={out} has checkpoints: choose another folder, or delete them")

@@ -26,6 +26,7 @@ from prefopt.data.formats import is_data
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
+from prefopt.models.hub import check_on_hub
 from prefopt.models.load import load_model, load_tokenizer
 from prefopt.models.model_config import ModelConfig
 from prefopt.runs.resolve import resolve_path
@@ -232,7 +233,7 @@ def _foreign(config: Any) -> str | None:
     if not isinstance(config, dict):
         return "it is no mapping of options"
     hints = typing.get_type_hints(RunConfig)
-    known = [name for name in hints if name != "loss_name"]
+    known = [field.name for field in dataclasses.fields(RunConfig) if field.name != "loss_name"]
     groups = [name for name in known if dataclasses.is_dataclass(hints[name])] + ["loss", "trainer", "stages"]
     for key, value in config.items():
         if key not in known:
@@ -323,6 +324,10 @@ def model_path(name: str, data: DataConfig | None = None) -> str:
     beside = [one.name for one in folder.parent.iterdir() if is_run(one)] if folder.parent.is_dir() else []
     if beside and not folder.exists() and "/" in name:  # the hub would be asked for it
         raise UserError(f"there is no run {name}{nearest(folder.name, beside, str(folder.parent))}")
+    if name not in worlds.MODELS:
+        runs = [str(one) for one in Path("runs").iterdir() if is_run(one)] if Path("runs").is_dir() else []
+        here = [one.name for one in Path().iterdir() if one.is_dir()]
+        check_on_hub(name, hint=nearest(name, [*runs, *here, *worlds.MODELS]))
     return resolve_path(name, data)
 
 

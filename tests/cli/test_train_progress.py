@@ -51,7 +51,7 @@ def test_quiet_says_warnings_alone_and_not_on_stdout(run: Run, capsys: pytest.Ca
 def test_an_unknown_mode_is_refused_before_anything_is_made(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("progress=jsn") == 2
     assert "did you mean 'json'?" in capsys.readouterr().err
-    assert not list(run.out.iterdir())
+    assert not run.out.exists()
 
 
 def test_a_kl_that_was_measured_stays_in_sight(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
+import prefopt
 from prefopt.compare.results import plain
 from prefopt.compare.spec import Comparison, Method
 from prefopt.report.compare_text import finding, markdown
@@ -55,6 +58,21 @@ def test_tasks_are_listed_with_their_change() -> None:
             final.figures["task/arc/acc"] = value
     said = markdown(outcome(*rows))
     assert "| tasks (change against base) | arc/acc |" in said
-    assert "| a | 0.125 (-0.125) |" in said
+    assert "| a | 0.125 (−0.125) |" in said
     assert "| base | 0.250 |" in said
     assert "arc" not in markdown(outcome(runs("base", 0.0), runs("sft", 0.0), runs("a", 1.0)))
+
+
+def test_a_figure_that_rounds_to_zero_has_no_sign_and_only_differences_have_a_plus() -> None:
+    shown = markdown(outcome(runs("base", 0.0), runs("sft", 1.0), runs("a", 0.5)))
+    assert not re.search(r"[-−]0\.0+(?![0-9])", shown)
+    assert re.search(r"^\| sft \| 1\.0", shown, re.MULTILINE), "a reward is no difference"
+    assert re.search(r"^\| sft \| base \| \+1\.\d+ \[\+", shown, re.MULTILINE)
+
+
+def test_every_signed_format_of_the_package_writes_zero_without_a_sign() -> None:
+    """`z` of a format specification turns "-0.00" into "0.00"; `prefopt.report.formatting` does it for pages."""
+    package = Path(prefopt.__file__).parent
+    signed = re.compile(r":\+,?\.\d")
+    wrong = [file.name for file in package.rglob("*.py") if signed.search(file.read_text(encoding="utf-8"))]
+    assert wrong == []

@@ -37,6 +37,7 @@ def test_the_worlds_validation_pairs_are_held_out_where_nothing_else_is() -> Non
     found = resolved_data(DataConfig(path="world", world={"label_flips": 0.2}))
     assert (found.path, found.eval_path, found.world) == ("/world/train", "/world/validation", {})
     assert resolved_data(DataConfig(path="world", eval_records=8)).eval_path is None
+    assert resolved_data(DataConfig(path="world", eval_records=0)).eval_path is None
     assert resolved_data(DataConfig(path="world")).eval_path is not None
     assert resolved_data(DataConfig(path="world", eval_path="mine.jsonl")).eval_path == "mine.jsonl"
     other = DataConfig(path="pairs.jsonl")

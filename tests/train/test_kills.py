@@ -77,8 +77,13 @@ def test_a_whole_checkpoint_is_taken_and_said(copy: Path) -> None:
     said: list[str] = []
     assert checkpoint_to_resume(copy, "auto", said.append) == copy / "checkpoint-3"
     assert said == [f"resume=auto: resuming from {copy / 'checkpoint-3'}"]
-    assert checkpoint_to_resume(copy / "elsewhere", "auto", said.append) is None
-    assert said[-1] == "resume=auto: nothing to resume from, starting anew"
+    elsewhere = copy / "elsewhere"
+    assert checkpoint_to_resume(elsewhere, "auto", said.append) is None
+    assert len(said) == 1, "nothing is said of a fresh folder"
+    elsewhere.mkdir()
+    (elsewhere / "manifest.json").touch()
+    assert checkpoint_to_resume(elsewhere, "auto", said.append) is None
+    assert said[-1] == f"resume=auto: an earlier run in {elsewhere} left no checkpoint; starting anew"
 
 
 def _flip(path: Path) -> None:

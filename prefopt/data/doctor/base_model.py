@@ -37,7 +37,7 @@ def base_model(score: Scorer, table: TokenTable, max_length: int) -> Iterator[Fi
         error = 0.5 / np.sqrt(len(wins))
         yield Finding(
             name="base_prefers_chosen", figure=round(float(np.mean(wins)), 4),
-            note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(per_token):.2f}",
+            note=f"{len(wins)} pairs, standard error {error:.2f}; per token {np.mean(per_token):z.2f}",
         )  # fmt: skip
     tokens = [one.token for one, some in zip(scored, opened, strict=True) if not some]
     ends = np.exp([token[0][-1] for token in tokens if token is not None])

@@ -39,7 +39,7 @@ def figure(finding: Finding) -> str:
     if isinstance(finding.figure, int):
         share = f" ({finding.figure / finding.total:.1%})" if finding.meaning.share and finding.total else ""
         return f"{finding.figure:,}{share}"
-    return f"{finding.figure:.3f}"
+    return f"{finding.figure:z.3f}"
 
 
 def _mark(finding: Finding) -> str:
