@@ -6,9 +6,10 @@ import pytest
 
 from prefopt.testing.samples import Named
 from tests.losses.hand import LOG2, close, on_pair, softplus
-from tests.losses.optima import WORLD, distance
+from tests.losses.optima import SMALL, WORLD, distance
 from tests.losses.step_0 import at_reference, sides_at_step_0
 from tests.losses.trl_peer import ours, trl_dpo
+from tests.worlds.enumerable import EnumerableWorld
 
 
 def test_dpo_by_hand() -> None:
@@ -28,6 +29,6 @@ def test_dpo_parity(batch: Named) -> None:
     assert ours("dpo", batch) == close(theirs, abs=1e-6)
 
 
-@pytest.mark.parametrize(("beta", "tolerance"), [(0.3, 1e-3), (1.0, 1e-4), (3.0, 1e-4)])
-def test_dpo_reaches_the_tilted_reference(beta: float, tolerance: float) -> None:
-    assert distance("dpo", {"beta": beta}, WORLD.reward / beta) < tolerance
+@pytest.mark.parametrize(("beta", "tolerance", "world"), [(0.3, 1e-3, SMALL), (1.0, 1e-4, WORLD), (3.0, 1e-4, SMALL)])
+def test_dpo_reaches_the_tilted_reference(beta: float, tolerance: float, world: EnumerableWorld) -> None:
+    assert distance("dpo", {"beta": beta}, world.reward / beta, world=world) < tolerance

@@ -11,7 +11,7 @@ from prefopt.testing.numbers import build, call
 from prefopt.testing.samples import Named
 from tests.losses.hand import close, on_pair
 from tests.losses.identities import Sides, identity, pairs, same_length, values
-from tests.losses.optima import WORLD, distance
+from tests.losses.optima import SMALL, distance
 from tests.losses.step_0 import at_reference, turns_back_at
 from tests.losses.trl_peer import ours, trl_dpo
 
@@ -51,7 +51,7 @@ def test_ipo_sum_turns_back_past_its_target() -> None:
 
 
 def test_ipo_sum_reaches_the_tilt_by_win_rate() -> None:
-    assert distance("ipo_sum", {"tau": 1.0}, WORLD.win_rate() / 1.0) < 1e-4
+    assert distance("ipo_sum", {"tau": 1.0}, SMALL.win_rate() / 1.0, world=SMALL) < 1e-4
 
 
 @pytest.mark.parametrize(("p", "tau"), [(0.9, 0.5), (0.6, 0.1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.losses.hand import LOG2, close, on_pair, softplus
 from tests.losses.identities import Sides, identity, pairs, values
-from tests.losses.optima import SMALL, WORLD, distance
+from tests.losses.optima import SMALL, distance
 from tests.losses.step_0 import at_reference
 
 NOT_TESTED = {
@@ -26,7 +26,7 @@ def test_r_dpo_is_dpo(seed: int) -> Sides:
 
 
 def test_r_dpo_reaches_the_optimum_with_a_price_on_length() -> None:
-    exponent = (WORLD.reward - 0.2 * WORLD.num_tokens) / 1.0
-    assert distance("r_dpo", {"beta": 1.0, "alpha": 0.2}, exponent) < 1e-4
+    exponent = (SMALL.reward - 0.2 * SMALL.num_tokens) / 1.0
+    assert distance("r_dpo", {"beta": 1.0, "alpha": 0.2}, exponent, world=SMALL) < 1e-4
     rewarded = SMALL.reward + 0.2 * SMALL.num_tokens
     assert distance("r_dpo", {"beta": 1.0, "alpha": 0.2}, rewarded, world=SMALL) > 0.05

@@ -7,7 +7,7 @@ import torch
 from prefopt.testing.samples import Named
 from tests.losses.hand import LOG2, close, on_pair, softplus
 from tests.losses.identities import Sides, identity, pairs, replaced, values
-from tests.losses.optima import WORLD, distance
+from tests.losses.optima import SMALL, distance
 from tests.losses.step_0 import at_reference
 
 NOT_TESTED = {
@@ -61,4 +61,4 @@ def test_gdpo_of_sure_labels_is_dpo(seed: int) -> Sides:
 
 def test_soft_dpo_reaches_the_optimum_of_dpo() -> None:
     """A label in each order with its probability teaches what as many labels of either side would."""
-    assert distance("soft_dpo", {"beta": 1.0}, WORLD.reward) < 1e-4
+    assert distance("soft_dpo", {"beta": 1.0}, SMALL.reward, world=SMALL) < 1e-4
