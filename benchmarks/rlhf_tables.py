@@ -98,7 +98,7 @@ def ending(result: Any) -> str:
     return text + (f" Not run: {', '.join(result['not_run'])}." if result["not_run"] else "")
 
 
-def against_dpo(result: Any) -> str:
+def at_matched_kl(result: Any) -> str:
     """Reward at matched KL, beside the methods on pairs and the yardsticks."""
     kls = [kl for kl in result["setting"]["kl"] if kl <= 2]
     names = [*result["at_kl"], *OFFLINE, *YARDSTICKS]
@@ -112,12 +112,17 @@ def against_dpo(result: Any) -> str:
         values = ["–" if (value := at(result, name, kl)) is None else number(value) for kl in kls]
         written = YARDSTICKS.get(name, f"{name}, pairs" if name in OFFLINE else name)
         rows.append([written, *(value + share for value, share in zip(values, shares, strict=True))])
-    first = table(["", *(f"reward at KL {kl:g}" for kl in kls)], rows)
     words = (
         "In brackets: the share of the oracle tilt's reward. Rows on pairs and yardsticks are those of "
         "`controlled.py`, with the same start, steps, texts a step and test prompts."
     )
-    return f"{first}\n\n{words}\n\n{checked(result, 'rlhf_against_dpo')}\n\n{every_row(result)}\n\n{ending(result)}"
+    return f"{table(['', *(f'reward at KL {kl:g}' for kl in kls)], rows)}\n\n{words}"
+
+
+def against_dpo(result: Any) -> str:
+    """The same with what was predicted, figures and costs of all rows."""
+    parts = at_matched_kl(result), checked(result, "rlhf_against_dpo"), every_row(result), ending(result)
+    return "\n\n".join(parts)
 
 
 def overoptimisation(result: Any) -> str:
@@ -208,6 +213,7 @@ def _curves(rows: Any, names: Any) -> Iterator[Curve]:
 
 TABLES: dict[str, Callable[[Any], str]] = {
     "rlhf_against_dpo": against_dpo,
+    "rlhf_against_dpo/at_kl": at_matched_kl,
     "rlhf_sources": plain("rlhf_sources"),
     "rlhf_kl_place": plain("rlhf_kl_place", objective=True),
     "rlhf_labels": plain("rlhf_labels"),

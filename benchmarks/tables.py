@@ -1,5 +1,5 @@
-"""Write the tables of `benchmarks/README.md` and of the project's README from the result files, between their markers,
-and the pictures of the suites to `docs/img`.
+"""Write the tables of `benchmarks/README.md`, README and `docs/dpo_or_rlhf.md` from the result files, between their
+markers, and the pictures of the suites to `docs/img`.
 
 python benchmarks/tables.py            # rewrite pages and pictures: `make results`
 python benchmarks/tables.py --check    # exit 1 if they do not match the result files
@@ -24,9 +24,10 @@ import rlhf_tables
 import verdicts
 import world_tables
 
-PAGES = (Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "README.md")
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "benchmarks" / "README.md", ROOT / "README.md", ROOT / "docs" / "dpo_or_rlhf.md")
 RESULTS = Path(__file__).with_name("results")
-PICTURES = Path(__file__).parents[1] / "docs" / "img"
+PICTURES = ROOT / "docs" / "img"
 
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
