@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -84,6 +84,7 @@ class Module:
     path: Path
     tree: ast.Module = field(repr=False)
     lines: tuple[str, ...] = field(repr=False)
+    known: Mapping[str, object] = field(repr=False)  # all modules of the house
 
     @property
     def layer(self) -> str:
@@ -94,23 +95,26 @@ class Module:
         return f"{self.path.relative_to(ROOT)}:{line}"
 
     @cached_property
-    def functions(self) -> list[Function]:
-        return [n for n in ast.walk(self.tree) if isinstance(n, Function)]
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
 
     @cached_property
-    def lazy(self) -> set[ast.AST]:
-        """The import statements inside functions."""
-        return {n for f in self.functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)}
+    def functions(self) -> list[Function]:
+        return [n for n in self.nodes if isinstance(n, Function)]
 
-    def imports(self, known: Iterable[str]) -> Iterator[Import]:
-        for node in ast.walk(self.tree):
-            lazy = node in self.lazy
+    @cached_property
+    def imports(self) -> list[Import]:
+        inside = {n for f in self.functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)}
+        found = []
+        for node in self.nodes:
+            lazy = node in inside
             if isinstance(node, ast.Import):
-                yield Import(node.lineno, lazy, tuple(a.name for a in node.names), ())
+                found.append(Import(node.lineno, lazy, tuple(a.name for a in node.names), ()))
             elif isinstance(node, ast.ImportFrom) and node.module:
                 full = {a.name: f"{node.module}.{a.name}" for a in node.names}
-                targets = tuple(dict.fromkeys(f if f in known else node.module for f in full.values()))
-                yield Import(node.lineno, lazy, targets, tuple(full))
+                targets = tuple(dict.fromkeys(f if f in self.known else node.module for f in full.values()))
+                found.append(Import(node.lineno, lazy, targets, tuple(full)))
+        return found
 
 
 class House:
@@ -122,7 +126,7 @@ class House:
         for path in sorted((root / "prefopt").rglob("*.py")):
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
             text = path.read_text()
-            self.modules[name] = Module(name, path, ast.parse(text), tuple(text.splitlines()))
+            self.modules[name] = Module(name, path, ast.parse(text), tuple(text.splitlines()), self.modules)
 
     @property
     def line_count(self) -> int:
@@ -134,7 +138,7 @@ class House:
     def circles(self) -> list[list[str]]:
         """Groups of modules that import each other, largest first; an imported module's parents do not count."""
         edges = {
-            name: {t for i in module.imports(self.modules) for t in i.targets if t in self.modules and t != name}
+            name: {t for i in module.imports for t in i.targets if t in self.modules and t != name}
             for name, module in self.modules.items()
             if name != "prefopt"  # the public names come from everywhere, and nobody may import them from there
         }
@@ -145,7 +149,7 @@ class House:
         return [
             f"{m.at(i.line)} {', '.join(i.names)}"
             for m in self.modules.values()
-            for i in m.imports(self.modules)
+            for i in m.imports
             if "prefopt" in i.targets and i.names and set(i.names) != {"__version__"}
         ]
 
@@ -155,19 +159,14 @@ class House:
             if not module.layer:
                 continue
             allowed = LAYERS[: LAYERS.index(module.layer) + 1]
-            for statement in module.imports(self.modules):
+            for statement in module.imports:
                 for target in statement.targets:
                     if target.startswith("prefopt.") and target.split(".")[1] not in allowed:
                         found.append(f"{module.at(statement.line)} {target}")
         return found
 
     def lazy_imports(self) -> list[str]:
-        return [
-            f"{m.at(i.line)} {', '.join(i.targets)}"
-            for m in self.modules.values()
-            for i in m.imports(self.modules)
-            if i.lazy
-        ]
+        return [f"{m.at(i.line)} {', '.join(i.targets)}" for m in self.modules.values() for i in m.imports if i.lazy]
 
     def light_lazy_imports(self) -> list[str]:
         """Imports inside functions that load no heavy library, directly or through the imported module."""
@@ -175,7 +174,7 @@ class House:
         return [
             f"{m.at(i.line)} {', '.join(i.targets)}"
             for m in self.modules.values()
-            for i in m.imports(self.modules)
+            for i in m.imports
             if i.lazy and not any(t in heavy or t.partition(".")[0] in HEAVY for t in i.targets)
         ]
 
@@ -184,7 +183,7 @@ class House:
         return [
             f"{m.at(i.line)} {', '.join(i.targets)}"
             for m in self.modules.values()
-            for i in m.imports(self.modules)
+            for i in m.imports
             if i.lazy and m.layer != "cli" and any(t.partition(".")[0] == "prefopt" for t in i.targets)
         ]
 
@@ -193,7 +192,7 @@ class House:
         """Modules whose import loads a heavy library: by themselves, a parent or another module."""
         needs: dict[str, set[str]] = {}
         for name, module in self.modules.items():
-            eager = {t for i in module.imports(self.modules) if not i.lazy for t in i.targets}
+            eager = {t for i in module.imports if not i.lazy for t in i.targets}
             parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 1)}
             needs[name] = eager | parents
         heavy = {name for name, targets in needs.items() if any(t.partition(".")[0] in HEAVY for t in targets)}
@@ -204,7 +203,7 @@ class House:
     def private_overrides(self) -> list[str]:
         """Methods of ours that replace a private method of a library's class."""
         found = []
-        for module, node, bases in self._classes_on_libraries():
+        for module, node, bases in self._classes_on_libraries:
             for method in node.body:
                 if (
                     isinstance(method, Function)
@@ -219,22 +218,24 @@ class House:
         found = []
         inherited = {
             id(n)
-            for module, node, bases in self._classes_on_libraries()
+            for module, node, bases in self._classes_on_libraries
             for n in ast.walk(node)
             if isinstance(n, ast.Attribute) and _on_self(n) and any(hasattr(b, n.attr) for b in bases)
         }
         for module in self.modules.values():
-            own = _defined_in(module.tree)
-            for node in ast.walk(module.tree):
+            own = _defined_in(module.nodes)
+            for node in module.nodes:
                 for name in _private_names(node):
                     if id(node) in inherited or (not _on_self(node) and name not in own):
                         found.append(f"{module.at(node.lineno)} {name}")
         return [f for f in found if not self._justified(f)]
 
-    def _classes_on_libraries(self) -> Iterator[tuple[Module, ast.ClassDef, list[type]]]:
+    @cached_property
+    def _classes_on_libraries(self) -> list[tuple[Module, ast.ClassDef, list[type]]]:
         """Our classes that derive from a library's, with the library's classes among all their bases."""
+        found = []
         for module in self.modules.values():
-            for node in ast.walk(module.tree):
+            for node in module.nodes:
                 if isinstance(node, ast.ClassDef) and node.bases:
                     ours = getattr(import_module(module.name), node.name, None)
                     every = ours.__mro__[1:] if isinstance(ours, type) else ()
@@ -244,7 +245,8 @@ class House:
                         if c.__module__.partition(".")[0] not in {"builtins", "prefopt", *sys.stdlib_module_names}
                     ]
                     if theirs:
-                        yield module, node, theirs
+                        found.append((module, node, theirs))
+        return found
 
     def _justified(self, place: str) -> bool:
         """Whether the line, or the one above it, gives the upstream reason in a comment."""
@@ -281,7 +283,7 @@ class House:
     def shared_class_names(self) -> list[str]:
         places = defaultdict(list)
         for module in self.modules.values():
-            for node in ast.walk(module.tree):
+            for node in module.nodes:
                 if isinstance(node, ast.ClassDef):
                     places[node.name].append(module.at(node.lineno))
         return [f"{name}: {', '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
@@ -367,10 +369,10 @@ def _private_names(node: ast.AST) -> list[str]:
     return [n for n in names if _private(n) and n not in PUBLIC]
 
 
-def _defined_in(tree: ast.Module) -> set[str]:
+def _defined_in(nodes: Iterable[ast.AST]) -> set[str]:
     """The private names that a file defines itself: functions, classes, variables and attributes of `self`."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, Function | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -27,8 +27,9 @@ def house() -> House:
 def test_each_figure_stays_within_its_bound(name: str, house: House) -> None:
     figure = FIGURES[name]
     value = figure.value(house)
-    places = figure.places(house) if figure.places else []
-    assert value <= NOT_YET.get(name, figure.goal), "\n".join([f"{figure.title}: {value}", *places])
+    assert value <= NOT_YET.get(name, figure.goal), "\n".join(
+        [f"{figure.title}: {value}", *(figure.places(house) if figure.places else [])]
+    )
 
 
 def test_every_package_has_a_layer(house: House) -> None:
@@ -66,7 +67,7 @@ def test_nobody_knows_a_method_by_its_name(house: House) -> None:
         for module in house.modules.values()
         if module.layer not in ("losses", "migrate") and module.name not in MAY_NAME_METHODS
         if not module.name.startswith("prefopt.testing.peers.")
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Constant) and node.value in set(MENU)
     ]
     assert not found
