@@ -127,7 +127,8 @@ def _print_plan(console: Console, config: RunConfig, found: Plan, overrides: Ite
             f"{found.samples['tokens_sampled_at_most']:,} tokens in all; what follows, and the tokens per step, are at "
             "most what a run takes: most texts end earlier"
         )
-    table = Table(title=f"peak memory on {found.device}", title_justify="left")
+    console.print(f"peak memory on {found.device}:")
+    table = Table()
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for name, gib in found.memory.gib().items():

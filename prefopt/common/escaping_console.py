@@ -27,30 +27,50 @@ class Console(rich.console.Console):
 
 
 class Table(rich.table.Table):
-    """rich's table, which breaks no word: where the words do not fit beside each other, rows become paragraphs."""
+    """rich's table, which breaks no word: where the words do not fit beside each other, rows become paragraphs.
+
+    Columns that are set to the right have figures, whose parts ("0.79 ± 0.07") stay on one line where there is room.
+    """
 
     def fits(self, console: rich.console.Console, width: int) -> bool:
         """Whether the table can stand in `width` columns without a broken word or a cell of many lines."""
-        return self._widths(console, width) is not None
+        return self._layout(console, width) is not None
 
     def __rich_console__(self, console: rich.console.Console, options: rich.console.ConsoleOptions) -> Iterator[Any]:
-        widths = self._widths(console, options.max_width)
-        if widths is None:
+        layout = self._layout(console, options.max_width)
+        if layout is None:
             yield from self._paragraphs(console)
             return
+        given = self.padding
+        self.padding, widths = layout
         for column, width in zip(self.columns, widths, strict=True):
             column.width = width
         yield from super().__rich_console__(console, options)
+        self.padding = given
 
-    def _widths(self, console: rich.console.Console, width: int) -> list[int] | None:
+    def _layout(self, console: rich.console.Console, width: int) -> tuple[Any, list[int]] | None:
+        """The padding and the widths of the columns, with whole figures where they fit; None where no words do."""
+        given = self.padding
+        top, right, bottom, left = given
+        narrow = (top, min(right, 1), bottom, min(left, 1))
+        try:
+            for figures, self.padding in ((True, given), (True, narrow), (False, given), (False, narrow)):
+                if (widths := self._widths(console, width, whole_figures=figures)) is not None:
+                    return self.padding, widths
+        finally:
+            self.padding = given
+        return None
+
+    def _widths(self, console: rich.console.Console, width: int, *, whole_figures: bool) -> list[int] | None:
         """The widths of the columns, from their longest words up; None where they do not fit."""
         options = console.options.update_width(UNLIMITED)
         ranges = []
         for column in self.columns:
             cells = [*column.cells, *([column.header] if self.show_header else [])]
             sizes = [Measurement.get(console, options, cell) for cell in cells]
-            ranges.append((max((size.minimum for size in sizes), default=0),
-                           max((size.maximum for size in sizes), default=0)))  # fmt: skip
+            most = max((size.maximum for size in sizes), default=0)
+            least = max((size.minimum for size in sizes), default=0)
+            ranges.append((most if whole_figures and column.justify == "right" else least, most))
         for column in self.columns:
             column.width = None
         whole = super().__rich_measure__(console, options).maximum

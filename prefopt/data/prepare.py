@@ -80,9 +80,11 @@ def prepare(
         wanted = config.eval_records or round(config.eval_fraction * len(train))
         out = held_out_positions(train.prompt_keys(), wanted)
         train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
-    elif hold_out and config.eval_records is None and (out := default_positions(train.prompt_keys())).any():
-        train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
-        counts["held_out_by_default"] = len(held_out)
+    elif hold_out and config.eval_records is None:
+        out = default_positions(train.prompt_keys())
+        counts["held_out_by_default"] = int(out.sum())
+        if out.any():
+            train, held_out = train.select(np.flatnonzero(~out)), train.select(np.flatnonzero(out))
     counts |= {"train": len(train), "eval": len(held_out) if held_out is not None else 0}
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
@@ -157,12 +159,12 @@ def held_out_positions(prompt_keys: NDArray[np.int64], wanted: int) -> NDArray[n
 def default_positions(prompt_keys: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) bool: the records that a run holds out by default, all those of a share of the prompts.
 
-    As `held_out_positions`, the draw depends on the prompts alone. Prompts with a large share of the records are not
-    drawn, and none are where there are too few.
+    As `held_out_positions`, the draw depends on the prompts alone. Prompts with a larger share of the records than
+    others have are not drawn, and none are of fewer than five.
     """
     _, inverse, sizes = np.unique(prompt_keys, return_inverse=True, return_counts=True)
     wanted = min(max(FEWEST, round(HELD_OUT * len(sizes))), MOST, int(LARGEST * len(sizes)))
-    small = np.flatnonzero(sizes <= max(1, HELD_OUT * LARGEST * len(prompt_keys)))
+    small = np.flatnonzero(sizes <= max(np.median(sizes), HELD_OUT * LARGEST * len(prompt_keys)))
     taken = np.zeros(len(sizes), bool)
     taken[small[:wanted]] = True
     return taken[inverse]

@@ -105,9 +105,10 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
     if facts.rewarded is not None:
         return _of_reward(facts, facts.rewarded)
     if not facts.after:
+        records = int(facts.run.summary.get("counts", {}).get("train", 500))
         return State.LOOK, (
-            "No records were held out, so nothing shows whether this model is better: set data.eval_records=100 and "
-            "run again."
+            "No records were held out, so nothing shows whether this model is better: set "
+            f"data.eval_records={min(100, max(1, records // 5))} or data.eval_path=FILE, and run again."
         )
     if facts.method.needs.reward_model:
         state, sentence = _of_reward_model(facts)

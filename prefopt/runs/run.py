@@ -355,7 +355,10 @@ def _counts_line(prepared: Prepared) -> str:
     line = f"data: {len(prepared.train)} records to train on"
     if prepared.eval is not None:
         line += f", {len(prepared.eval)} held out"
-    if "held_out_by_default" in prepared.counts:
+    by_default = prepared.counts.get("held_out_by_default")
+    if by_default == 0:
+        line += ", nothing held out (too few prompts for a share of them; name other records with data.eval_path)"
+    elif by_default is not None:
         line += f" ({100 * HELD_OUT:g} % of the prompts, {FEWEST} to {MOST}, at most a fifth; "
         line += "data.eval_records=0 trains on all)"
     reasons = Counter(r.reason for r in prepared.rejections)

@@ -73,3 +73,20 @@ def test_columns_are_measured_anew_for_each_width() -> None:
     wide, narrow = shown(table, 150), shown(table, 60)
     assert len(narrow.splitlines()) > len(wide.splitlines())
     assert shown(table, 150) == wide
+
+
+def test_a_figure_stays_with_its_error_where_there_is_room() -> None:
+    def shown(width: int) -> str:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("figure", "base", "tuned", "change", ""):
+            table.add_column(name, justify="right" if name in ("base", "tuned", "change") else "left")
+        table.add_row("Log-prob of chosen, nats", "−50.60 ± 2.56", "−48.57 ± 2.46", "+2.03 ± 0.18", "higher")
+        console = Console(width=width, file=io.StringIO())
+        console.print(table)
+        found: str = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, found.splitlines())) <= width
+        return found
+
+    assert "−50.60 ± 2.56  −48.57 ± 2.46  +2.03 ± 0.18  higher" in shown(80)
+    assert "−50.60 ± 2.56 −48.57 ± 2.46 +2.03 ± 0.18 higher" in shown(60)
+    assert "± 2.56" in shown(44)

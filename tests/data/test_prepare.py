@@ -87,7 +87,7 @@ def test_held_out_prompts_are_held_out_whole(tmp_path: Path, how: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("prompts", "each", "held_out"),
-    [(4, 1, 0), (30, 1, 6), (60, 1, 12), (200, 2, 40), (1000, 1, 50), (20_000, 1, 500)],
+    [(4, 1, 0), (10, 6, 12), (30, 1, 6), (30, 2, 12), (60, 1, 12), (200, 2, 40), (1000, 1, 50), (20_000, 1, 500)],
 )
 def test_a_twentieth_of_the_prompts_is_held_out_by_default(prompts: int, each: int, held_out: int) -> None:
     """20 to 500 of them, at most a fifth; whole prompts, and the same ones in any order."""
@@ -110,6 +110,8 @@ def test_a_run_holds_out_by_default_and_prepare_alone_does_not(tmp_path: Path) -
     assert prepare(DataConfig(path=path), made, Data.PAIRS).eval is None
     ready = prepare(DataConfig(path=path), made, Data.PAIRS, hold_out=True)
     assert ready.counts["held_out_by_default"] == ready.counts["eval"] == 10
+    few = prepare(DataConfig(path=write(tmp_path / "b.jsonl", 4)), made, Data.PAIRS, hold_out=True)
+    assert (few.eval, few.counts["held_out_by_default"]) == (None, 0)
     assert prepare(DataConfig(path=path, eval_records=0), made, Data.PAIRS, hold_out=True).eval is None
     assert prepare(DataConfig(path=path, eval_records=5), made, Data.PAIRS, hold_out=True).counts["eval"] == 5
 
