@@ -61,7 +61,7 @@ def test_a_run_leaves_its_samples_and_what_the_reward_says_of_it(run: Run, loss:
         (["source=samples"], "source=samples needs a reward"),
         (["source=samples", "reward=world", "loss=rloo"], "loss=rloo learns from the policy's own samples"),
         (["rounds=2"], "rounds=2: rounds are of source=samples"),
-        (["rounds=0"], "rounds=0 must be a whole number, at least 1"),
+        (["rounds=0"], "rounds=0 must be at least 1"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(
