@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -26,20 +26,19 @@ def test_the_rule_is_the_file_that_the_function_stands_in(tmp_path: Path, monkey
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_a_script_finds_a_judge_in_the_current_folder(tmp_path: Path) -> None:
+def test_a_script_finds_a_judge_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a script has the script's folder, not the current one."""
     (tmp_path / "near.py").write_text(LONGER)
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "ask.py"
-    script.write_text(
-        "import sys\nfrom prefopt.evaluate.judge import function\n"
-        "for judge in sys.argv[1:]:\n    print(function(judge).__name__)\n"
-    )
-    command = [sys.executable, str(script), "near:fn", "broken:fn"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "fn\n"
-    assert "judge=broken:fn: ZeroDivisionError: division by zero;" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "bin"), *(place for place in sys.path if place)])
+    before = list(sys.path)
+    assert importlib.util.find_spec("near") is None
+    assert function("near:fn").__name__ == "fn"
+    with pytest.raises(UserError, match="judge=broken:fn: ZeroDivisionError: division by zero;"):
+        function("broken:fn")
+    assert sys.path == before
+    monkeypatch.delitem(sys.modules, "near")
 
 
 def test_a_judge_that_raises_is_named() -> None:
