@@ -52,7 +52,7 @@ class Table(rich.table.Table):
         """The padding and the widths of the columns, with whole figures where they fit; None where no words do."""
         given = self.padding
         top, right, bottom, left = given
-        narrow = (top, min(right, 1), bottom, min(left, 1))
+        narrow = (top, min(left + right, 1), bottom, 0)
         try:
             for figures, self.padding in ((True, given), (True, narrow), (False, given), (False, narrow)):
                 if (widths := self._widths(console, width, whole_figures=figures)) is not None:
@@ -66,15 +66,15 @@ class Table(rich.table.Table):
         options = console.options.update_width(UNLIMITED)
         ranges = []
         for column in self.columns:
-            cells = [*column.cells, *([column.header] if self.show_header else [])]
-            sizes = [Measurement.get(console, options, cell) for cell in cells]
-            most = max((size.maximum for size in sizes), default=0)
-            least = max((size.minimum for size in sizes), default=0)
-            ranges.append((most if whole_figures and column.justify == "right" else least, most))
+            cells = [Measurement.get(console, options, cell) for cell in column.cells]
+            header = [Measurement.get(console, options, column.header)] if self.show_header else []
+            whole = whole_figures and column.justify == "right"
+            least = [*(size.maximum if whole else size.minimum for size in cells), *(size.minimum for size in header)]
+            ranges.append((max(least, default=0), max((size.maximum for size in (*cells, *header)), default=0)))
         for column in self.columns:
             column.width = None
-        whole = super().__rich_measure__(console, options).maximum
-        left = width - (whole - sum(most for _, most in ranges)) - sum(least for least, _ in ranges)
+        all_of_it = super().__rich_measure__(console, options).maximum
+        left = width - (all_of_it - sum(most for _, most in ranges)) - sum(least for least, _ in ranges)
         if left < 0:
             return None
         widths = [least for least, _ in ranges]
