@@ -235,7 +235,12 @@ def _preset(group: str, name: str | None) -> tuple[dict[str, str], dict[str, Any
 
 
 def _yaml(path: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((files("prefopt.conf") / path).read_text(encoding="utf-8")) or {})
+    return dict(_parsed(path))
+
+
+@cache
+def _parsed(path: str) -> dict[str, Any]:
+    return yaml.safe_load((files("prefopt.conf") / path).read_text(encoding="utf-8")) or {}
 
 
 def _flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
