@@ -183,14 +183,15 @@ def picture_against_dpo(result: Any) -> str:
     yardsticks = [
         Curve(label=text, x=[p["kl"] for p in beside["yardsticks"][name]],
               y=[p["reward"] for p in beside["yardsticks"][name]])
-        for name, text in (("tilt", "oracle tilt: the most that a KL allows"), ("best_of_n", "best of n"))
+        for name, text in (("tilt", "the most a KL allows"), ("best_of_n", "best of n"))
     ]  # fmt: skip
-    top = max(max(one.y) for one in (*curves, *yardsticks))
+    right = min(6.0, max(max(one.x) for one in curves) + 0.3)
+    top = max(y for one in (*curves, *yardsticks) for x, y in zip(one.x, one.y, strict=True) if x <= right)
     return svg_file(
         line_chart(
             curves, styles([one.label for one in curves]),
             Axes(x="KL to the SFT model, nats per text", y="true reward", y_range=(-0.6, top + 0.25)),
-            yardsticks=yardsticks, x_range=(0, min(6.0, max(max(one.x) for one in curves) + 0.3)),
+            yardsticks=yardsticks, x_range=(0, right),
             summary="Reward against KL of methods on own samples and on pairs, below the oracle tilt",
         )
     )  # fmt: skip
