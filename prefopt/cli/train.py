@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,11 @@ def main(argv: list[str]) -> int:
         words = [word for word in argv if word not in ("-h", "--help")]
         print("\n".join([HELP, *_common(words), "", *_groups()]))
         return 0
-    from torch import distributed
-
     from prefopt.config.compose import run_hydra
 
     run_hydra(_run, argv, "prefopt train")
-    if distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")  # loaded where processes found each other
+    if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
     return 0
 

@@ -18,6 +18,7 @@ from prefopt.report.formatting import with_error
 from prefopt.report.page import PAGE, render, write_page
 from prefopt.report.run_facts import RunFacts
 from prefopt.report.verdict import judge
+from prefopt.runs.progress import run_progress
 from prefopt.runs.run_folder import CONFIG, RunFolder
 
 RUNS_PAGE = "runs.html"
@@ -58,6 +59,16 @@ def runs_of(folder: Path) -> list[RunLine]:
                  if name not in OF_ITS_FOLDER and len({config.get(name) for config in configs}) > 1]  # fmt: skip
     return [_line(folder, run, {n: config.get(n, "–") for n in differing})
             for run, config in zip(runs, configs, strict=True)]  # fmt: skip
+
+
+def end_multirun(folder: Path, progress: str) -> None:
+    """Write the page of the runs in a folder, and print their table as the progress of runs is shown."""
+    lines = runs_of(folder)
+    if len(lines) < 2:
+        return
+    page = write_runs_page(folder, lines)
+    if (console := run_progress(progress, "").console) is not None:
+        show_runs(console, lines, page)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

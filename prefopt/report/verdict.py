@@ -105,7 +105,13 @@ def _headline(facts: RunFacts, findings: list[BandCheck]) -> tuple[State, str]:
     if facts.rewarded is not None:
         return _of_reward(facts, facts.rewarded)
     if not facts.after:
-        records = int(facts.run.summary.get("counts", {}).get("train", 500))
+        counts = facts.run.summary.get("counts", {})
+        if counts.get("eval"):
+            return State.LOOK, (
+                f"Nothing could be measured on the {counts['eval']:,} held-out records: it takes two different "
+                "prompts, evaluation.kl_prompts of 2 or more, and a model with an end token."
+            )
+        records = int(counts.get("train", 500))
         return State.LOOK, (
             "No records were held out, so nothing shows whether this model is better: set "
             f"data.eval_records={min(100, max(1, records // 5))} or data.eval_path=FILE, and run again."

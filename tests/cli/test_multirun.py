@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,11 @@ def test_a_figure_that_is_not_there_is_refused(
 ) -> None:
     assert main([*searched(run), given, "hydra.sweeper.n_trials=1"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_hyper_parameter_is_refused_before_transformers_is_loaded(tmp_path: Path) -> None:
+    code = ("import sys; from prefopt.cli import main; main(['train', 'loss.beta=-1'])\n"
+            "print('transformers' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "loss=dpo: beta=-1.0 is not possible" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

@@ -73,9 +73,16 @@ def test_without_held_out_records_nothing_is_claimed(tmp_path: Path) -> None:
     (run.path / "heldout.jsonl").unlink()
     verdict = judge(run)
     assert verdict.state is State.LOOK
-    assert "data.eval_records=100" in verdict.headline
+    assert "data.eval_records=" in verdict.headline
     assert verdict.findings == []
     assert "No records were held out" in text(run_page(run))
+
+
+def test_records_that_were_held_out_and_not_measured_are_not_denied(tmp_path: Path) -> None:
+    for held_out, said in ((11, "Nothing could be measured on the 11 held-out records"), (0, "data.eval_records=9 or")):
+        run = run_folder(tmp_path / str(held_out), after={}, texts={}, counts={"train": 48, "eval": held_out})
+        (run.path / "heldout.jsonl").unlink()
+        assert said in judge(run).headline
 
 
 def test_what_the_sentinels_said_is_shown_and_counts(tmp_path: Path) -> None:
