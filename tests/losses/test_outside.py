@@ -106,6 +106,7 @@ main(["train", "loss=mypo", "--help"])
 """
 
 
+@pytest.mark.slow
 def test_train_knows_it(installed: dict[str, str], tmp_path: Path) -> None:
     """Its preset, its options, a misspelt one, a run side by side with dpo, own samples, `--help`; one process.
 
