@@ -130,21 +130,16 @@ def test_the_check_runs_without_prefopt() -> None:
 
 
 @pytest.mark.slow
-def test_the_check_is_held_to_the_precision(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_the_check_is_held_to_the_precision_and_finds_other_weights(finished: dict[str, Path], tmp_path: Path) -> None:
     done = export(finished["none"], tmp_path / "out")
     assert done.check.error <= done.check.tolerance == TOLERANCE[torch.float32]
     assert done.url is None
     assert not (done.folder / "README.md").exists(), "no card was asked for"
-
-
-@pytest.mark.slow
-def test_other_weights_than_the_runs_are_found_out(finished: dict[str, Path], exported: dict[str, Path]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(exported["none"])
     other = load_model(ModelConfig(path=str(finished["none"] / "final")))
     with torch.no_grad():
         next(p for p in other.parameters() if p.ndim > 1).mul_(1.1)
     with pytest.raises(PrefoptError, match="not those of the run"):
-        check(exported["none"], other, tokenizer, torch.float32, [])
+        check(done.folder, other, AutoTokenizer.from_pretrained(done.folder), torch.float32, [])
 
 
 def test_a_failed_check_leaves_nothing(
