@@ -107,7 +107,7 @@ def write_record(config: RunConfig, prepared: Prepared, manifest: dict[str, Any]
 def setting() -> dict[str, Any]:
     """The command, the folder it was given in, versions, machine, and the state of the user's own code."""
     return {
-        "command": shlex.join(map(_without_secrets, sys.argv)),
+        "command": _command(),
         "folder": str(Path.cwd()),  # relative paths of config.yaml start here
         "versions": versions(),
         "python": platform.python_version(),
@@ -117,6 +117,13 @@ def setting() -> dict[str, Any]:
         "processes": PartialState().num_processes,
         "git": git_state(Path.cwd()),
     }
+
+
+def _command() -> str:
+    """The command as it can be pasted; for Hydra the name of the program is `prefopt train`, two words."""
+    program, *words = sys.argv
+    names = program.split() if program.startswith("prefopt ") else [program]
+    return shlex.join(map(_without_secrets, [*names, *words]))
 
 
 def _without_secrets(word: str) -> str:

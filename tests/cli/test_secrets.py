@@ -53,6 +53,7 @@ def test_secrets_that_a_format_escapes_are_hidden(
     assert yaml.safe_load((run.out / "config.yaml").read_text())["reference_folder"] == f"run {HIDDEN} end"
     command = json.loads((run.out / "manifest.json").read_text())["command"]
     assert HIDDEN in command
+    assert command.startswith("prefopt train ")
     parts = ("quoted", "\\value", "sswörd", "u00e4ssw", "with spaces")
     assert not [part for part in parts if part in command]
     assert not [part for part in parts if part in (run.out / "config.yaml").read_text()]
