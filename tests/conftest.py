@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from prefopt.worlds.build import WorldFiles
 
 torch.set_num_threads(1)
-os.fsync = lambda descriptor: None  # type: ignore[assignment] # no test cuts the power, and a run waits for the disk 20 times
+# No test cuts the power, and a run waits for the disk twenty times.
+os.fsync = lambda descriptor: None  # type: ignore[assignment]
 # The same cases every time, without limits on time.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
