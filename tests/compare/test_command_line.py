@@ -60,7 +60,7 @@ def test_jobs_can_be_run_one_by_one(
         (["losses=[dqo]"], "unknown loss 'dqo'; did you mean 'dpo'?"),
         (["loses=[dpo]"], "no option 'loses'; did you mean 'losses'?"),
         (["losses=[dpo]", "budget.trial=3"], "no option 'budget.trial'; did you mean 'trials'?"),
-        (["losses=[dpo]", "budget.trials=many"], "budget.trials=many"),
+        (["losses=[dpo]", "budget.trials=many"], "budget.trials is a whole number, not 'many'"),
         (["losses=[dpo]", "trainer.learning_rte=1"], "no option 'trainer.learning_rte'"),
         (["losses=dpo,ipo"], "give lists in brackets"),
         (["losses=[dpo]", "loss=ipo"], "a comparison sets this itself"),
