@@ -25,6 +25,7 @@ HELD_OUT = 0.05  # share of the prompts that a run holds out by default,
 FEWEST, MOST = 20, 500  # of them at least and at most,
 LARGEST = 0.2  # and never more than this share
 RARE_LABEL = 0.2  # share of a label below which its weight matters
+UNKNOWN = 0.01  # share of tokens that stand for what the tokenizer does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,10 @@ def prepare(
     if not train:
         raise UserError(f"no record is left to train on ({_summary(counts)})")
     warnings = _warnings(train, len(log), data, counts)
+    unknown = tokenizer.unk_token_id
+    if unknown not in (None, tokenizer.eos_token_id) and (share := train.share_of(unknown)) > UNKNOWN:
+        warnings.append(f"{share:.0%} of the tokens of completions are {tokenizer.unk_token!r}: the tokenizer does not "
+                        "know these texts, and nothing is learned of what it does not know")  # fmt: skip
     if CLOCK in (template_source(config.template, tokenizer) or ""):
         warnings.append(f"the chat template writes today's date, which is data.date={config.date} in every text")
     return Prepared(train=train, eval=held_out, rejections=log, counts=counts, schema=found.schema, warnings=warnings)

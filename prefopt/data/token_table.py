@@ -149,6 +149,11 @@ class TokenTable(Sequence[TokenRecord]):
         """The share of desirable completions (UNPAIRED records)."""
         return float(pc.mean(self._column("desirable").cast(pa.float64())).as_py())
 
+    def share_of(self, token: int) -> float:
+        """The share of a token among those of completions, of the table's first records."""
+        tokens = pc.list_flatten(pc.list_flatten(self.table.column("completions").slice(0, BLOCK_ROWS)))
+        return float(pc.mean(pc.equal(tokens, token).cast(pa.float64())).as_py() or 0)
+
     def marked(self) -> int:
         """The number of records with marks of a chat template in their texts."""
         return pc.sum(self._column("marked")).as_py() or 0

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import DataConfig, prepare
 from prefopt.data.prepare import default_positions, held_out_positions
@@ -172,6 +176,21 @@ def test_warnings(tmp_path: Path) -> None:
     ]
     enough = prepare(DataConfig(path=write(tmp_path / "b.jsonl", 1000)), tokenizer(), Data.PAIRS)
     assert enough.warnings == []
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_warned_about(tmp_path: Path) -> None:
+    words = {"<unk>": 0, "<end>": 1, "yes": 2, "no": 3}
+    model = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = Whitespace()
+    known = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<end>")
+    config = DataConfig(path=write(tmp_path / "a.jsonl", 10), template="plain")  # "yes 3" and "no", with their ends
+    assert prepare(config, known, Data.PAIRS).warnings[1:] == [
+        "20% of the tokens of completions are '<unk>': the tokenizer does not know these texts, and nothing is learned "
+        "of what it does not know"
+    ]
+    model.model = WordLevel(words | {str(i): 4 + i for i in range(10)}, unk_token="<unk>")
+    whole = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<end>")
+    assert len(prepare(config, whole, Data.PAIRS).warnings) == 1
 
 
 def test_what_the_doctor_finds_cheaply_is_warned_about_and_counted(tmp_path: Path) -> None:
