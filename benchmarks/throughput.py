@@ -153,7 +153,6 @@ class Bench:
             "device_records": min(DEVICE_RECORDS, contest.records),
             "steps": contest.steps,
             "max_length": MAX_LENGTH,
-            "max_tokens": MAX_TOKENS,
             "threads": self.threads,
         }
 

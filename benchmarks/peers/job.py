@@ -30,7 +30,6 @@ class Job:
         device_records: pairs per forward pass, for programs that do not choose it themselves.
         steps: optimizer steps.
         max_length: tokens of prompt and completion together; no pair is longer.
-        max_tokens: tokens per forward pass, for programs that count tokens.
         threads: number of threads.
         cache: folder for what the program keeps between runs (reference log-probs).
         result: file for the answer.
@@ -43,7 +42,6 @@ class Job:
     device_records: int
     steps: int
     max_length: int
-    max_tokens: int
     threads: int
     cache: str
     result: str

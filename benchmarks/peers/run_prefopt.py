@@ -47,7 +47,7 @@ def run(job: Job) -> Answer:
             registry.load(job.method),
             in_training_order(records),
             output_dir=out,
-            batch=BatchConfig(records=job.records, max_tokens=job.max_tokens),
+            batch=BatchConfig(records=job.records),
             seed=SEED,
             store=Path(job.cache),
             callbacks=[clock.callback()],
