@@ -67,19 +67,25 @@ def above(bound: float, *, otherwise: str = "") -> Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Some names."""
+    """Some names.
+
+    Attributes:
+        otherwise: what else can be given, for the message.
+    """
 
     names: tuple[str, ...]
+    otherwise: str = ""
 
     def check(self, option: str, value: Any) -> None:
         """Raise UserError for another name, with the nearest."""
         if str(value) not in self.names:
-            raise UserError(f"{option}={value} is not one of {', '.join(self.names)}{nearest(str(value), self.names)}")
+            known = ", ".join(self.names) + (self.otherwise and f", or {self.otherwise}")
+            raise UserError(f"{option}={value} is not one of {known}{nearest(str(value), self.names)}")
 
 
-def one_of(*names: str) -> OneOf:
+def one_of(*names: str, otherwise: str = "") -> OneOf:
     """These names."""
-    return OneOf(names)
+    return OneOf(names, otherwise)
 
 
 @dataclass(frozen=True)

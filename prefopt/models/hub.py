@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from prefopt.errors import UserError
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SECONDS = 10.0  # to wait for the hub
 FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")  # one of them is in the cache of a used model
 
@@ -25,7 +24,11 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
     Raises:
         UserError: there is no model of that name, or none here and the hub cannot be reached.
     """
-    if os.path.exists(path) or not HUB_ID.fullmatch(path):
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return
+    if os.path.exists(path):
         return
     if any(isinstance(try_to_load_from_cache(path, file), str) for file in FILES):
         return

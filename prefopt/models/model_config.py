@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 class ModelConfig:
     """The model of a run. The defaults of the group `model`."""
 
-    LIMITS: ClassVar[Limits] = {"dtype": one_of(*DTYPES), "quantization": one_of("nf4")}
+    LIMITS: ClassVar[Limits] = {"dtype": one_of(*DTYPES), "quantization": one_of("nf4", otherwise="null")}
 
     path: str  # a folder (of a model or an adapter), a hub id, `world`, `world/base`, or `package:NAME`
     revision: str | None = None  # of a hub id

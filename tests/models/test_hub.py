@@ -18,7 +18,7 @@ ANSWER = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
 
 
 def test_a_folder_and_what_is_no_hub_id_are_not_looked_up(tmp_path: Path) -> None:
-    for path in (str(tmp_path), "package:model", "/does/not/exist", "a/b/c", "with space"):
+    for path in (str(tmp_path), "package:model", "/does/not/exist", "a/b/c", "with space", "a" * 400):
         check_on_hub(path)
 
 
