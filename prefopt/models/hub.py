@@ -6,7 +6,6 @@ import os
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from prefopt.errors import UserError
 
@@ -24,13 +23,12 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
     Raises:
         UserError: there is no model of that name, or none here and the hub cannot be reached.
     """
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return
     if os.path.exists(path):
         return
-    if any(isinstance(try_to_load_from_cache(path, file), str) for file in FILES):
+    try:
+        if any(isinstance(try_to_load_from_cache(path, file), str) for file in FILES):
+            return
+    except HFValidationError:  # no name of the hub
         return
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"there is no folder {path}, and no model of that name in the hub's cache (HF_HUB_OFFLINE is "

@@ -154,7 +154,7 @@ def line_figure(
     size: tuple[float, float] = (7.4, 4.2),
     summary: str = "",
 ) -> Figure:
-    """Draw one curve per method, with a legend; `yardsticks` are dashed lines behind, named at their ends."""
+    """Draw one curve per method, with a legend of the solid ones; `yardsticks` stand behind, named at their ends."""
     figure, plot = _new(*size, axes)
     if x_range is not None:
         plot.set_xlim(*x_range)
@@ -174,8 +174,8 @@ def line_figure(
             name: [se[i] for i in order] for name, se in (("xerr", one.x_se), ("yerr", one.y_se)) if len(se) == len(x)
         }
         plot.errorbar(
-            x, y, fmt="-", marker=look.marker, color=look.colour, lw=1.3, ms=5.5, mec="white", mew=0.6,
-            elinewidth=0.9, label=one.label, zorder=3, **errors,
+            x, y, fmt="--" if one.dashed else "-", marker="" if one.dashed else look.marker, color=look.colour, lw=1.3,
+            ms=5.5, mec="white", mew=0.6, elinewidth=0.9, label=None if one.dashed else one.label, zorder=3, **errors,
         )  # fmt: skip
         plot.plot(
             [x for x, _ in one.beside], [y for _, y in one.beside], ls="", marker=look.marker, color=look.colour,
