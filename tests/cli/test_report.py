@@ -14,6 +14,11 @@ from prefopt.data.account import account
 Capture = pytest.CaptureFixture[str]
 
 
+@pytest.fixture(autouse=True)
+def sketched() -> None:
+    """Figures are rendered here: a page is compared with that of a finished run, which has them."""
+
+
 def test_report_is_made_again(tuned: Path, capsys: Capture) -> None:
     first = (tuned / "report.html").read_text()
     (tuned / "report.html").unlink()
