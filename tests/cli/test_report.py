@@ -17,7 +17,7 @@ Capture = pytest.CaptureFixture[str]
 
 def without_figures(page: Path) -> str:
     """The text of a page; whether its figures were rendered depends on which test made the run."""
-    return re.sub(r"<svg.*?</svg>", "", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"<svg.*?</svg>\s*", "", page.read_text(), flags=re.DOTALL)
 
 
 def test_report_is_made_again(tuned: Path, capsys: Capture) -> None:
