@@ -113,7 +113,8 @@ def check_overrides(verb: str, argv: list[str]) -> None:
             raise UserError(f"unknown loss {loss!r}{nearest(loss, known_names)}; `prefopt losses` prints the menu")
     if not {"-h", "--help"} & {*argv}:
         check_values(argv)
-        check_values(argv if verb == "compare" else (), OF_COMPARE)
+        if verb == "compare":
+            check_values(argv, OF_COMPARE)
 
 
 def check_files(verb: str, argv: Sequence[str]) -> None:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from prefopt.cli import main
 from prefopt.data.account import account
+from tests.cli.conftest import Run
 
 Capture = pytest.CaptureFixture[str]
 
 
-def without_figures(page: Path) -> str:
-    """The text of a page; whether its figures were rendered depends on which test made the run."""
-    return re.sub(r"<svg.*?</svg>\s*", "", page.read_text(), flags=re.DOTALL)
+@pytest.fixture(autouse=True)
+def sketched() -> None:
+    """Figures are rendered here."""
 
 
-def test_report_is_made_again(tuned: Path, capsys: Capture) -> None:
-    first = without_figures(tuned / "report.html")
-    (tuned / "report.html").unlink()
-    assert main(["report", str(tuned)]) == 0
-    assert f"the page: {tuned}/report.html" in capsys.readouterr().out
-    assert without_figures(tuned / "report.html") == first
-    assert main(["report", str(tuned), "--json"]) == 0
+def test_report_is_made_again(run: Run, capsys: Capture) -> None:
+    assert run("trainer.learning_rate=1e-2", "trainer.max_steps=8") == 0
+    page = run.out / "report.html"
+    first = page.read_text()
+    page.unlink()
+    assert main(["report", str(run.out)]) == 0
+    assert f"the page: {page}" in capsys.readouterr().out
+    assert page.read_text() == first
+    assert main(["report", str(run.out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["grew"]["count"] == 8
 
 
