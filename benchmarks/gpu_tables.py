@@ -58,13 +58,13 @@ def step_variants(result: Any) -> str:
         for row in result["rows"]
     ]
     columns = {
-        "name": ("", "{}"), "step_s": ("CPU s per step", "{:.2f}"), "time": ("against the step as it is", "{:.2f}×"),
+        "name": ("", "{}"), "step_s": ("s per step", "{:.2f}"), "time": ("against the step as it is", "{:.2f}×"),
         "first_step_s": ("first step", "{:.1f}"), "peak_gib": ("peak GiB", "{:.2f}"), "memory": ("memory", "{:.2f}×"),
         "same": ("same gradient", "{}"), "others": ("other processes", "{:.0%}"), "error": ("failed", "{}"),
     }  # fmt: skip
     busy = any(row.get("others", 0) > QUIET for row in rows)
-    note = " The machine did other work at the same time, which slows CPU time, too." if busy else ""
-    return f"{result['processor']}, one thread.{note}\n\n{formatted(columns, rows)}"
+    note = " The machine did other work at the same time, which slows these times." if busy else ""
+    return f"{result['processor']}, {result['threads']} threads.{note}\n\n{formatted(columns, rows)}"
 
 
 TABLES: dict[str, Callable[[Any], str]] = {"gpu": gpu, "step_variants": step_variants}

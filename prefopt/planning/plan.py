@@ -166,7 +166,7 @@ class _Run:
             self.feeds = {"train": Feed(self.samples.records, self.needs, whole=False, seed=config.seed)}
             longest = self.samples.most_positions(self.model, self.layout)
             self.batch = replace(config.batch, records=config.batch.records * self.samples.of_prompt,
-                                 max_tokens=config.batch.budget(kind, longest))  # fmt: skip
+                                 max_tokens=config.batch.budget(kind, longest, own_samples=True))  # fmt: skip
         else:
             self.feeds = {"train": Feed(self.data.train, self.needs, whole=False, seed=config.seed)}
             if self.data.eval is not None:

@@ -26,9 +26,9 @@ class BatchConfig:
     max_tokens: int | None = None  # positions of one forward on one device: memory, not results; None: by the device
     layout: str = "auto"  # auto, tree or padded
 
-    def budget(self, device: str, longest: int = 0) -> int:
+    def budget(self, device: str, longest: int = 0, *, own_samples: bool = False) -> int:
         """`max_tokens`, by default what suits the `device`, and never less than the `longest` record."""
-        return self.max_tokens or max(row_tokens(device), longest)
+        return self.max_tokens or max(row_tokens(device, own_samples=own_samples), longest)
 
     def settled(self, device: str, feeds: Iterable[Feed | None], layout: Layout) -> BatchConfig:
         """With the `budget` of these feeds as `max_tokens`."""

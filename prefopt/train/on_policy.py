@@ -56,7 +56,8 @@ def own_samples(
         body = Policy(twin(model), policy.layout) if given.value_model is None else _estimating(given, policy)
         policy.values = ValueModel(body)
         remove_randomness(body)
-    max_tokens = batch.budget(args.device.type, most_positions(longest, rollout, policy.layout.layout))
+    most = most_positions(longest, rollout, policy.layout.layout)
+    max_tokens = batch.budget(args.device.type, most, own_samples=True)
     source = Rollouts(
         prompts=prompts,
         policy=policy,
