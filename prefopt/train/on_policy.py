@@ -56,8 +56,7 @@ def own_samples(
         body = Policy(twin(model), policy.layout) if given.value_model is None else _estimating(given, policy)
         policy.values = ValueModel(body)
         remove_randomness(body)
-    most = most_positions(longest, rollout, policy.layout.layout)
-    max_tokens = batch.budget(args.device.type, most, own_samples=True)
+    positions = most_positions(longest, rollout, policy.layout.layout)
     source = Rollouts(
         prompts=prompts,
         policy=policy,
@@ -69,7 +68,7 @@ def own_samples(
         records=batch.records,
         seed=order_seed(args),
         reference=live,
-        max_tokens=max_tokens,
+        max_tokens=batch.budget(args.device.type, positions, own_samples=True),
         process=(args.process_index, args.world_size),
         precision=partial(autocast, args),
         look=given.look,
@@ -81,7 +80,7 @@ def own_samples(
         is_start=is_start,
         by_step=live is not None,
     )
-    return Parts(policy, max_tokens, {"train": source}, reference)
+    return Parts(policy, source.max_tokens, {"train": source}, reference)
 
 
 def server_of(rollout: RolloutConfig, folder: Path) -> VllmServer | None:
