@@ -44,7 +44,11 @@ def test_the_gradient_stays(name: str, as_it_is: float, monkeypatch: pytest.Monk
         monkeypatch.setattr(head, constant, getattr(head, constant))
     row = step_variants.run(name, "", None, 1)
     assert row["gradient_norm"] == pytest.approx(as_it_is, rel=1e-5)
-    assert row["step_s"] > 0
+    assert row["steps_s"][0] > 0
+    joined = step_variants.together([row, row | {"peak_gib": row["peak_gib"] + 2}], as_it_is)
+    assert joined["same_gradient"]
+    assert joined["peak_gib"] == pytest.approx(row["peak_gib"] + 1)
+    assert not step_variants.together([row], 1.01 * as_it_is)["same_gradient"]
 
 
 def test_a_change_that_fails_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
