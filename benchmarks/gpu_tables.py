@@ -64,7 +64,8 @@ def step_variants(result: Any) -> str:
     }  # fmt: skip
     busy = any(row.get("others", 0) > QUIET for row in rows)
     note = " The machine did other work at the same time, which slows these times." if busy else ""
-    return f"{result['processor']}, {result['threads']} threads, {result['rounds']} runs of each.{note}\n\n{formatted(columns, rows)}"
+    ran = f"{result['processor']}, {result['threads']} threads, {result['rounds']} runs of each.{note}"
+    return f"{ran}\n\n{formatted(columns, rows)}"
 
 
 TABLES: dict[str, Callable[[Any], str]] = {"gpu": gpu, "step_variants": step_variants}
