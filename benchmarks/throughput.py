@@ -77,7 +77,7 @@ class Contest:
 QUICK = Contest("batch_4", ("prefopt", "trl"), records=4, steps=3)
 FULL = (
     Contest("batch_4", ("prefopt", "trl", "naive"), records=4, steps=3),
-    Contest("batch_16", ("prefopt", "trl"), records=16, steps=2),
+    Contest("batch_16", ("prefopt", "trl"), records=16, steps=4),
     Contest("methods", ("prefopt", "trl"), records=4, steps=2, methods=METHODS),
     Contest("completions_8", ("completions",), records=2, steps=3, methods=LAYOUTS),
 )
