@@ -5,7 +5,7 @@
 
 Each size is a model of its own, after SFT on the same demonstrations (`data.world.width`); the pairs, their order,
 steps and trials are the same for all sizes. Of each method four settings are tried (strength and learning rate;
-`prefopt.compare.search`) on validation prompts, then the chosen one runs at three fresh seeds on test prompts. The KL
+`prefopt.compare.search`) on validation prompts, then the chosen one runs at six fresh seeds on test prompts. The KL
 is to the size's own start. Pairwise and pointwise methods (what `prefopt losses` says of them) are compared by their
 mean rewards, prompt by prompt. Finished jobs are kept in `benchmarks/results/jobs/`. Writes
 `benchmarks/results/ladder.json`."""
@@ -35,7 +35,7 @@ from prefopt.worlds.build import new_model
 WIDTHS = (32, 64, 128, 256)
 METHODS = ("dpo", "ipo_sum", "simpo", "kto", "apo_zero", "nca")
 GROUPS = ("pairwise", "pointwise")
-STEPS, BATCH, TRIALS, SEEDS = 96, 64, 4, 3
+STEPS, BATCH, TRIALS, SEEDS = 96, 64, 4, 6
 MEASURE = MeasureConfig(prompts=512, samples_per_prompt=2, texts=0)
 SUITE, ARRAYS = "ladder", ("true_reward", "kl", "valid")
 OUT = Path("runs/benchmarks/ladder")
