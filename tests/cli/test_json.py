@@ -35,6 +35,7 @@ sys.exit(prefopt.cli.main())
 """
 
 
+@pytest.mark.slow
 def test_nothing_but_json_whatever_libraries_print(pairs_file: Path, tmp_path: Path) -> None:
     settings = tmp_path / "dpo.json"
     settings.write_text('{"beta": 0.2, "loss_type": "sigmoid"}')

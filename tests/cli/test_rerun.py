@@ -32,6 +32,7 @@ def test_a_run_is_repeated_bit_for_bit(run: Run, capsys: pytest.CaptureFixture[s
     assert "already has a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [["batch.max_tokens=100"], ["loss=ipo", "batch.layout=padded"],
                                    ["seed=5"]], ids=str)  # fmt: skip
 def test_a_run_is_repeated_in_a_cache_that_another_run_filled(
@@ -47,6 +48,7 @@ def test_a_run_is_repeated_in_a_cache_that_another_run_filled(
     assert json.loads((again / "summary.json").read_text())["reference"]["found"] > 0
 
 
+@pytest.mark.slow
 def test_another_run_is_not_identical_and_the_step_is_named(run: Run, finished: Path) -> None:
     assert run("seed=1", f"output_dir={run.out}-1") == 0
     assert run("trainer.dataloader_num_workers=1", f"output_dir={run.out}-workers") == 0
@@ -103,6 +105,7 @@ def test_a_run_whose_files_have_changed_is_not_repeated(
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_repetition_is_resumed_by_the_same_command(run: Run, capsys: Capture) -> None:
     assert run() == 0
     first, second = (run.out.with_name(name) for name in ("out-rerun", "out-rerun-2"))
@@ -120,6 +123,7 @@ def test_an_interrupted_repetition_is_resumed_by_the_same_command(run: Run, caps
     assert folder_for(run.out) == run.out.with_name("out-rerun-3"), "a finished one is left alone"
 
 
+@pytest.mark.slow
 def test_a_repetition_does_not_resume_another_run(run: Run, finished: Path, capsys: Capture) -> None:
     other = run.out.with_name("other")
     assert run("seed=3", f"output_dir={other}", "trainer.save_strategy=steps", "trainer.save_steps=2") == 0
@@ -130,6 +134,7 @@ def test_a_repetition_does_not_resume_another_run(run: Run, finished: Path, caps
     assert sorted(other.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_relative_paths_are_those_of_the_run(
     run: Run, model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -34,6 +34,7 @@ def test_a_dry_run_trains_a_few_steps_at_most(
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_jobs_can_be_run_one_by_one(
     hold: Hold, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], made_up: MadeUp
 ) -> None:

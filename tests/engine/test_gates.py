@@ -32,6 +32,7 @@ def test_trees_where_they_are_proven(family: str) -> None:
         assert apart(engine_grads(model, DATA, layout), want) < 1e-4  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.PADDED)
 @pytest.mark.filterwarnings("ignore:.*(fast path|kernels|sequential).*")
 def test_padded_sequences_elsewhere(family: str) -> None:

@@ -58,6 +58,7 @@ CAUGHT_BY_THE_KIT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "check", "detail"), CAUGHT_BY_THE_KIT, ids=lambda x: getattr(x, "__name__", ""))
 def test_the_kit_catches(mutant: type[Any], check: str, detail: str) -> None:
     found = {result.name: result for result in check_loss(example(mutant))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.losses.hand import LOG2, close, on_pair, softplus
 from tests.losses.identities import Sides, identity, pairs, values
 from tests.losses.optima import SMALL, distance
@@ -25,6 +27,7 @@ def test_r_dpo_is_dpo(seed: int) -> Sides:
     return values("r_dpo", pairs(seed), alpha=0.0), values("dpo", pairs(seed))
 
 
+@pytest.mark.slow
 def test_r_dpo_reaches_the_optimum_with_a_price_on_length() -> None:
     exponent = (SMALL.reward - 0.2 * SMALL.num_tokens) / 1.0
     assert distance("r_dpo", {"beta": 1.0, "alpha": 0.2}, exponent, world=SMALL) < 1e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from prefopt.losses.registry import load
 from prefopt.testing import evaluate
 from prefopt.testing.samples import Named
@@ -47,6 +49,7 @@ def test_robust_dpo_parity(batch: Named) -> None:
     assert ours("robust_dpo", batch) == close(theirs, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_robust_dpo_undoes_flipped_labels_and_others_do_not() -> None:
     clean = SMALL.reward / 1.0
     assert distance("robust_dpo", {"beta": 1.0, "label_smoothing": 0.2}, clean, flips=0.2, world=SMALL) < 1e-4

@@ -61,6 +61,7 @@ class Setting:
         return accuracy(model, held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava"])
 def test_dpo_learns_from_the_image_and_not_without_it(family: str, files: tuple[Path, Path], tmp_path: Path) -> None:
     seeing = Setting(family, files, tmp_path / "seeing")

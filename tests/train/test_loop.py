@@ -96,6 +96,7 @@ def test_early_stopping_that_could_never_stop_is_refused(options: Any, says: str
 # ---- compiled layers
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_compiled_layers_train_as_plain_ones(layout: str, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_labels_prefer_the_better_text(world: InstructionWorld) -> None:
 def test_a_stopped_build_draws_only_what_is_missing(
     world: InstructionWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    at_once = files(world).train.read_text()
     drawn: list[int] = []
 
     def counted(*args: Any, **options: Any) -> Any:
@@ -93,7 +94,7 @@ def test_a_stopped_build_draws_only_what_is_missing(
     whole = files(world, tmp_path)
     # 29 prompts to train on and 4 samples each, in shards of 16; then 4 and 7 prompts
     assert drawn == [64, 13 * 4, 4 * 4, 7 * 4]
-    assert whole.train.read_text() == files(world).train.read_text(), "the same as without the stop"
+    assert whole.train.read_text() == at_once, "the same as without the stop"
     files(replace(world, label_flips=0.2), tmp_path)
     assert len(drawn) == 4, "other labels, the same samples"
 
