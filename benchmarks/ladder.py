@@ -1,6 +1,6 @@
 """Does the order of methods change with the size of the model? Four sizes on the review world, 27k to 1.6M weights.
 
-    python benchmarks/ladder.py              # continues where it was stopped; about four core-hours
+    python benchmarks/ladder.py              # continues where it was stopped; the three smaller sizes take a core-hour
     python benchmarks/ladder.py --sizes 32   # one size; the others are kept
 
 Each size is a model of its own, after SFT on the same demonstrations (`data.world.width`); the pairs, their order,

@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--run", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"write benchmarks/results/{RESULT.name}")
     args = parser.parse_args()
+    if args.rounds < 1 or args.steps < 1:
+        parser.error("--rounds and --steps must be at least 1")
     if args.run:
         print(json.dumps(run(args.run, args.model, args.data, args.steps)))
         return
@@ -156,7 +158,9 @@ def main() -> None:
         for name in names:
             runs[name].append(in_a_process(name, given))
             print(json.dumps(runs[name][-1]), flush=True)
-    norm = runs[AS_IS][0].get("gradient_norm", 0.0)
+    if failed := [run["error"] for run in runs[AS_IS] if "error" in run]:
+        raise PrefoptError(f"the step as it is failed, so nothing can be compared with it: {failed[0]}")
+    norm = runs[AS_IS][0]["gradient_norm"]
     report = {"processor": processor(), "threads": os.cpu_count(), "rounds": args.rounds,
               "rows": [together(own, norm) for own in runs.values()]}  # fmt: skip
     if args.save:

@@ -31,8 +31,8 @@ Step = list[list[Indices]]  # [process][micro-batch] -> record indices; an empty
 def row_tokens(device: str, *, own_samples: bool = False) -> int:
     """Positions of one forward that suit a type of device.
 
-    On a CPU, rows of 1,024 are about a tenth faster than rows of 512, and longer ones no faster. A run on own samples,
-    which keeps the reference's weights too, gets the shorter rows: the others cost it a sixth more memory.
+    On a CPU longer rows take memory, and shorter ones add up the gradients of all weights more often. A run on own
+    samples, which keeps the weights of a reference too, gets the shorter rows.
     """
     if device != "cpu":
         return 4096

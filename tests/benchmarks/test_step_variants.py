@@ -18,6 +18,7 @@ from growth import random_records
 
 from prefopt.engine import head
 from prefopt.engine.scoring import Branch
+from prefopt.errors import PrefoptError
 
 TINY = gpu_speed.Size(hidden=16, inner=24, layers=2, heads=2, kv_heads=1, vocabulary=200, tied=True)
 
@@ -55,3 +56,6 @@ def test_a_change_that_fails_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nValueError: no such block\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     assert step_variants.in_a_process("compiled", []) == {"name": "compiled", "error": "ValueError: no such block"}
+    monkeypatch.setattr(sys, "argv", ["step_variants.py", "--only", "compiled", "--rounds", "1"])
+    with pytest.raises(PrefoptError, match=r"the step as it is failed.*no such block"):
+        step_variants.main()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data.tokens import TokenRecord
-from prefopt.engine.packing import Cost, EpochPlan, Lengths, prompt_keys, same_prompt
+from prefopt.engine.packing import Cost, EpochPlan, Lengths, prompt_keys, row_tokens, same_prompt
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 
@@ -246,3 +246,8 @@ def record_with_given() -> TokenRecord:
     return TokenRecord(
         id="a", kind=Data.DEMONSTRATIONS, prompt=np.array([1]), completions=(np.array([~1, ~2, 3, 4], np.int32),)
     )
+
+
+def test_own_samples_have_the_shorter_rows_on_a_cpu_alone() -> None:
+    assert row_tokens("cpu", own_samples=True) < row_tokens("cpu")
+    assert row_tokens("cuda", own_samples=True) == row_tokens("cuda")
