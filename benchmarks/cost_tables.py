@@ -247,7 +247,7 @@ def plan_memory(result: Any) -> str:
 
 FIGURES = {
     "rss_mib": ("resident memory, MiB", "{:,.0f}"),
-    "uss_mib": ("private memory, MiB", "{:,.0f}"),
+    "private_mib": ("private memory, MiB", "{:,.0f}"),
     "throughput": ("tokens trained, relative to the yardstick", ""),
     "throughput_as_timed": ("tokens trained per CPU second", ""),
     "whole_throughput": ("tokens of a whole cycle, relative to the yardstick", ""),

@@ -34,6 +34,7 @@ from typing import Any
 import cost_tables
 import hh_rlhf
 import numpy as np
+from memory import anonymous_mib
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 SPANS = RESULTS.with_name("data_prep_spans.json")
@@ -157,12 +158,6 @@ def child(path: Path, folder: Path) -> dict[str, Any]:
         "own_mib": round(peak[0]),
         "worker_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
-
-
-def anonymous_mib() -> float:
-    """Private memory of this process in MiB, without mapped files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def measure(rows: int, folder: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ reference, one that couples the records of a step (two passes), and one without 
 trimmed or emptied by hand between them.
 
 After each cycle, except in the first sixth of the time, while caches fill, the benchmark records resident memory,
-private memory, open files, threads, child processes, and tokens per CPU second. On a shared machine a CPU second
-achieves less while others use its caches and memory bandwidth. Therefore a fixed piece of training that involves no
-code of prefopt is timed between the steps (`yardstick_s`); throughput is judged in tokens per time of that piece, and
-also shown alone.
+private memory (that of no file), open files, threads, child processes, and tokens per CPU second. On a shared machine a
+CPU second achieves less while others use its caches and memory bandwidth. Therefore a fixed piece of training that
+involves no code of prefopt is timed between the steps (`yardstick_s`); throughput is judged in tokens per time of that
+piece, and also shown alone.
 
 The change of a figure is its Theil-Sen slope over the run, times the run's length, divided by the median; the interval
 is the slope's, 95 %. The throughput of a loss is relative to its own median. Broken bounds (`BOUNDS`) end the program
@@ -41,6 +41,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
+from memory import anonymous_mib
 from scipy import stats
 from transformers import TrainerCallback
 
@@ -64,8 +65,9 @@ SETTING = (
 )  # fmt: skip
 WARM_UP = 1 / 6  # of the time, two rounds of all losses at least: caches fill, oneDNN makes code for each length of row
 # Largest changes over the run, as shares; nothing may be open or alive at the end that was not at the start.
-BOUNDS = {"rss_mib": 0.02, "uss_mib": 0.02, "throughput": 0.05, "whole_throughput": 0.05}
+BOUNDS = {"rss_mib": 0.02, "private_mib": 0.02, "throughput": 0.05, "whole_throughput": 0.05}
 COUNTS = ("files", "threads", "children")
+MEMORY = ("rss_mib", "private_mib")
 
 
 class Yardstick:
@@ -140,10 +142,9 @@ def cycle(config: RunConfig, yardstick: Yardstick) -> dict[str, float]:
 
 
 def sample(process: psutil.Process) -> dict[str, float]:
-    memory = process.memory_full_info()
     return {
-        "rss_mib": memory.rss / 2**20,
-        "uss_mib": memory.uss / 2**20,
+        "rss_mib": process.memory_info().rss / 2**20,
+        "private_mib": anonymous_mib(),
         "files": process.num_fds(),
         "threads": process.num_threads(),
         "children": len(process.children(recursive=True)),
@@ -217,7 +218,7 @@ def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     minutes = np.array([s["minute"] for s in samples])
     losses = np.array([s["loss"] for s in samples])
-    columns = {name: np.array([s[name] for s in samples], dtype=np.float64) for name in (*COUNTS, "rss_mib", "uss_mib")}
+    columns = {name: np.array([s[name] for s in samples], dtype=np.float64) for name in (*COUNTS, *MEMORY)}
     columns["yardstick"] = np.array([s["yardstick_s"] for s in samples])
     for name, source in (("throughput", "tokens_per_s"), ("whole_throughput", "whole_tokens_per_s")):
         speed = np.array([s[source] for s in samples])

@@ -41,8 +41,8 @@ def test_three_minutes_without_growth(tmp_path: Path) -> None:
 def samples(**columns: Any) -> list[dict[str, Any]]:
     n = 40
     rng = np.random.default_rng(0)
-    level = {"rss_mib": 900.0, "uss_mib": 800.0, "files": 12.0, "threads": 4.0, "children": 0.0, "tokens_per_s": 4e4,
-             "whole_tokens_per_s": 1e4, "yardstick_s": 0.03}  # fmt: skip
+    level = {"rss_mib": 900.0, "private_mib": 800.0, "files": 12.0, "threads": 4.0, "children": 0.0,
+             "tokens_per_s": 4e4, "whole_tokens_per_s": 1e4, "yardstick_s": 0.03}  # fmt: skip
     made = {name: np.full(n, value) * (1 + 0.01 * rng.normal(size=n) * (name not in soak.COUNTS))
             for name, value in level.items()}  # fmt: skip
     made |= {name: made[name] * value for name, value in columns.items()}
