@@ -352,8 +352,10 @@ def rloo(result: Any) -> str:
         "program": ("program", "{}"),
         "step_s": ("seconds per step", "{:.1f}"),
         "tokens_per_s": ("sampled tokens/s of whole steps", "{:.1f}"),
+        "tflop": ("TFLOP per step", "{:.2f}"),
         "peak_gib": ("peak GiB", "{:.2f}"),
         "speed_ratio": ("prefopt against TRL", "{:.2f}×"),
+        "flop_ratio": ("by operations alone", "{:.2f}×"),
         "memory_ratio": ("memory against TRL", "{:.2f}×"),
         "others": ("cores that others took", "{}"),
     }

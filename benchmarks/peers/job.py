@@ -62,6 +62,7 @@ class RolloutJob:
         steps: optimizer steps.
         threads: number of threads.
         result: file for the answer.
+        count: count the floating-point operations, which slows the run.
     """
 
     model: str
@@ -74,6 +75,7 @@ class RolloutJob:
     steps: int
     threads: int
     result: str
+    count: bool = False
 
 
 @dataclass(kw_only=True)
@@ -87,6 +89,7 @@ class Answer:
         peak_gib: peak resident memory of the process.
         loss: loss of the first step, to check that the programs compute the same.
         mean_length: mean tokens of the samples of the last step, for a job that draws some.
+        tflop: floating-point operations of the run's matrix products and attention, in 10^12, for a job that counts.
         versions: package versions.
     """
 
@@ -94,6 +97,7 @@ class Answer:
     total_s: float
     loss: float
     mean_length: float | None = None
+    tflop: float | None = None
     peak_gib: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -143,9 +147,15 @@ def serve(run: Callable[[Any], Answer], kind: type[Job] | type[RolloutJob] = Job
     job = kind(**json.load(sys.stdin))
     import torch
     import transformers
+    from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(job.threads)
-    answer = run(job)
+    if isinstance(job, RolloutJob) and job.count:
+        with FlopCounterMode(display=False) as counter:
+            answer = run(job)
+        answer.tflop = counter.get_total_flops() / 1e12
+    else:
+        answer = run(job)
     answer.peak_gib = peak_gib()
     answer.versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
     Path(job.result).write_text(json.dumps(asdict(answer)))

@@ -10,6 +10,7 @@ from typing import Any
 from prefopt.cli.arguments import MODEL, Parser, add_sampling, sampling_options, split_settings
 from prefopt.common.redact import printable
 from prefopt.errors import UserError
+from prefopt.runs.run_path import check_model
 
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives `input()` arrow keys and history
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     add_sampling(parser, max_new_tokens=256, temperature=0.7)
     args = parser.parse_intermixed_args(argv)
     *_, settings = split_settings(args.settings)
-
+    check_model(args.model)
     from prefopt.cli.loading import format_of
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.conversation import Conversation

@@ -17,7 +17,8 @@ from prefopt.evaluate.held_out import HeldOut
 from prefopt.evaluate.texts import Drift, Sampling, drift, held_out_prompts
 from prefopt.report.before_after import LEGEND, ROWS, held_out_rows, written_rows
 from prefopt.report.formatting import with_error
-from prefopt.runs.run_folder import RunFolder, is_run
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.run_path import is_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefopt.cli.arguments import Parser
 from prefopt.common.escaping_console import Console
+from prefopt.runs.run_path import check_run
 
 
 def main(argv: list[str]) -> int:
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> int:
         "--push", metavar="OWNER/NAME", help="upload the folder to the hub (a new repository is private)"
     )
     args = parser.parse_args(argv)
+    check_run(args.run)
     from prefopt.report.model_card import model_card
     from prefopt.runs.export import export
 

@@ -18,7 +18,8 @@ from prefopt.data.reader import read
 from prefopt.errors import UserError
 from prefopt.plugin import Data
 from prefopt.runs.resolve import prepared_data
-from prefopt.runs.run_folder import RunFolder, is_run, open_model
+from prefopt.runs.run_folder import RunFolder, open_model
+from prefopt.runs.run_path import is_run
 
 # For each kind of record a loss that is defined on it, so that the data is read as that kind.
 LOSS_FOR = {Data.PAIRS: "dpo", Data.LISTS: "plackett_luce", Data.UNPAIRED: "kto", Data.DEMONSTRATIONS: "sft"}

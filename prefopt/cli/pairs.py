@@ -12,6 +12,7 @@ import yaml
 from prefopt.cli.arguments import Parser, number_of, split_settings
 from prefopt.common.files import write_lines
 from prefopt.common.json_output import print_json
+from prefopt.data.world_names import REVIEWS
 from prefopt.errors import UserError, nearest
 
 EXAMPLES = """examples:
@@ -60,14 +61,6 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     Raises:
         UserError: samples or a reward that cannot be used, or no row is left.
     """
-    from prefopt.common.quiet import quiet
-    from prefopt.data.data_config import WORLDS
-    from prefopt.plugin import Data
-    from prefopt.runs.resolve_reward import named_reward, writer_of
-    from prefopt.runs.sample_files import Labelling, read_groups, reward_groups
-    from prefopt.train.sources.labels import LabelRule
-
-    quiet()
     reward, label, temperature, seed, cut, rest = split_settings(
         args.settings, "reward", "label", "label_temperature", "seed", "cut_off"
     )
@@ -76,10 +69,17 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
                         "seed, cut_off and data.world.KNOB")  # fmt: skip
     if reward is None:
         raise UserError("which reward? give reward=world, the folder of a reward model, or reward=module:function")
-    rules = {rule.value: rule for rule in LabelRule}
-    label = (label or "bt").lower()
     if cut not in (None, "keep", "drop"):
         raise UserError(f"cut_off={cut} is not keep or drop")
+    from prefopt.common.quiet import quiet
+    from prefopt.plugin import Data
+    from prefopt.runs.resolve_reward import named_reward, writer_of
+    from prefopt.runs.sample_files import Labelling, read_groups, reward_groups
+    from prefopt.train.sources.labels import LabelRule
+
+    quiet()
+    rules = {rule.value: rule for rule in LabelRule}
+    label = (label or "bt").lower()
     if label not in rules:
         raise UserError(f"label={label} is not one of {', '.join(rules)}{nearest(label, list(rules))}")
     how = Labelling(
@@ -90,7 +90,7 @@ def _write(args: argparse.Namespace, target: Path) -> dict[str, Any]:
         key.removeprefix("data.world."): yaml.safe_load(value) for key, _, value in (w.partition("=") for w in rest)
     }
     groups = read_groups(Path(args.file))
-    found = reward_groups(groups, named_reward(_table(reward), (WORLDS[0], world), partial(writer_of, groups)), how)
+    found = reward_groups(groups, named_reward(_table(reward), (REVIEWS, world), partial(writer_of, groups)), how)
     left_out = {name: count for name, count in found.left_out.items() if count}
     if not found.rows:
         raise UserError(f"no row is left ({', '.join(f'{n}: {c}' for n, c in left_out.items())}): draw longer texts "

@@ -12,6 +12,7 @@ from prefopt.cli.arguments import Parser
 from prefopt.common.escaping_console import Console, Table
 from prefopt.common.redact import printable, redact
 from prefopt.errors import ThresholdError, UserError
+from prefopt.runs.run_path import is_run
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     from prefopt.models.load import DTYPES, load_as_trained
     from prefopt.models.model_config import ModelConfig
     from prefopt.runs.rerun import config_of
-    from prefopt.runs.run_folder import is_run, model_path
+    from prefopt.runs.run_folder import model_path
     from prefopt.train.replay import first_not_finite, gradient_not_finite, load, refuse_other_needs, rows
     from prefopt.train.run_identity import differences
 

@@ -7,6 +7,7 @@ from typing import Any
 from prefopt.cli.arguments import Parser
 from prefopt.common.json_output import print_json
 from prefopt.common.redact import printable
+from prefopt.runs.run_path import check_run
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
     parser.add_argument("--json", action="store_true", help="print a JSON object; a list of them for several runs")
     args = parser.parse_args(argv)
+    for folder in args.runs:
+        check_run(folder)
     from prefopt.report.run_page import write_run_page
     from prefopt.report.verdict import judge
     from prefopt.runs.run_folder import RunFolder

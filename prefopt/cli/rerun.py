@@ -7,6 +7,7 @@ from pathlib import Path
 from prefopt.cli.arguments import Parser
 from prefopt.common.redact import printable, redact
 from prefopt.errors import ThresholdError
+from prefopt.runs.run_path import check_run
 
 
 def main(argv: list[str]) -> int:
@@ -17,6 +18,7 @@ def main(argv: list[str]) -> int:
                         "interrupted (default: FOLDER-rerun, with a number if that is taken)")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if the run did")
     args = parser.parse_args(argv)
+    check_run(args.folder)
     from prefopt.cli.training import run_and_report
     from prefopt.runs.rerun import folder_for, rerun, shown
 

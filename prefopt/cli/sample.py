@@ -26,6 +26,7 @@ from prefopt.common.redact import printable
 from prefopt.errors import UserError
 from prefopt.report.readable import readable
 from prefopt.report.text_diff import marked
+from prefopt.runs.run_path import check_model, is_run
 
 EXAMPLES = """examples:
   prefopt sample runs/mine                                  a run and the model it was tuned from, on held-out prompts
@@ -68,6 +69,9 @@ def main(argv: list[str]) -> int:
         raise UserError("which models? give at least one folder, such as runs/mine")
     if args.image and not args.prompt:
         raise UserError("--image is for prompts that --prompt gives; the data's own prompts have theirs")
+    for name in args.what:
+        if not SETTING.fullmatch(name):
+            check_model(name)
     settings = [word for word in args.what if SETTING.fullmatch(word)]
     several, settings = split_settings(settings, "num_generations")
     args.temperature = (0.0 if several is None else 1.0) if args.temperature is None else args.temperature
@@ -95,7 +99,6 @@ def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> l
     from prefopt.common.quiet import quiet
     from prefopt.evaluate.texts import Sampling
     from prefopt.runs.resolve import resolved_data
-    from prefopt.runs.run_folder import is_run
     from prefopt.runs.sample_files import draw, given_prompts, joined, source_prompts
 
     quiet(keep_data_bars=True)
@@ -131,7 +134,7 @@ def _texts(args: argparse.Namespace, settings: Sequence[str]) -> list[dict[str, 
     from prefopt.data.tokenize import Encoder
     from prefopt.evaluate.texts import Sampling, held_out_prompts, prompt_texts, write_texts
     from prefopt.runs.resolve import resolved_data
-    from prefopt.runs.run_folder import RunFolder, is_run
+    from prefopt.runs.run_folder import RunFolder
 
     quiet(keep_data_bars=True)
     models = [word for word in args.what if not SETTING.fullmatch(word)]

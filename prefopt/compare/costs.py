@@ -17,7 +17,8 @@ from prefopt.config.run_config import RunConfig
 from prefopt.rewards.combine import Combined
 from prefopt.rewards.model import ModelReward
 from prefopt.rewards.reward import Answer, Reward
-from prefopt.runs.run_folder import RunFolder, is_run
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.run_path import is_run
 from prefopt.train.sources.rollouts import Rollout
 
 

@@ -11,11 +11,10 @@ from omegaconf import MISSING, OmegaConf
 from prefopt.common.option_limits import Limits, at_least, check_limits, one_of
 from prefopt.data.fields import code_of
 from prefopt.data.row_facts import reserved
+from prefopt.data.world_names import WORLDS
 from prefopt.errors import UserError
 
 SIDES = ("first", "second", "tie")
-INSTRUCTIONS = "world/instructions"
-WORLDS = ("world", INSTRUCTIONS)  # `prefopt.worlds` builds them
 MEANINGS = (*SIDES, "desirable", "undesirable")
 FORMAT = ("template", "date", "chat_template_kwargs", "system")  # options of how a model's prompts are written
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
 from prefopt.errors import UserError
 
 SECONDS = 10.0  # to wait for the hub
@@ -25,19 +22,21 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
     """
     if os.path.exists(path):
         return
+    from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+
     try:
         if any(isinstance(try_to_load_from_cache(path, file), str) for file in FILES):
             return
-    except HFValidationError:  # no name of the hub
+    except errors.HFValidationError:  # no name of the hub
         return
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"there is no folder {path}, and no model of that name in the hub's cache (HF_HUB_OFFLINE is "
                         f"set){hint}")  # fmt: skip
     try:
         HfApi().model_info(path, timeout=SECONDS)
-    except GatedRepoError:
+    except errors.GatedRepoError:
         return  # the download says how to get access
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise UserError(f"there is no folder {path}, and the hub has no model of that name that can be read "
                         f"here{hint}") from error  # fmt: skip
     except Exception as error:  # of whatever library makes requests; other answers are left to the download

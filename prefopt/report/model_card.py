@@ -20,7 +20,8 @@ from prefopt.report.catalogue import card as catalogue_card
 from prefopt.report.formatting import number, signed
 from prefopt.report.page import render
 from prefopt.report.run_facts import RunFacts
-from prefopt.runs.run_folder import CONFIG, RunFolder
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.run_path import CONFIG
 from prefopt.worlds import MODELS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

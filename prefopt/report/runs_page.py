@@ -19,7 +19,8 @@ from prefopt.report.page import PAGE, render, write_page
 from prefopt.report.run_facts import RunFacts
 from prefopt.report.verdict import judge
 from prefopt.runs.progress import run_progress
-from prefopt.runs.run_folder import CONFIG, RunFolder
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.run_path import CONFIG
 
 RUNS_PAGE = "runs.html"
 OF_ITS_FOLDER = ("output_dir", "resume", "progress")  # options that say nothing of a training

@@ -17,7 +17,8 @@ from prefopt.config.run_config import RunConfig
 from prefopt.errors import UserError
 from prefopt.runs.manifest import setting
 from prefopt.runs.run import run
-from prefopt.runs.run_folder import RunFolder, is_run
+from prefopt.runs.run_folder import RunFolder
+from prefopt.runs.run_path import is_run
 from prefopt.train.checksums import checksums
 
 # Figures that depend on the machine, not on the run.

@@ -9,8 +9,9 @@ from typing import Any
 
 from prefopt import worlds
 from prefopt.config.run_config import RunConfig
-from prefopt.data.data_config import WORLDS, DataConfig
+from prefopt.data.data_config import DataConfig
 from prefopt.data.row_facts import ARGUMENTS
+from prefopt.data.world_names import WORLDS
 from prefopt.errors import UserError, nearest
 from prefopt.models.load import load_tokenizer
 from prefopt.models.model_config import ModelConfig
@@ -20,7 +21,8 @@ from prefopt.rewards.combine import combined, digest_of
 from prefopt.rewards.model import GivenPrompt, ModelReward, Writer
 from prefopt.rewards.reward import FunctionReward, Reward, from_function
 from prefopt.runs.resolve import resolved, resolved_data
-from prefopt.runs.run_folder import is_run, model_path
+from prefopt.runs.run_folder import model_path
+from prefopt.runs.run_path import is_run
 from prefopt.runs.sample_files import SampleGroup, SourcePrompt, source_prompts
 
 

@@ -22,17 +22,16 @@ from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import FORMAT, DataConfig
-from prefopt.data.formats import is_data
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
-from prefopt.models.hub import check_on_hub
 from prefopt.models.load import load_model, load_tokenizer
 from prefopt.models.model_config import ModelConfig
 from prefopt.runs.resolve import resolve_path
+from prefopt.runs.run_path import CONFIG, check_model, check_run, is_run
 from prefopt.train.trainer_config import TrainerConfig
 
-CONFIG, FINAL = "config.yaml", "final"
+FINAL = "final"
 # What may be a relative path, seen from where the run was started.
 _PATHS = (
     ("model", "path"),
@@ -58,11 +57,8 @@ class RunFolder:
         Raises:
             UserError: it is not the folder of a run.
         """
-        folder = Path(path)
-        if not is_run(folder):
-            hint = _hint(folder)
-            raise UserError(f"{path} is not the folder of a run{hint} (`prefopt train` prints the folder it writes to)")
-        return cls(folder)
+        check_run(path)
+        return cls(Path(path))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -288,25 +284,6 @@ def _is_of_format(override: str) -> bool:
     return group == "data" and name in FORMAT
 
 
-def _hint(folder: Path) -> str:
-    """What was probably meant by a folder that is not that of a run."""
-    if not folder.is_dir():
-        beside = [one.name for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
-        return nearest(folder.name, beside, str(folder.parent))
-    run = next((one for one in folder.resolve().parents if is_run(one)), None)
-    if run is not None:
-        return f"; it is part of the run {os.path.relpath(run)}"
-    inside = [one for one in folder.iterdir() if is_run(one)]
-    newest = max(inside, key=lambda one: one.stat().st_mtime, default=None)
-    return "; it has no config.yaml" if newest is None else f"; the newest run in it is {newest}"
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether `path` is the folder of a run."""
-    folder = Path(path)
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
 def model_path(name: str, data: DataConfig | None = None) -> str:
     """The folder or hub id of a model as a user names it: a run's folder stands for its tuned model, and the name of a
     world's model for that of the world that `data` is of.
@@ -316,18 +293,7 @@ def model_path(name: str, data: DataConfig | None = None) -> str:
     """
     if is_run(name):
         return str(RunFolder.open(name).final)
-    folder = Path(name)
-    if is_data(folder):
-        raise UserError(f"{name} is a data file, not a model: name a run or a model, and the data by data.path={name}")
-    if folder.is_dir() and not (folder / "config.json").is_file() and any(is_run(one) for one in folder.iterdir()):
-        raise UserError(f"{name} is not the folder of a run or a model{_hint(folder)}")
-    beside = [one.name for one in folder.parent.iterdir() if is_run(one)] if folder.parent.is_dir() else []
-    if beside and not folder.exists() and "/" in name:  # the hub would be asked for it
-        raise UserError(f"there is no run {name}{nearest(folder.name, beside, str(folder.parent))}")
-    if name not in worlds.MODELS:
-        runs = [str(one) for one in Path("runs").iterdir() if is_run(one)] if Path("runs").is_dir() else []
-        here = [one.name for one in Path().iterdir() if one.is_dir()]
-        check_on_hub(name, hint=nearest(name, [*runs, *here, *worlds.MODELS]))
+    check_model(name)
     return resolve_path(name, data)
 
 

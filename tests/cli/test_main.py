@@ -64,6 +64,10 @@ WRONG = [
     (["train", "data=wrold"], "unknown data 'wrold'; did you mean 'world'?"),
     (["train", "model=gpt2"], "a file, a folder or a hub id is model.path=..."),
     (["train", "experiment=nope"], "unknown experiment 'nope'"),
+    *((argv, "nosuch is not the folder of a run") for argv in
+      (["report", "nosuch"], ["rerun", "nosuch"], ["export", "nosuch", "--to", "made"])),
+    *(([verb, "nosuch"], "there is no folder nosuch") for verb in ("eval", "chat", "sample")),
+    (["pairs", "nosuch"], "which reward?"),
     (["sample", "runs/a", "--temperature", "-1", "--prompt", "x", "lr=1"], "there is no option 'lr'"),
 ]  # fmt: skip
 

@@ -86,7 +86,14 @@ def longer(prompts: list[str], texts: list[str]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["source=rollouts", f"reward={__name__}:longer", "peft=lora", "trainer.eval_strategy=no"]]
+    "words",
+    [
+        [],
+        pytest.param(
+            ["source=rollouts", f"reward={__name__}:longer", "peft=lora", "trainer.eval_strategy=no"],
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_an_option_is_read_or_refused(run: Run, reads: set[str], words: list[str]) -> None:
     assert run(*words) == 0

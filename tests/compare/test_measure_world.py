@@ -44,6 +44,7 @@ def test_measures_of_a_policy(policy: Any) -> None:
     assert not {text["prompt"] for text in other.texts} & {text["prompt"] for text in found.texts}
 
 
+@pytest.mark.slow
 def test_exact_kl_agrees_with_monte_carlo_on_4096_samples(policy: Any) -> None:
     found = measure(policy, WORLD, split="test", prompts=512, samples_per_prompt=8)
     assert kl_warning(found, 4096) is None

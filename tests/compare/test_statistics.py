@@ -79,7 +79,10 @@ NULLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # how the figures c
 }
 
 
-@pytest.mark.parametrize("null", NULLS)
+LONG = "one noisy method, two seeds"
+
+
+@pytest.mark.parametrize("null", [pytest.param(n, marks=pytest.mark.slow) if n == LONG else n for n in NULLS])
 def test_equal_methods_are_seldom_told_apart(null: str) -> None:
     """At most one family in twenty has a verdict."""
     how, given = NULLS[null]

@@ -84,6 +84,7 @@ def test_every_block_of_code_runs(page: Path, at_home: Path) -> None:
             run_bash(text)
 
 
+@pytest.mark.slow
 def test_the_site_builds_with_strict_links(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     pytest.importorskip("mkdocstrings", reason="the docs extra is not installed")

@@ -135,6 +135,7 @@ def test_length_bias_prefers_longer_texts(world_files: WorldFiles) -> None:
     assert longer_wins(ReviewWorld(pairs=400, length_bias=1.0)) > longer_wins(ReviewWorld(pairs=400)) + 0.2
 
 
+@pytest.mark.slow
 def test_a_better_writer(world_files: WorldFiles) -> None:
     """With the best of eight on one side, the chosen texts are better than those of plain samples, the rejected too."""
     root = world_files.train.parent.parent
