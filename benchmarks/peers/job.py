@@ -62,6 +62,7 @@ class RolloutJob:
         steps: optimizer steps.
         threads: number of threads.
         result: file for the answer.
+        recompute: compute activations again in the backward, for less memory.
         count: count the floating-point operations, which slows the run.
     """
 
@@ -75,6 +76,7 @@ class RolloutJob:
     steps: int
     threads: int
     result: str
+    recompute: bool = False
     count: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Runs prefopt's RLOO with its defaults, on the prompts of the job in their order."""
+"""Runs prefopt's RLOO with its defaults, but for what the job asks, on the prompts of the job in their order."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def run(job: RolloutJob) -> Answer:
             max_steps=job.steps,
             learning_rate=1e-6,
             logging_steps=1,
+            activation_checkpointing=job.recompute,
             use_cpu=True,
         )
     total = time.perf_counter() - began

@@ -6,7 +6,7 @@ import argparse
 
 from prefopt.cli.arguments import MODEL, Parser, split_settings
 from prefopt.common.json_output import print_json
-from prefopt.runs.run_path import check_model
+from prefopt.runs.run_path import check_model, is_run
 
 EXAMPLES = """examples:
   prefopt eval runs/mine                                   against the model it was tuned from, on its held-out records
@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(argv)
     against, rewardbench, overrides = split_settings(args.settings, "against", "rewardbench")
-    for name in (args.model, *([] if against is None else [against])):
-        check_model(name)
+    check_model(args.model)
+    if against is not None and not is_run(args.model):  # a run knows its start, from wherever it was started
+        check_model(against)
     from prefopt.cli.evaluation import evaluate, show
     from prefopt.cli.reward_evaluation import evaluate_reward_model, is_one, show_reward_model
 

@@ -65,13 +65,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON list, an object for each prompt")
     parser.add_argument("--to", metavar="FILE", help="write that list to a file instead")
     args = parser.parse_intermixed_args(argv)
-    if all(map(SETTING.fullmatch, args.what)):
-        raise UserError("which models? give at least one folder, such as runs/mine")
+    _check_models([word for word in args.what if not SETTING.fullmatch(word)])
     if args.image and not args.prompt:
         raise UserError("--image is for prompts that --prompt gives; the data's own prompts have theirs")
-    for name in args.what:
-        if not SETTING.fullmatch(name):
-            check_model(name)
     settings = [word for word in args.what if SETTING.fullmatch(word)]
     several, settings = split_settings(settings, "num_generations")
     args.temperature = (0.0 if several is None else 1.0) if args.temperature is None else args.temperature
@@ -87,6 +83,14 @@ def main(argv: list[str]) -> int:
     else:
         _show(rows)
     return 0
+
+
+def _check_models(names: Sequence[str]) -> None:
+    if not names:
+        raise UserError("which models? give at least one folder, such as runs/mine")
+    if not any(map(is_run, names)):  # a run knows its start, from wherever it was started
+        for name in names:
+            check_model(name)
 
 
 def _samples(args: argparse.Namespace, settings: Sequence[str], count: int) -> list[dict[str, Any]]:
