@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(argv)
     against, rewardbench, overrides = split_settings(args.settings, "against", "rewardbench")
-    check_model(args.model)
+    if rewardbench is None:  # else a name on the hub has an owner
+        check_model(args.model)
     if against is not None and not is_run(args.model):  # a run knows its start, from wherever it was started
         check_model(against)
     from prefopt.cli.evaluation import evaluate, show
