@@ -64,8 +64,7 @@ SETTING = (
     "sentinels.measure=true", "progress=quiet",
 )  # fmt: skip
 WARM_UP = 1 / 6  # of the time, two rounds of all losses at least: caches fill, oneDNN makes code for each length of row
-# Largest growth of memory and largest loss of throughput over the run, as shares; nothing may be open or alive at the
-# end that was not at the start.
+# Largest changes over the run, as shares; nothing may be open or alive at the end that was not at the start.
 BOUNDS = {"rss_mib": 0.02, "private_mib": 0.02, "throughput": 0.05, "whole_throughput": 0.05}
 COUNTS = ("files", "threads", "children")
 MEMORY = ("rss_mib", "private_mib")
@@ -239,7 +238,7 @@ def verdict(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             change["change"] = float(np.median(values[-third:]) - np.median(values[:third]))
             bound, ok = 0.0, change["change"] <= 0
         elif bound is not None:
-            ok = (change["change"] if name in MEMORY else -change["change"]) <= bound
+            ok = abs(change["change"]) <= bound
         else:
             ok = True
         found[name] = {k: round(float(v), 5) for k, v in change.items()} | {"bound": bound, "ok": bool(ok)}

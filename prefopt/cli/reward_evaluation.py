@@ -13,6 +13,7 @@ from prefopt.common.escaping_console import Console, Table
 from prefopt.common.quiet import quiet
 from prefopt.data.data_config import Source
 from prefopt.data.rows import open_source
+from prefopt.data.world_names import WORLD_MODELS
 from prefopt.errors import UserError
 from prefopt.evaluate.held_out import score
 from prefopt.evaluate.reward_figures import figures
@@ -20,12 +21,11 @@ from prefopt.evaluate.rewardbench import cases_of, run
 from prefopt.models.reward_model import is_reward_model, open_reward_model
 from prefopt.report.before_after import reward_model_rows
 from prefopt.runs.run_folder import model_path
-from prefopt.worlds import MODELS
 
 
 def is_one(name: str) -> bool:
     """Whether a model as a user names it is a reward model."""
-    return name not in MODELS and is_reward_model(model_path(name))
+    return name not in WORLD_MODELS and is_reward_model(model_path(name))
 
 
 def evaluate_reward_model(
@@ -37,7 +37,7 @@ def evaluate_reward_model(
         UserError: no reward model, or a file or data that cannot be used.
     """
     quiet(keep_data_bars=True)
-    if not {"/", ":"} & set(name) and name not in MODELS and not Path(name).exists():  # before the hub is asked
+    if not {"/", ":"} & set(name) and name not in WORLD_MODELS and not Path(name).exists():  # before the hub is asked
         raise UserError(f"there is no folder {name}; a reward model on the hub is OWNER/NAME")
     if not is_one(name):
         raise UserError(f"rewardbench=... is for reward models, and {name} is none: train one with loss=bradley_terry")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 
 from prefopt.errors import UserError
@@ -22,7 +24,7 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
     """
     if os.path.exists(path):
         return
-    from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+    from huggingface_hub import constants, errors, try_to_load_from_cache
 
     try:
         if any(isinstance(try_to_load_from_cache(path, file), str) for file in FILES):
@@ -33,9 +35,7 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
         raise UserError(f"there is no folder {path}, and no model of that name in the hub's cache (HF_HUB_OFFLINE is "
                         f"set){hint}")  # fmt: skip
     try:
-        HfApi().model_info(path, timeout=SECONDS)
-    except errors.GatedRepoError:
-        return  # the download says how to get access
+        ask_hub(path)
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"there is no folder {path}, and the hub has no model of that name that can be read "
                         f"here{hint}") from error  # fmt: skip
@@ -43,3 +43,12 @@ def check_on_hub(path: str, *, hint: str = "") -> None:
         if getattr(error, "response", None) is None:
             raise UserError(f"there is no folder {path}, no model of that name in the hub's cache, and the hub cannot "
                             f"be reached{hint}") from error  # fmt: skip
+
+
+@functools.cache  # what was found is not asked for again by this process
+def ask_hub(path: str) -> None:
+    """Ask the hub for a model; raises what its client raises, but for a model that needs permission."""
+    from huggingface_hub import HfApi, errors
+
+    with contextlib.suppress(errors.GatedRepoError):  # the download says how to get access
+        HfApi().model_info(path, timeout=SECONDS)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from prefopt.common.estimate import Estimate
+from prefopt.data.world_names import WORLD_MODELS
 from prefopt.errors import UserError
 from prefopt.losses import registry
 from prefopt.models.export_folder import ExportCheck
@@ -22,7 +23,6 @@ from prefopt.report.page import render
 from prefopt.report.run_facts import RunFacts
 from prefopt.runs.run_folder import RunFolder
 from prefopt.runs.run_path import CONFIG
-from prefopt.worlds import MODELS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FIGURES = {
@@ -153,7 +153,7 @@ def _front(stages: list[Stage], config: Mapping[str, Any], name: str, licence: s
     if licence:
         front["license"] = licence
     base = stages[0].model
-    if HUB_ID.fullmatch(base) and not Path(base).exists() and base not in MODELS:
+    if HUB_ID.fullmatch(base) and not Path(base).exists() and base not in WORLD_MODELS:
         front["base_model"] = base
     sets = {s.data for s in stages if HUB_ID.fullmatch(s.data) and not Path(s.data).exists()}
     if sets:

@@ -9,13 +9,14 @@ from prefopt import worlds
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import DataConfig
 from prefopt.data.prepare import Prepared, prepare
+from prefopt.data.world_names import WORLD_MODELS
 from prefopt.models.load import resolve
 
 
 def resolve_path(path: str, data: DataConfig | None = None) -> str:
     """The folder or hub id that a name of a model stands for. Worlds' and `package:` models are made once, in the
     cache. `data` of the same world says by its knobs which of its models."""
-    if path not in worlds.MODELS:
+    if path not in WORLD_MODELS:
         return resolve(path)
     if data is None or not data.is_world or (path == worlds.INSTRUCTIONS) != (data.path == worlds.INSTRUCTIONS):
         return worlds.model_folder(path)

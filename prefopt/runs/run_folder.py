@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from prefopt import worlds
 from prefopt.common.bounds import check_yaml
 from prefopt.config.compose import compose
 from prefopt.config.grammar import value_of
 from prefopt.config.run_config import RunConfig
 from prefopt.data.data_config import FORMAT, DataConfig
+from prefopt.data.world_names import WORLD_MODELS
 from prefopt.errors import UserError, first_line, nearest
 from prefopt.losses import registry
 from prefopt.models.adapters import BASE, saved_settings
@@ -259,7 +259,7 @@ def _has_a_meaning(key: str, name: str) -> bool:
     """Whether a value is not the name of a file, although it may look like one."""
     if key == "template":
         return not name.endswith(".jinja")
-    return name in worlds.MODELS or name.startswith("package:")
+    return name in WORLD_MODELS or name.startswith("package:")
 
 
 def _schemas(loss: str) -> tuple[dict[str, type[Any]], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.world_names import INSTRUCTIONS, REVIEWS, WORLD_MODELS
+from prefopt.data.world_names import INSTRUCTIONS, REVIEWS
 from prefopt.models.load import resolve as resolve_model
 from prefopt.worlds import instruction_files, instructions
 from prefopt.worlds.build import ReviewTask, WorldFiles, build
@@ -16,7 +16,6 @@ from prefopt.worlds.review import knobs as review_knobs
 from prefopt.worlds.task import Sampled, Task, WorldReward
 
 World = ReviewWorld | InstructionWorld
-MODELS = WORLD_MODELS
 
 
 def knobs(given: Mapping[str, Any], path: str = REVIEWS) -> World:

@@ -61,7 +61,6 @@ SPIKE = np.where(np.arange(40) == 30, 3.0, 1.0)  # one bad sample is not a leak
         ({}, set()),
         ({"rss_mib": RISING}, {"rss_mib"}),
         ({"private_mib": RISING}, {"private_mib"}),
-        ({"rss_mib": FALLING, "tokens_per_s": RISING}, set()),  # it asks what grows and what slows down
         ({"tokens_per_s": FALLING}, {"throughput"}),
         ({"tokens_per_s": np.where(np.arange(40) % 3 == 1, 2.0, 1.0)}, set()),  # one loss is twice as fast
         ({"files": np.linspace(1, 2, 40)}, {"files"}),

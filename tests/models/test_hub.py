@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from prefopt.cli import main
 from prefopt.errors import UserError
-from prefopt.models.hub import check_on_hub
+from prefopt.models.hub import ask_hub, check_on_hub
 
 ANSWER = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
 
@@ -39,8 +39,11 @@ def test_the_hub_is_asked_once(error: Exception | None, message: str | None, mon
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", answer)
+    ask_hub.cache_clear()
     if message is None:
         check_on_hub("owner/model")
+        check_on_hub("owner/model")  # by the verb, and again where the model is loaded
+        ask_hub.cache_clear()
     else:
         with pytest.raises(UserError, match=f"there is no folder owner/model, .*{message}"):
             check_on_hub("owner/model", hint="; did you mean 'runs/model'?")
