@@ -56,6 +56,8 @@ def attention(
     )
     if prefopt_tree is None:
         if options.softcap is None:
+            if _shares_keys(query, key, attention_mask, options):
+                return _one_query(query, key, value, attention_mask, options), None
             return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         if attention_mask is None and query.shape[2] > 1:
             attention_mask = _causal(query.shape[2], key.shape[2], options.window, query.device)
@@ -65,8 +67,64 @@ def attention(
     if given.get("is_causal") is False:
         raise NotImplementedError("bidirectional attention is not supported in the tree layout")
     prefopt_tree.windows.add(options.window)
-    over_trees = flex_tree_attention if query.device.type == "cuda" else _tree_attention
-    return over_trees(query, key, value, prefopt_tree, options), None
+    if query.device.type == "cuda":
+        return flex_tree_attention(query, key, value, prefopt_tree, options), None
+    if _worth_again(query, key, value, options):
+        return _ComputedAgain.apply(query, key, value, prefopt_tree, options), None  # type: ignore[no-untyped-call]
+    return _tree_attention(query, key, value, prefopt_tree, options), None
+
+
+def _shares_keys(query: Tensor, key: Tensor, mask: Tensor | None, options: AttentionOptions) -> bool:
+    """Whether each sequence has one query on a CPU, and heads that share keys."""
+    heads, length = query.shape[1:3]
+    same = mask is None or mask.shape[1] == 1
+    return query.device.type == "cpu" and length == 1 and heads > key.shape[1] and same and options.dropout == 0.0
+
+
+def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
+    """Attention of one query on all keys, (B, heads, 1, d) to (B, 1, heads, d).
+
+    Heads that share keys become further queries of one head: torch's kernel for CPUs would repeat keys and values.
+    """
+    batch, heads, _, width = query.shape
+    groups = key.shape[1]
+    stacked = query.reshape(batch, groups, heads // groups, width)
+    mask = None if mask is None else mask.expand(-1, -1, stacked.shape[2], -1)
+    out = F.scaled_dot_product_attention(stacked, key, value, mask, scale=options.scaling)
+    return out.reshape(batch, 1, heads, -1)
+
+
+def _worth_again(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> bool:
+    """Whether a backward follows on a CPU that may compute the attention again: with the same numbers, uncompiled.
+
+    What `cpu.attend` keeps is as small.
+    """
+    if query.device.type != "cpu" or cpu.available() or torch.compiler.is_compiling():
+        return False
+    followed = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    return followed and options.dropout == 0.0 and not torch.is_autocast_enabled("cpu")
+
+
+class _ComputedAgain(torch.autograd.Function):
+    """Attention of a row of trees that keeps q, k and v alone for its backward, which computes it again.
+
+    Autograd would also keep them in the order of the groups, with keys and values once for each head that shares them,
+    and those of a prompt once for each branch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, options: AttentionOptions) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.plan, ctx.options = plan, options
+        return _tree_attention(q, k, v, plan, options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in ctx.saved_tensors)
+        with torch.enable_grad():
+            out = _tree_attention(q, k, v, ctx.plan, ctx.options)
+        return *torch.autograd.grad(out, (q, k, v), grad), None, None
 
 
 def _tree_attention(query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, options: AttentionOptions) -> Tensor:
