@@ -20,9 +20,10 @@ def test_a_line_through_two_measurements() -> None:
 
 
 def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
-    """A layer more keeps what the formula says of one, and a copy of keys, values and output behind a long prompt:
+    """A layer more keeps what the formula says of one, 704 here, and the scale of both norms: 2 / 704 = 0.003.
 
-    (2 K + A) / 704 = 128 / 704 = 0.18 here. Rows, rotary tables and the head are the same for both models.
+    Where attention is computed as plain products (`available`), also a copy of keys, values and output behind a long
+    prompt: (2 K + A) / 704 = 128 / 704 = 0.18. Rows, rotary tables and the head are the same for both models.
     """
     ids = torch.arange(400, dtype=torch.int32).numpy() % 64
     batch = MicroBatch.of([Branch(ids[:-8], ids[-8:])], "tree")
@@ -34,4 +35,4 @@ def test_kept_bytes_grow_with_the_tokens_and_are_those_of_the_formula() -> None:
         kept.append(kept_bytes(model, lambda b, m=model: b.forward(m).sum.sum(), batch))  # type: ignore[misc]
         shapes.append(Shape.of(config))
     layer = (kept[1] - kept[0]) / 2 / batch.row.tokens_fed / 4  # elements of a token
-    assert layer == pytest.approx(shapes[0].kept_elements(fused=available()), rel=0.25)
+    assert layer == pytest.approx(shapes[0].kept_elements(fused=True), rel=0.25 if available() else 0.01)
