@@ -69,8 +69,8 @@ def attention(
     prefopt_tree.windows.add(options.window)
     if query.device.type == "cuda":
         return flex_tree_attention(query, key, value, prefopt_tree, options), None
-    if _worth_again(query, key, value, options):
-        return _ComputedAgain.apply(query, key, value, prefopt_tree, options), None  # type: ignore[no-untyped-call]
+    if _may_recompute(query, key, value, options):
+        return _Recomputed.apply(query, key, value, prefopt_tree, options), None  # type: ignore[no-untyped-call]
     return _tree_attention(query, key, value, prefopt_tree, options), None
 
 
@@ -94,10 +94,10 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, o
     return out.reshape(batch, 1, heads, -1)
 
 
-def _worth_again(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> bool:
-    """Whether a backward follows on a CPU that may compute the attention again: with the same numbers, uncompiled.
+def _may_recompute(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> bool:
+    """Whether a backward follows on a CPU that can compute the attention again, with the same numbers.
 
-    What `cpu.attend` keeps is as small.
+    Not where `cpu.attend` runs: its backward computes the scores again already.
     """
     if query.device.type != "cpu" or cpu.available() or torch.compiler.is_compiling():
         return False
@@ -105,7 +105,7 @@ def _worth_again(query: Tensor, key: Tensor, value: Tensor, options: AttentionOp
     return followed and options.dropout == 0.0 and not torch.is_autocast_enabled("cpu")
 
 
-class _ComputedAgain(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """Attention of a row of trees that keeps q, k and v alone for its backward, which computes it again.
 
     Autograd would also keep them in the order of the groups, with keys and values once for each head that shares them,

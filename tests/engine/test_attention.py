@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from prefopt.engine import cpu
 from prefopt.engine.attention import OPEN, attention
-from prefopt.engine.layout import Tree as Text
-from prefopt.engine.layout import TreePlan, lay_out
+from prefopt.engine.layout import Tree, TreePlan, lay_out
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
 
@@ -46,7 +45,7 @@ def test_one_query_of_heads_that_share_keys(groups: int, mask: str) -> None:
 
 def plan(*shapes: tuple[int, tuple[int, ...]]) -> tuple[int, TreePlan]:
     """The positions of a row of trees of (prompt, branches) tokens, and how they attend."""
-    trees = [Text(np.ones(p, np.int32), tuple(np.ones(n, np.int32) for n in branches)) for p, branches in shapes]
+    trees = [Tree(np.ones(p, np.int32), tuple(np.ones(n, np.int32) for n in branches)) for p, branches in shapes]
     row = lay_out(trees, "tree")
     assert row.tree is not None
     return row.input_ids.shape[1], row.tree
@@ -63,15 +62,14 @@ def test_the_backward_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) ->
     def gradients() -> list[Tensor]:
         given = [draw(1, heads, length, WIDTH, seed=i).float().requires_grad_() for i, heads in enumerate((6, 2, 2))]
         out, _ = attention(nn.Module(), *given, torch.ones(OPEN, dtype=torch.bool), tree)
-        out.backward(pull)
-        return [out.detach(), *(x.grad for x in given if x.grad is not None)]
+        return [out.detach(), *torch.autograd.grad(out, given, pull)]
 
     again = gradients()
-    monkeypatch.setattr("prefopt.engine.attention._worth_again", lambda *_: False)
+    monkeypatch.setattr("prefopt.engine.attention._may_recompute", lambda *_: False)
     assert all(map(torch.equal, again, gradients()))
 
 
-@pytest.mark.skipif(cpu.available(), reason="this processor has an attention that keeps as little")
+@pytest.mark.skipif(cpu.available(), reason="here attention is computed as plain products")
 def test_less_is_kept_for_the_backward() -> None:
     """q, k and v alone: the keys of a prompt are not kept for each branch and each head."""
     length, tree = plan(*SHAPES)
