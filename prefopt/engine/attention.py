@@ -56,8 +56,10 @@ def attention(
     )
     if prefopt_tree is None:
         if options.softcap is None:
-            if _shares_keys(query, key, attention_mask, options):
-                return _one_query(query, key, value, attention_mask, options), None
+            shares_keys = query.shape[1] > key.shape[1]
+            if attention_mask is None and shares_keys and query.shape[2] == 1 and query.device.type == "cpu":
+                # With a mask transformers stacks the heads that share keys; without one torch repeats the keys.
+                attention_mask = query.new_ones((1, 1, 1, key.shape[2]), dtype=torch.bool)
             return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         if attention_mask is None and query.shape[2] > 1:
             attention_mask = _causal(query.shape[2], key.shape[2], options.window, query.device)
@@ -72,26 +74,6 @@ def attention(
     if _may_recompute(query, key, value, options):
         return _Recomputed.apply(query, key, value, prefopt_tree, options), None  # type: ignore[no-untyped-call]
     return _tree_attention(query, key, value, prefopt_tree, options), None
-
-
-def _shares_keys(query: Tensor, key: Tensor, mask: Tensor | None, options: AttentionOptions) -> bool:
-    """Whether each sequence has one query on a CPU, and heads that share keys."""
-    heads, length = query.shape[1:3]
-    same = mask is None or mask.shape[1] == 1
-    return query.device.type == "cpu" and length == 1 and heads > key.shape[1] and same and options.dropout == 0.0
-
-
-def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
-    """Attention of one query on all keys, (B, heads, 1, d) to (B, 1, heads, d).
-
-    Heads that share keys become further queries of one head: torch's kernel for CPUs would repeat keys and values.
-    """
-    batch, heads, _, width = query.shape
-    groups = key.shape[1]
-    stacked = query.reshape(batch, groups, heads // groups, width)
-    mask = None if mask is None else mask.expand(-1, -1, stacked.shape[2], -1)
-    out = F.scaled_dot_product_attention(stacked, key, value, mask, scale=options.scaling)
-    return out.reshape(batch, 1, heads, -1)
 
 
 def _may_recompute(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> bool:
